@@ -1,0 +1,78 @@
+"""Every error a user can cause, each saying what, where, what was got, and the remedy.
+
+::
+
+    MultiMAEError            the CLI prints it in one line and exits with 1
+    ├── ConfigError          a recipe, dataset file or option: unknown key, wrong type, bad value
+    ├── DataError            what is in the user's files
+    │   ├── BandError        a band is missing, unknown or ambiguous
+    │   ├── FormatError      a file is truncated, unreadable, or of the wrong type or size
+    │   ├── LegendError      a class id outside the declared legend
+    │   └── SplitError       an empty, unknown or contradictory split
+    ├── ContractError        a model and the data do not fit each other
+    ├── CheckpointError      weights that cannot be loaded, or not safely
+    ├── TrainingError        training cannot go on (a loss that is not finite, …)
+    └── OutputError          a result cannot be written (disk full, path taken, …)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MultiMAEError(Exception):
+    """Base of all errors that are the user's to mend; never a bug in this package."""
+
+
+class ConfigError(MultiMAEError):
+    """A recipe, dataset file or option is wrong."""
+
+
+class DataError(MultiMAEError):
+    """Something in the user's data is wrong."""
+
+
+class BandError(DataError):
+    """A band is missing, unknown or ambiguous."""
+
+
+class FormatError(DataError):
+    """A file is truncated, unreadable, or of an unexpected type or size."""
+
+
+class LegendError(DataError):
+    """A class id that the declared legend does not hold."""
+
+
+class SplitError(DataError):
+    """A split is empty, unknown or contradictory."""
+
+
+class ContractError(MultiMAEError):
+    """A model and the data offered to it do not fit."""
+
+
+class CheckpointError(MultiMAEError):
+    """Weights cannot be loaded, or not safely."""
+
+
+class TrainingError(MultiMAEError):
+    """Training cannot go on."""
+
+
+class OutputError(MultiMAEError):
+    """A result cannot be written."""
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """Return a remedy naming the nearest of ``valid``, else all of them.
+
+    >>> did_you_mean("elevaton", ["rgb", "elevation"])
+    "did you mean 'elevation'? valid: rgb, elevation"
+    """
+    names = [str(v) for v in valid]
+    lower = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    listed = f"valid: {', '.join(names)}" if names else "none are defined"
+    return f"did you mean {lower[near[0]]!r}? {listed}" if near else listed

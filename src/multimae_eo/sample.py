@@ -1,0 +1,280 @@
+"""Sample: one chip as a reader gives it. Batch: chips stacked for the device.
+
+Both hold pixels in the source's own number type. Nodata has already become ``valid = False`` in
+the reader: no sentinel value travels further than that. Normalisation happens in the model, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import ContractError, DataError
+from multimae_eo.geo import Geometry
+from multimae_eo.modality import Modality, ModalitySet
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = npt.NDArray[Any]
+Validity = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How raw pixels of one modality become physical: ``raw * scale + offset``; their level."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    level: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One chip.
+
+    ``pixels[m]``: (C, H, W) in the source's type; sizes may differ between modalities, the ground
+    they cover may not. ``valid[m]``: bool, (1, H, W) or (C, H, W); a missing entry means every
+    pixel is valid. A sample may lack any modality: then the name is in neither.
+    ``calibration[m]`` overrides the modality's own scale and offset and tells the product level.
+    ``label``: a class index, a multi-hot vector, a value, or an (H, W) map of class indices where
+    -1 is ignored; None where there is none.
+    """
+
+    key: str
+    pixels: Mapping[str, Pixels]
+    valid: Mapping[str, Validity] = field(default_factory=dict)
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    geometry: Geometry | None = None
+    time: str | None = None
+    label: Any = None
+
+    def calibration_of(self, modality: Modality) -> Calibration:
+        """This sample's calibration of ``modality``, by default the modality's own."""
+        own = self.calibration.get(modality.name)
+        return own or Calibration(scale=modality.scale, offset=modality.offset)
+
+    def select(self, names: Sequence[str]) -> Sample:
+        """The same chip with only the named modalities (those of them that it has)."""
+        return replace(
+            self,
+            pixels={n: self.pixels[n] for n in names if n in self.pixels},
+            valid={n: self.valid[n] for n in names if n in self.valid},
+        )
+
+
+def crop(sample: Sample, *, top: float, left: float, size: float) -> Sample:
+    """Cut one square window out of every modality, and out of a label map.
+
+    The window is given in fractions of the chip's side (0 ≤ top, left; top + size ≤ 1) so that
+    modalities of different resolution are cut to the same ground. Fractions must fall on pixel
+    edges of every modality (within 1e-6 of a pixel); ContractError otherwise.
+    """
+
+    def cut(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
+        spans = []
+        for start, length in ((top, array.shape[-2]), (left, array.shape[-1])):
+            exact = (start * length, size * length)
+            whole = [round(v) for v in exact]
+            if any(abs(a - b) > 1e-6 * max(length, 1) for a, b in zip(exact, whole, strict=True)):
+                raise ContractError(
+                    f"{sample.key}: window {exact[0]:.3f}+{exact[1]:.3f} of {length} px does not "
+                    f"fall on pixel edges of {what}; choose a chip size that all modalities divide"
+                )
+            spans.append(slice(whole[0], whole[0] + whole[1]))
+        return array[..., spans[0], spans[1]]
+
+    label = sample.label
+    if isinstance(label, np.ndarray) and label.ndim == 2:
+        label = cut(label, "the label map")
+    return replace(
+        sample,
+        pixels={n: cut(p, n) for n, p in sample.pixels.items()},
+        valid={n: cut(v, n) for n, v in sample.valid.items()},
+        label=label,
+    )
+
+
+def flip(sample: Sample, *, horizontal: bool, vertical: bool = False, turns: int = 0) -> Sample:
+    """Flip and turn every modality, and a label map, alike. ``turns``: quarter turns."""
+
+    def move(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if horizontal:
+            array = array[..., ::-1]
+        if vertical:
+            array = array[..., ::-1, :]
+        return np.rot90(array, turns, axes=(-2, -1)) if turns % 4 else array
+
+    label = sample.label
+    if isinstance(label, np.ndarray) and label.ndim == 2:
+        label = move(label)
+    return replace(
+        sample,
+        pixels={n: move(p) for n, p in sample.pixels.items()},
+        valid={n: move(v) for n, v in sample.valid.items()},
+        label=label,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Chips stacked for the device. B chips, M modalities in ``modalities``' order.
+
+    ``pixels[m]``: (B, C, H, W) in the source's type, zeros where a chip lacks m; a modality that
+    no chip has is missing. ``valid[m]``: bool (B, 1 or C, H, W); a missing entry means all valid.
+    ``present``: bool (B, M). ``scale``, ``offset``: float32 (B, M). ``level``: int64 (B, M).
+    ``complete``: every modality is present and every pixel valid (known without asking the
+    device). ``labels``: stacked labels, or None.
+    """
+
+    modalities: ModalitySet
+    keys: tuple[str, ...]
+    pixels: Mapping[str, torch.Tensor]
+    valid: Mapping[str, torch.Tensor]
+    present: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor
+    level: torch.Tensor
+    labels: torch.Tensor | None = None
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        shape = (len(self.keys), len(self.modalities))
+        for name in ("present", "scale", "offset", "level"):
+            got = tuple(getattr(self, name).shape)
+            if got != shape:
+                raise ContractError(f"batch.{name}: expected shape (B, M) = {shape}, got {got}")
+        for name, pixels in self.pixels.items():
+            channels = self.modalities[name].channels
+            if pixels.ndim != 4 or pixels.shape[0] != shape[0] or pixels.shape[1] != channels:
+                raise ContractError(
+                    f"batch: {name}: expected (B={shape[0]}, C={channels}, H, W), "
+                    f"got {tuple(pixels.shape)}"
+                )
+        for name, valid in self.valid.items():
+            if name not in self.pixels or valid.shape[-2:] != self.pixels[name].shape[-2:]:
+                raise ContractError(f"batch: validity of {name!r} does not fit its pixels")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def _moved(self, move: Any) -> Batch:
+        return replace(
+            self,
+            pixels={n: move(t) for n, t in self.pixels.items()},
+            valid={n: move(t) for n, t in self.valid.items()},
+            present=move(self.present),
+            scale=move(self.scale),
+            offset=move(self.offset),
+            level=move(self.level),
+            labels=None if self.labels is None else move(self.labels),
+        )
+
+    def to(self, device: Any, non_blocking: bool = True) -> Batch:
+        """The same batch on ``device``."""
+        return self._moved(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._moved(lambda t: t.pin_memory())
+
+    def select(self, names: Sequence[str]) -> Batch:
+        """The same chips with only the named modalities."""
+        columns = [self.modalities.index(n) for n in names]
+        return replace(
+            self,
+            modalities=self.modalities.select(names),
+            pixels={n: self.pixels[n] for n in names if n in self.pixels},
+            valid={n: self.valid[n] for n in names if n in self.valid},
+            present=self.present[:, columns],
+            scale=self.scale[:, columns],
+            offset=self.offset[:, columns],
+            level=self.level[:, columns],
+        )
+
+
+def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
+    """Stack samples into a Batch. Chips may lack modalities; sizes must agree within each.
+
+    Raises DataError for an empty list, a chip without any modality, or sizes that differ, and
+    ConfigError where a product level is needed and not told.
+    """
+    import torch
+
+    if not samples:
+        raise DataError("no samples to batch")
+    size, width = len(samples), len(modalities)
+    present = np.zeros((size, width), dtype=bool)
+    scale = np.ones((size, width), dtype=np.float32)
+    offset = np.zeros((size, width), dtype=np.float32)
+    level = np.zeros((size, width), dtype=np.int64)
+    pixels: dict[str, torch.Tensor] = {}
+    valid: dict[str, torch.Tensor] = {}
+    for column, (name, modality) in enumerate(modalities.items()):
+        having = [i for i, s in enumerate(samples) if name in s.pixels]
+        if not having:
+            continue
+        present[having, column] = True
+        for i in having:
+            how = samples[i].calibration_of(modality)
+            scale[i, column], offset[i, column] = how.scale, how.offset
+            level[i, column] = modality.level_index(how.level)
+        stacked, ok = _stack(name, samples, having)
+        pixels[name] = torch.from_numpy(stacked)
+        if ok is not None:
+            valid[name] = torch.from_numpy(ok)
+    lacking = np.flatnonzero(~present.any(axis=1))
+    if len(lacking):
+        raise DataError(
+            f"{samples[lacking[0]].key}: has none of the modalities {', '.join(modalities)}"
+        )
+    return Batch(
+        modalities=modalities,
+        keys=tuple(s.key for s in samples),
+        pixels=pixels,
+        valid=valid,
+        present=torch.from_numpy(present),
+        scale=torch.from_numpy(scale),
+        offset=torch.from_numpy(offset),
+        level=torch.from_numpy(level),
+        labels=_stack_labels(samples),
+        complete=bool(present.all()) and not valid,
+    )
+
+
+def _stack(
+    name: str, samples: Sequence[Sample], having: Sequence[int]
+) -> tuple[Pixels, Validity | None]:
+    first = samples[having[0]].pixels[name]
+    for i in having[1:]:
+        shape = samples[i].pixels[name].shape
+        if shape != first.shape:
+            raise DataError(
+                f"{name}: {samples[having[0]].key} is {first.shape}, {samples[i].key} is {shape}; "
+                "chips of one batch need one size (give `data.chip` to cut them alike)"
+            )
+    dtype = np.result_type(*{samples[i].pixels[name].dtype for i in having})
+    stacked = np.zeros((len(samples), *first.shape), dtype=dtype)
+    for i in having:
+        stacked[i] = samples[i].pixels[name]
+    masks = {i: samples[i].valid[name] for i in having if name in samples[i].valid}
+    if not masks or all(m.all() for m in masks.values()):
+        return stacked, None
+    channels = max(m.shape[0] for m in masks.values())
+    ok = np.ones((len(samples), channels, *first.shape[1:]), dtype=bool)
+    for i, mask in masks.items():
+        ok[i] = mask
+    return stacked, ok
+
+
+def _stack_labels(samples: Sequence[Sample]) -> torch.Tensor | None:
+    import torch
+
+    labels = [s.label for s in samples]
+    if any(label is None for label in labels):
+        return None
+    return torch.from_numpy(np.stack([np.asarray(label) for label in labels]))

@@ -1,0 +1,56 @@
+"""Where pixels come from. ``open_source`` opens any of them by what the user wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.sources.base import ConcatSource, Source
+
+__all__ = ["ConcatSource", "Source", "open_source"]
+
+
+def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
+    """Open a source: a dataset file (YAML), a chip store folder, or an MMEarth folder.
+
+    ``mmearth:DIR`` names an MMEarth folder. Several specs (a list, or separated by commas) become
+    one source whose chips may have different modalities.
+
+    Raises:
+        ConfigError: nothing is there, or it is none of these.
+    """
+    if not isinstance(spec, str | Path):
+        specs = list(spec)
+        return open_source(specs[0]) if len(specs) == 1 else ConcatSource(
+            [open_source(s) for s in specs]
+        )
+    text = str(spec)
+    if "," in text and not Path(text).exists():
+        return open_source([part.strip() for part in text.split(",") if part.strip()])
+    if text.startswith("mmearth:"):
+        from multimae_eo.sources.mmearth import MMEarthSource
+
+        return MMEarthSource(Path(text.removeprefix("mmearth:")))
+    path = Path(text)
+    if not path.exists():
+        raise ConfigError(
+            f"{text}: no such file or folder; a source is a dataset file (YAML), a chip store, "
+            "or mmearth:DIR"
+        )
+    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
+        from multimae_eo.sources.dataset_file import DatasetFileSource
+
+        return DatasetFileSource(path)
+    if (path / "store.json").is_file():
+        from multimae_eo.store.reader import ChipStore
+
+        return ChipStore(path)
+    if any(path.glob("*_tile_info.json")):
+        from multimae_eo.sources.mmearth import MMEarthSource
+
+        return MMEarthSource(path)
+    raise ConfigError(
+        f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
+        "nor an MMEarth folder (no *_tile_info.json)"
+    )
