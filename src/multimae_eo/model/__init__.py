@@ -1,0 +1,1 @@
+"""The network: tokens, masking, encoder, decoders; and the folder it is saved in."""

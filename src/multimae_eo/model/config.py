@@ -1,0 +1,152 @@
+"""The shape of a model. Plain records, no torch: recipes and model folders read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.modality import ModalitySet
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How a modality becomes tokens.
+
+    ``size``: side of a chip at pre-training, in this modality's pixels. ``stride``: class maps may
+    be thinned first (every stride-th pixel, nearest, never averaged). ``patch``: side of a patch
+    in pixels *after* thinning. ``class_width``: width of a class's embedding.
+    """
+
+    size: int = 56
+    patch: int = 8
+    stride: int = 1
+    class_width: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("size", "patch", "stride", "class_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.inputs: {name} must be ≥ 1, got {getattr(self, name)}")
+
+    @property
+    def token_pixels(self) -> int:
+        """Side of the ground a token covers, in this modality's own pixels."""
+        return self.patch * self.stride
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens over a chip of ``height`` × ``width`` px; padded up."""
+        side = self.token_pixels
+        return -(-height // side), -(-width // side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A pre-norm ViT without a final norm (paper; Dosovitskiy et al. 2021)."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+
+
+ENCODERS: Mapping[str, EncoderConfig] = {
+    "tiny": EncoderConfig(width=192, depth=12, heads=3),
+    "small": EncoderConfig(width=384, depth=12, heads=6),
+    "base": EncoderConfig(width=768, depth=12, heads=12),
+    "large": EncoderConfig(width=1024, depth=24, heads=16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """One decoder per task: cross-attention, an MLP, then ``depth`` self-attention blocks."""
+
+    width: int = 128
+    depth: int = 2
+    heads: int = 8
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the network's shape, besides modalities and tasks.
+
+    ``encoder``: a named size (tiny, small, base, large) or an EncoderConfig.
+    ``position_grid``: side of the table of positions, interpolated to any grid of tokens.
+    ``modality_embeddings``: add a learned vector per modality to the encoder's inputs
+    (the paper's model has none).
+    """
+
+    encoder: EncoderConfig = field(default_factory=lambda: ENCODERS["base"])
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    inputs: Mapping[str, InputConfig] = field(default_factory=dict)
+    global_tokens: int = 1
+    position_grid: int = 28
+    modality_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for what, side in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if side.width % side.heads:
+                raise ConfigError(
+                    f"model.{what}: width {side.width} must divide by heads {side.heads}"
+                )
+            if side.width % 4:
+                raise ConfigError(f"model.{what}: width must divide by 4, got {side.width}")
+        if self.global_tokens < 0:
+            raise ConfigError(f"model.global_tokens must be ≥ 0, got {self.global_tokens}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Chip side at pre-training per modality, in its own pixels."""
+        return {name: config.size for name, config in self.inputs.items()}
+
+    def validate(self, modalities: ModalitySet) -> None:
+        """Check that every modality is configured and no other; ConfigError otherwise."""
+        for name in self.inputs:
+            if name not in modalities:
+                raise ConfigError(
+                    f"model.inputs: no modality {name!r}; {did_you_mean(name, modalities)}"
+                )
+        missing = [n for n in modalities if n not in self.inputs]
+        if missing:
+            raise ConfigError(f"model.inputs: no entry for {', '.join(missing)}")
+        for name, modality in modalities.items():
+            if self.inputs[name].stride > 1 and not modality.categorical:
+                raise ConfigError(
+                    f"model.inputs.{name}: stride thins class maps only; "
+                    "a continuous modality would lose pixels"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; ``from_dict`` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> ModelConfig:
+        """Rebuild a config written by ``to_dict``."""
+        fields = dict(record)
+        fields["encoder"] = EncoderConfig(**record["encoder"])
+        fields["decoder"] = DecoderConfig(**record["decoder"])
+        fields["inputs"] = {n: InputConfig(**c) for n, c in record["inputs"].items()}
+        return cls(**fields)
+
+
+def encoder_named(name: str) -> EncoderConfig:
+    """A named encoder size; ConfigError names the nearest."""
+    if name in ENCODERS:
+        return ENCODERS[name]
+    raise ConfigError(f"no encoder size {name!r}; {did_you_mean(name, ENCODERS)}")
+
+
+def default_inputs(
+    modalities: Iterable[str], *, size: int, patch: int, stride: Mapping[str, int]
+) -> dict[str, InputConfig]:
+    """One grid of tokens for all: thinned class maps get a smaller patch to match."""
+    inputs = {}
+    for name in modalities:
+        thin = stride.get(name, 1)
+        if patch % thin:
+            raise ConfigError(f"model: stride {thin} of {name!r} must divide the patch {patch}")
+        inputs[name] = InputConfig(size=size, patch=patch // thin, stride=thin)
+    return inputs

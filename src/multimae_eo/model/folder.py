@@ -1,0 +1,181 @@
+"""The model folder: ``config.json``, ``modalities.json``, ``model.safetensors``, ``README.md``.
+
+``modalities.json`` is the sensor contract: bands, units, classes, product levels, and the
+statistics that inputs are normalised with. Nothing in the folder is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import multimae_eo
+from multimae_eo.errors import CheckpointError, OutputError
+from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.model.config import ModelConfig
+from multimae_eo.statistics import Statistics
+
+if TYPE_CHECKING:
+    from multimae_eo.model.multimae import MultiMAE
+
+FORMAT_VERSION = 1
+_FILES = ("config.json", "modalities.json", "model.safetensors")
+
+
+def save_model(model: MultiMAE, folder: Path, *, card: str = "") -> None:
+    """Write a model folder under a temporary name, then rename it into place.
+
+    An existing model folder at that path is replaced; anything else there is refused. ``card``:
+    text appended to the generated README. Raises OutputError when it cannot be written.
+    """
+    if folder.exists() and not (folder.is_dir() and (folder / "config.json").is_file()):
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise OutputError(f"{folder}: exists and is no model folder; choose another path")
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(temporary, 0o755)
+        weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        _write_json(temporary / "config.json", _config_record(model))
+        _write_json(temporary / "modalities.json", _contract_record(model))
+        (temporary / "README.md").write_text(_card(model, card), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"{folder}: cannot write the model: {error}") from error
+
+
+def load_model(folder: Path) -> MultiMAE:
+    """Load a model folder on the CPU, in evaluation mode.
+
+    Raises CheckpointError naming the file that is missing, damaged or does not fit.
+    """
+    from multimae_eo.model.multimae import MultiMAE
+
+    for name in _FILES:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: no model folder, {name} is missing")
+    config = _read_json(folder / "config.json")
+    contract = _read_json(folder / "modalities.json")
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder}: model format {version}, this version reads {FORMAT_VERSION}; "
+            "update multimae-eo"
+        )
+    try:
+        modalities = ModalitySet.from_list(contract["modalities"])
+        record = contract["statistics"]
+        statistics = None if record is None else Statistics.from_dict(modalities, record)
+        tasks = [Task(**t) for t in config["tasks"]]
+        model = MultiMAE(modalities, tasks, ModelConfig.from_dict(config["model"]), statistics)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (KeyError, TypeError, SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).replace("\n", " ")
+        raise CheckpointError(f"{folder}: damaged model folder: {reason}") from error
+    if contract["fingerprint"] != modalities.fingerprint:
+        raise CheckpointError(f"{folder}: modalities.json was changed: its fingerprint differs")
+    return model.eval()
+
+
+def model_hash(folder: Path) -> str:
+    """16 hex digits that change with weights, contract or configuration."""
+    digest = hashlib.sha256()
+    for name in _FILES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _config_record(model: MultiMAE) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "written_by": f"multimae-eo {multimae_eo.__version__}",
+        "model": model.config.to_dict(),
+        "tasks": [
+            {
+                "name": t.name,
+                "modality": t.modality,
+                "loss": t.loss,
+                "weight": t.weight,
+                "patch_normalise": t.patch_normalise,
+            }
+            for t in model.tasks
+        ],
+    }
+
+
+def _contract_record(model: MultiMAE) -> dict[str, Any]:
+    statistics = model.statistics
+    return {
+        "modalities": model.modalities.to_list(),
+        "fingerprint": model.modalities.fingerprint,
+        "statistics": None if statistics is None else statistics.to_dict(),
+    }
+
+
+def _card(model: MultiMAE, text: str) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = [
+        f"| {m.name} | {', '.join(m.band_names)} | {m.kind} | {m.unit or '–'} | "
+        f"{', '.join(m.levels) or '–'} | {model.config.inputs[m.name].size} px |"
+        for m in model.modalities.values()
+    ]
+    tasks = ", ".join(f"{t.name} ({t.loss})" for t in model.tasks)
+    encoder = model.config.encoder
+    lines = [
+        "---",
+        "library_name: multimae-eo",
+        "tags: [earth-observation, remote-sensing, masked-autoencoder, multi-modal]",
+        "---",
+        "",
+        "# A multimae-eo model",
+        "",
+        f"Encoder {encoder.width} wide, {encoder.depth} blocks; {parameters:,} parameters. "
+        f"Tasks: {tasks}.",
+        "",
+        "## Sensor contract",
+        "",
+        "| modality | bands | kind | unit | product levels | chip |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "Inputs are given as raw pixels with their scale and offset; the model normalises them.",
+        "",
+        "```python",
+        "from multimae_eo import MultiMAE, open_source",
+        "",
+        'model = MultiMAE.from_pretrained("path/to/this/folder")',
+        'source = open_source("dataset.yaml")',
+        "features = model.encode(source.batch(source.keys[:4]))",
+        "```",
+        "",
+    ]
+    return "\n".join(lines) + (f"\n{text.strip()}\n" if text else "")
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return record

@@ -1,0 +1,276 @@
+"""The model: one shared encoder, one embedding per modality, one decoder per task.
+
+Sosa et al., "MultiMAE Meets Earth Observation" (arXiv 2505.14951), after Bachmann et al. 2022.
+Shape letters as in ``tokens``: B batch, L tokens, K visible slots, G global tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from multimae_eo.errors import ConfigError, ContractError, did_you_mean
+from multimae_eo.modality import ModalitySet, Task, validate_tasks
+from multimae_eo.model.config import ModelConfig
+from multimae_eo.model.decoder import Decoder
+from multimae_eo.model.embedding import ClassEmbedding, PatchEmbedding, PositionTable
+from multimae_eo.model.encoder import Encoder, initialise
+from multimae_eo.model.masking import all_visible
+from multimae_eo.model.normalize import Normalizer
+from multimae_eo.model.reconstruct import Reconstructed, reconstruct
+from multimae_eo.model.tokens import (
+    Patches,
+    TokenLayout,
+    TokenState,
+    VisibleSlots,
+    visible_slots,
+)
+from multimae_eo.sample import Batch
+from multimae_eo.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder says of a batch.
+
+    ``tokens``: (B, K, D), the visible patch tokens. ``global_tokens``: (B, G, D).
+    """
+
+    tokens: Tensor
+    global_tokens: Tensor
+    slots: VisibleSlots
+    layout: TokenLayout
+
+    @property
+    def pooled(self) -> Tensor:
+        """Mean over each sample's visible patch tokens: (B, D)."""
+        if self.slots.real is None:
+            return self.tokens.mean(dim=1)
+        weight = self.slots.real[:, :, None].to(self.tokens.dtype)
+        return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+    def grid(self, modality: str) -> Tensor:
+        """A modality's tokens in place: (B, D, rows, columns), zeros where none was visible."""
+        if modality not in self.layout.slices:
+            raise ConfigError(f"no modality {modality!r}; {did_you_mean(modality, self.layout.grids)}")
+        part, (rows, cols) = self.layout.slices[modality], self.layout.grids[modality]
+        size, _, width = self.tokens.shape
+        flat = self.tokens.new_zeros(size, self.layout.count + 1, width)
+        index = self.slots.token[:, :, None].expand_as(self.tokens)
+        flat = flat.scatter(1, index, self.tokens)[:, part]
+        return flat.transpose(1, 2).reshape(size, width, rows, cols)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Predictions in patch space, with what they are to be measured against.
+
+    ``predictions[task]``: (B, N, P), normalised values or class logits (P = classes·p·p),
+    laid out (channel or class, row, column).
+    """
+
+    predictions: Mapping[str, Tensor]
+    states: Tensor
+    patches: Patches
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token layout."""
+        return self.patches.layout
+
+
+class MultiMAE(nn.Module):
+    """A multi-modal, multi-task masked autoencoder.
+
+    Args:
+        modalities: the inputs, in the order of their tokens.
+        tasks: the outputs; each names a modality.
+        config: sizes; ``config.inputs`` has an entry per modality.
+        statistics: what inputs are normalised with (None: the model refuses data until given).
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySet,
+        tasks: Iterable[Task],
+        config: ModelConfig,
+        statistics: Statistics | None = None,
+    ) -> None:
+        super().__init__()
+        config.validate(modalities)
+        self.modalities = modalities
+        self.tasks = validate_tasks(tasks, modalities)
+        self.config = config
+        self.normalizer = Normalizer(modalities, config, statistics)
+        width = config.encoder.width
+        self.embeddings = nn.ModuleDict()
+        for name, modality in modalities.items():
+            kind = ClassEmbedding if modality.categorical else PatchEmbedding
+            self.embeddings[name] = kind(modality, config.inputs[name], width)
+        self.modality = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(width) * 0.02) for name in modalities}
+            if config.modality_embeddings
+            else {}
+        )
+        self.global_tokens = nn.Parameter(torch.randn(config.global_tokens, width) * 0.02)
+        self.encoder = Encoder(config.encoder)
+        self.decoders = nn.ModuleDict(
+            {
+                task.name: Decoder(
+                    modalities.names, task.modality, (width, self.patch_values(task)), config.decoder
+                )
+                for task in self.tasks
+            }
+        )
+        self.positions = PositionTable(width, config.position_grid)
+        self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
+        initialise(self.encoder)
+        initialise(self.decoders)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The statistics inputs are normalised with."""
+        return self.normalizer.statistics
+
+    def patch_values(self, task: Task) -> int:
+        """Values a task predicts per patch."""
+        modality = self.modalities[task.modality]
+        channels = len(modality.classes) if modality.categorical else modality.channels
+        return channels * self.config.inputs[task.modality].patch ** 2
+
+    def patchify(self, batch: Batch) -> Patches:
+        """Normalise a batch and cut it into patches."""
+        patches: Patches = self.normalizer(batch)
+        return patches
+
+    def forward(
+        self,
+        patches: Patches,
+        states: Tensor,
+        *,
+        visible: int | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> Reconstruction:
+        """Encode the VISIBLE tokens and predict every task.
+
+        Args:
+            patches: from ``patchify``.
+            states: int8 (B, L) of TokenState; counts of visible tokens may differ per sample.
+            visible: slots for visible tokens, where the caller knows the largest count of any
+                sample (otherwise the device is asked).
+            tasks: which tasks to predict (default: all).
+        """
+        tokens, slots = self.encode_states(patches, states, visible=visible)
+        layout = patches.layout
+        positions = torch.cat(
+            [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
+        )
+        names = [t.name for t in self.tasks] if tasks is None else list(tasks)
+        predictions = {n: self.decoders[n](tokens, slots, layout, positions) for n in names}
+        return Reconstruction(predictions, states, patches)
+
+    def encode_states(
+        self, patches: Patches, states: Tensor, *, visible: int | None = None
+    ) -> tuple[Tensor, VisibleSlots]:
+        """Encode the VISIBLE tokens: (B, K + G, D) with the global tokens last, and their slots."""
+        layout = patches.layout
+        if tuple(states.shape) != (patches.batch_size, layout.count):
+            raise ContractError(
+                f"states: expected shape (B, L) = {(patches.batch_size, layout.count)}, "
+                f"got {tuple(states.shape)}"
+            )
+        filled = visible is not None and patches.observed is None
+        if visible is None:
+            counts = (states == TokenState.VISIBLE).sum(dim=1)
+            visible = int(counts.max())
+            filled = bool((counts == visible).all())
+        slots = visible_slots(states, visible, filled=filled)
+        x = self._embed(patches, states, slots)
+        real = slots.real
+        if self.config.global_tokens:
+            extra = self.global_tokens.to(x.dtype).expand(len(x), -1, -1)
+            x = torch.cat([x, extra], dim=1)
+            if real is not None:
+                real = torch.cat([real, real.new_ones(len(real), extra.shape[1])], dim=1)
+        encoded: Tensor = self.encoder(x, real)
+        return encoded, slots
+
+    def _embed(self, patches: Patches, states: Tensor, slots: VisibleSlots) -> Tensor:
+        """Embed the visible patches only, each into its slot: (B, K, D)."""
+        layout, size, count = patches.layout, patches.batch_size, slots.count
+        seen = states == TokenState.VISIBLE
+        slot = seen.cumsum(dim=1) - 1 + torch.arange(size, device=seen.device)[:, None] * count
+        vectors, places = [], []
+        for name, values in patches.values.items():
+            part = layout.slices[name]
+            row, token = seen[:, part].nonzero(as_tuple=True)
+            embed = self.embeddings[name]
+            position = self.positions(layout.grids[name], embed.interpolation)
+            vector = embed(values[row, token]) + position[token]
+            if name in self.modality:
+                vector = vector + self.modality[name]
+            vectors.append(vector)
+            places.append(slot[:, part][row, token])
+        flat = torch.cat(vectors)
+        x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, torch.cat(places), flat)
+        return x.reshape(size, count, -1)
+
+    def encode(self, batch: Batch, inputs: Sequence[str] | None = None) -> Features:
+        """Encode every observed token of ``inputs`` (default: all the batch has).
+
+        Raises ConfigError for an unknown input, ContractError where a sample has none of them.
+        """
+        patches = self.patchify(batch)
+        states = all_visible(patches, self.chosen(inputs, patches))
+        shown = (states == TokenState.VISIBLE).any(dim=1)
+        if not bool(shown.all()):
+            lacking = batch.keys[int((~shown).nonzero()[0])]
+            raise ContractError(
+                f"{lacking}: nothing observed in the inputs {', '.join(inputs or patches.values)}"
+            )
+        tokens, slots = self.encode_states(patches, states)
+        return Features(
+            tokens[:, : slots.count], tokens[:, slots.count :], slots, patches.layout
+        )
+
+    def chosen(self, inputs: Sequence[str] | None, patches: Patches) -> tuple[str, ...]:
+        """Check and order ``inputs``; all that the batch has by default."""
+        for name in inputs or ():
+            if name not in self.modalities:
+                raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.modalities)}")
+        return tuple(n for n in patches.values if inputs is None or n in inputs)
+
+    def reinitialised(self, seed: int = 0) -> MultiMAE:
+        """The same model with fresh random weights: the baseline for probes."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return MultiMAE(self.modalities, self.tasks, self.config, self.statistics)
+
+    def reconstruct(
+        self,
+        batch: Batch,
+        inputs: Sequence[str] | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        draws: int = 8,
+        seed: int = 0,
+    ) -> dict[str, Reconstructed]:
+        """Predict any modality from any others; see ``model.reconstruct``."""
+        return reconstruct(self, batch, inputs, outputs=outputs, draws=draws, seed=seed)
+
+    def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
+        """Write a self-describing model folder; see ``model.folder``."""
+        from multimae_eo.model.folder import save_model
+
+        save_model(self, Path(folder), card=card)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MultiMAE:
+        """Load a model folder; raises CheckpointError where it is incomplete or damaged."""
+        from multimae_eo.model.folder import load_model
+
+        return load_model(Path(folder))

@@ -1,0 +1,184 @@
+"""Any modality from any others, with a spread that says how far to trust it.
+
+The spread comes from several random subsets of the visible tokens: where the prediction hangs on
+which few patches were seen, it is large. It measures the model's sensitivity, not all its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from multimae_eo.errors import ConfigError, ContractError, did_you_mean
+from multimae_eo.modality import Task
+from multimae_eo.model.masking import all_visible, sample_states
+from multimae_eo.model.tokens import Patches, TokenState, unpatchify
+from multimae_eo.sample import Batch
+
+if TYPE_CHECKING:
+    from multimae_eo.model.multimae import MultiMAE
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A modality predicted for a batch, at the chips' own size.
+
+    Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` its standard deviation over
+    draws of visible tokens. Categorical: ``mean`` (B, classes, H, W) probabilities in legend
+    order, ``spread`` (B, 1, H, W) their entropy in nats. Both float32.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MultiMAE,
+    batch: Batch,
+    inputs: Sequence[str] | None = None,
+    *,
+    outputs: Sequence[str] | None = None,
+    draws: int = 8,
+    seed: int = 0,
+) -> dict[str, Reconstructed]:
+    """Predict modalities from ``inputs`` (default: all the batch has).
+
+    A hidden modality is predicted from every observed token of the inputs. A modality that is
+    itself an input is predicted, patch by patch, from draws in which the patch was hidden. Each
+    draw shows half of the inputs' tokens. ``outputs``: modalities (default: all with a task).
+    Patch-normalised tasks have no physical unit and are left out.
+
+    Raises:
+        ConfigError: unknown inputs or outputs.
+        ContractError: a sample has none of the inputs.
+    """
+    patches = model.patchify(batch)
+    names = model.chosen(inputs, patches)
+    tasks = _tasks(model, outputs)
+    shown = all_visible(patches, names)
+    counts = (shown == TokenState.VISIBLE).sum(dim=1)
+    if bool((counts == 0).any()):
+        lacking = batch.keys[int((counts == 0).nonzero()[0])]
+        raise ContractError(f"{lacking}: nothing observed in the inputs {', '.join(names)}")
+    full = model(patches, shown, tasks=list(tasks))
+    sums = {t: _Sums() for t in tasks}
+    generator = torch.Generator().manual_seed(seed)
+    half = max(1, int(counts.min()) // 2)
+    for _ in range(draws):
+        states = sample_states(
+            patches.layout,
+            None if patches.observed is None else patches.observed.cpu(),
+            batch_size=len(batch),
+            visible=half,
+            alpha=4.0,
+            inputs=names,
+            generator=generator,
+        ).to(patches.device)
+        drawn = model(patches, states, tasks=list(tasks))
+        for name, task in tasks.items():
+            part = patches.layout.slices[task.modality]
+            hidden = states[:, part] != TokenState.VISIBLE
+            sums[name].add(_values(model, task, drawn.predictions[name]), hidden[:, :, None])
+    found = {}
+    for name, task in tasks.items():
+        everything = _values(model, task, full.predictions[name])
+        given = task.modality in names
+        mean, deviation = sums[name].result(everything, prefer_draws=given)
+        found[task.modality] = _finish(model, task, (mean, deviation), patches, batch)
+    return found
+
+
+def _tasks(model: MultiMAE, outputs: Sequence[str] | None) -> dict[str, Task]:
+    """One task per output modality, the first that predicts it in its own units."""
+    able: dict[str, Task] = {}
+    for task in model.tasks:
+        if not task.patch_normalise:
+            able.setdefault(task.modality, task)
+    for name in outputs or ():
+        if name not in able:
+            raise ConfigError(f"the model cannot predict {name!r}; {did_you_mean(name, able)}")
+    return {t.name: t for m, t in able.items() if outputs is None or m in outputs}
+
+
+class _Sums:
+    """Mean and deviation over the draws in which a patch was hidden."""
+
+    def __init__(self) -> None:
+        self.count: Tensor | float = 0.0
+        self.total: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def add(self, values: Tensor, hidden: Tensor) -> None:
+        weight = hidden.to(values.dtype)
+        self.count = self.count + weight
+        self.total = self.total + values * weight
+        self.square = self.square + values.square() * weight
+
+    def result(self, fallback: Tensor, *, prefer_draws: bool) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.count, Tensor):
+            return fallback, torch.zeros_like(fallback)
+        n = self.count.clamp_min(1)
+        mean = self.total / n
+        deviation = (self.square / n - mean * mean).clamp_min(0).sqrt()
+        if prefer_draws:
+            return torch.where(self.count > 0, mean, fallback), deviation
+        return fallback, deviation
+
+
+def _values(model: MultiMAE, task: Task, predicted: Tensor) -> Tensor:
+    """Predictions as numbers that may be averaged: class logits become probabilities."""
+    predicted = predicted.float()
+    modality = model.modalities[task.modality]
+    if not modality.categorical:
+        return predicted
+    size, tokens, _ = predicted.shape
+    split = predicted.reshape(size, tokens, len(modality.classes), -1)
+    return split.softmax(dim=2).reshape(size, tokens, -1)
+
+
+def _finish(
+    model: MultiMAE, task: Task, values: tuple[Tensor, Tensor], patches: Patches, batch: Batch
+) -> Reconstructed:
+    """From patch space to pixels of the chip's own size, in physical units."""
+    name = task.modality
+    modality, how = model.modalities[name], model.config.inputs[name]
+    grid, (height, width) = patches.layout.grids[name], patches.chip_sizes[name]
+
+    def whole(values: Tensor) -> Tensor:
+        image = unpatchify(values, grid, how.patch)
+        if how.stride > 1:
+            image = image.repeat_interleave(how.stride, -2).repeat_interleave(how.stride, -1)
+        return image[..., :height, :width]
+
+    mean, deviation = whole(values[0]), whole(values[1])
+    if modality.categorical:
+        entropy = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
+        return Reconstructed(mean, entropy)
+    level = _level(model, batch, name)
+    scale = model.normalizer.standard_deviation(name, level)
+    return Reconstructed(model.normalizer.physical(name, mean, level), deviation * scale)
+
+
+def _level(model: MultiMAE, batch: Batch, name: str) -> Tensor:
+    """Product level (B,) to predict a modality at.
+
+    Its own where the sample has it; else that of a present modality with the same levels (red,
+    green and blue at L2A give the other bands at L2A); else the level the model saw most of.
+    """
+    levels = model.modalities[name].levels
+    statistics = model.statistics
+    default = 0
+    if levels and statistics is not None:
+        seen = [float(statistics.moments[name][level].count.sum()) for level in levels]
+        default = seen.index(max(seen))
+    level = torch.full((len(batch),), default, dtype=torch.int64, device=batch.present.device)
+    related = [n for n in batch.pixels if batch.modalities[n].levels == levels and n != name]
+    for other in [*reversed(related), *([name] if name in batch.pixels else [])]:
+        column = batch.modalities.index(other)
+        level = torch.where(batch.present[:, column], batch.level[:, column], level)
+    return level

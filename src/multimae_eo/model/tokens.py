@@ -1,0 +1,132 @@
+"""Patches and tokens: which token is where, and whether it may be seen.
+
+Shape letters: B batch, M modality, L tokens of all modalities, N tokens of one modality,
+P values of a patch (C·p·p, laid out channel, row, column), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from multimae_eo.errors import ContractError
+
+
+class TokenState(IntEnum):
+    """A token's state in one sample."""
+
+    ABSENT = 0
+    """Nothing was observed there: no token, no loss."""
+    VISIBLE = 1
+    """Given to the encoder."""
+    MASKED = 2
+    """Observed and hidden: what the loss is measured on."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Each modality's grid (rows, columns) and slice of the L tokens, in the model's order."""
+
+    grids: Mapping[str, tuple[int, int]]
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Each modality's slice of the token axis."""
+        found, start = {}, 0
+        for name, (rows, cols) in self.grids.items():
+            found[name] = slice(start, start + rows * cols)
+            start += rows * cols
+        return found
+
+    @cached_property
+    def count(self) -> int:
+        """L, the number of tokens of all modalities."""
+        return sum(rows * cols for rows, cols in self.grids.values())
+
+    @cached_property
+    def modality_of(self) -> Tensor:
+        """Index of each token's modality: int64 (L,) on the CPU."""
+        sizes = [rows * cols for rows, cols in self.grids.values()]
+        return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+    def columns(self, names: tuple[str, ...] | list[str]) -> Tensor:
+        """Which of the L tokens belong to the named modalities: bool (L,) on the CPU."""
+        chosen = torch.zeros(self.count, dtype=torch.bool)
+        for name in names:
+            chosen[self.slices[name]] = True
+        return chosen
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A batch cut into patches, normalised.
+
+    ``values[m]``: float (B, N, P), or class indices int64 (B, N, p·p) with -1 where invalid.
+    ``valid[m]``: bool (B, N, P) or (B, N, p·p); a missing entry means all valid.
+    ``observed``: bool (B, L), whether a token holds any valid pixel; None when all do.
+    """
+
+    layout: TokenLayout
+    values: Mapping[str, Tensor]
+    valid: Mapping[str, Tensor]
+    observed: Tensor | None
+    batch_size: int
+    device: torch.device
+    chip_sizes: Mapping[str, tuple[int, int]]
+
+
+def patchify(planes: Tensor, patch: int) -> Tensor:
+    """Cut (B, C, H, W) into (B, N, C·p·p); H and W must be multiples of ``patch``."""
+    size, channels, height, width = planes.shape
+    if height % patch or width % patch:
+        raise ContractError(f"patchify: {height}×{width} px do not divide into patches of {patch}")
+    rows, cols = height // patch, width // patch
+    cut = planes.reshape(size, channels, rows, patch, cols, patch)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(size, rows * cols, channels * patch * patch)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Put (B, N, C·p·p) back together as (B, C, H, W); the inverse of ``patchify``."""
+    rows, cols = grid
+    cut = patches.reshape(len(patches), rows, cols, -1, patch, patch)
+    whole = cut.permute(0, 3, 1, 4, 2, 5)
+    return whole.reshape(len(patches), cut.shape[3], rows * patch, cols * patch)
+
+
+@dataclass(frozen=True)
+class VisibleSlots:
+    """Where each visible token sits in the encoder's input.
+
+    ``token``: int64 (B, K), the visible tokens' indices in ascending order, L in padding slots.
+    ``real``: bool (B, K), False in padding slots; None when every sample fills all K slots.
+    """
+
+    token: Tensor
+    real: Tensor | None
+
+    @property
+    def count(self) -> int:
+        """K, the number of slots."""
+        return self.token.shape[1]
+
+
+def visible_slots(states: Tensor, count: int, *, filled: bool) -> VisibleSlots:
+    """Gather each sample's visible tokens into ``count`` slots, in ascending order.
+
+    states: int8 (B, L). ``filled``: the caller knows that every sample has exactly ``count``
+    visible tokens, so no padding can occur (nothing is asked of the device).
+    """
+    visible = states == TokenState.VISIBLE
+    total = states.shape[1]
+    # Sorting keys l for visible tokens and L + l for the others is stable and puts visible first.
+    keys = torch.arange(total, device=states.device).expand_as(states)
+    token = torch.where(visible, keys, keys + total).sort(dim=1).values[:, :count]
+    if filled:
+        return VisibleSlots(token, None)
+    real = token < total
+    return VisibleSlots(torch.where(real, token, total), real)

@@ -1,0 +1,1 @@
+"""Recipes, the objective, and training with Lightning."""

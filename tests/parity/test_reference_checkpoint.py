@@ -1,0 +1,166 @@
+"""The converted reference checkpoint computes what the reference computed.
+
+The fixture holds normalised inputs, masks, encoder tokens, predictions, losses and gradient norms
+recorded from the reference. Feeding it needs identity statistics and class ids as indices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from multimae_eo.convert.reference import _rename, convert
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.model.normalize import Normalizer
+from multimae_eo.model.tokens import TokenState, unpatchify
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Batch, Sample, collate
+from multimae_eo.statistics import Statistics, known_moments
+from multimae_eo.train.objective import Objective
+
+FIXTURE = (
+    Path(__file__).resolve().parents[3] / "shared/fixtures/reference_checkpoint/six_modalities"
+)
+pytestmark = pytest.mark.skipif(
+    not FIXTURE.is_dir(), reason="needs the shared reference checkpoint fixture"
+)
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, np.ndarray]:
+    with np.load(FIXTURE / "activations.npz", allow_pickle=False) as file:
+        return {k: file[k] for k in file.files}
+
+
+@pytest.fixture(scope="module")
+def model() -> MultiMAE:
+    """The converted model, made to take the fixture's already normalised numbers."""
+    model = convert(FIXTURE / "checkpoint-999.pth")
+    config = replace(
+        model.config,
+        # The fixture's class map is already thinned to 14 × 14.
+        inputs={
+            n: replace(c, stride=1, size=c.size // c.stride) for n, c in model.config.inputs.items()
+        },
+    )
+    identity = Statistics(model.modalities)
+    for name, levels in identity.moments.items():
+        ones = np.ones(model.modalities[name].channels)
+        for level in levels:
+            levels[level] = known_moments(ones * 0, ones)
+    model.config = config
+    model.normalizer = Normalizer(model.modalities, config, identity)
+    return model
+
+
+def batch_of(recorded: dict[str, np.ndarray], modalities: ModalitySet, rows: list[int]) -> Batch:
+    samples = []
+    for row in rows:
+        pixels = {}
+        for name, modality in modalities.items():
+            values = recorded[f"input/{name}"][row]
+            if modality.categorical:
+                values = np.array(modality.class_ids)[values][None].astype(np.uint8)
+            pixels[name] = values
+        levels = {
+            n: replace(Sample(key="", pixels={}).calibration_of(m), level="l2a")
+            for n, m in modalities.items()
+            if m.levels
+        }
+        samples.append(Sample(key=str(row), pixels=pixels, calibration=levels))
+    return collate(samples, modalities)
+
+
+def states_of(recorded: dict[str, np.ndarray], modalities: ModalitySet, rows: list[int]) -> Tensor:
+    """The reference marks 0 = visible, 1 = masked."""
+    masks = np.concatenate([recorded[f"mask/{n}"][rows] for n in modalities], axis=1)
+    return torch.from_numpy(np.where(masks == 0, TokenState.VISIBLE, TokenState.MASKED)).to(
+        torch.int8
+    )
+
+
+def relative_error(ours: Tensor, theirs: np.ndarray) -> float:
+    expected = torch.from_numpy(theirs)
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+def test_encoder_tokens_and_every_prediction_equal_the_recorded(model, recorded):
+    rows = [0, 1, 2, 3]
+    patches = model.patchify(batch_of(recorded, model.modalities, rows))
+    states = states_of(recorded, model.modalities, rows)
+    with torch.no_grad():
+        tokens, slots = model.encode_states(patches, states)
+        found = model(patches, states)
+    # The reference keeps its visible tokens in random order; ours are ascending.
+    order = torch.from_numpy(recorded["ids_keep"]).argsort(dim=1)
+    expected = recorded["encoder_tokens"][:, :-1]
+    expected = np.take_along_axis(expected, order.numpy()[:, :, None], axis=1)
+    assert slots.token.tolist() == np.sort(recorded["ids_keep"], axis=1).tolist()
+    assert relative_error(tokens[:, :-1], expected) < TOLERANCE
+    assert relative_error(tokens[:, -1:], recorded["encoder_tokens"][:, -1:]) < TOLERANCE
+    for task in model.tasks:
+        patch = model.config.inputs[task.modality].patch
+        image = unpatchify(found.predictions[task.name], (7, 7), patch)
+        assert relative_error(image, recorded[f"prediction/{task.name}"]) < TOLERANCE, task.name
+
+
+def test_every_loss_and_every_gradient_norm_equal_the_recorded(model, recorded):
+    rows = [0, 1, 2, 3]
+    patches = model.patchify(batch_of(recorded, model.modalities, rows))
+    model.zero_grad()
+    losses = Objective(model.tasks)(model(patches, states_of(recorded, model.modalities, rows)))
+    losses.total.backward()
+    for name, loss in losses.by_task.items():
+        assert float(loss) == pytest.approx(float(recorded[f"loss/{name}"]), rel=TOLERANCE), name
+    assert float(losses.total) == pytest.approx(float(recorded["loss/total"]), rel=TOLERANCE)
+    gradients = dict(model.named_parameters())
+    norms = {k.removeprefix("grad_norm/"): v for k, v in recorded.items() if "grad_norm/" in k}
+    assert len(norms) == len(gradients)
+    for theirs, norm in norms.items():
+        gradient = gradients[_rename(theirs)].grad
+        assert gradient is not None, theirs
+        assert float(gradient.norm()) == pytest.approx(float(norm), rel=TOLERANCE), theirs
+
+
+@pytest.mark.parametrize("rows", [[2], [3, 0], [1, 1, 2, 0, 3]])
+def test_a_sample_does_not_depend_on_its_batch(model, recorded, rows):
+    patches = model.patchify(batch_of(recorded, model.modalities, rows))
+    with torch.no_grad():
+        found = model(patches, states_of(recorded, model.modalities, rows))
+    for task in model.tasks:
+        patch = model.config.inputs[task.modality].patch
+        image = unpatchify(found.predictions[task.name], (7, 7), patch)
+        expected = recorded[f"prediction/{task.name}"][rows]
+        assert relative_error(image, expected) < TOLERANCE, task.name
+
+
+def test_explicit_masks_may_differ_in_count_between_samples(model, recorded):
+    """Defect 6: the reference keeps the sum over the batch; each sample must keep its own."""
+    rows = [0, 1, 2]
+    states = states_of(recorded, model.modalities, rows)
+    visible = states == TokenState.VISIBLE
+    for row, keep in enumerate((49, 20, 1)):
+        surplus = visible[row].nonzero()[:, 0][keep:]
+        states[row, surplus] = TokenState.MASKED
+    patches = model.patchify(batch_of(recorded, model.modalities, rows))
+    with torch.no_grad():
+        together = model(patches, states)
+        tokens, slots = model.encode_states(patches, states)
+        assert slots.real is not None
+        assert slots.real.sum(dim=1).tolist() == [49, 20, 1]
+        for row in rows:
+            alone_patches = model.patchify(batch_of(recorded, model.modalities, [row]))
+            alone = model(alone_patches, states[row : row + 1])
+            tokens_alone, slots_alone = model.encode_states(alone_patches, states[row : row + 1])
+            count = slots_alone.count
+            assert torch.allclose(tokens[row, :count], tokens_alone[0, :count], atol=2e-5)
+            for task in model.tasks:
+                assert torch.allclose(
+                    together.predictions[task.name][row], alone.predictions[task.name][0], atol=2e-5
+                ), task.name
