@@ -32,7 +32,7 @@ class Sensor:
 
     def band(self, wanted: str | float) -> Band:
         """Find a band by name, alias or centre wavelength (µm); BandError lists what exists."""
-        if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+        if not isinstance(wanted, str):
             near = [b for b in self.bands if b.wavelength_um is not None]
             near.sort(key=lambda b: abs((b.wavelength_um or 0.0) - wanted))
             if near and abs((near[0].wavelength_um or 0.0) - wanted) <= WAVELENGTH_TOLERANCE_UM:
@@ -47,9 +47,7 @@ class Sensor:
         raise BandError(f"sensor {self.name!r} has no band {wanted!r}; it has: {listed}")
 
 
-def _optical(
-    name: str, wavelength_um: float, *aliases: str, gsd_m: float | None = None
-) -> Band:
+def _optical(name: str, wavelength_um: float, *aliases: str, gsd_m: float | None = None) -> Band:
     return Band(
         name=name,
         wavelength_um=wavelength_um,
@@ -178,13 +176,9 @@ class Legend:
     nodata: tuple[float, ...] = ()
 
 
-def _legend(
-    name: str, *rows: tuple[int, str, str], nodata: tuple[float, ...] = ()
-) -> Legend:
+def _legend(name: str, *rows: tuple[int, str, str], nodata: tuple[float, ...] = ()) -> Legend:
     classes = tuple(
-        LegendClass(
-            id=i, name=label, color=(int(c[0:2], 16), int(c[2:4], 16), int(c[4:6], 16))
-        )
+        LegendClass(id=i, name=label, color=(int(c[0:2], 16), int(c[2:4], 16), int(c[4:6], 16)))
         for i, label, c in rows
     )
     return Legend(name=name, classes=classes, nodata=nodata)

@@ -154,10 +154,7 @@ class Modality:
     def from_dict(cls, record: Mapping[str, Any]) -> Modality:
         """Rebuild a modality written by ``to_dict``."""
         fields = dict(record)
-        fields["bands"] = tuple(
-            Band(**{k: tuple(v) if isinstance(v, list) else v for k, v in b.items()})
-            for b in record["bands"]
-        )
+        fields["bands"] = tuple(_band(b) for b in record["bands"])
         fields["classes"] = tuple(
             LegendClass(id=c["id"], name=c["name"], color=tuple(c["color"]))
             for c in record.get("classes", ())
@@ -281,6 +278,14 @@ def validate_tasks(tasks: Iterable[Task], modalities: ModalitySet) -> tuple[Task
                 f"modality {modality.name!r}; use {modality.default_loss!r}"
             )
     return checked
+
+
+def _band(record: Mapping[str, Any]) -> Band:
+    fields = dict(record)
+    fields["aliases"] = tuple(fields.get("aliases", ()))
+    if fields.get("physical_range") is not None:
+        fields["physical_range"] = tuple(fields["physical_range"])
+    return Band(**fields)
 
 
 def rename(modality: Modality, name: str) -> Modality:

@@ -74,9 +74,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             record = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise CheckpointError(f"{path}: not loaded: {reason}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: is no PyTorch checkpoint, is damaged, or holds something other than tensors, "
+            "plain values and argparse.Namespace; it is refused, and nothing in it was executed"
+        ) from error
     if not isinstance(record, dict) or not isinstance(record.get("model"), Mapping):
         raise CheckpointError(f"{path}: no reference checkpoint: the key 'model' is missing")
     weights = {str(k): v for k, v in record["model"].items() if isinstance(v, Tensor)}
@@ -116,9 +120,7 @@ def _tasks(weights: Mapping[str, Tensor], modalities: ModalitySet) -> list[Task]
         normalised = name not in modalities
         modality = modalities[name.removeprefix("norm_")]
         loss = "l1" if modality.unit == "m" else modality.default_loss
-        tasks.append(
-            Task(name=name, modality=modality.name, loss=loss, patch_normalise=normalised)
-        )
+        tasks.append(Task(name=name, modality=modality.name, loss=loss, patch_normalise=normalised))
     return tasks
 
 

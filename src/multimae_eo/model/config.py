@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ class EncoderConfig:
 
 
 ENCODERS: Mapping[str, EncoderConfig] = {
+    "nano": EncoderConfig(width=128, depth=4, heads=4),
     "tiny": EncoderConfig(width=192, depth=12, heads=3),
     "small": EncoderConfig(width=384, depth=12, heads=6),
     "base": EncoderConfig(width=768, depth=12, heads=12),
@@ -72,7 +73,6 @@ class DecoderConfig:
 class ModelConfig:
     """Everything that decides the network's shape, besides modalities and tasks.
 
-    ``encoder``: a named size (tiny, small, base, large) or an EncoderConfig.
     ``position_grid``: side of the table of positions, interpolated to any grid of tokens.
     ``modality_embeddings``: add a learned vector per modality to the encoder's inputs
     (the paper's model has none).
@@ -137,16 +137,3 @@ def encoder_named(name: str) -> EncoderConfig:
     if name in ENCODERS:
         return ENCODERS[name]
     raise ConfigError(f"no encoder size {name!r}; {did_you_mean(name, ENCODERS)}")
-
-
-def default_inputs(
-    modalities: Iterable[str], *, size: int, patch: int, stride: Mapping[str, int]
-) -> dict[str, InputConfig]:
-    """One grid of tokens for all: thinned class maps get a smaller patch to match."""
-    inputs = {}
-    for name in modalities:
-        thin = stride.get(name, 1)
-        if patch % thin:
-            raise ConfigError(f"model: stride {thin} of {name!r} must divide the patch {patch}")
-        inputs[name] = InputConfig(size=size, patch=patch // thin, stride=thin)
-    return inputs

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multimae_eo.model.config import InputConfig
 from multimae_eo.modality import Modality
+from multimae_eo.model.config import InputConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 

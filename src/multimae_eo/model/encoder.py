@@ -23,7 +23,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Te
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        return scores.softmax(dim=-1) @ value
+        mixed: Tensor = scores.softmax(dim=-1) @ value
+        return mixed
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 

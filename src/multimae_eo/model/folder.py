@@ -37,9 +37,9 @@ def save_model(model: MultiMAE, folder: Path, *, card: str = "") -> None:
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
     text appended to the generated README. Raises OutputError when it cannot be written.
     """
-    if folder.exists() and not (folder.is_dir() and (folder / "config.json").is_file()):
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise OutputError(f"{folder}: exists and is no model folder; choose another path")
+    is_model = (folder / "config.json").is_file()
+    if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OutputError(f"{folder}: exists and is no model folder; choose another path")
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

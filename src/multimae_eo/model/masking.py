@@ -7,6 +7,8 @@ total is corrected to exactly the budget.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -85,7 +87,7 @@ def _dirichlet(
 def visible_count(layout: TokenLayout, visible: int, inputs: tuple[str, ...] | None = None) -> int:
     """The largest number of tokens ``sample_states`` shows in any sample."""
     names = tuple(layout.grids) if inputs is None else inputs
-    available = sum(layout.slices[n].stop - layout.slices[n].start for n in names)
+    available = sum(math.prod(layout.grids[n]) for n in names)
     return min(visible, available)
 
 

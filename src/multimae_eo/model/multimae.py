@@ -56,7 +56,9 @@ class Features:
     def grid(self, modality: str) -> Tensor:
         """A modality's tokens in place: (B, D, rows, columns), zeros where none was visible."""
         if modality not in self.layout.slices:
-            raise ConfigError(f"no modality {modality!r}; {did_you_mean(modality, self.layout.grids)}")
+            raise ConfigError(
+                f"no modality {modality!r}; {did_you_mean(modality, self.layout.grids)}"
+            )
         part, (rows, cols) = self.layout.slices[modality], self.layout.grids[modality]
         size, _, width = self.tokens.shape
         flat = self.tokens.new_zeros(size, self.layout.count + 1, width)
@@ -121,7 +123,10 @@ class MultiMAE(nn.Module):
         self.decoders = nn.ModuleDict(
             {
                 task.name: Decoder(
-                    modalities.names, task.modality, (width, self.patch_values(task)), config.decoder
+                    modalities.names,
+                    task.modality,
+                    (width, self.patch_values(task)),
+                    config.decoder,
                 )
                 for task in self.tasks
             }
@@ -160,6 +165,7 @@ class MultiMAE(nn.Module):
         Args:
             patches: from ``patchify``.
             states: int8 (B, L) of TokenState; counts of visible tokens may differ per sample.
+                Kept on the CPU, they cost the device no synchronisation.
             visible: slots for visible tokens, where the caller knows the largest count of any
                 sample (otherwise the device is asked).
             tasks: which tasks to predict (default: all).
@@ -171,7 +177,7 @@ class MultiMAE(nn.Module):
         )
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
         predictions = {n: self.decoders[n](tokens, slots, layout, positions) for n in names}
-        return Reconstruction(predictions, states, patches)
+        return Reconstruction(predictions, states.to(patches.device, non_blocking=True), patches)
 
     def encode_states(
         self, patches: Patches, states: Tensor, *, visible: int | None = None
@@ -188,8 +194,9 @@ class MultiMAE(nn.Module):
             counts = (states == TokenState.VISIBLE).sum(dim=1)
             visible = int(counts.max())
             filled = bool((counts == visible).all())
-        slots = visible_slots(states, visible, filled=filled)
-        x = self._embed(patches, states, slots)
+        found = visible_slots(states, visible, filled=filled)
+        x = self._embed(patches, states, visible)
+        slots = found.to(patches.device)
         real = slots.real
         if self.config.global_tokens:
             extra = self.global_tokens.to(x.dtype).expand(len(x), -1, -1)
@@ -199,24 +206,26 @@ class MultiMAE(nn.Module):
         encoded: Tensor = self.encoder(x, real)
         return encoded, slots
 
-    def _embed(self, patches: Patches, states: Tensor, slots: VisibleSlots) -> Tensor:
-        """Embed the visible patches only, each into its slot: (B, K, D)."""
-        layout, size, count = patches.layout, patches.batch_size, slots.count
+    def _embed(self, patches: Patches, states: Tensor, count: int) -> Tensor:
+        """Embed the visible patches only, each into its slot: (B, count, D)."""
+        layout, size, device = patches.layout, patches.batch_size, patches.device
         seen = states == TokenState.VISIBLE
         slot = seen.cumsum(dim=1) - 1 + torch.arange(size, device=seen.device)[:, None] * count
         vectors, places = [], []
         for name, values in patches.values.items():
             part = layout.slices[name]
             row, token = seen[:, part].nonzero(as_tuple=True)
+            places.append(slot[:, part][row, token])
+            row, token = (i.to(device, non_blocking=True) for i in (row, token))
             embed = self.embeddings[name]
             position = self.positions(layout.grids[name], embed.interpolation)
             vector = embed(values[row, token]) + position[token]
             if name in self.modality:
                 vector = vector + self.modality[name]
             vectors.append(vector)
-            places.append(slot[:, part][row, token])
         flat = torch.cat(vectors)
-        x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, torch.cat(places), flat)
+        place = torch.cat(places).to(device, non_blocking=True)
+        x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, place, flat)
         return x.reshape(size, count, -1)
 
     def encode(self, batch: Batch, inputs: Sequence[str] | None = None) -> Features:
@@ -233,9 +242,7 @@ class MultiMAE(nn.Module):
                 f"{lacking}: nothing observed in the inputs {', '.join(inputs or patches.values)}"
             )
         tokens, slots = self.encode_states(patches, states)
-        return Features(
-            tokens[:, : slots.count], tokens[:, slots.count :], slots, patches.layout
-        )
+        return Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, patches.layout)
 
     def chosen(self, inputs: Sequence[str] | None, patches: Patches) -> tuple[str, ...]:
         """Check and order ``inputs``; all that the batch has by default."""

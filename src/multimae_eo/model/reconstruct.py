@@ -78,11 +78,11 @@ def reconstruct(
             alpha=4.0,
             inputs=names,
             generator=generator,
-        ).to(patches.device)
+        )
         drawn = model(patches, states, tasks=list(tasks))
         for name, task in tasks.items():
             part = patches.layout.slices[task.modality]
-            hidden = states[:, part] != TokenState.VISIBLE
+            hidden = drawn.states[:, part] != TokenState.VISIBLE
             sums[name].add(_values(model, task, drawn.predictions[name]), hidden[:, :, None])
     found = {}
     for name, task in tasks.items():

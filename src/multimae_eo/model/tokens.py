@@ -114,6 +114,11 @@ class VisibleSlots:
         """K, the number of slots."""
         return self.token.shape[1]
 
+    def to(self, device: torch.device) -> VisibleSlots:
+        """The same slots on ``device``."""
+        real = None if self.real is None else self.real.to(device, non_blocking=True)
+        return VisibleSlots(self.token.to(device, non_blocking=True), real)
+
 
 def visible_slots(states: Tensor, count: int, *, filled: bool) -> VisibleSlots:
     """Gather each sample's visible tokens into ``count`` slots, in ascending order.

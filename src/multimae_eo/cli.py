@@ -1,0 +1,349 @@
+"""The command line: one parser and one line per verb. Heavy imports wait until a verb runs.
+
+Exit codes: 0 done, 1 a user's error told in one line, 2 usage. Progress goes to stderr, results to
+stdout. ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from multimae_eo.errors import MultiMAEError, did_you_mean
+
+_SOURCE = (
+    "a dataset file (YAML), a chip store, or mmearth:DIR; several separated by commas become one"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    # Usage errors exit here with 2, --help and --version with 0.
+    verb, options, overrides = _parse(arguments)
+    try:
+        _VERBS[verb][1](options, overrides)
+        sys.stdout.flush()
+    except MultiMAEError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except OSError as error:
+        if debug:
+            raise
+        _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+        return 1
+    except MemoryError:
+        if debug:
+            raise
+        _complain("out of memory; use a smaller --data.batch_size or chip")
+        return 1
+    return 0
+
+
+def _complain(text: str) -> None:
+    print(f"multimae-eo: error: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    import multimae_eo
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Keeps the lines of the list of recipe options."""
+
+    parser = ArgumentParser(
+        prog="multimae-eo",
+        description="One multi-modal masked autoencoder for all Earth-observation sensors.",
+        epilog="multimae-eo VERB --help explains a verb; --debug shows tracebacks.",
+        version=multimae_eo.__version__,
+        default_env=False,
+    )
+    commands = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
+    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    if wanted is not None and wanted not in _VERBS:
+        parser.error(f"no verb {wanted!r}; {did_you_mean(wanted, _VERBS)}")
+    for name, (build, _, about) in _VERBS.items():
+        # Only the wanted verb's options are built: --help must answer at once.
+        own = ArgumentParser(description=about, default_env=False, formatter_class=Formatter)
+        if name == wanted:
+            build(own)
+        commands.add_subcommand(name, own, help=about)
+    rest: list[str] = arguments
+    overrides: list[str] = []
+    if wanted == "pretrain":
+        rest, overrides = _split_overrides(arguments)
+    parsed = parser.parse_args(rest)
+    return parsed.verb, parsed[parsed.verb], overrides
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take the recipe's own options (``--optim.lr 3e-4``) out of the arguments."""
+    from dataclasses import fields
+
+    from multimae_eo.train.recipe import Recipe
+
+    roots = {f.name for f in fields(Recipe)} - {"data"}
+    rest: list[str] = []
+    overrides: list[str] = []
+    take = False
+    for item in arguments:
+        option = item.split("=", maxsplit=1)[0]
+        path = option.removeprefix("--").split(".")
+        is_override = option.startswith("--") and (path[0] in roots or len(path) > 1)
+        if is_override or (take and not item.startswith("--")):
+            overrides.append(item)
+            take = is_override and "=" not in item
+        else:
+            rest.append(item)
+            take = False
+    return rest, overrides
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
+
+
+def _print_json(record: Any) -> None:
+    print(json.dumps(record, indent=1, default=str))
+
+
+# quickstart ---------------------------------------------------------------------------------
+
+
+def _quickstart_options(parser: Any) -> None:
+    parser.add_argument("--out", type=str, default="quickstart", help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="decides the world and the model")
+
+
+def _quickstart(options: Any, _: list[str]) -> None:
+    from multimae_eo.quickstart import quickstart
+
+    report = quickstart(Path(options.out), seed=options.seed)
+    print(report)
+
+
+# prepare ------------------------------------------------------------------------------------
+
+
+def _prepare_options(parser: Any) -> None:
+    parser.add_argument("source", type=str, help=_SOURCE)
+    parser.add_argument("--out", type=str, required=True, help="chip store to write")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read")
+    parser.add_argument("--shard_chips", type=int, default=512, help="chips per shard")
+
+
+def _prepare(options: Any, _: list[str]) -> None:
+    from multimae_eo.sources import open_source
+    from multimae_eo.store.writer import prepare
+
+    with _counter("chips") as progress:
+        store = prepare(
+            open_source(options.source),
+            Path(options.out),
+            workers=options.workers,
+            shard_chips=options.shard_chips,
+            progress=progress,
+        )
+    print(f"{options.out}: {len(store)} chips, {', '.join(store.modalities)}")
+
+
+class _counter:  # noqa: N801 - reads as a noun in a with statement
+    """A progress bar on stderr, for callbacks of (done, total)."""
+
+    def __init__(self, unit: str) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=unit, file=sys.stderr, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return self._show
+
+    def _show(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+
+# pretrain -----------------------------------------------------------------------------------
+
+
+def _pretrain_options(parser: Any) -> None:
+    from multimae_eo.train.recipe import options_help, recipe_names
+
+    shown = ", ".join(recipe_names())
+    parser.add_argument("--recipe", type=str, required=True, help=f"a YAML file, or one of {shown}")
+    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
+    parser.add_argument("--out", type=str, required=True, help="run folder; run again to resume")
+    parser.epilog = (
+        "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help()
+    )
+
+
+def _pretrain(options: Any, overrides: list[str]) -> None:
+    from multimae_eo.sources import open_source
+    from multimae_eo.train.pretrain import pretrain
+    from multimae_eo.train.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, overrides)
+    source = open_source(options.data)
+    done = pretrain(recipe, source, Path(options.out), spec=options.data)
+    for name, value in sorted(done.metrics.items()):
+        print(f"{name}\t{value:.5f}")
+    print(done.model)
+
+
+# reconstruct --------------------------------------------------------------------------------
+
+
+def _reconstruct_options(parser: Any) -> None:
+    parser.add_argument("--model", type=str, required=True, help="model folder")
+    parser.add_argument("--data", type=str, default=None, help=_SOURCE)
+    parser.add_argument("--scene", type=str, default=None, help="scene file (YAML)")
+    parser.add_argument("--inputs", type=str, required=True, help="given modalities, m1,m2")
+    parser.add_argument("--outputs", type=str, default=None, help="predicted ones (default: all)")
+    parser.add_argument("--out", type=str, required=True, help="folder to write")
+    parser.add_argument("--split", type=str, default=None, help="chips of this split only")
+    parser.add_argument("--limit", type=int, default=8, help="chips to picture")
+    parser.add_argument("--arrays", type=bool, default=False, help="write arrays (.npz), too")
+    parser.add_argument("--draws", type=int, default=8, help="random subsets for the spread")
+
+
+def _reconstruct(options: Any, _: list[str]) -> None:
+    from multimae_eo.errors import ConfigError
+    from multimae_eo.model.multimae import MultiMAE
+
+    if (options.data is None) == (options.scene is None):
+        raise ConfigError("reconstruct: give either --data or --scene")
+    model = MultiMAE.from_pretrained(options.model)
+    inputs = _names(options.inputs) or []
+    if options.scene is not None:
+        from multimae_eo.infer.engine import reconstruct_scene
+        from multimae_eo.sources.scene import Scene
+
+        for path in reconstruct_scene(
+            model,
+            Scene(Path(options.scene)),
+            inputs=inputs,
+            outputs=_names(options.outputs),
+            out=Path(options.out),
+        ):
+            print(path)
+        return
+    from multimae_eo.infer.reconstruct import reconstruct_chips
+    from multimae_eo.sources import open_source
+
+    result = reconstruct_chips(
+        model,
+        open_source(options.data),
+        inputs=inputs,
+        out=Path(options.out),
+        split=options.split,
+        limit=options.limit,
+    )
+    _print_json(result)
+
+
+# probe --------------------------------------------------------------------------------------
+
+
+def _probe_options(parser: Any) -> None:
+    parser.add_argument("--model", type=str, required=True, help="model folder")
+    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
+    parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
+    parser.add_argument("--methods", type=str, default="knn,linear", help="knn, linear")
+    parser.add_argument("--out", type=str, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the baselines")
+
+
+def _probe(options: Any, _: list[str]) -> None:
+    from multimae_eo.evaluate.probes import probe
+    from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.sources import open_source
+
+    rows = probe(
+        MultiMAE.from_pretrained(options.model),
+        open_source(options.data),
+        inputs=_names(options.inputs),
+        methods=tuple(_names(options.methods) or ()),
+        out=Path(options.out),
+        seed=options.seed,
+    )
+    _print_json(rows)
+
+
+# convert ------------------------------------------------------------------------------------
+
+
+def _convert_options(parser: Any) -> None:
+    parser.add_argument("checkpoint", type=str, help="the reference's .pth")
+    parser.add_argument("--out", type=str, required=True, help="model folder to write")
+    parser.add_argument("--statistics", type=str, default=None, help="MMEarth's *_band_stats.json")
+
+
+def _convert(options: Any, _: list[str]) -> None:
+    from multimae_eo.convert.reference import convert
+
+    statistics = None if options.statistics is None else Path(options.statistics)
+    model = convert(Path(options.checkpoint), statistics=statistics)
+    model.save_pretrained(options.out)
+    if statistics is None:
+        print(
+            "multimae-eo: the model carries no statistics and will refuse data; "
+            "convert with --statistics to use it",
+            file=sys.stderr,
+        )
+    print(options.out)
+
+
+# info ---------------------------------------------------------------------------------------
+
+
+def _info_options(parser: Any) -> None:
+    parser.add_argument("path", type=str, help="a chip store, model folder or run folder")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--verify", action="store_true", help="check a store's checksums")
+
+
+def _info(options: Any, _: list[str]) -> None:
+    from multimae_eo.info import describe
+
+    record = describe(Path(options.path), verify=options.verify)
+    if options.json:
+        _print_json(record)
+    else:
+        for key, value in record.items():
+            print(f"{key:>14}  {value}")
+
+
+_VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None], str]] = {
+    "quickstart": (_quickstart_options, _quickstart, "the whole tour on a synthetic world"),
+    "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
+    "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
+    "reconstruct": (_reconstruct_options, _reconstruct, "any modality from any others"),
+    "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
+    "convert": (_convert_options, _convert, "the reference's released weights"),
+    "info": (_info_options, _info, "what a store, model or run folder is"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

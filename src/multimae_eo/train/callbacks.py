@@ -1,0 +1,278 @@
+"""What a run shows and records: progress, metrics, pictures, averaged weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks.progress import ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.optim.swa_utils import get_ema_avg_fn
+from tqdm import tqdm
+
+from multimae_eo.errors import OutputError
+
+
+class MetricsCsv(Logger):
+    """``metrics.csv``: one row per logged step, rewritten atomically, continued on resume.
+
+    Rows later than the step a run resumes from are dropped: that work is done again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    step = int(row.pop("step"))
+                    self.rows[step] = {k: float(v) for k, v in row.items() if v}
+
+    @property
+    def name(self) -> str:
+        """Unused by this logger."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Unused by this logger."""
+        return ""
+
+    def drop_after(self, step: int) -> None:
+        """Forget rows of steps not yet taken."""
+        self.rows = {s: r for s, r in self.rows.items() if s < step}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add values to a step's row."""
+        row = self.rows.setdefault(step or 0, {})
+        row.update({k: float(v) for k, v in metrics.items()})
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The recipe is written to its own file."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write all rows under a temporary name, then rename."""
+        if not self.rows:
+            return
+        columns = sorted({k for row in self.rows.values() for k in row}, key=_column_order)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *columns], lineterminator="\n")
+        writer.writeheader()
+        for step in sorted(self.rows):
+            shown = {k: f"{v:.6g}" for k, v in self.rows[step].items()}
+            writer.writerow({"step": step, **shown})
+        temporary = self.path.with_suffix(".csv.tmp")
+        try:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def _column_order(name: str) -> tuple[int, str]:
+    order = ("epoch", "train/loss", "train/", "val/loss", "val/", "val_baseline/")
+    rank = next((i for i, p in enumerate(order) if name == p or name.startswith(p)), len(order))
+    return rank, name
+
+
+class Progress(ProgressBar):
+    """One bar for the whole run on stderr: loss, samples/s, loader wait, time left.
+
+    Without a terminal it writes a line per validation instead. Logs the throughput, too.
+    """
+
+    def __init__(self, *, batch_size: int, steps: int, log_every: int) -> None:
+        super().__init__()
+        self.batch_size, self.steps, self.log_every = batch_size, steps, log_every
+        self.bar: tqdm[Any] | None = None
+        self._shown = True
+        self._waited = self._counted = 0.0
+        self._samples = 0
+        self._since = self._idle_since = time.perf_counter()
+
+    def disable(self) -> None:
+        """Called by Lightning on ranks other than the first."""
+        self._shown = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._shown = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar where a resumed run stands."""
+        self._since = self._idle_since = time.perf_counter()
+        if self._shown and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=self.steps, initial=trainer.global_step, unit="step", dynamic_ncols=True,
+                file=sys.stderr, leave=True,
+            )  # fmt: skip
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The wait for the loader ends here."""
+        self._waited += time.perf_counter() - self._idle_since
+        self._samples += len(batch)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Log the throughput now and then, and move the bar."""
+        now = self._idle_since = time.perf_counter()
+        step = trainer.global_step
+        if step and step % self.log_every == 0 and self._samples:
+            seconds = now - self._since
+            speed = self._samples * trainer.world_size / seconds
+            wait = self._waited / seconds
+            pl_module.log_dict(
+                {
+                    "throughput/samples_per_s": speed,
+                    "throughput/loader_wait": wait,
+                    "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                },
+                batch_size=len(batch),
+            )
+            if self.bar is not None:
+                loss = float(outputs["loss"])
+                self.bar.set_postfix_str(
+                    f"epoch {trainer.current_epoch + 1} loss {loss:.3f} "
+                    f"{speed:.0f} samples/s loader wait {wait:.0%}",
+                    refresh=False,
+                )
+            self._since, self._waited, self._samples = now, 0.0, 0
+        if self.bar is not None:
+            self.bar.n = step
+            self.bar.refresh() if step == self.steps else self.bar.update(0)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation is not training: stop the clock."""
+        self._counted = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restart the clock; without a terminal, say how things stand."""
+        self._since += time.perf_counter() - self._counted
+        self._idle_since = time.perf_counter()
+        if self.bar is None and self._shown:
+            values = trainer.callback_metrics
+            loss, constant = values.get("val/loss"), values.get("val_baseline/loss")
+            if loss is not None and constant is not None:
+                self._line(trainer, float(loss), float(constant))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self, trainer: pl.Trainer, loss: float, constant: float) -> None:
+        speed = trainer.callback_metrics.get("throughput/samples_per_s")
+        rate = (
+            "" if speed is None or math.isnan(float(speed)) else f", {float(speed):.0f} samples/s"
+        )
+        sys.stderr.write(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: validation loss {loss:.4f} "
+            f"(constant prediction {constant:.4f}){rate}\n"
+        )
+        sys.stderr.flush()
+
+
+class Ema(WeightAveraging):
+    """Exponential moving average of the weights, used in validation and saved at the end."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False, avg_fn=get_ema_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+class Pictures(Callback):
+    """Calls ``draw(model, path)`` every so many validated epochs, and at the end."""
+
+    def __init__(self, folder: Path, every: int, draw: Callable[[Any, Path], None]) -> None:
+        self.folder, self.every, self.draw = folder, every, draw
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw while the averaged weights, if any, are in place."""
+        epoch = trainer.current_epoch + 1
+        if epoch == trainer.max_epochs or (self.every and epoch % self.every == 0):
+            self.draw(pl_module.model, self.folder / f"epoch_{epoch:05d}.png")
+
+
+class Resume(Callback):
+    """Keeps the metrics file in step with the checkpoint a run resumes from."""
+
+    def __init__(self, metrics: MetricsCsv) -> None:
+        self.metrics = metrics
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop rows of work that will be done again."""
+        self.metrics.drop_after(trainer.global_step)
+
+
+class Checkpoints(Checkpoint):
+    """``last.ckpt`` and ``best.ckpt`` (lowest validation loss), each written atomically.
+
+    ``last`` is written after every epoch and, with ``every_steps``, also in between: a run killed
+    at any moment continues from it.
+    """
+
+    def __init__(self, folder: Path, *, every_steps: int = 0) -> None:
+        self.folder, self.every_steps = folder, every_steps
+        self.best = math.inf
+        self._written = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Write ``last`` every so many optimiser steps."""
+        step = trainer.global_step
+        if self.every_steps and step and step % self.every_steps == 0 and step != self._written:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``last``, and ``best`` where validation says so."""
+        loss = trainer.callback_metrics.get("val/loss")
+        better = loss is not None and float(loss) < self.best
+        if better and loss is not None:
+            self.best = float(loss)
+        self._save(trainer)
+        if better and trainer.is_global_zero:
+            temporary = self.folder / "best.ckpt.tmp"
+            shutil.copyfile(self.folder / "last.ckpt", temporary)
+            os.replace(temporary, self.folder / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation loss so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best validation loss."""
+        self.best = float(state_dict["best"])
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._written = trainer.global_step
+        temporary = self.folder / "last.ckpt.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.folder / "last.ckpt")
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(f"{self.folder}: checkpoint cannot be written: {error}") from error

@@ -1,0 +1,166 @@
+"""From a source to what training needs: sizes, statistics, and batches that resume exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multimae_eo.errors import ConfigError, ContractError, FormatError
+from multimae_eo.modality import ModalitySet
+from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
+from multimae_eo.sample import Batch
+from multimae_eo.sources import Source
+from multimae_eo.sources.base import Indices
+from multimae_eo.statistics import Statistics
+from multimae_eo.store.loader import make_loader
+from multimae_eo.train.recipe import DataRecipe, ModelRecipe
+
+
+def chip_sizes(source: Source, modalities: ModalitySet, indices: Indices) -> dict[str, int]:
+    """Side of a chip per modality in its own pixels, from the first chips that have each.
+
+    Raises ContractError when a modality is in none of the chips, or chips are not square.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    reference: dict[str, int] = {}
+    for i in indices:
+        sample = source.read(int(i), list(modalities))
+        sides = {n: p.shape[-2:] for n, p in sample.pixels.items()}
+        largest = max(max(s) for s in sides.values())
+        for name, (height, width) in sides.items():
+            if height != width:
+                raise ContractError(f"{sample.key}: {name} is {height}×{width} px; need squares")
+            if name not in found:
+                found[name], reference[name] = (sample.key, height), largest
+        if len(found) == len(modalities):
+            break
+    missing = [n for n in modalities if n not in found]
+    if missing:
+        raise ContractError(f"{source.name}: no training chip has {', '.join(missing)}")
+    # Chips of several sources may differ in size; what counts is each modality's share of one.
+    whole = max(reference.values())
+    return {n: found[n][1] * whole // reference[n] for n in modalities}
+
+
+def model_config(
+    recipe: ModelRecipe, data: DataRecipe, modalities: ModalitySet, sizes: Mapping[str, int]
+) -> ModelConfig:
+    """Sizes, patches and strides of every modality over the same ground."""
+    encoder = recipe.encoder
+    finest = max(sizes.values())
+    chip = data.chip or finest
+    if chip > finest:
+        raise ConfigError(f"data.chip: {chip} px is larger than the chips ({finest} px)")
+    for name in recipe.stride:
+        modalities[name]
+    inputs = {}
+    for name in modalities:
+        share = sizes[name] / finest
+        size, ground = chip * share, recipe.patch * share
+        stride = recipe.stride.get(name, 1)
+        if size != int(size) or ground != int(ground) or int(ground) % stride:
+            raise ConfigError(
+                f"{name}: {sizes[name]} px beside {finest} px: a window of {chip} px and a patch "
+                f"of {recipe.patch} px do not fall on its pixels (stride {stride}); choose others"
+            )
+        inputs[name] = InputConfig(size=int(size), patch=int(ground) // stride, stride=stride)
+    return ModelConfig(
+        encoder=encoder if isinstance(encoder, EncoderConfig) else encoder_named(encoder),
+        decoder=recipe.decoder,
+        inputs=inputs,
+        global_tokens=recipe.global_tokens,
+        position_grid=recipe.position_grid,
+        modality_embeddings=recipe.modality_embeddings,
+    )
+
+
+def train_statistics(
+    source: Source, modalities: ModalitySet, train: Indices, *, limit: int, kept: Path
+) -> Statistics:
+    """Statistics of training chips only, kept in the run folder for the next start.
+
+    At most ``limit`` chips, evenly spread, are read; a store brings its own.
+    """
+    if kept.exists():
+        try:
+            return Statistics.from_dict(modalities, json.loads(kept.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{kept}: damaged; delete it to compute it again") from error
+    chosen = train
+    if len(train) > limit:
+        chosen = train[np.linspace(0, len(train) - 1, limit).astype(np.int64)]
+    found = source.statistics(chosen).select(list(modalities))
+    found = Statistics(modalities, found.moments, found.class_counts)
+    temporary = kept.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found.to_dict()) + "\n", encoding="utf-8")
+    os.replace(temporary, kept)
+    return found
+
+
+class TrainBatches:
+    """An epoch's training batches, from wherever the run stands.
+
+    Order, windows and flips follow from (seed, epoch, position); where to start follows from the
+    trainer's optimiser steps so far. So a resumed run sees what it would have seen.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: Indices,
+        modalities: ModalitySet,
+        recipe: DataRecipe,
+        *,
+        seed: int,
+        accumulate: int = 1,
+    ) -> None:
+        self._accumulate = accumulate
+        self._trainer: Any = None
+        self._arguments: dict[str, Any] = {
+            "source": source,
+            "indices": indices,
+            "batch_size": recipe.batch_size,
+            "modalities": list(modalities),
+            "chip": recipe.chip,
+            "train": True,
+            "seed": seed,
+            "workers": recipe.workers,
+            "flips": recipe.flips,
+            "turns": recipe.turns,
+        }
+
+    def __len__(self) -> int:
+        return len(self._loader(0, 0))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; a last, smaller accumulation counts as one."""
+        return -(-len(self) // self._accumulate)
+
+    def __iter__(self) -> Iterator[Batch]:
+        taken = 0 if self._trainer is None else int(self._trainer.global_step)
+        epoch, step = divmod(taken, self.steps_per_epoch)
+        yield from self._loader(epoch, step * self._accumulate)
+
+    def attach(self, trainer: Any) -> None:
+        """Follow a trainer's position and rank."""
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is the optimiser's step count. Tells Lightning we can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore; see ``state_dict``."""
+
+    def _loader(self, epoch: int, start: int) -> Any:
+        trainer = self._trainer
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return make_loader(
+            **self._arguments, epoch=epoch, start_batch=start, rank=rank, world=world
+        )

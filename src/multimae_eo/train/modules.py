@@ -1,0 +1,144 @@
+"""The pre-training step as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from multimae_eo.errors import TrainingError
+from multimae_eo.model.masking import sample_states, visible_count
+from multimae_eo.model.multimae import MultiMAE, Reconstruction
+from multimae_eo.model.tokens import Patches
+from multimae_eo.sample import Batch
+from multimae_eo.train.objective import Losses, Objective
+from multimae_eo.train.optim import build_adamw, warmup_cosine
+from multimae_eo.train.recipe import Recipe
+
+_VALIDATION = 1 << 20
+"""Validation masks are drawn from seeds of their own, the same at every epoch."""
+
+
+class PretrainModule(pl.LightningModule):
+    """Masks, reconstructs, and minimises the objective.
+
+    Masks are a pure function of (seed, epoch, batch, rank): a resumed run draws the same ones.
+    ``steps``: optimiser steps of the whole run; ``warmup``: of its warm-up; ``lr``: peak rate.
+    """
+
+    def __init__(
+        self, model: MultiMAE, recipe: Recipe, *, steps: int, warmup: int, lr: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.objective = Objective(model.tasks, learned_weights=recipe.optim.learned_task_weights)
+        self.steps, self.warmup, self.lr = steps, warmup, lr
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
+        losses, _ = self._losses(batch, (self.current_epoch, batch_idx, self.global_rank))
+        self._guard(losses, batch)
+        self._log("train", losses, len(batch), sync=False)
+        return losses.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses under fixed masks, beside those of the best constant prediction."""
+        losses, reconstruction = self._losses(batch, (_VALIDATION, batch_idx, self.global_rank))
+        self._log("val", losses, len(batch), sync=True)
+        constant = Objective(self.model.tasks)(constant_prediction(self.model, reconstruction))
+        self._log("val_baseline", constant, len(batch), sync=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay, stepped every optimiser step."""
+        optim = self.recipe.optim
+        optimizer = build_adamw(self, optim, lr=self.lr)
+        floor = optim.min_lr / optim.lr if optim.lr else 0.0
+        schedule = warmup_cosine(warmup=self.warmup, total=self.steps, floor=floor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
+        }
+
+    def _losses(self, batch: Batch, seed: tuple[int, int, int]) -> tuple[Losses, Reconstruction]:
+        patches = self.model.patchify(batch)
+        states, visible = self.draw(patches, seed)
+        reconstruction = self.model(patches, states, visible=visible)
+        losses: Losses = self.objective(reconstruction)
+        return losses, reconstruction
+
+    def draw(self, patches: Patches, seed: tuple[int, int, int]) -> tuple[Tensor, int]:
+        """Draw the states of a batch's tokens, and the number of slots they need.
+
+        On the CPU: the same masks on every device, and counts that the host knows without asking.
+        """
+        masking = self.recipe.masking
+        inputs = None if masking.inputs is None else tuple(masking.inputs)
+        generator = torch.Generator().manual_seed(mixed_seed(self.recipe.run.seed, *seed))
+        states = sample_states(
+            patches.layout,
+            None if patches.observed is None else patches.observed.cpu(),
+            batch_size=patches.batch_size,
+            visible=masking.visible,
+            alpha=masking.alpha,
+            inputs=inputs,
+            generator=generator,
+        )
+        return states, visible_count(patches.layout, masking.visible, inputs)
+
+    def _guard(self, losses: Losses, batch: Batch) -> None:
+        """Stop before the weights are spoilt. Asking costs a synchronisation, so not every step
+        on an accelerator; there the optimiser may have stepped, but no checkpoint was written."""
+        every = 1 if losses.total.device.type == "cpu" else self.recipe.run.log_every
+        if self.global_step % every or bool(losses.total.isfinite()):
+            return
+        bad = [n for n, v in losses.by_task.items() if not bool(v.isfinite())]
+        keys = ", ".join(batch.keys[:8]) + (" …" if len(batch.keys) > 8 else "")
+        raise TrainingError(
+            f"the loss is not finite at step {self.global_step} (tasks: {', '.join(bad) or 'total'}"
+            f"); chips of the batch: {keys}. Inspect them, lower optim.lr, or set optim.clip"
+        )
+
+    def _log(self, split: str, losses: Losses, size: int, *, sync: bool) -> None:
+        values = {f"{split}/{name}": value for name, value in losses.by_task.items()}
+        self.log_dict(
+            {f"{split}/loss": losses.total.detach(), **values},
+            on_step=split == "train",
+            on_epoch=split != "train",
+            batch_size=size,
+            sync_dist=sync,
+        )
+
+
+def mixed_seed(*parts: int) -> int:
+    """One well-mixed 63-bit seed from several small integers (splitmix64's finaliser)."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state ^ (part & (2**64 - 1))) * 0xBF58476D1CE4E5B9 % 2**64
+        state ^= state >> 27
+        state = state * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return state >> 1
+
+
+def constant_prediction(model: MultiMAE, reconstruction: Reconstruction) -> Reconstruction:
+    """What a model that has learnt nothing but the statistics would predict.
+
+    The training mean (0 after normalisation) for continuous tasks, the training frequency of each
+    class for class maps.
+    """
+    predictions = {}
+    for task in model.tasks:
+        predicted = reconstruction.predictions[task.name]
+        constant = torch.zeros_like(predicted)
+        modality = model.modalities[task.modality]
+        if modality.categorical and model.statistics is not None:
+            counts = torch.from_numpy(model.statistics.class_counts[modality.name])
+            log_share = ((counts + 1e-3) / (counts + 1e-3).sum()).log().to(constant)
+            positions = predicted.shape[-1] // len(log_share)
+            constant = constant + log_share.repeat_interleave(positions)
+        predictions[task.name] = constant
+    return Reconstruction(predictions, reconstruction.states, reconstruction.patches)

@@ -1,0 +1,347 @@
+"""A recipe: everything that decides a pre-training run, typed, from YAML and back.
+
+No torch here: the CLI shows every field with its default. An unknown key is an error that names
+the nearest valid one. The resolved recipe is written into the run folder and the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
+from multimae_eo.model.config import DecoderConfig, EncoderConfig
+
+
+@dataclass(kw_only=True)
+class TaskRecipe:
+    """An output. See ``modality.Task``.
+
+    Args:
+        modality: What is predicted.
+        loss: mse, l1, huber or cross_entropy; by default what suits the modality.
+        weight: Factor in the total loss.
+        patch_normalise: Standardise the target within each patch.
+    """
+
+    modality: str
+    loss: LossName | None = None
+    weight: float = 1.0
+    patch_normalise: bool = False
+
+
+@dataclass(kw_only=True)
+class ModelRecipe:
+    """The network's size.
+
+    Args:
+        encoder: A named size (nano, tiny, small, base, large), or width, depth, heads, mlp_ratio.
+        decoder: Width, depth, heads and mlp_ratio of every task's decoder.
+        patch: Side of a patch in pixels of the finest modality; others cover the same ground.
+        stride: Per class map, keep every stride-th pixel only (nearest).
+        global_tokens: Learned tokens that see all others.
+        position_grid: Side of the table of positions.
+        modality_embeddings: Add a learned vector per modality to the encoder's inputs.
+    """
+
+    encoder: str | EncoderConfig = "base"
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    patch: int = 8
+    stride: dict[str, int] = field(default_factory=dict)
+    global_tokens: int = 1
+    position_grid: int = 28
+    modality_embeddings: bool = False
+
+
+@dataclass(kw_only=True)
+class MaskingRecipe:
+    """Which tokens the encoder sees.
+
+    Args:
+        visible: Visible tokens per sample, over all modalities.
+        alpha: Dirichlet concentration; small favours few modalities, large an even share.
+        inputs: Modalities that may be visible (default all); the rest are targets only.
+    """
+
+    visible: int = 49
+    alpha: float = 1.0
+    inputs: list[str] | None = None
+
+
+@dataclass(kw_only=True)
+class OptimRecipe:
+    """AdamW with warm-up and cosine decay.
+
+    Args:
+        lr: Base learning rate per 256 samples of effective batch.
+        weight_decay: On matrices only: never on biases, norms, tokens or embeddings.
+        betas: AdamW's two decay rates.
+        warmup_epochs: Linear warm-up from 0.
+        min_lr: Base learning rate at the end.
+        clip: Largest norm of the gradient (none: no clipping).
+        ema: Decay of the averaged weights that are validated and saved (none: no averaging).
+        learned_task_weights: Weigh tasks by learned uncertainty.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_epochs: float = 1.0
+    min_lr: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    learned_task_weights: bool = False
+
+
+@dataclass(kw_only=True)
+class DataRecipe:
+    """How chips are cut and batched.
+
+    Args:
+        chip: Side of the window in pixels of the finest modality (none: whole chips).
+        batch_size: Samples per step and device.
+        workers: Processes that read ahead.
+        val_fraction: Share of chips kept for validation where the data declare no split.
+        flips: Random horizontal and vertical flips.
+        turns: Random quarter turns.
+        statistics_chips: At most so many training chips are read to compute statistics.
+    """
+
+    chip: int | None = 56
+    batch_size: int = 64
+    workers: int = 0
+    val_fraction: float = 0.1
+    flips: bool = True
+    turns: bool = False
+    statistics_chips: int = 20000
+
+
+@dataclass(kw_only=True)
+class RunRecipe:
+    """How long, how precisely, and what is recorded.
+
+    Args:
+        epochs: Passes over the training chips.
+        seed: Decides weights, order, windows and masks.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        accumulate: Batches per optimiser step.
+        devices: Number of devices or processes; auto takes what there is.
+        accelerator: cpu, gpu or auto.
+        val_every: Validate every so many epochs.
+        pictures_every: Draw reconstructions every so many epochs (0: only at the end).
+        checkpoint_steps: Also write a checkpoint every so many steps (0: at epochs' ends only).
+        log_every: Write losses every so many steps.
+    """
+
+    epochs: int = 100
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate: int = 1
+    devices: int | str = "auto"
+    accelerator: str = "auto"
+    val_every: int = 1
+    pictures_every: int = 10
+    checkpoint_steps: int = 0
+    log_every: int = 20
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A pre-training run.
+
+    Args:
+        modalities: Inputs and targets, in order (default: all the data have).
+        tasks: Outputs by name (default: one per modality).
+        model: The network's size.
+        masking: Which tokens the encoder sees.
+        optim: The optimiser.
+        data: How chips are cut and batched.
+        run: How long, how precisely, and what is recorded.
+    """
+
+    modalities: list[str] = field(default_factory=list)
+    tasks: dict[str, TaskRecipe] = field(default_factory=dict)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    masking: MaskingRecipe = field(default_factory=MaskingRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; ``load_recipe`` is its inverse."""
+        record = asdict(self)
+        record["optim"]["betas"] = list(self.optim.betas)
+        text = io.StringIO()
+        yaml.safe_dump(record, text, sort_keys=False)
+        return text.getvalue()
+
+    def resolve(self, available: ModalitySet) -> tuple[ModalitySet, tuple[Task, ...]]:
+        """The modalities and tasks of this recipe on given data; ConfigError where they lack."""
+        names = self.modalities or list(available)
+        modalities = available.select(names)
+        for name in self.masking.inputs or ():
+            if name not in modalities:
+                raise ConfigError(
+                    f"masking.inputs: no modality {name!r}; {did_you_mean(name, modalities)}"
+                )
+        if self.tasks:
+            tasks = [
+                Task(
+                    name=name,
+                    modality=t.modality,
+                    loss=t.loss or modalities[t.modality].default_loss,
+                    weight=t.weight,
+                    patch_normalise=t.patch_normalise,
+                )
+                for name, t in self.tasks.items()
+            ]
+        else:
+            tasks = [Task(name=n, modality=n, loss=m.default_loss) for n, m in modalities.items()]
+        return modalities, validate_tasks(tasks, modalities)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("multimae_eo") / "recipes"
+    return tuple(
+        sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    )
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by name or from a YAML file, then apply ``--a.b=value`` overrides.
+
+    Raises ConfigError for an unknown name, key, or a value of the wrong type.
+    """
+    text, where = _recipe_text(name)
+    try:
+        record = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {_one_line(error)}") from error
+    check_keys(record, Recipe, where=where)
+    return parse_recipe(record, overrides, where=where)
+
+
+def parse_recipe(
+    record: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
+) -> Recipe:
+    """Build a typed Recipe from plain data and overrides; see ``load_recipe``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(Recipe)
+    for item in overrides:
+        if item.startswith("--"):
+            _check_override(item)
+    try:
+        values = parser.parse_object(dict(record))
+        if overrides:
+            values = parser.parse_args(list(overrides), namespace=values)
+        built = parser.instantiate_classes(values)
+    except Exception as error:
+        raise ConfigError(f"{where}: {_one_line(error)}") from error
+    recipe = Recipe(**vars(built))
+    _check_values(recipe, where)
+    return recipe
+
+
+def options_help(kind: Any = Recipe, prefix: str = "--") -> str:
+    """Every option with its default and meaning, from the dataclasses' docstrings."""
+    meanings = dict(re.findall(r"^\s+(\w+): (.+)$", kind.__doc__ or "", flags=re.MULTILINE))
+    lines = []
+    for f in dataclasses.fields(kind):
+        inner = get_type_hints(kind)[f.name]
+        if dataclasses.is_dataclass(inner) and inner is not DecoderConfig:
+            lines.append(options_help(inner, f"{prefix}{f.name}."))
+            continue
+        made = f.default_factory() if callable(f.default_factory) else f.default
+        default = f" (default {made})" if made not in (None, [], {}) and f.name != "decoder" else ""
+        lines.append(f"  {prefix}{f.name}\n      {meanings.get(f.name, '')}{default}")
+    return "\n".join(lines)
+
+
+def check_keys(record: Any, kind: Any, *, where: str) -> None:
+    """Walk plain data beside a dataclass; ConfigError names the nearest valid key."""
+    if not isinstance(record, Mapping):
+        raise ConfigError(f"{where}: expected keys and values, got {type(record).__name__}")
+    hints = get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key, value in record.items():
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), names)}")
+        inner = hints[key]
+        if dataclasses.is_dataclass(inner):
+            check_keys({} if value is None else value, inner, where=f"{where}: {key}")
+        elif get_origin(inner) is dict and dataclasses.is_dataclass(get_args(inner)[1]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {key}: expected named entries")
+            for name, entry in value.items():
+                check_keys(entry, get_args(inner)[1], where=f"{where}: {key}.{name}")
+
+
+def _check_override(item: str) -> None:
+    """Turn an unknown ``--a.b=value`` into an error that names the nearest option."""
+    option = item.split("=", maxsplit=1)[0].removeprefix("--")
+    kind: Any = Recipe
+    for depth, part in enumerate(parts := option.split(".")):
+        if not dataclasses.is_dataclass(kind):
+            return
+        names = [f.name for f in dataclasses.fields(kind)]
+        if part not in names:
+            prefix = ".".join(parts[:depth])
+            valid = [f"{prefix}.{n}" if prefix else n for n in names]
+            raise ConfigError(
+                f"unknown option --{option}; "
+                + did_you_mean(f"{prefix}.{part}" if prefix else part, valid)
+            )
+        kind = get_type_hints(kind)[part]
+
+
+def _check_values(recipe: Recipe, where: str) -> None:
+    rules = (
+        ("model.patch", recipe.model.patch, 1),
+        ("masking.visible", recipe.masking.visible, 1),
+        ("data.batch_size", recipe.data.batch_size, 1),
+        ("data.workers", recipe.data.workers, 0),
+        ("run.epochs", recipe.run.epochs, 1),
+        ("run.accumulate", recipe.run.accumulate, 1),
+        ("run.val_every", recipe.run.val_every, 1),
+        ("run.log_every", recipe.run.log_every, 1),
+    )
+    for name, value, least in rules:
+        if value < least:
+            raise ConfigError(f"{where}: {name} must be ≥ {least}, got {value}")
+    if recipe.masking.alpha <= 0:
+        raise ConfigError(f"{where}: masking.alpha must be > 0, got {recipe.masking.alpha}")
+    if not 0 <= recipe.data.val_fraction < 1:
+        raise ConfigError(
+            f"{where}: data.val_fraction must be in [0, 1), got {recipe.data.val_fraction}"
+        )
+    if recipe.optim.ema is not None and not 0 < recipe.optim.ema < 1:
+        raise ConfigError(f"{where}: optim.ema must be in (0, 1), got {recipe.optim.ema}")
+
+
+def _recipe_text(name: str | Path) -> tuple[str, str]:
+    path = Path(name)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if str(name) in recipe_names():
+        packaged = resources.files("multimae_eo") / "recipes" / f"{name}.yaml"
+        return packaged.read_text(encoding="utf-8"), f"recipe {name}"
+    raise ConfigError(f"no recipe {str(name)!r}; {did_you_mean(str(name), recipe_names())}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

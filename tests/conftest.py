@@ -1,0 +1,81 @@
+"""Shared fixtures: small batches of made-up modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.sample import Calibration, Sample
+from multimae_eo.statistics import Statistics
+
+SIZE = 16
+
+
+@pytest.fixture(scope="session")
+def modalities() -> ModalitySet:
+    """Optical with product levels, elevation, and a class map."""
+    return ModalitySet(
+        [
+            make_modality("rgb", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
+            make_modality("elevation", sensor_name="dem", bands=("elevation",)),
+            class_map("landcover", legend_name="esa_worldcover"),
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def make_sample(modalities: ModalitySet) -> Callable[..., Sample]:
+    def make(seed: int, *, names: tuple[str, ...] | None = None, size: int = SIZE) -> Sample:
+        rng = np.random.default_rng(seed)
+        pixels = {
+            "rgb": rng.integers(1, 4000, (3, size, size)).astype(np.uint16),
+            "elevation": rng.integers(-20, 900, (1, size, size)).astype(np.int16),
+            "landcover": rng.choice([10, 30, 50, 80], (1, size, size)).astype(np.uint8),
+        }
+        kept = {n: p for n, p in pixels.items() if names is None or n in names}
+        level = "l1c" if seed % 2 else "l2a"
+        calibration = {"rgb": Calibration(scale=1e-4, level=level)} if "rgb" in kept else {}
+        return Sample(key=f"chip-{seed}", pixels=kept, calibration=calibration, label=seed % 3)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def statistics(modalities: ModalitySet, make_sample: Callable[..., Sample]) -> Statistics:
+    found = Statistics(modalities)
+    for seed in range(8):
+        found.update(make_sample(seed))
+    return found
+
+
+@pytest.fixture
+def make_model(modalities: ModalitySet, statistics: Statistics) -> Callable[..., MultiMAE]:
+    def make(**changes: object) -> MultiMAE:
+        import torch
+
+        torch.manual_seed(0)
+        settings: dict[str, object] = {
+            "encoder": EncoderConfig(width=32, depth=2, heads=2),
+            "decoder": DecoderConfig(width=16, depth=1, heads=2),
+            "inputs": {
+                "rgb": InputConfig(size=SIZE, patch=4),
+                "elevation": InputConfig(size=SIZE, patch=4),
+                "landcover": InputConfig(size=SIZE, patch=2, stride=2),
+            },
+        }
+        config = ModelConfig(**{**settings, **changes})  # type: ignore[arg-type]
+        tasks = [
+            Task(name="rgb", modality="rgb"),
+            Task(name="elevation", modality="elevation", loss="l1"),
+            Task(name="landcover", modality="landcover", loss="cross_entropy"),
+            Task(name="norm_rgb", modality="rgb", patch_normalise=True),
+        ]
+        return MultiMAE(modalities, tasks, config, statistics)
+
+    return make
