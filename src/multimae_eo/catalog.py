@@ -137,9 +137,9 @@ _SENSORS = (
         unit="m",
         bands=(
             _plain("elevation", -500.0, 9000.0, "dem", "cop_dem", "srtm", "aster", "height"),
-            Band(name="slope", aliases=(), physical_range=(0.0, 90.0)),
         ),
     ),
+    Sensor(name="slope", unit="degree", bands=(_plain("slope", 0.0, 90.0),)),
     Sensor(
         name="canopy_height",
         aliases=("canopy_height_eth",),
@@ -317,7 +317,7 @@ _MODALITIES = (
     ),
     make_modality("elevation", sensor_name="dem", bands=("elevation",)),
     make_modality("depth", sensor_name="dem", bands=("elevation",)),
-    make_modality("slope", sensor_name="dem", bands=("slope",)),
+    make_modality("slope", sensor_name="slope", bands=("slope",)),
     make_modality("canopy_height", sensor_name="canopy_height", bands=("canopy_height",)),
     make_modality("ndvi", sensor_name="index", bands=("ndvi",)),
     class_map("esa_worldcover", legend_name="esa_worldcover", gsd_m=10.0),

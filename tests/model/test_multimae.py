@@ -312,3 +312,19 @@ def test_all_visible_shows_what_was_observed(make_model, make_sample, modalities
     assert (states[0, elevation] == TokenState.MASKED).all()
     assert (states[1, rgb] == TokenState.ABSENT).all()
     assert (states[1, elevation] == TokenState.MASKED).all()
+
+
+def test_draws_hide_every_input_patch_equally_often(make_model, make_sample, modalities):
+    from multimae_eo.model.reconstruct import _halves
+
+    batch = collate([make_sample(0), make_sample(1, names=("rgb",))], modalities)
+    patches = make_model().patchify(batch)
+    names = ("rgb", "elevation")
+    shown = all_visible(patches, names)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack(list(_halves(patches, shown, names, 6, generator)))
+    hidden = ((drawn == TokenState.MASKED) & (shown == TokenState.VISIBLE)).sum(dim=0)
+    assert (hidden[shown == TokenState.VISIBLE] == 3).all()
+    assert ((drawn == TokenState.VISIBLE).sum(dim=2) > 0).all()
+    landcover = patches.layout.slices["landcover"]
+    assert (drawn[:, 0, landcover] == TokenState.MASKED).all()

@@ -226,7 +226,7 @@ class MultiMAE(nn.Module):
         flat = torch.cat(vectors)
         place = torch.cat(places).to(device, non_blocking=True)
         x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, place, flat)
-        return x.reshape(size, count, -1)
+        return x.reshape(size, count, flat.shape[1])
 
     def encode(self, batch: Batch, inputs: Sequence[str] | None = None) -> Features:
         """Encode every observed token of ``inputs`` (default: all the batch has).

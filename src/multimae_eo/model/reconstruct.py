@@ -6,7 +6,7 @@ which few patches were seen, it is large. It measures the model's sensitivity, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,8 +49,9 @@ def reconstruct(
     """Predict modalities from ``inputs`` (default: all the batch has).
 
     A hidden modality is predicted from every observed token of the inputs. A modality that is
-    itself an input is predicted, patch by patch, from draws in which the patch was hidden. Each
-    draw shows half of the inputs' tokens. ``outputs``: modalities (default: all with a task).
+    itself an input is predicted, patch by patch, from draws in which the patch was hidden. Draws
+    come in pairs, a random half of the inputs' tokens and then the other half, so that every patch
+    is hidden equally often. ``outputs``: modalities (default: all with a task).
     Patch-normalised tasks have no physical unit and are left out.
 
     Raises:
@@ -68,17 +69,7 @@ def reconstruct(
     full = model(patches, shown, tasks=list(tasks))
     sums = {t: _Sums() for t in tasks}
     generator = torch.Generator().manual_seed(seed)
-    half = max(1, int(counts.min()) // 2)
-    for _ in range(draws):
-        states = sample_states(
-            patches.layout,
-            None if patches.observed is None else patches.observed.cpu(),
-            batch_size=len(batch),
-            visible=half,
-            alpha=4.0,
-            inputs=names,
-            generator=generator,
-        )
+    for states in _halves(patches, shown, names, draws, generator):
         drawn = model(patches, states, tasks=list(tasks))
         for name, task in tasks.items():
             part = patches.layout.slices[task.modality]
@@ -103,6 +94,36 @@ def _tasks(model: MultiMAE, outputs: Sequence[str] | None) -> dict[str, Task]:
         if name not in able:
             raise ConfigError(f"the model cannot predict {name!r}; {did_you_mean(name, able)}")
     return {t.name: t for m, t in able.items() if outputs is None or m in outputs}
+
+
+def _halves(
+    patches: Patches,
+    shown: Tensor,
+    names: tuple[str, ...],
+    draws: int,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """States of each draw: a random half of what may be shown, then the rest, and so on."""
+    shown = shown.cpu()
+    able = shown == TokenState.VISIBLE
+    half = max(1, int(able.sum(dim=1).min()) // 2)
+    states = shown
+    for draw in range(draws):
+        if draw % 2 == 0:
+            states = sample_states(
+                patches.layout,
+                shown != TokenState.ABSENT,
+                batch_size=len(shown),
+                visible=half,
+                alpha=4.0,
+                inputs=names,
+                generator=generator,
+            )
+            yield states
+        else:
+            rest = able & (states != TokenState.VISIBLE)
+            hidden = shown.masked_fill(able, int(TokenState.MASKED))
+            yield hidden.masked_fill(rest, int(TokenState.VISIBLE))
 
 
 class _Sums:

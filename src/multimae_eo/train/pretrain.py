@@ -10,16 +10,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from multimae_eo.errors import CheckpointError, ConfigError, OutputError
-from multimae_eo.infer.reconstruct import draw_reconstruction
+from multimae_eo.infer.figures import reconstruction_figure, save_figure
+from multimae_eo.infer.views import chip_views
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.report import run_report
 from multimae_eo.sources import Source
@@ -224,24 +227,33 @@ def _validation(source: Source, val: Any, modalities: Any, recipe: Recipe) -> An
 
 
 def _picture(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:
-    """A function that draws the same few validation chips each time."""
-    chosen = val[:: max(1, len(val) // _PICTURED)][:_PICTURED]
+    """A function that draws the same few validation chips each time.
+
+    Only the first input is given, so that the picture shows what the model infers from it.
+    """
+    given = (recipe.masking.inputs or list(modalities))[:1]
+    spread = val[:: max(1, len(val) // _PICTURED)]
+    having = (i for i in spread if given[0] in source.read(int(i), list(modalities)).pixels)
+    chosen = np.array(list(islice(having, _PICTURED)), dtype=np.int64)
 
     def draw(model: MultiMAE, path: Path) -> None:
         if not len(chosen):
             return
-        batch = next(
-            iter(
-                make_loader(
-                    source, chosen, batch_size=len(chosen), modalities=list(modalities),
-                    chip=recipe.data.chip, train=False, seed=0,
-                )
-            )
-        )  # fmt: skip
+        loader = make_loader(
+            source,
+            chosen,
+            batch_size=len(chosen),
+            modalities=list(modalities),
+            chip=recipe.data.chip,
+            train=False,
+            seed=0,
+        )
+        batch = next(iter(loader))
         device = next(model.parameters()).device
         was_training = model.training
         model.eval()
-        draw_reconstruction(model, batch.to(device), path)
+        said = model.reconstruct(batch.to(device), given, draws=4)
+        save_figure(reconstruction_figure(chip_views(batch, said, inputs=given)), path)
         model.train(was_training)
 
     return draw

@@ -1,0 +1,1 @@
+"""Using a trained model: reconstructing chips, drawing and scoring what it says."""

@@ -1,0 +1,251 @@
+"""How good a reconstruction is, in the modality's own unit, beside what guessing would score.
+
+Everything streams in float64 over batches, on valid pixels of present modalities only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import ContractError
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Batch
+from multimae_eo.statistics import Moments, Statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+
+class Reconstructed(Protocol):
+    """A modality predicted for a batch, at the chips' own size.
+
+    Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` alike or (B, 1, H, W).
+    Categorical: ``mean`` (B, classes, H, W) probabilities in legend order, ``spread`` (B, 1, H, W)
+    their entropy in nats.
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        """The prediction."""
+
+    @property
+    def spread(self) -> Tensor:
+        """How uncertain it is."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was observed, as NumPy arrays.
+
+    ``values``: float64 (B, C, H, W) in physical units, or int64 (B, 1, H, W) legend indices with
+    -1 where the id is in no legend. ``valid``: bool, of the same shape.
+    """
+
+    values: npt.NDArray[Any]
+    valid: Bool
+
+
+def truth_of(batch: Batch, name: str) -> Truth | None:
+    """The observed pixels of a modality in physical units; None where no chip of the batch has it.
+
+    Chips that lack the modality are nowhere valid.
+    """
+    if name not in batch.modalities or name not in batch.pixels:
+        return None
+    modality, column = batch.modalities[name], batch.modalities.index(name)
+    raw = batch.pixels[name].detach().cpu().numpy()
+    valid = np.ones(raw.shape, dtype=bool)
+    if name in batch.valid:
+        valid &= batch.valid[name].detach().cpu().numpy()
+    valid &= batch.present[:, column].cpu().numpy()[:, None, None, None]
+    if modality.categorical:
+        index = legend_index(raw, modality)
+        return Truth(index, valid & (index >= 0))
+    scale, offset = (
+        t[:, column].cpu().numpy().astype(np.float64)[:, None, None, None]
+        for t in (batch.scale, batch.offset)
+    )
+    values = raw * scale + offset
+    return Truth(values, valid & np.isfinite(values))
+
+
+def legend_index(ids: npt.NDArray[Any], modality: Modality) -> npt.NDArray[np.int64]:
+    """Class ids as stored → indices into the legend; -1 for ids the legend does not hold."""
+    order = np.argsort(modality.class_ids)
+    known = np.asarray(modality.class_ids)[order]
+    place = np.clip(np.searchsorted(known, ids), 0, len(known) - 1)
+    return np.where(known[place] == ids, order[place], -1).astype(np.int64)
+
+
+class ReconstructionScores:
+    """Streaming scores of reconstructions against what was observed.
+
+    ``modalities``: what may be scored. ``names``: only these. ``statistics``: of the training
+    data; its means and most frequent classes are the baselines. Without it R² is against the
+    scored pixels' own mean, and the baseline class is the scored pixels' most frequent.
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySet,
+        *,
+        names: Iterable[str] | None = None,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self._scores: dict[str, _Continuous | _Categorical] = {}
+        for name in modalities if names is None else names:
+            modality = modalities[name]
+            known = statistics if statistics and name in statistics.modalities else None
+            if modality.categorical:
+                self._scores[name] = _Categorical(
+                    modality, None if known is None else known.class_counts[name]
+                )
+            else:
+                self._scores[name] = _Continuous(
+                    modality, None if known is None else known.mean_std(name)[0]
+                )
+
+    def update(self, batch: Batch, reconstructed: Mapping[str, Reconstructed]) -> None:
+        """Add a batch: every modality that was reconstructed and is there to compare with."""
+        for name, score in self._scores.items():
+            truth = truth_of(batch, name) if name in reconstructed else None
+            if truth is None:
+                continue
+            mean = reconstructed[name].mean.detach().cpu().numpy().astype(np.float64)
+            if mean.shape[-2:] != truth.values.shape[-2:] or len(mean) != len(truth.values):
+                raise ContractError(
+                    f"{name}: reconstruction {mean.shape} does not fit the chips, "
+                    f"{truth.values.shape}"
+                )
+            column = batch.modalities.index(name)
+            score.add(truth, mean, batch.level[:, column].cpu().numpy())
+
+    def compute(self) -> dict[str, dict[str, Any]]:
+        """Scores by modality, JSON-ready; modalities without any scored pixel are left out.
+
+        Continuous: ``r2``, ``rmse``, ``mae`` over all bands and in ``bands``. Categorical:
+        ``accuracy``, ``miou`` (over classes that occur or are predicted), ``iou`` by class, and
+        ``confusion[truth][predicted]``. Each has ``pixels`` and a ``baseline``.
+        """
+        return {name: s.result() for name, s in self._scores.items() if s.pixels}
+
+
+class _Continuous:
+    def __init__(self, modality: Modality, mean: Array | None) -> None:
+        self.modality, self.mean = modality, mean
+        self.observed = Moments.empty(modality.channels)
+        # Rows: squared and absolute errors of the prediction, then of the baseline; per band.
+        self.sums = np.zeros((4, modality.channels))
+
+    @property
+    def pixels(self) -> int:
+        return int(self.observed.count.max())
+
+    def add(self, truth: Truth, mean: Array, level: npt.NDArray[np.int64]) -> None:
+        values, valid = np.moveaxis(truth.values, 1, 0), np.moveaxis(truth.valid, 1, 0)
+        self.observed = self.observed.merge(Moments.of(values, valid))
+        guesses = [np.moveaxis(mean, 1, 0)]
+        if self.mean is not None:
+            guesses.append(self.mean[level].T[:, :, None, None])
+        for row, guess in enumerate(guesses):
+            error = np.where(valid, values - guess, 0.0)
+            self.sums[2 * row] += (error**2).sum(axis=(1, 2, 3))
+            self.sums[2 * row + 1] += np.abs(error).sum(axis=(1, 2, 3))
+
+    def result(self) -> dict[str, Any]:
+        count = self.observed.count
+        total = self.observed.m2 if self.mean is None else self.sums[2]
+        r2 = [_r2(e, t) if n else None for e, t, n in zip(self.sums[0], total, count, strict=True)]
+        known = [v for v in r2 if v is not None]
+        return {
+            "kind": "continuous",
+            "unit": self.modality.unit,
+            "pixels": self.pixels,
+            "r2": sum(known) / len(known) if known else None,
+            "rmse": _root(self.sums[0].sum() / count.sum()),
+            "mae": float(self.sums[1].sum() / count.sum()),
+            "baseline": self._baseline(total, count),
+            "bands": {
+                band: {"r2": r2[i], "rmse": _root(sse / n), "mae": float(sae / n)}
+                for i, (band, sse, sae, n) in enumerate(
+                    zip(self.modality.band_names, self.sums[0], self.sums[1], count, strict=True)
+                )
+                if n
+            },
+        }
+
+    def _baseline(self, total: Array, count: Array) -> dict[str, Any]:
+        found = {"r2": 0.0, "rmse": _root(total.sum() / count.sum())}
+        if self.mean is None:
+            return {"predicts": "the mean of the scored pixels", **found}
+        mae = float(self.sums[3].sum() / count.sum())
+        return {"predicts": "the training mean", **found, "mae": mae}
+
+
+class _Categorical:
+    def __init__(self, modality: Modality, class_counts: Array | None) -> None:
+        self.modality, self.class_counts = modality, class_counts
+        self.confusion = np.zeros((len(modality.classes),) * 2, dtype=np.int64)
+
+    @property
+    def pixels(self) -> int:
+        return int(self.confusion.sum())
+
+    def add(self, truth: Truth, mean: Array, level: npt.NDArray[np.int64]) -> None:
+        classes = len(self.confusion)
+        if mean.shape[1] != classes:
+            raise ContractError(
+                f"{self.modality.name}: expected {classes} class probabilities, got {mean.shape[1]}"
+            )
+        said = mean.argmax(axis=1)[:, None]
+        pair = truth.values[truth.valid] * classes + said[truth.valid]
+        self.confusion += np.bincount(pair, minlength=classes**2).reshape(classes, classes)
+
+    def result(self) -> dict[str, Any]:
+        counts = self.confusion.sum(axis=1)
+        trained = self.class_counts if self.class_counts is not None else np.zeros(0)
+        known = trained.sum() > 0
+        usual = int(np.argmax(trained if known else counts))
+        guess = np.zeros_like(self.confusion)
+        guess[:, usual] = counts
+        names = self.modality.class_names
+        iou = _iou(self.confusion)
+        return {
+            "kind": "categorical",
+            "pixels": self.pixels,
+            "accuracy": float(np.trace(self.confusion) / self.pixels),
+            "miou": float(np.nanmean(iou)),
+            "iou": {n: float(v) for n, v in zip(names, iou, strict=True) if np.isfinite(v)},
+            "baseline": {
+                "predicts": f"{names[usual]!r} everywhere, the most frequent class"
+                + (" in training" if known else ""),
+                "accuracy": float(np.trace(guess) / self.pixels),
+                "miou": float(np.nanmean(_iou(guess))),
+            },
+            "classes": list(names),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def _iou(confusion: npt.NDArray[np.int64]) -> Array:
+    """Intersection over union per class; NaN for classes that neither occur nor are predicted."""
+    hit = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
+    return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+
+
+def _r2(squared_error: float, total: float) -> float | None:
+    """1 - SSE / SST; None where the truth does not vary."""
+    return float(1.0 - squared_error / total) if total > 0 else None
+
+
+def _root(value: float) -> float:
+    return float(np.sqrt(value))

@@ -1,0 +1,87 @@
+"""What a folder is: a chip store, a model folder or a run folder, in a few lines."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multimae_eo.errors import ConfigError, FormatError
+
+
+def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
+    """Facts about a store, model or run folder, ready for JSON.
+
+    ``verify``: also check every checksum of a store. Raises ConfigError when it is none of these,
+    FormatError when a store's files were changed.
+    """
+    if (path / "store.json").is_file():
+        return _store(path, verify)
+    if (path / "config.json").is_file() and (path / "modalities.json").is_file():
+        return _model(path)
+    if (path / "recipe.yaml").is_file():
+        return _run(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder")
+    raise ConfigError(
+        f"{path}: neither a chip store (store.json), a model folder (config.json), nor a run "
+        "folder (recipe.yaml)"
+    )
+
+
+def _store(path: Path, verify: bool) -> dict[str, Any]:
+    from multimae_eo.store.reader import ChipStore
+
+    store = ChipStore(path)
+    record = {"what": "chip store", **store.info()}
+    if verify:
+        damaged = store.verify()
+        if damaged:
+            raise FormatError(f"{path}: changed since written: {', '.join(damaged[:5])}")
+        record["checksums"] = "all as written"
+    return record
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from multimae_eo.model.folder import model_hash
+    from multimae_eo.model.multimae import MultiMAE
+
+    model = MultiMAE.from_pretrained(path)
+    encoder = model.config.encoder
+    return {
+        "what": "model",
+        "hash": model_hash(path),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "encoder": f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads",
+        "chip": model.config.sizes,
+        "modalities": {n: ", ".join(m.band_names) for n, m in model.modalities.items()},
+        "tasks": {t.name: t.loss for t in model.tasks},
+        "statistics": "none: refuses data" if model.statistics is None else "carried",
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+    record: dict[str, Any] = {
+        "what": "run",
+        "data": recipe["source"]["spec"] or recipe["source"]["name"],
+        "chips": recipe["source"]["chips"],
+        "epochs": recipe["run"]["epochs"],
+        "finished": (path / "model" / "config.json").is_file(),
+    }
+    metrics = path / "metrics.csv"
+    if metrics.is_file():
+        with metrics.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        record["step"] = int(rows[-1]["step"]) if rows else 0
+        validated = [r for r in rows if r.get("val/loss")]
+        if validated:
+            last = validated[-1]
+            record["validation"] = {
+                k.removeprefix("val/"): float(v)
+                for k, v in last.items()
+                if k.startswith("val/") and v
+            }
+    return record
