@@ -223,7 +223,7 @@ def _reconstruct_options(parser: Any) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder to write")
     parser.add_argument("--split", type=str, default=None, help="chips of this split only")
     parser.add_argument("--limit", type=int, default=8, help="chips to picture")
-    parser.add_argument("--arrays", type=bool, default=False, help="write arrays (.npz), too")
+    parser.add_argument("--arrays", action="store_true", help="write arrays (.npz), too")
     parser.add_argument("--draws", type=int, default=8, help="random subsets for the spread")
 
 
@@ -248,16 +248,22 @@ def _reconstruct(options: Any, _: list[str]) -> None:
         ):
             print(path)
         return
-    from multimae_eo.infer.reconstruct import reconstruct_chips
+    from multimae_eo.infer.reconstruct import ReconstructOptions, reconstruct_chips
     from multimae_eo.sources import open_source
 
+    outputs = _names(options.outputs)
     result = reconstruct_chips(
         model,
         open_source(options.data),
         inputs=inputs,
         out=Path(options.out),
         split=options.split,
-        limit=options.limit,
+        options=ReconstructOptions(
+            limit=options.limit,
+            outputs=None if outputs is None else tuple(outputs),
+            arrays=options.arrays,
+            draws=options.draws,
+        ),
     )
     _print_json(result)
 

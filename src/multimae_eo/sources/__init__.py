@@ -22,8 +22,10 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
     """
     if not isinstance(spec, str | Path):
         specs = list(spec)
-        return open_source(specs[0]) if len(specs) == 1 else ConcatSource(
-            [open_source(s) for s in specs]
+        return (
+            open_source(specs[0])
+            if len(specs) == 1
+            else ConcatSource([open_source(s) for s in specs])
         )
     text = str(spec)
     if "," in text and not Path(text).exists():

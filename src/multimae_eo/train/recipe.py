@@ -246,7 +246,7 @@ def parse_recipe(
         values = parser.parse_object(dict(record))
         if overrides:
             values = parser.parse_args(list(overrides), namespace=values)
-        built = parser.instantiate_classes(values)
+        built = parser.instantiate(values)
     except Exception as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from error
     recipe = Recipe(**vars(built))

@@ -1,0 +1,1 @@
+"""How good frozen features are, honestly: probes beside trivial baselines, with intervals."""

@@ -1,0 +1,144 @@
+"""YAML read strictly: duplicate and unknown keys are refused, and every error says where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multimae_eo.errors import ConfigError, did_you_mean
+
+
+def one_line(text: object, limit: int = 160) -> str:
+    """``text`` on a single line, cut at ``limit`` characters, for messages."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML itself keeps the last, silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        # Only keys as written: merged ones (<<) may be overridden.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key_node, yaml.ScalarNode) and not key_node.tag.endswith(":merge"):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path) -> Any:
+    """Read one YAML document; ConfigError names the file and the line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from error
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: YAML: {one_line(error.problem)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: YAML: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Section:
+    """A mapping of a YAML file with typed access; ``where`` leads every error message."""
+
+    where: str
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, where: str, record: object, keys: Sequence[str]) -> Section:
+        """Check that ``record`` is a mapping with no other than the valid ``keys``."""
+        if not isinstance(record, Mapping):
+            raise ConfigError(
+                f"{where}: expected a mapping with keys among {', '.join(keys)}; "
+                f"got {one_line(repr(record), 60)}"
+            )
+        for key in record:
+            if key not in keys:
+                raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), keys)}")
+        return cls(where, record)
+
+    def __contains__(self, key: str) -> bool:
+        return self.record.get(key) is not None
+
+    def error(self, key: str, message: str) -> ConfigError:
+        """A ConfigError about one key, showing its value."""
+        got = one_line(repr(self.record.get(key)), 80)
+        return ConfigError(f"{self.where}: {key}: {message}; got {got}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as parsed; ``default`` where it is missing or null."""
+        value = self.record.get(key)
+        return default if value is None else value
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, "expected text (quote it)")
+        if any(ord(ch) < 32 for ch in value):
+            raise self.error(key, "no line breaks or control characters here")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A boolean, false by default."""
+        value = self.get(key, False)
+        if not isinstance(value, bool):
+            raise self.error(key, "expected true or false")
+        return value
+
+    def number(self, key: str) -> float | None:
+        """A finite number, or None where it is missing."""
+        if key not in self:
+            return None
+        number = as_number(self.get(key))
+        if number is None or not math.isfinite(number):
+            raise self.error(key, "expected a finite number")
+        return number
+
+    def numbers(self, key: str) -> tuple[float, ...] | None:
+        """A number (``nan`` allowed) or a list of them, or None where it is missing."""
+        if key not in self:
+            return None
+        value = self.get(key)
+        found = [as_number(v) for v in (value if isinstance(value, list) else [value])]
+        if any(n is None for n in found):
+            raise self.error(key, "expected a number, nan, or a list of numbers")
+        return tuple(n for n in found if n is not None)
+
+    def names(self, key: str) -> tuple[str, ...] | None:
+        """A list of distinct names (whole numbers become text), or None where it is missing."""
+        if key not in self:
+            return None
+        value = self.get(key)
+        if not isinstance(value, list) or not all(
+            isinstance(v, str | int) and not isinstance(v, bool) and str(v) for v in value
+        ):
+            raise self.error(key, "expected a list of names (quote yes, no, on and off)")
+        found = tuple(str(v) for v in value)
+        if len(set(found)) != len(found):
+            raise self.error(key, "a name is given twice")
+        return found
+
+
+def as_number(value: object) -> float | None:
+    """A float from a number or its text (YAML reads ``1e-4`` as text), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,274 @@
+"""Reading a chip store: columns of the index when they are asked for; pixels memory-mapped."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import FormatError
+from multimae_eo.geo import Geometry
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.base import Source
+from multimae_eo.statistics import Statistics
+from multimae_eo.store import layout
+from multimae_eo.store.layout import LABELS
+
+# A map holds a file descriptor, of which a process commonly has 1024.
+_OPEN_MAPS = 256
+
+
+class ChipStore(Source):
+    """A prepared data set. ``read`` gives the very pixels, validity and labels of its source.
+
+    Arrays are read-only views of memory maps. A store is pickled as its path.
+    Raises FormatError for a folder that is no finished store, or of another format version, and
+    for a damaged one: at once, or when the damaged part is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not (self.path / layout.INDEX).is_file():
+            begun = (self.path / layout.PLAN).is_file()
+            raise FormatError(
+                f"{self.path}: no {layout.INDEX}: "
+                + ("`prepare` was interrupted; run it again" if begun else "is no chip store")
+            )
+        self.header = layout.read_json(self.path / layout.HEADER)
+        version = self.header.get("format_version")
+        if version != layout.FORMAT_VERSION:
+            raise FormatError(
+                f"{self.path}: store format {version}, this version reads "
+                f"{layout.FORMAT_VERSION}; prepare it again, or update multimae-eo"
+            )
+        try:
+            self.name = str(self.header["name"])
+            self.modalities = ModalitySet.from_list(self.header["modalities"])
+            self.class_names = tuple(self.header["class_names"])
+            self.arrays = {
+                n: (tuple(a["shape"]), np.dtype(a["dtype"]))
+                for n, a in self.header["arrays"].items()
+            }
+            labels = self.header["labels"]
+            self._label_type = None if labels is None else np.dtype(labels["dtype"])
+            self.label_shape = None if labels is None else tuple(labels["shape"])
+            self._count, self._shard_chips = self.header["count"], self.header["shard_chips"]
+        except (KeyError, TypeError) as error:
+            raise FormatError(
+                f"{self.path / layout.HEADER}: damaged, or of a development version ({error}); "
+                "delete the store and prepare it again"
+            ) from error
+        rows = self._index_file.metadata.num_rows
+        if rows != self._count:
+            raise FormatError(
+                f"{self.path}: {layout.INDEX} has {rows} chips, {layout.HEADER} says "
+                f"{self._count}; delete the store and prepare it again"
+            )
+        self._maps: OrderedDict[str, npt.NDArray[Any]] = OrderedDict()
+        self._columns: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return int(self._count)
+
+    @cached_property
+    def keys(self) -> Sequence[str]:  # type: ignore[override]  # as good as an attribute
+        """One unique name per chip."""
+        found: list[str] = self._column("key").to_pylist()
+        return found
+
+    @cached_property
+    def split_of(self) -> Sequence[str]:  # type: ignore[override]
+        """The split of each key."""
+        codes, words = self._words("split")
+        return [words[c] for c in codes.tolist()]
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
+        """A chip; its arrays are views of memory maps, not copies."""
+        index = range(len(self))[index]
+        chosen = self.modalities if names is None else self.modalities.select(names)
+        having = [n for n in chosen if self.rows(n)[index] >= 0]
+        masks = {n: self.valid(index, n) for n in having}
+        geometry = None
+        crs, words = self._words("crs")
+        if crs[index] >= 0:
+            left, bottom, right, top = (
+                float(self._numbers(side)[index]) for side in ("left", "bottom", "right", "top")
+            )
+            geometry = Geometry(crs=words[crs[index]], bounds=(left, bottom, right, top))
+        return Sample(
+            key=self.keys[index],
+            pixels={n: self.pixels(index, n) for n in having},
+            valid={n: m for n, m in masks.items() if m is not None},
+            calibration={n: self.calibration(index, n) for n in having},
+            geometry=geometry,
+            time=self._column("time")[index].as_py(),
+            label=self.label(index),
+        )
+
+    def rows(self, name: str) -> npt.NDArray[np.int32]:
+        """Each chip's row within its shard of a modality; -1 where the chip lacks it."""
+        return self._numbers(layout.column(name, "row"))
+
+    def pixels(self, index: int, name: str) -> Pixels:
+        """(C, H, W) of a chip that has the modality."""
+        return self._taken(index, name, int(self.rows(name)[index]))
+
+    def valid(self, index: int, name: str) -> Validity | None:
+        """Bool (1 or C, H, W) of a chip that has the modality; None where every pixel is valid."""
+        bands = int(self._numbers(layout.column(name, "valid_bands"))[index])
+        if not bands:
+            return None
+        packed = self._taken(index, name, int(self.rows(name)[index]), valid=True)[:bands]
+        width = self.arrays[name][0][-1]
+        return np.unpackbits(packed, axis=-1, count=width).astype(bool)
+
+    def calibration(self, index: int, name: str) -> Calibration:
+        """Scale, offset and product level of a chip that has the modality."""
+        levels, words = self._words(layout.column(name, "level"))
+        return Calibration(
+            scale=float(self._numbers(layout.column(name, "scale"))[index]),
+            offset=float(self._numbers(layout.column(name, "offset"))[index]),
+            level=words[levels[index]],
+        )
+
+    def label(self, index: int) -> Any:
+        """A chip's label, in its source's type; None where it has none."""
+        if self._label_type is None or self.label_shape is None:
+            return None
+        if len(self.label_shape) == 2:
+            row = int(self._numbers("label_row")[index])
+            return None if row < 0 else self._taken(index, LABELS, row)
+        value = self._column("label")[index].as_py()
+        if value is None or self._label_type in (np.int64, np.float64) and not self.label_shape:
+            return value
+        return np.array(value, dtype=self._label_type)[()]
+
+    def statistics(self, indices: Iterable[int] | None = None) -> Statistics:
+        """Statistics kept by ``prepare`` where whole splits are asked for, else one pass."""
+        wanted = range(len(self)) if indices is None else [int(i) for i in indices]
+        counts: dict[str, int] = {}
+        for i in set(wanted):
+            counts[self.split_of[i]] = counts.get(self.split_of[i], 0) + 1
+        whole = all(n == self.header["splits"][s] for s, n in counts.items())
+        if not whole or sum(counts.values()) != len(wanted):
+            return super().statistics(wanted)
+        found = Statistics(self.modalities)
+        for split in sorted(counts):
+            record = self.header["statistics"][split]
+            found = found.merge(Statistics.from_dict(self.modalities, record))
+        return found
+
+    def verify(self) -> list[str]:
+        """Names of files that are missing or differ from what was written."""
+        sums = layout.read_json(self.path / layout.CHECKSUMS)
+        return [
+            name
+            for name, expected in sums.items()
+            if not (self.path / name).is_file()
+            or layout.checksum_file(self.path / name) != expected
+        ]
+
+    def info(self) -> dict[str, Any]:
+        """Facts for ``multimae-eo info``, ready for JSON."""
+        return {
+            "name": self.name,
+            "chips": len(self),
+            "splits": self.header["splits"],
+            "modalities": {
+                n: {
+                    "bands": ", ".join(m.band_names),
+                    "chips": int((self.rows(n) >= 0).sum()),
+                    **self.header["arrays"].get(n, {}),
+                }
+                for n, m in self.modalities.items()
+            },
+            "labels": self.header["labels"],
+            "classes": list(self.class_names),
+            "fingerprint": self.header["fingerprint"],
+            "provenance": self.header["provenance"],
+        }
+
+    @cached_property
+    def _index_file(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(self.path / layout.INDEX, memory_map=True)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(self.path / layout.INDEX, error) from error
+
+    def _column(self, name: str) -> Any:
+        import pyarrow as pa
+
+        if name not in self._columns:
+            try:
+                self._columns[name] = self._index_file.read(columns=[name])[name].combine_chunks()
+            except (OSError, KeyError, pa.ArrowException) as error:
+                raise self._damaged(self.path / layout.INDEX, error) from error
+        return self._columns[name]
+
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        column = self._column(name)
+        if not isinstance(column, np.ndarray):
+            self._columns[name] = column = column.to_numpy(zero_copy_only=False)
+        found: npt.NDArray[Any] = column
+        return found
+
+    def _words(self, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:
+        """A column of few different strings: a code per chip (-1 for null), and the strings."""
+        column = self._column(name)
+        if not isinstance(column, tuple):
+            coded = column.dictionary_encode()
+            codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            self._columns[name] = column = (codes, coded.dictionary.to_pylist())
+        found: tuple[npt.NDArray[np.int32], list[str]] = column
+        return found
+
+    def _taken(self, index: int, group: str, row: int, *, valid: bool = False) -> npt.NDArray[Any]:
+        name = layout.array_path(group, index // self._shard_chips, valid=valid)
+        array = self._maps.get(name)
+        if array is None:
+            array = self._maps[name] = self._opened(name, group, valid)
+            if len(self._maps) > _OPEN_MAPS:
+                self._maps.popitem(last=False)
+        if not 0 <= row < len(array):
+            raise self._damaged(self.path / name, f"{len(array)} chips, no row {row}")
+        found: npt.NDArray[Any] = array[row]
+        return found
+
+    def _opened(self, name: str, group: str, valid: bool) -> npt.NDArray[Any]:
+        path = self.path / name
+        try:
+            # A plain view: slicing numpy's memmap class costs more than reading a small chip.
+            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(path, error) from error
+        if group == LABELS:
+            expected: Any = (self.label_shape, self._label_type)
+        elif valid:
+            (_, height, width), _ = self.arrays[group]
+            expected = ((array.shape[1:2] + (height, -(-width // 8))), np.dtype(np.uint8))
+        else:
+            expected = self.arrays[group]
+        if (array.shape[1:], array.dtype) != expected:
+            raise self._damaged(path, f"holds {array.dtype} {array.shape[1:]}, not {expected}")
+        return array
+
+    def _damaged(self, path: Path, reason: object) -> FormatError:
+        told = str(reason).split("\n", maxsplit=1)[0]
+        return FormatError(
+            f"{path}: damaged or missing ({told}); delete the store and prepare it again"
+        )

@@ -1,0 +1,388 @@
+"""``prepare``: any source into a chip store. Killed at any moment, it continues where it was.
+
+A shard is the unit of work: its arrays are written first and its *part* record (index rows,
+statistics, checksums) last, so a part that exists is a shard that is whole. When all parts are
+there they are merged in order and the index is written, last and atomically. The result does not
+depend on the number of processes or on interruptions, to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import multimae_eo
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
+from multimae_eo.sample import Sample
+from multimae_eo.sources.base import Source
+from multimae_eo.statistics import Statistics
+from multimae_eo.store import layout
+from multimae_eo.store.layout import LABELS, Plan
+from multimae_eo.store.reader import ChipStore
+
+Arrays = dict[str, dict[str, Any]]
+"""Shape and type of a chip's array per modality (and ``LABELS``), and the first chip with one."""
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    *,
+    workers: int = 1,
+    shard_chips: int = 512,
+    progress: Callable[[int, int], None] | None = None,
+) -> ChipStore:
+    """Write a source's chips into a store at ``out``, or continue an interrupted ``prepare``.
+
+    Args:
+        source: chips of one size per modality; chips may lack modalities.
+        out: folder; a finished store of the same plan there is left as it is.
+        workers: processes that read, started afresh (scripts need ``if __name__ == "__main__"``).
+        shard_chips: chips per shard; each process holds one shard in memory.
+        progress: called with (chips done, chips in all).
+
+    Raises:
+        ConfigError: ``out`` holds a store of something else.
+        DataError: a chip cannot be read, or chips differ in size or type; names the chip.
+        OutputError: ``out`` is taken, or the disk is full.
+    """
+    if workers < 1 or shard_chips < 1:
+        raise ConfigError(f"workers and shard_chips must be ≥ 1, got {workers}, {shard_chips}")
+    out = Path(out)
+    plan = _plan(source, shard_chips)
+    _claim(out, plan)
+    if not (out / layout.INDEX).is_file():
+        missing = [s for s in range(plan.shards) if not (out / layout.part_path(s)).is_file()]
+        done = plan.chips - sum(len(plan.members(s)) for s in missing)
+        seen: Arrays = {}
+        for shard, arrays in _written(_Work(source, out, plan), missing, workers):
+            _agree(seen, arrays, out)
+            done += len(plan.members(shard))
+            if progress is not None:
+                progress(done, plan.chips)
+        _finish(source, out, plan)
+    shutil.rmtree(out / layout.PARTS, ignore_errors=True)
+    return ChipStore(out)
+
+
+def _plan(source: Source, shard_chips: int) -> Plan:
+    layout.check_names(list(source.modalities))
+    if not len(source):
+        raise DataError(f"{source.name}: has no chips to prepare")
+    keys = hashlib.sha256()
+    known: set[str] = set()
+    for key, split in zip(source.keys, source.split_of, strict=True):
+        if key in known:
+            raise DataError(f"{source.name}: two chips are called {key!r}; keys must be unique")
+        known.add(key)
+        keys.update(json.dumps([key, split]).encode())
+    meaning = json.dumps([source.modalities.to_list(), source.class_names], sort_keys=True)
+    return Plan(
+        source=source.name,
+        modalities=hashlib.sha256(meaning.encode()).hexdigest()[:16],
+        chips=len(source),
+        keys=keys.hexdigest()[:16],
+        shard_chips=shard_chips,
+    )
+
+
+def _claim(out: Path, plan: Plan) -> None:
+    """Make ``out`` the folder of this plan; an error when it is another's."""
+    path = out / layout.PLAN
+    if path.is_file():
+        there = layout.read_json(path)
+        here = json.loads(plan.to_json())
+        names = sorted(here.keys() | there.keys())
+        differs = [n for n in names if there.get(n) != here.get(n)]
+        if differs:
+            told = "; ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differs)
+            raise ConfigError(
+                f"{out}: holds a store of something else ({told}); choose another --out, delete "
+                "it, or give what it was begun with"
+            )
+    elif out.exists():
+        if not out.is_dir() or any(not _temporary(p) for p in out.iterdir()):
+            raise OutputError(f"{out}: exists and is no chip store; choose another --out")
+    try:
+        for leftover in list(out.rglob("*.tmp")):
+            if _temporary(leftover):
+                leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to: {error.strerror or error}") from error
+    if not path.is_file():
+        layout.write_bytes(path, plan.to_json().encode())
+
+
+def _temporary(path: Path) -> bool:
+    return path.suffix == ".tmp" and path.is_file()
+
+
+class _Work:
+    """Writes shards. Travels once to each process."""
+
+    def __init__(self, source: Source, out: Path, plan: Plan) -> None:
+        self.source, self.out, self.plan = source, out, plan
+
+    def write(self, shard: int) -> Arrays:
+        """Read a shard's chips, write its arrays, then its part record."""
+        members = self.plan.members(shard)
+        samples = [_read(self.source, i) for i in members]
+        rows = [_row(self.source, i, s) for i, s in zip(members, samples, strict=True)]
+        statistics: dict[str, Statistics] = {}
+        for row, sample in zip(rows, samples, strict=True):
+            statistics.setdefault(row["split"], Statistics(self.source.modalities)).update(sample)
+        arrays = self._agreed(samples)
+        sums: dict[str, str] = {}
+        for name in self.source.modalities:
+            self._write_modality(name, shard, samples, rows, sums)
+        maps = [(r, s.label) for r, s in zip(rows, samples, strict=True) if _is_map(s.label)]
+        if maps:
+            for place, (row, _) in enumerate(maps):
+                row["label_row"] = place
+            self._write_array(layout.array_path(LABELS, shard), [m for _, m in maps], sums)
+        part = {
+            "rows": rows,
+            "statistics": {split: s.to_dict() for split, s in statistics.items()},
+            "arrays": arrays,
+            "checksums": sums,
+        }
+        layout.write_bytes(self.out / layout.part_path(shard), json.dumps(part).encode())
+        return arrays
+
+    def _agreed(self, samples: Sequence[Sample]) -> Arrays:
+        found: Arrays = {}
+        for sample in samples:
+            arrays = {n: p for n, p in sample.pixels.items() if n in self.source.modalities}
+            if sample.label is not None:
+                arrays[LABELS] = np.asarray(sample.label)
+            mine = {
+                n: {"shape": list(a.shape), "dtype": a.dtype.str, "key": sample.key}
+                for n, a in arrays.items()
+            }
+            _agree(found, mine, self.out)
+        return found
+
+    def _write_modality(
+        self,
+        name: str,
+        shard: int,
+        samples: Sequence[Sample],
+        rows: Sequence[dict[str, Any]],
+        sums: dict[str, str],
+    ) -> None:
+        having = [i for i, s in enumerate(samples) if name in s.pixels]
+        if not having:
+            return
+        for place, i in enumerate(having):
+            rows[i]["modalities"][name]["row"] = place
+        pixels = [samples[i].pixels[name] for i in having]
+        self._write_array(layout.array_path(name, shard), pixels, sums)
+        bands = max(rows[i]["modalities"][name]["valid_bands"] for i in having)
+        if bands:
+            shape = (bands, *pixels[0].shape[1:])
+            every = np.ones((1, 1, 1), dtype=bool)
+            masks = [np.broadcast_to(samples[i].valid.get(name, every), shape) for i in having]
+            packed = [np.packbits(m, axis=-1) for m in masks]
+            self._write_array(layout.array_path(name, shard, valid=True), packed, sums)
+
+    def _write_array(
+        self, path: str, arrays: Sequence[npt.NDArray[Any]], sums: dict[str, str]
+    ) -> None:
+        sums[path] = layout.write_array(self.out / path, np.stack(arrays))
+
+
+def _agree(found: Arrays, arrays: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Add ``arrays`` to ``found``; DataError where a chip differs from an earlier one."""
+    for name, mine in arrays.items():
+        first = found.setdefault(name, dict(mine))
+        if (first["shape"], first["dtype"]) == (mine["shape"], mine["dtype"]):
+            continue
+        a, b = (f"{r['key']!r} has {r['dtype']} {tuple(r['shape'])}" for r in (mine, first))
+        raise DataError(
+            f"{name}: chip {a}, chip {b}; a store holds one size and type of each. Cut the chips "
+            f"alike or prepare them as separate stores (delete {out} first)"
+        )
+
+
+def _read(source: Source, index: int) -> Sample:
+    """Chip ``index``, checked; whatever goes wrong is an error that names it."""
+    key = source.keys[index]
+    try:
+        sample = source.read(index)
+    except MultiMAEError as error:
+        if key in str(error):
+            raise
+        raise type(error)(f"{source.name}: chip {key!r}: {error}") from error
+    except Exception as error:
+        raise DataError(
+            f"{source.name}: chip {key!r} cannot be read ({type(error).__name__}: {error}); "
+            "restore its files or leave it out"
+        ) from error
+    problem = _problem(source, sample)
+    if problem:
+        raise DataError(f"{source.name}: chip {key!r}: {problem}")
+    return sample
+
+
+def _problem(source: Source, sample: Sample) -> str:
+    """What keeps a sample from being stored; nothing for a good one."""
+    for name, pixels in sample.pixels.items():
+        channels = source.modalities[name].channels
+        if pixels.ndim != 3 or len(pixels) != channels or pixels.dtype.kind not in "biuf":
+            return (
+                f"{name}: expected real numbers shaped ({channels}, H, W), got {pixels.dtype} "
+                f"{pixels.shape}"
+            )
+        ok = sample.valid.get(name)
+        shapes = {(c, *pixels.shape[1:]) for c in (1, channels)}
+        if ok is not None and (ok.dtype != np.bool_ or ok.shape not in shapes):
+            return f"{name}: validity is {ok.dtype} {ok.shape} beside pixels {pixels.shape}"
+    label = np.asarray(0 if sample.label is None else sample.label)
+    if label.ndim > 2 or label.dtype.kind not in "biuf":
+        return f"label: expected a number, a vector or a map, got {label.dtype} {label.shape}"
+    return ""
+
+
+def _is_map(label: Any) -> bool:
+    return np.ndim(label) == 2
+
+
+def _row(source: Source, index: int, sample: Sample) -> dict[str, Any]:
+    """A chip's row of the index, as plain data."""
+    modalities = {}
+    for name, modality in source.modalities.items():
+        if name in sample.pixels:
+            how = sample.calibration_of(modality)
+            ok = sample.valid.get(name)
+            modalities[name] = {
+                "present": True,
+                "valid_fraction": 1.0 if ok is None else float(ok.mean()),
+                "valid_bands": 0 if ok is None or bool(ok.all()) else len(ok),
+                "scale": float(how.scale),
+                "offset": float(how.offset),
+                "level": how.level,
+            }
+    label = None
+    if sample.label is not None and not _is_map(sample.label):
+        values = np.asarray(sample.label)
+        label = values.astype(np.float64 if values.dtype.kind == "f" else np.int64).tolist()
+    geometry = sample.geometry
+    return {
+        "key": source.keys[index],
+        "split": source.split_of[index],
+        "label": label,
+        "label_row": -1,
+        "crs": None if geometry is None else geometry.crs,
+        "bounds": None if geometry is None else [float(b) for b in geometry.bounds],
+        "time": sample.time,
+        "modalities": modalities,
+    }
+
+
+def _written(work: _Work, shards: Sequence[int], workers: int) -> Iterator[tuple[int, Arrays]]:
+    """Write shards, in this process or in several; yields each, in order, when it is whole."""
+    if workers == 1 or len(shards) <= 1:
+        for shard in shards:
+            yield shard, work.write(shard)
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(shards)),
+        # Readers and their libraries may hold threads and locks, which forking would break.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(work,),
+    )
+    try:
+        futures = [pool.submit(_work_on, s) for s in shards]
+        for shard, future in zip(shards, futures, strict=True):
+            yield shard, future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{work.source.name}: a reading process died, of too little memory perhaps; run again "
+            "to continue, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_this_process: dict[str, _Work] = {}
+
+
+def _start_worker(work: _Work) -> None:
+    _this_process["work"] = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed ``prepare`` leaves no process behind that would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work_on(shard: int) -> Arrays:
+    return _this_process["work"].write(shard)
+
+
+def _finish(source: Source, out: Path, plan: Plan) -> None:
+    """Merge the parts in order; write header, checksums and, last, the index."""
+    names = list(source.modalities)
+    tables, labels = [], []
+    arrays: Arrays = {}
+    splits: dict[str, int] = {}
+    statistics: dict[str, Statistics] = {}
+    sums = {layout.PLAN: layout.checksum_file(out / layout.PLAN)}
+    for shard in range(plan.shards):
+        part = layout.read_json(out / layout.part_path(shard))
+        _agree(arrays, part["arrays"], out)
+        tables.append(layout.index_table(part["rows"], names))
+        labels += [row["label"] for row in part["rows"]]
+        sums |= part["checksums"]
+        for row in part["rows"]:
+            splits[row["split"]] = splits.get(row["split"], 0) + 1
+        for split, record in part["statistics"].items():
+            more = Statistics.from_dict(source.modalities, record)
+            statistics[split] = statistics[split].merge(more) if split in statistics else more
+    shapes = {n: {k: a[k] for k in ("shape", "dtype")} for n, a in arrays.items()}
+    labelled = shapes.pop(LABELS, None)
+    header = {
+        "format_version": layout.FORMAT_VERSION,
+        "name": source.name,
+        "count": plan.chips,
+        "shard_chips": plan.shard_chips,
+        "modalities": source.modalities.to_list(),
+        "fingerprint": source.modalities.fingerprint,
+        "arrays": shapes,
+        "labels": labelled,
+        "class_names": list(source.class_names),
+        "splits": splits,
+        "statistics": {s: found.to_dict() for s, found in statistics.items()},
+        "provenance": {
+            "source": source.name,
+            "reader": type(source).__name__,
+            "written_by": f"multimae-eo {multimae_eo.__version__}",
+        },
+    }
+    sums[layout.HEADER] = _write_json(out / layout.HEADER, header)
+    index = layout.index_bytes(tables, labels, labelled)
+    sums[layout.INDEX] = layout.checksum(index)
+    _write_json(out / layout.CHECKSUMS, sums)
+    layout.write_bytes(out / layout.INDEX, index)
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    return layout.write_bytes(path, text.encode())
