@@ -135,9 +135,7 @@ _SENSORS = (
         name="dem",
         aliases=("cop_dem", "srtm", "aster", "nasadem"),
         unit="m",
-        bands=(
-            _plain("elevation", -500.0, 9000.0, "dem", "cop_dem", "srtm", "aster", "height"),
-        ),
+        bands=(_plain("elevation", -500.0, 9000.0, "dem", "cop_dem", "srtm", "aster", "height"),),
     ),
     Sensor(name="slope", unit="degree", bands=(_plain("slope", 0.0, 90.0),)),
     Sensor(

@@ -118,7 +118,9 @@ def test_every_loss_and_every_gradient_norm_equal_the_recorded(model, recorded):
     losses.total.backward()
     for name, loss in losses.by_task.items():
         assert float(loss) == pytest.approx(float(recorded[f"loss/{name}"]), rel=TOLERANCE), name
-    assert float(losses.total.detach()) == pytest.approx(float(recorded["loss/total"]), rel=TOLERANCE)
+    assert float(losses.total.detach()) == pytest.approx(
+        float(recorded["loss/total"]), rel=TOLERANCE
+    )
     gradients = dict(model.named_parameters())
     norms = {k.removeprefix("grad_norm/"): v for k, v in recorded.items() if "grad_norm/" in k}
     assert len(norms) == len(gradients)

@@ -168,7 +168,9 @@ def test_task_weights_and_learned_uncertainty(make_model, make_sample, modalitie
     found = model(patches, states)
     plain = Objective(model.tasks)(found)
     heavier = tuple(replace(t, weight=3.0) for t in model.tasks)
-    assert float(Objective(heavier)(found).total.detach()) == pytest.approx(3 * float(plain.total.detach()), rel=1e-5)
+    assert float(Objective(heavier)(found).total.detach()) == pytest.approx(
+        3 * float(plain.total.detach()), rel=1e-5
+    )
     learned = Objective(model.tasks, learned_weights=True)
     with torch.no_grad():
         learned.log_variance.copy_(torch.tensor([0.5, -0.3, 0.2, 0.0]))

@@ -53,7 +53,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 def rows(out: Path) -> list[dict[str, str]]:
     with (out / "metrics.csv").open(newline="") as file:
-        kept = [r for r in csv.DictReader(file)]
+        kept = list(csv.DictReader(file))
     # Throughput is of the machine, not of the run.
     return [{k: v for k, v in r.items() if not k.startswith("throughput")} for r in kept]
 
@@ -66,7 +66,11 @@ def same(a: Path, b: Path) -> bool:
 OPTIONS = {
     "plain": (),
     "ema": ("--optim.ema=0.9",),
-    "accumulate": ("--run.accumulate=2", "--data.batch_size=4", "--optim.learned_task_weights=true"),
+    "accumulate": (
+        "--run.accumulate=2",
+        "--data.batch_size=4",
+        "--optim.learned_task_weights=true",
+    ),
 }
 
 
@@ -120,8 +124,10 @@ def test_killed_at_any_moment_it_ends_bitwise_equal(source, tmp_path):
     for _ in range(3):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(out)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert child.stdout is not None
         child.stdout.readline()
         time.sleep(float(rng.uniform(0.1, 2.0)))
@@ -136,15 +142,26 @@ def test_a_run_learns_and_says_so(tmp_path):
     source = SyntheticSource(chips=160, size=32, seed=0)
     done = pretrain(recipe("--run.epochs=12"), source, tmp_path / "run")
     out = tmp_path / "run"
-    for name in ("recipe.yaml", "metrics.csv", "report.html", "checkpoints/last.ckpt",
-                 "checkpoints/best.ckpt", "model/model.safetensors", "pictures/epoch_00012.png"):  # fmt: skip
+    for name in (
+        "recipe.yaml",
+        "metrics.csv",
+        "report.html",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "model/model.safetensors",
+        "pictures/epoch_00012.png",
+    ):
         assert (out / name).is_file(), name
     assert any((out / "tensorboard").glob("events*"))
     assert done.metrics["val/loss"] < 0.9 * done.metrics["val_baseline/loss"]
     table = rows(out)
-    assert {"train/rgb", "train/elevation", "train/landcover", "lr", "val_baseline/landcover"} <= set(
-        table[0]
-    )
+    assert {
+        "train/rgb",
+        "train/elevation",
+        "train/landcover",
+        "lr",
+        "val_baseline/landcover",
+    } <= set(table[0])
     assert "validation loss" in (out / "model/README.md").read_text()
     again = pretrain(recipe("--run.epochs=12"), source, out)
     assert again.seconds < done.seconds, "a finished run has nothing to do"
@@ -172,7 +189,9 @@ class WithNaN(SyntheticSource):
 
     def read(self, index: int, names=None) -> Sample:
         sample = super().read(index, names)
-        pixels = {n: p.astype(np.float32) if n == "elevation" else p for n, p in sample.pixels.items()}
+        pixels = {
+            n: p.astype(np.float32) if n == "elevation" else p for n, p in sample.pixels.items()
+        }
         pixels["elevation"][:] = np.nan
         return Sample(key=sample.key, pixels=pixels, calibration=sample.calibration)
 
@@ -185,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_chips(tmp_path, source):
 
     statistics = source.statistics(range(8)).select(["rgb", "elevation", "landcover"])
     (run / "statistics.json").write_text(json.dumps(statistics.to_dict()))
-    with pytest.raises(TrainingError, match=r"tasks: elevation\); chips of the batch: "):
+    with pytest.raises(TrainingError, match=r"elevation.*; chips of the batch: chip-"):
         pretrain(recipe(), bad, run)
     assert not (run / "checkpoints/last.ckpt").exists()
 
@@ -221,9 +240,11 @@ class Other(SyntheticSource):
         centimetres = {**sample.pixels}
         calibration = dict(sample.calibration)
         if "elevation" in centimetres:
-            centimetres["elevation"] = (centimetres["elevation"].astype(np.int32) * 100)
+            centimetres["elevation"] = centimetres["elevation"].astype(np.int32) * 100
             calibration["elevation"] = Calibration(scale=0.01)
-        return Sample(key=sample.key, pixels=centimetres, valid=sample.valid, calibration=calibration)
+        return Sample(
+            key=sample.key, pixels=centimetres, valid=sample.valid, calibration=calibration
+        )
 
 
 def test_sources_with_different_modalities_train_in_one_batch(tmp_path):
@@ -235,7 +256,9 @@ def test_sources_with_different_modalities_train_in_one_batch(tmp_path):
     assert batch.present.tolist() == [[True, True, True], [False, True, True]]
     column = batch.modalities.index("elevation")
     assert batch.scale[:, column].tolist() == pytest.approx([1.0, 0.01])
-    made = recipe("--modalities=[rgb, radar, elevation]", "--model.stride={}", "--masking.visible=12")
+    made = recipe(
+        "--modalities=[rgb, radar, elevation]", "--model.stride={}", "--masking.visible=12"
+    )
     done = pretrain(made, both, tmp_path / "run")
     assert done.metrics["val/loss"] < done.metrics["val_baseline/loss"] * 1.5
     assert all(np.isfinite(v) for v in done.metrics.values())

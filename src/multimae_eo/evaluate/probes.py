@@ -91,15 +91,12 @@ def probe(
     rows = []
     for features, compute in compared.items():
         tables = _tables(source, compute, names, chip, seed)
-        for method in methods:
-            rows.append({"features": features, **_score(method, tables, seed)})
+        rows += [{"features": features, **_score(m, tables, seed)} for m in methods]
     _write(out, rows)
     return rows
 
 
-def _tables(
-    source: Source, compute: Any, names: list[str], chip: int, seed: int
-) -> Tables:
+def _tables(source: Source, compute: Any, names: list[str], chip: int, seed: int) -> Tables:
     """Features of train, val and test; a fifth of train serves as val where there is none."""
     indices = {"train": source.split("train"), "test": source.split("test")}
     if "val" in source.splits:
@@ -121,7 +118,14 @@ def _score(method: str, tables: Tables, seed: int) -> dict[str, Any]:
     train, val, test = (tables[s] for s in ("train", "val", "test"))
     grid = tuple(g for g in grid if method != "knn" or g <= len(train.labels))
     found = [
-        (float((build(g).fit(train.features, train.labels).predict(val.features) == val.labels).mean()), g)
+        (
+            float(
+                (
+                    build(g).fit(train.features, train.labels).predict(val.features) == val.labels
+                ).mean()
+            ),
+            g,
+        )
         for g in grid
     ]
     # The first best: the smallest k, the strongest regularisation.

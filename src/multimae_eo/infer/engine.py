@@ -82,7 +82,9 @@ def reconstruct_scene(
         )
     chip = chosen.chip or sizes.pop()
     names = _outputs(model, outputs)
-    writers = {n: RowWriter(out / f"{n}.tif", scene.grid, profile_of(model.modalities[n])) for n in names}
+    writers = {
+        n: RowWriter(out / f"{n}.tif", scene.grid, profile_of(model.modalities[n])) for n in names
+    }
     if chosen.draws:
         for n in names:
             profile = profile_of(model.modalities[n], spread=True)
@@ -188,7 +190,7 @@ def blended_rows(
                 sums[name][:, :, at] += value[:, :, :width] * weight
         last = number == len(tops) - 1
         done = min(chip, grid.height - top) if last else tops[number + 1] - top
-        share = np.maximum(total[:done], np.finfo(np.float32).tiny)
+        share: Array = np.maximum(total[:done], np.float32(1e-30))
         yield Rows({n: s[:, :done] / share for n, s in sums.items()}, observed[:done].copy())
         _shift(total[None], done)
         _shift(observed[None], done)
@@ -204,9 +206,7 @@ def _shift(rows: npt.NDArray[Any], count: int) -> None:
     rows[:, rows.shape[1] - count :] = 0
 
 
-def _write_rows(
-    writers: Mapping[str, RowWriter], modalities: ModalitySet, rows: Rows
-) -> None:
+def _write_rows(writers: Mapping[str, RowWriter], modalities: ModalitySet, rows: Rows) -> None:
     for key, writer in writers.items():
         modality = modalities[key.removesuffix(".spread")]
         count, width = rows.observed.shape
@@ -214,7 +214,7 @@ def _write_rows(
         nodata = writer.profile.nodata
         if values is None:
             # No window with any input so far: nothing was observed in these rows.
-            block = np.full((len(writer.profile.bands), count, width), nodata)
+            block = np.full((len(writer.profile.bands), count, width), nodata, np.float32)
         else:
             if modality.categorical and not key.endswith(".spread"):
                 ids = np.array(modality.class_ids)

@@ -164,7 +164,9 @@ def _grid_of(path: Path) -> Grid:
     read_header(path)
     with _reading(path), rasterio.open(path) as dataset:
         if dataset.crs is None:
-            raise FormatError(f"{path}: has no CRS, so nothing can be placed on its grid; assign it")
+            raise FormatError(
+                f"{path}: has no CRS, so nothing can be placed on its grid; assign it"
+            )
         if not dataset.transform.is_rectilinear or dataset.transform.e >= 0:
             raise FormatError(f"{path}: its grid is rotated or south-up; warp it north-up first")
         authority = dataset.crs.to_authority()
@@ -236,9 +238,7 @@ def _overlap(a: Window, b: Window, grid: Grid) -> Window | None:
     return Window(row=top, col=left, height=bottom - top, width=right - left)
 
 
-def _check_classes(
-    layer: _Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]
-) -> None:
+def _check_classes(layer: _Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> None:
     from multimae_eo.errors import LegendError
 
     modality = layer.spec.modality

@@ -109,7 +109,7 @@ class _Hashed:
         return self._file.write(data)
 
     def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+        return str(self._digest.hexdigest())
 
 
 def _write(path: Path, fill: Callable[[Any], object]) -> str:

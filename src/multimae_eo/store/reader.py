@@ -151,7 +151,7 @@ class ChipStore(Source):
             row = int(self._numbers("label_row")[index])
             return None if row < 0 else self._taken(index, LABELS, row)
         value = self._column("label")[index].as_py()
-        if value is None or self._label_type in (np.int64, np.float64) and not self.label_shape:
+        if value is None or (self._label_type in (np.int64, np.float64) and not self.label_shape):
             return value
         return np.array(value, dtype=self._label_type)[()]
 
@@ -260,7 +260,7 @@ class ChipStore(Source):
             expected: Any = (self.label_shape, self._label_type)
         elif valid:
             (_, height, width), _ = self.arrays[group]
-            expected = ((array.shape[1:2] + (height, -(-width // 8))), np.dtype(np.uint8))
+            expected = ((*array.shape[1:2], height, -(-width // 8)), np.dtype(np.uint8))
         else:
             expected = self.arrays[group]
         if (array.shape[1:], array.dtype) != expected:

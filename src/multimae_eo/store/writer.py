@@ -112,9 +112,8 @@ def _claim(out: Path, plan: Plan) -> None:
                 f"{out}: holds a store of something else ({told}); choose another --out, delete "
                 "it, or give what it was begun with"
             )
-    elif out.exists():
-        if not out.is_dir() or any(not _temporary(p) for p in out.iterdir()):
-            raise OutputError(f"{out}: exists and is no chip store; choose another --out")
+    elif out.exists() and (not out.is_dir() or not all(_temporary(p) for p in out.iterdir())):
+        raise OutputError(f"{out}: exists and is no chip store; choose another --out")
     try:
         for leftover in list(out.rglob("*.tmp")):
             if _temporary(leftover):
@@ -209,7 +208,10 @@ def _agree(found: Arrays, arrays: Mapping[str, Mapping[str, Any]], out: Path) ->
         first = found.setdefault(name, dict(mine))
         if (first["shape"], first["dtype"]) == (mine["shape"], mine["dtype"]):
             continue
-        a, b = (f"{r['key']!r} has {r['dtype']} {tuple(r['shape'])}" for r in (mine, first))
+        a, b = (
+            f"{r['key']!r} has {np.dtype(r['dtype']).name} {tuple(r['shape'])}"
+            for r in (mine, first)
+        )
         raise DataError(
             f"{name}: chip {a}, chip {b}; a store holds one size and type of each. Cut the chips "
             f"alike or prepare them as separate stores (delete {out} first)"
