@@ -1,6 +1,6 @@
 """A small made-up source whose chips follow from their index alone, and ways to compare samples.
 
-Run as a program it prepares such a source slowly: ``python tiny_source.py OUT CHIPS DELAY WORKERS``.
+As a program, ``python tiny_source.py OUT CHIPS DELAY WORKERS``, it prepares such a source slowly.
 """
 
 from __future__ import annotations

@@ -306,27 +306,16 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
 ) -> DataLoader[Batch]:
     """A DataLoader of Batches over some of a source's chips; one epoch's, or what is left of it.
 
-    Args:
-        source: any source; a chip store is fastest.
-        indices: its chips to load.
-        batch_size: chips per batch.
-        modalities: which (default: all).
-        chip: side of the window in pixels of the finest modality (default: whole chips).
-        train: shuffled, random windows, flips and turns; else in order, centre windows.
-        seed: with ``epoch``, decides all that is random.
-        epoch: see ``seed``.
-        start_batch: skip so many batches; the rest equal those of the whole epoch.
-        workers: processes that read ahead; they change nothing else.
-        rank: this process's number.
-        world: number of processes that share the chips.
-        flips: flip at random, in training.
-        turns: turn by quarters at random, in training.
-        pin_memory: page-locked batches (default: where there is a CUDA device).
+    ``modalities`` (default: all) and ``chip``, the side of the window in pixels of the finest
+    modality (default: whole chips), say what is shown. ``train``: shuffled, random windows,
+    ``flips`` and quarter ``turns``; else all chips in order, centre windows. ``seed`` and ``epoch``
+    decide all that is random. ``start_batch``: the rest of the epoch from there, unchanged.
+    ``workers`` read ahead and change nothing. ``rank`` of ``world`` processes takes its share.
+    ``pin_memory``: page-locked batches (default: where there is a CUDA device).
 
-    Raises:
-        ConfigError: an option out of range, or an unknown modality.
-        DataError: no chips to train on. While loading also ContractError: a window larger than a
-            chip, or beside its pixels' edges.
+    Raises ConfigError for an option out of range or an unknown modality, DataError where there is
+    no chip to train on; while loading, ContractError for a window larger than a chip or beside
+    pixels' edges.
     """
     import torch
     from torch.utils.data import DataLoader
@@ -334,22 +323,17 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     names = list(source.modalities) if modalities is None else list(modalities)
     if chip is not None and chip < 1:
         raise ConfigError(f"data.chip must be ≥ 1 px, got {chip}")
+    drawn = (seed, epoch)
+    augment = (train, train and flips, train and turns)
     sampler = ChipBatchSampler(
         indices,
         batch_size=batch_size,
         shuffle=train,
-        seed=(seed, epoch),
+        seed=drawn,
         share=(rank, world),
         start_batch=start_batch,
     )
-    dataset = ChipDataset(
-        source,
-        names,
-        indices=indices,
-        chip=chip,
-        seed=(seed, epoch),
-        augment=(train, train and flips, train and turns),
-    )
+    dataset = ChipDataset(source, names, indices=indices, chip=chip, seed=drawn, augment=augment)
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # torch calls __getitems__ with a whole batch
         batch_sampler=sampler,
