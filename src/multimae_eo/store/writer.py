@@ -188,11 +188,15 @@ class _Work:
             rows[i]["modalities"][name]["row"] = place
         pixels = [samples[i].pixels[name] for i in having]
         self._write_array(layout.array_path(name, shard), pixels, sums)
-        bands = max(rows[i]["modalities"][name]["valid_bands"] for i in having)
-        if bands:
-            shape = (bands, *pixels[0].shape[1:])
+        own = [rows[i]["modalities"][name]["valid_bands"] for i in having]
+        if any(own):
+            shape = (max(own), *pixels[0].shape[1:])
+            # A mask without an invalid pixel may have more bands than the others; it says nothing.
             every = np.ones((1, 1, 1), dtype=bool)
-            masks = [np.broadcast_to(samples[i].valid.get(name, every), shape) for i in having]
+            masks = [
+                np.broadcast_to(samples[i].valid[name] if n else every, shape)
+                for i, n in zip(having, own, strict=True)
+            ]
             packed = [np.packbits(m, axis=-1) for m in masks]
             self._write_array(layout.array_path(name, shard, valid=True), packed, sums)
 

@@ -59,6 +59,7 @@ def pretrain(recipe: Recipe, source: Source, out: Path, *, spec: str = "") -> Ru
     train, val = source.train_val(val_fraction=recipe.data.val_fraction)
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
+    config.validate(modalities)
     _claim(out, recipe, source, spec)
     statistics = train_statistics(
         source,
