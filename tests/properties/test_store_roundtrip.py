@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def labels(draw: st.DrawFn) -> st.SearchStrategy[Any]:
     kinds: list[st.SearchStrategy[Any]] = [
         st.integers(-(2**62), 2**62),
         # Parquet keeps that a label is not a number, but not the sign of it.
-        st.floats(width=64).map(lambda x: float("nan") if x != x else x),
+        st.floats(width=64).map(lambda x: math.nan if math.isnan(x) else x),
         st.booleans().map(np.bool_),
         st.floats(width=32, allow_infinity=True).map(np.float32),
         hnp.arrays(np.float32, 4, elements=st.sampled_from([0.0, 1.0])),
