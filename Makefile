@@ -15,14 +15,14 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/ready
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
 
 format: $(VENV)/ready
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 # The environment is complete only when the last line has run, so an interrupted one is made again.
 $(VENV)/ready: pyproject.toml constraints.txt

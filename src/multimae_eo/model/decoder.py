@@ -10,6 +10,11 @@ from multimae_eo.model.encoder import NORM_EPS, Block, CrossAttention, Mlp
 from multimae_eo.model.tokens import TokenLayout, VisibleSlots
 
 
+# Measured on the synthetic world, see benchmarks/decoder_init.py.
+_SHARPNESS = 4.0
+_CONTENT = 0.1
+
+
 class Decoder(nn.Module):
     """Cross-attention decoder (paper, section 3; Bachmann et al. 2022, section 3.4).
 
@@ -44,6 +49,22 @@ class Decoder(nn.Module):
             Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.out = nn.Linear(width, widths[1])
+
+    def look_nearby(self) -> None:
+        """Start with queries that look for tokens of their own place. Call after ``initialise``.
+
+        Query and key projections begin as one scaled random rotation, so that their product
+        measures how alike two vectors are; and the projected content begins small beside the
+        position that is added to it, so that what is alike is the place. With independent random
+        projections the decoder first learns one answer for the whole chip, and finds places only
+        after thousands of steps (docs/log.md has the numbers).
+        """
+        width = self.cross.q.out_features
+        with torch.no_grad():
+            rotation = nn.init.orthogonal_(torch.empty(width, width)) * _SHARPNESS
+            self.cross.q.weight.copy_(rotation)
+            self.cross.kv.weight[:width].copy_(rotation)
+            self.context.weight.mul_(_CONTENT)
 
     def forward(
         self, tokens: Tensor, slots: VisibleSlots, layout: TokenLayout, positions: Tensor

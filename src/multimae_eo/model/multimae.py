@@ -135,6 +135,8 @@ class MultiMAE(nn.Module):
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
         initialise(self.decoders)
+        for decoder in self.decoders.values():
+            decoder.look_nearby()
 
     @property
     def statistics(self) -> Statistics | None:
