@@ -9,7 +9,6 @@ from multimae_eo.model.config import DecoderConfig
 from multimae_eo.model.encoder import NORM_EPS, Block, CrossAttention, Mlp
 from multimae_eo.model.tokens import TokenLayout, VisibleSlots
 
-
 # Measured on the synthetic world, see benchmarks/decoder_init.py.
 _SHARPNESS = 4.0
 _CONTENT = 0.1
