@@ -120,22 +120,21 @@ class MultiMAE(nn.Module):
         )
         self.global_tokens = nn.Parameter(torch.randn(config.global_tokens, width) * 0.02)
         self.encoder = Encoder(config.encoder)
-        self.decoders = nn.ModuleDict(
-            {
-                task.name: Decoder(
-                    modalities.names,
-                    task.modality,
-                    (width, self.patch_values(task)),
-                    config.decoder,
-                )
-                for task in self.tasks
-            }
-        )
+        decoders = {
+            task.name: Decoder(
+                modalities.names,
+                task.modality,
+                (width, self.patch_values(task)),
+                config.decoder,
+            )
+            for task in self.tasks
+        }
+        self.decoders = nn.ModuleDict(decoders)
         self.positions = PositionTable(width, config.position_grid)
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
         initialise(self.decoders)
-        for decoder in self.decoders.values():
+        for decoder in decoders.values():
             decoder.look_nearby()
 
     @property
