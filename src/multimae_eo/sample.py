@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ContractError, DataError
-from multimae_eo.geo import Geometry
+from multimae_eo.geo import Geometry, Window
 from multimae_eo.modality import Modality, ModalitySet
 
 if TYPE_CHECKING:
@@ -162,9 +162,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def _moved(self, move: Any) -> Batch:
+    def _moved(self, move: Any, keys: tuple[str, ...] | None = None) -> Batch:
         return replace(
             self,
+            keys=keys or self.keys,
             pixels={n: move(t) for n, t in self.pixels.items()},
             valid={n: move(t) for n, t in self.valid.items()},
             present=move(self.present),
@@ -173,6 +174,18 @@ class Batch:
             level=move(self.level),
             labels=None if self.labels is None else move(self.labels),
         )
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """Some of the chips: ``rows``, indices int64 (n,) on the batch's device."""
+        return self._moved(lambda t: t[rows], keys=tuple(self.keys[int(i)] for i in rows))
+
+    def cut(self, windows: Mapping[str, Window]) -> Batch:
+        """A window of each modality, the same ground in all; labels are left out."""
+
+        def part(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {n: t[(..., *windows[n].slices)] for n, t in tensors.items()}
+
+        return replace(self, pixels=part(self.pixels), valid=part(self.valid), labels=None)
 
     def to(self, device: Any, non_blocking: bool = True) -> Batch:
         """The same batch on ``device``."""

@@ -49,7 +49,7 @@ def test_the_linear_probe_equals_scikit_learn_called_directly(model, source, tmp
     row = next(r for r in rows if r["features"] == "pre-trained")
     compute = encoder_features(model, INPUTS)
     train, val, test = (
-        extract(source, source.split(s), compute, modalities=INPUTS, chip=32)
+        extract(source, source.split(s), compute, modalities=INPUTS)
         for s in ("train", "val", "test")
     )
     scaler = StandardScaler().fit(train.features)

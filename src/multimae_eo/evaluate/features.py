@@ -12,6 +12,7 @@ import torch
 
 from multimae_eo.errors import DataError
 from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.model.windows import chip_windows
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.store.loader import make_loader
@@ -29,14 +30,33 @@ class FeatureTable:
 
 
 def encoder_features(model: MultiMAE, inputs: Sequence[str] | None) -> Callable[[Batch], Array]:
-    """Pooled tokens of the frozen encoder: a batch → (B, D)."""
+    """Pooled tokens of the frozen encoder: a batch → (B, D).
 
+    Chips larger than those of pre-training are encoded window by window, and their features
+    averaged.
+    """
+
+    @torch.inference_mode()
     def compute(batch: Batch) -> Array:
-        with torch.inference_mode():
-            pooled: Array = model.encode(batch, inputs).pooled.float().cpu().numpy()
-            return pooled
+        windows = chip_windows(model.config.sizes, batch, overlap=0.0)
+        total = torch.zeros(len(batch), model.config.encoder.width)
+        count = torch.zeros(len(batch), 1)
+        for part in (batch.cut(w) for w in windows):
+            rows = model.observed_rows(part, inputs)
+            if len(rows):
+                total[rows] += model.encode(part.take(rows), inputs).pooled.float().cpu()
+                count[rows] += 1
+        if not windows or bool((count == 0).any()):
+            # Whole chips; or one in which nothing was observed, which this tells.
+            return _array(model.encode(batch, inputs).pooled.float().cpu())
+        return _array(total / count)
 
     return compute
+
+
+def _array(values: torch.Tensor) -> Array:
+    array: Array = values.numpy()
+    return array
 
 
 def extract(
@@ -45,16 +65,13 @@ def extract(
     compute: Callable[[Batch], Array],
     *,
     modalities: Sequence[str],
-    chip: int | None = None,
     batch_size: int = 64,
 ) -> FeatureTable:
-    """Compute features of chips in order, from centre windows of ``chip`` px.
+    """Compute features of chips in order.
 
     Raises DataError where chips have no class labels.
     """
-    loader = make_loader(
-        source, indices, batch_size=batch_size, modalities=modalities, chip=chip, train=False
-    )
+    loader = make_loader(source, indices, batch_size=batch_size, modalities=modalities, train=False)
     keys: list[str] = []
     features: list[Array] = []
     labels: list[Any] = []

@@ -82,7 +82,6 @@ def probe(
         if name not in shared:
             raise ConfigError(f"inputs: no {name!r} in both; {did_you_mean(name, shared)}")
     names = list(inputs or shared)
-    chip = max(model.config.sizes[n] for n in names)
     compared = {
         "pre-trained": encoder_features(model, names),
         "random encoder": encoder_features(model.reinitialised(seed).eval(), names),
@@ -90,13 +89,13 @@ def probe(
     }
     rows = []
     for features, compute in compared.items():
-        tables = _tables(source, compute, names, chip, seed)
+        tables = _tables(source, compute, names, seed)
         rows += [{"features": features, **_score(m, tables, seed)} for m in methods]
     _write(out, rows)
     return rows
 
 
-def _tables(source: Source, compute: Any, names: list[str], chip: int, seed: int) -> Tables:
+def _tables(source: Source, compute: Any, names: list[str], seed: int) -> Tables:
     """Features of train, val and test; a fifth of train serves as val where there is none."""
     indices = {"train": source.split("train"), "test": source.split("test")}
     if "val" in source.splits:
@@ -106,7 +105,7 @@ def _tables(source: Source, compute: Any, names: list[str], chip: int, seed: int
         cut = max(1, len(order) // 5)
         indices |= {"val": order[:cut], "train": order[cut:]}
     return {
-        split: extract(source, chosen, compute, modalities=names, chip=chip)
+        split: extract(source, chosen, compute, modalities=names)
         for split, chosen in indices.items()
     }
 

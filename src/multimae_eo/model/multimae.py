@@ -245,6 +245,12 @@ class MultiMAE(nn.Module):
         tokens, slots = self.encode_states(patches, states)
         return Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, patches.layout)
 
+    def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
+        """Chips with anything observed in ``inputs``: indices int64 (n,)."""
+        patches = self.patchify(batch)
+        states = all_visible(patches, self.chosen(inputs, patches))
+        return (states == TokenState.VISIBLE).any(dim=1).nonzero()[:, 0]
+
     def chosen(self, inputs: Sequence[str] | None, patches: Patches) -> tuple[str, ...]:
         """Check and order ``inputs``; all that the batch has by default."""
         for name in inputs or ():

@@ -6,7 +6,7 @@ which few patches were seen, it is large. It measures the model's sensitivity, n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.modality import Task
 from multimae_eo.model.masking import all_visible, sample_states
 from multimae_eo.model.tokens import Patches, TokenState, unpatchify
+from multimae_eo.model.windows import Blend, ChipWindow, chip_windows, extent
 from multimae_eo.sample import Batch
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def reconstruct(
     outputs: Sequence[str] | None = None,
     draws: int = 8,
     seed: int = 0,
+    overlap: float | None = 0.5,
 ) -> dict[str, Reconstructed]:
     """Predict modalities from ``inputs`` (default: all the batch has).
 
@@ -54,10 +56,58 @@ def reconstruct(
     is hidden equally often. ``outputs``: modalities (default: all with a task).
     Patch-normalised tasks have no physical unit and are left out.
 
+    Chips larger than those of pre-training are predicted in windows of its size that overlap by
+    the share ``overlap`` and are blended; None predicts them whole, at interpolated positions.
+
     Raises:
         ConfigError: unknown inputs or outputs.
         ContractError: a sample has none of the inputs.
     """
+
+    def whole(batch: Batch) -> dict[str, Reconstructed]:
+        return _reconstruct_whole(model, batch, inputs, outputs, (draws, seed))
+
+    windows = chip_windows(model.config.sizes, batch, overlap)
+    return _blended(model, batch, inputs, windows, whole) if windows else whole(batch)
+
+
+def _blended(
+    model: MultiMAE,
+    batch: Batch,
+    inputs: Sequence[str] | None,
+    windows: Sequence[ChipWindow],
+    whole: Callable[[Batch], dict[str, Reconstructed]],
+) -> dict[str, Reconstructed]:
+    """Windows of a batch's chips, blended. Where no window saw any input, the chip as a whole."""
+    means: dict[str, Blend] = {}
+    spreads: dict[str, Blend] = {}
+    for window in windows:
+        part = batch.cut(window)
+        rows = model.observed_rows(part, inputs)
+        if not len(rows):
+            continue
+        for name, said in whole(part if len(rows) == len(part) else part.take(rows)).items():
+            for blends, values in ((means, said.mean), (spreads, said.spread)):
+                if name not in blends:
+                    blends[name] = Blend(len(batch), extent(windows, name))
+                blends[name].add(values, rows, window[name])
+    if not all(b.complete for b in means.values()) or not means:
+        rest = whole(batch)
+        return {
+            n: Reconstructed(means[n].mean(r.mean), spreads[n].mean(r.spread)) if n in means else r
+            for n, r in rest.items()
+        }
+    return {n: Reconstructed(means[n].mean(), spreads[n].mean()) for n in means}
+
+
+def _reconstruct_whole(
+    model: MultiMAE,
+    batch: Batch,
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    drawn_as: tuple[int, int],
+) -> dict[str, Reconstructed]:
+    draws, seed = drawn_as
     patches = model.patchify(batch)
     names = model.chosen(inputs, patches)
     tasks = _tasks(model, outputs)
