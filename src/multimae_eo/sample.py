@@ -254,7 +254,7 @@ def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
         scale=torch.from_numpy(scale),
         offset=torch.from_numpy(offset),
         level=torch.from_numpy(level),
-        labels=_stack_labels(samples),
+        labels=stack_labels([s.label for s in samples]),
         complete=bool(present.all()) and not valid,
     )
 
@@ -284,10 +284,14 @@ def _stack(
     return stacked, ok
 
 
-def _stack_labels(samples: Sequence[Sample]) -> torch.Tensor | None:
+def stack_labels(labels: Sequence[Any]) -> torch.Tensor | None:
+    """Labels of a batch, stacked; None where a chip has none. DataError where they differ."""
     import torch
 
-    labels = [s.label for s in samples]
     if any(label is None for label in labels):
         return None
-    return torch.from_numpy(np.stack([np.asarray(label) for label in labels]))
+    arrays = [np.asarray(label) for label in labels]
+    if len({a.shape for a in arrays}) > 1:
+        shapes = sorted({a.shape for a in arrays}, key=str)
+        raise DataError(f"labels of one batch differ in shape: {', '.join(map(str, shapes))}")
+    return torch.from_numpy(np.stack(arrays))

@@ -1,14 +1,12 @@
 """Batches of raw chips for training and evaluation, from any source.
 
-Everything random (order, windows, flips, turns) is a pure function of (seed, epoch, position of
-the chip in ``indices``): the same under any number of workers, and after a restart in the middle
-of an epoch.
+What is random is drawn by ``sampler``; chips of a store are copied by ``gather``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -18,64 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError
-from multimae_eo.sample import Batch, Sample, collate, crop, flip
+from multimae_eo.modality import Modality
+from multimae_eo.sample import Batch, Sample, collate, crop, flip, stack_labels
 from multimae_eo.sources.base import Indices, Source
+from multimae_eo.store.gather import Gatherer, Windows
 from multimae_eo.store.reader import ChipStore
+from multimae_eo.store.sampler import ChipBatchSampler, Draws, Orientation, Place
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-Place = tuple[int, int]
-"""A chip's position in ``indices``, and its index in the source."""
-
 # Chips read to learn how the modalities' sizes compare, where no chip has them all.
 _SURVEYED = 32
-
-
-class ChipBatchSampler:
-    """Places of each batch of one epoch, on one rank, from ``start_batch`` on.
-
-    In training the order is shuffled and a last, smaller batch is dropped (unless it is the only
-    one); in evaluation chips come in order and all are given. Rank r of w takes every w-th chip;
-    in training all ranks get equally many.
-    """
-
-    def __init__(
-        self,
-        indices: Indices,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: tuple[int, int],
-        share: tuple[int, int] = (0, 1),
-        start_batch: int = 0,
-    ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}")
-        rank, world = share
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank must be in [0, world), got {rank} of {world}")
-        order = np.arange(len(indices))
-        if shuffle:
-            if len(indices) < world:
-                raise DataError(f"{len(indices)} chips to train on, for {world} process(es)")
-            order = np.random.default_rng(seed).permutation(len(indices))
-            order = order[: len(order) - len(order) % world]
-        self._order = order[rank::world]
-        self._indices = np.asarray(indices)
-        self._size = batch_size
-        self._start = start_batch
-        whole = len(self._order) // batch_size
-        self._count = max(1, whole) if shuffle else -(-len(self._order) // batch_size)
-
-    def __len__(self) -> int:
-        """Batches of the whole epoch, whatever the start."""
-        return self._count
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        for k in range(self._start, self._count):
-            mine = self._order[k * self._size : (k + 1) * self._size]
-            yield list(zip(mine.tolist(), self._indices[mine].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +41,19 @@ class _View:
     across: bool = False
     down: bool = False
     turns: int = 0
+
+    @classmethod
+    def drawn(cls, corner: Indices, size: int, whole: int, how: Orientation, chip: int) -> _View:
+        """The view of one of the chips that ``how`` is of."""
+        return cls(
+            top=int(corner[0]),
+            left=int(corner[1]),
+            size=size,
+            whole=whole,
+            across=bool(how.across[chip]),
+            down=bool(how.down[chip]),
+            turns=int(how.turns[chip]),
+        )
 
     def of_sample(self, sample: Sample) -> Sample:
         """The view of any sample; ContractError where it does not fall on pixel edges."""
@@ -126,14 +91,21 @@ class ChipDataset:
         """``augment``: random windows, flips, quarter turns. ``seed``: (seed, epoch)."""
         self.source = source
         self.modalities = source.modalities.select(modalities)
-        self.chip, self.seed = chip, seed
-        self.windows, self.flips, self.turns = augment
+        self.chip = chip
+        self.windows, flips, self.turns = augment
+        self.draws = Draws(seed, len(indices), flips=flips, turns=self.turns)
         self._surveyed = np.asarray(indices)[:_SURVEYED].tolist()
+        self._gatherer = Gatherer(source) if isinstance(source, ChipStore) else None
 
     def __getitems__(self, places: Sequence[Place]) -> Batch:
-        """The batch of these places; called by torch's fetcher."""
-        if isinstance(self.source, ChipStore) and self._uniform(self.source, places):
-            return self._gathered(self.source, places)
+        """The batch of these places; called by torch's fetcher.
+
+        Within a batch, chips that are flipped and turned alike lie together.
+        """
+        codes = self.draws.orientation(np.array([place for place, _ in places])).code
+        places = [places[i] for i in np.argsort(codes, kind="stable")]
+        if self._gatherer is not None and self._uniform(self._gatherer.store):
+            return self._gathered(self._gatherer, places)
         return collate([self._sample(*place) for place in places], self.modalities)
 
     def _sample(self, place: int, index: int) -> Sample:
@@ -151,35 +123,36 @@ class ChipDataset:
         self, place: int, key: str, sides: Mapping[str, int], label: tuple[int, ...]
     ) -> _View:
         """What to show of a chip, by its modalities' sides and its label's shape."""
-        rng = np.random.default_rng((*self.seed, place))
-        across, down, turns = rng.integers((2, 2, 4)).tolist()
-        top = left = 0
+        at = np.array([place])
+        how = self.draws.orientation(at)
         size = whole = 1
+        corner = np.zeros((1, 2), np.int64)
         if self.chip is not None and sides:
             # Of the finest modality, which this chip may lack.
             whole = math.ceil(max(side / self._shares[n] for n, side in sides.items()))
             size = self.chip
-            if size > whole:
-                raise ContractError(
-                    f"{key}: {whole} px is smaller than the window of {size} px (data.chip)"
-                )
-            step = self._step
-            if len(label) == 2:
-                step = math.lcm(step, Fraction(label[-1], whole).denominator)
-            places = (whole - size) // step
-            at = [places // 2] * 2
-            if self.windows:
-                at = rng.integers(places + 1, size=2).tolist()
-            top, left = at[0] * step, at[1] * step
-        return _View(
-            top=top,
-            left=left,
-            size=size,
-            whole=whole,
-            across=self.flips and bool(across),
-            down=self.flips and bool(down),
-            turns=turns if self.turns else 0,
-        )
+            corner = self._corners(at, key, whole, self._step(label, whole))
+        return _View.drawn(corner[0], size, whole, how, 0)
+
+    def _corners(
+        self, places: Indices, key: str, whole: int, step: int | npt.NDArray[Any]
+    ) -> Indices:
+        """Corners (n, 2) of the windows, in pixels of the finest modality, ``step`` apart."""
+        size = self.chip or whole
+        if size > whole:
+            raise ContractError(
+                f"{key}: {whole} px is smaller than the window of {size} px (data.chip)"
+            )
+        last = (whole - size) // np.broadcast_to(step, places.shape)
+        if not self.windows:
+            return np.repeat((last // 2 * step)[:, None], 2, axis=1)
+        corners: Indices = self.draws.corners(places, last + 1) * np.reshape(step, (-1, 1))
+        return corners
+
+    def _step(self, label: tuple[int, ...], whole: int) -> int:
+        """Pixels of the finest modality that are whole pixels of all, and of a label map."""
+        step = self._modality_step
+        return math.lcm(step, Fraction(label[-1], whole).denominator) if len(label) == 2 else step
 
     @cached_property
     def _shares(self) -> dict[str, Fraction]:
@@ -200,90 +173,95 @@ class ChipDataset:
         return {n: shares.get(n, Fraction(1)) for n in self.modalities}
 
     @cached_property
-    def _step(self) -> int:
-        """Pixels of the finest modality that are whole pixels of every modality."""
+    def _modality_step(self) -> int:
         return math.lcm(*(share.denominator for share in self._shares.values()))
 
-    def _uniform(self, store: ChipStore, places: Sequence[Place]) -> bool:
-        """Whether every chip has every modality, and windows fall on pixel edges of all."""
-        chosen = [index for _, index in places]
-        if not all(
-            n in store.arrays and (store.rows(n)[chosen] >= 0).all() for n in self.modalities
-        ):
-            return False
-        shapes = [store.arrays[n][0] for n in self.modalities]
+    def _uniform(self, store: ChipStore) -> bool:
+        """Whether windows fall on pixel edges of every modality, and of label maps."""
+        shapes = [store.arrays[n][0] for n in self.modalities if n in store.arrays]
         if store.label_shape is not None and len(store.label_shape) == 2:
             shapes.append(store.label_shape)
         if self.chip is None and not self.turns:
-            return True
-        whole = max(store.arrays[n][0][-1] for n in self.modalities)
-        return all(s[-2] == s[-1] and (self.chip or whole) * s[-1] % whole == 0 for s in shapes)
+            return bool(shapes)
+        whole = max((s[-1] for s in shapes), default=1)
+        return bool(shapes) and all(
+            s[-2] == s[-1] and (self.chip or whole) * s[-1] % whole == 0 for s in shapes
+        )
 
-    def _gathered(self, store: ChipStore, places: Sequence[Place]) -> Batch:
+    def _gathered(self, gatherer: Gatherer, places: Sequence[Place]) -> Batch:
         """The very batch that ``collate`` would give, copied straight from the memory maps."""
         import torch
 
-        indices = [index for _, index in places]
-        sides = {n: store.arrays[n][0][-1] for n in self.modalities}
-        keys = tuple(store.keys[i] for i in indices)
-        labels = [store.label(i) for i in indices]
-        views = [
-            self._view(place, key, sides, np.shape(label))
-            for (place, _), key, label in zip(places, keys, labels, strict=True)
-        ]
-        labels = [v.of(x) if np.ndim(x) == 2 else x for v, x in zip(views, labels, strict=True)]
+        store = gatherer.store
+        at, indices = np.array(places, dtype=np.int64).T
+        chosen = indices.tolist()
+        keys = tuple(store.keys[i] for i in chosen)
+        having = [n for n in self.modalities if n in store.arrays]
+        whole = max(store.arrays[n][0][-1] for n in having)
+        labels = [store.label(i) for i in chosen]
+        maps = [x is not None for x in labels] if len(store.label_shape or ()) == 2 else []
+        corners = np.zeros((len(at), 2), np.int64)
+        if self.chip is not None:
+            step: int | npt.NDArray[Any] = self._step((), whole)
+            if any(maps):
+                step = np.where(maps, self._step(store.label_shape or (), whole), step)
+            corners = self._corners(at, keys[0], whole, step)
+        how = self.draws.orientation(at)
+        codes = how.code
+
+        for b in np.flatnonzero(maps).tolist():
+            labels[b] = _View.drawn(corners[b], self.chip or whole, whole, how, b).of(labels[b])
         pixels, valid = {}, {}
         shape = (len(places), len(self.modalities))
-        scale, offset = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        level = np.empty(shape, np.int64)
-        for column, (name, modality) in enumerate(self.modalities.items()):
-            pixels[name] = torch.from_numpy(
-                _stacked([v.of(store.pixels(i, name)) for v, i in zip(views, indices, strict=True)])
+        present = np.zeros(shape, bool)
+        scale, offset = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+        level = np.zeros(shape, np.int64)
+        for name in having:
+            modality, column = self.modalities[name], self.modalities.index(name)
+            has = present[:, column] = store.rows(name)[indices] >= 0
+            if not has.any():
+                continue
+            (_, height, width), _ = store.arrays[name]
+            window = (height, width)
+            if self.chip is not None:
+                window = (self.chip * height // whole, self.chip * width // whole)
+            wanted = Windows(
+                indices=indices, corners=corners * width // whole, size=window, codes=codes
             )
-            masks = [store.valid(i, name) for i in indices]
-            ok = _stacked_masks(
-                [None if m is None else v.of(m) for v, m in zip(views, masks, strict=True)]
-            )
+            pixels[name] = gatherer.pixels(name, wanted)
+            ok = gatherer.validity(name, wanted)
             if ok is not None:
-                valid[name] = torch.from_numpy(ok)
-            for b, i in enumerate(indices):
-                how = store.calibration(i, name)
-                scale[b, column], offset[b, column] = how.scale, how.offset
-                level[b, column] = modality.level_index(how.level)
-        unlabelled = any(x is None for x in labels)
+                valid[name] = ok
+            scale[has, column], offset[has, column], level[has, column] = _calibrations(
+                store, modality, indices[has]
+            )
+        lacking = np.flatnonzero(~present.any(axis=1)).tolist()
+        if lacking:
+            raise DataError(
+                f"{keys[lacking[0]]}: has none of the modalities {', '.join(self.modalities)}"
+            )
         return Batch(
             modalities=self.modalities,
             keys=keys,
             pixels=pixels,
             valid=valid,
-            present=torch.ones(shape, dtype=torch.bool),
+            present=torch.from_numpy(present),
             scale=torch.from_numpy(scale),
             offset=torch.from_numpy(offset),
             level=torch.from_numpy(level),
-            labels=None if unlabelled else torch.from_numpy(np.stack(labels)),
-            complete=not valid,
+            labels=stack_labels(labels),
+            complete=bool(present.all()) and not valid,
         )
 
 
-def _stacked(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Stacked in C order: ``np.stack`` would keep the order of flipped and turned views."""
-    stacked = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)
-    for place, array in enumerate(arrays):
-        stacked[place] = array
-    return stacked
-
-
-def _stacked_masks(masks: Sequence[npt.NDArray[np.bool_] | None]) -> npt.NDArray[np.bool_] | None:
-    """Validity (B, 1 or C, H, W) where None means all valid; None where everything is."""
-    some = [m for m in masks if m is not None and not m.all()]
-    if not some:
-        return None
-    channels = max(len(m) for m in masks if m is not None)
-    ok = np.ones((len(masks), channels, *some[0].shape[1:]), dtype=bool)
-    for place, mask in enumerate(masks):
-        if mask is not None:
-            ok[place] = mask
-    return ok
+def _calibrations(
+    store: ChipStore, modality: Modality, indices: Indices
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[int]]:
+    """Scale, offset and level index of chips that have a modality."""
+    scales, offsets, levels, words = store.calibrations(modality.name)
+    codes = levels[indices].tolist()
+    known = {code: modality.level_index(words[code]) for code in set(codes)}
+    return scales[indices], offsets[indices], [known[code] for code in codes]
 
 
 def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none goes with another

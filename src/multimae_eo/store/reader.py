@@ -58,7 +58,7 @@ class ChipStore(Source):
             labels = self.header["labels"]
             self._label_type = None if labels is None else np.dtype(labels["dtype"])
             self.label_shape = None if labels is None else tuple(labels["shape"])
-            self._count, self._shard_chips = self.header["count"], self.header["shard_chips"]
+            self._count, self.shard_chips = self.header["count"], self.header["shard_chips"]
         except (KeyError, TypeError) as error:
             raise FormatError(
                 f"{self.path / layout.HEADER}: damaged, or of a development version ({error}); "
@@ -127,21 +127,50 @@ class ChipStore(Source):
 
     def valid(self, index: int, name: str) -> Validity | None:
         """Bool (1 or C, H, W) of a chip that has the modality; None where every pixel is valid."""
-        bands = int(self._numbers(layout.column(name, "valid_bands"))[index])
-        if not bands:
-            return None
-        packed = self._taken(index, name, int(self.rows(name)[index]), valid=True)[:bands]
-        width = self.arrays[name][0][-1]
-        return np.unpackbits(packed, axis=-1, count=width).astype(bool)
+        bands = int(self._valid_bands(name)[index])
+        return self.masks(np.array([index]), name)[0, :bands] if bands else None
+
+    def masks(self, indices: npt.NDArray[np.int64], name: str) -> Validity:
+        """Bool (n, 1 or C, H, W) of some chips that are ``partly_valid``."""
+        bands, rows = self._valid_bands(name)[indices], self.rows(name)[indices]
+        _, height, width = self.arrays[name][0]
+        packed = np.empty((len(indices), bands.max(), height, -(-width // 8)), np.uint8)
+        numbers = indices // self.shard_chips
+        for number in set(numbers.tolist()):
+            mine = numbers == number
+            shard = self.shard(name, number, valid=True)
+            if rows[mine].max() >= len(shard):
+                raise self.lacks_row(name, number, int(rows[mine].max()), valid=True)
+            # A chip whose bands are all valid alike keeps its mask once, in the first place.
+            packed[mine] = shard[rows[mine], : packed.shape[1]]
+        alike = np.flatnonzero(bands < packed.shape[1])
+        packed[alike] = packed[alike, :1]
+        return np.unpackbits(packed, axis=-1, count=width).view(bool)
+
+    def _valid_bands(self, name: str) -> npt.NDArray[Any]:
+        return self._numbers(layout.column(name, "valid_bands"))
 
     def calibration(self, index: int, name: str) -> Calibration:
         """Scale, offset and product level of a chip that has the modality."""
-        levels, words = self._words(layout.column(name, "level"))
+        scale, offset, level, words = self.calibrations(name)
         return Calibration(
-            scale=float(self._numbers(layout.column(name, "scale"))[index]),
-            offset=float(self._numbers(layout.column(name, "offset"))[index]),
-            level=words[levels[index]],
+            scale=float(scale[index]), offset=float(offset[index]), level=words[level[index]]
         )
+
+    def calibrations(
+        self, name: str
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.int32], list[str]]:
+        """Scale, offset and product level of all chips; the level as an index of the last."""
+        return (
+            self._numbers(layout.column(name, "scale")),
+            self._numbers(layout.column(name, "offset")),
+            *self._words(layout.column(name, "level")),
+        )
+
+    def partly_valid(self, name: str) -> npt.NDArray[np.bool_]:
+        """Chips with pixels of a modality that are not valid."""
+        found: npt.NDArray[np.bool_] = self._valid_bands(name) > 0
+        return found
 
     def label(self, index: int) -> Any:
         """A chip's label, in its source's type; None where it has none."""
@@ -237,17 +266,27 @@ class ChipStore(Source):
         found: tuple[npt.NDArray[np.int32], list[str]] = column
         return found
 
-    def _taken(self, index: int, group: str, row: int, *, valid: bool = False) -> npt.NDArray[Any]:
-        name = layout.array_path(group, index // self._shard_chips, valid=valid)
+    def shard(self, group: str, number: int, *, valid: bool = False) -> npt.NDArray[Any]:
+        """A shard's array: of a modality, of its validity, or of labels."""
+        name = layout.array_path(group, number, valid=valid)
         array = self._maps.get(name)
         if array is None:
             array = self._maps[name] = self._opened(name, group, valid)
             if len(self._maps) > _OPEN_MAPS:
                 self._maps.popitem(last=False)
+        return array
+
+    def _taken(self, index: int, group: str, row: int) -> npt.NDArray[Any]:
+        array = self.shard(group, index // self.shard_chips)
         if not 0 <= row < len(array):
-            raise self._damaged(self.path / name, f"{len(array)} chips, no row {row}")
+            raise self.lacks_row(group, index // self.shard_chips, row)
         found: npt.NDArray[Any] = array[row]
         return found
+
+    def lacks_row(self, group: str, number: int, row: int, *, valid: bool = False) -> FormatError:
+        """The error of a shard that is shorter than the index says."""
+        path = self.path / layout.array_path(group, number, valid=valid)
+        return self._damaged(path, f"there is no row {row}")
 
     def _opened(self, name: str, group: str, valid: bool) -> npt.NDArray[Any]:
         path = self.path / name

@@ -1,0 +1,160 @@
+"""Windows of many chips of a store at once, copied in long runs from the memory maps.
+
+A window of a chip is copied as one run of rows per band, from its first pixel on, into a scratch
+array whose rows are as long as the chip's; the window is then a view of it. Flips and transposes
+are done for all chips that share them together, by torch's vectorised kernels. See docs/store.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from multimae_eo.store.reader import ChipStore
+
+if TYPE_CHECKING:
+    import torch
+
+Integers = npt.NDArray[np.int64]
+# Batches alive at once: one in use, one being made, a few on their way to the device.
+_KEPT = 6
+_BITS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
+
+
+class _Recycled:
+    """Arrays to write batches into, used again as soon as nobody holds the batch any more.
+
+    Fresh memory costs a page fault every 4 kB, several times what copying into it does.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[npt.NDArray[Any]] = []
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """An array that nobody else refers to, with anything in it."""
+        for array in self._arrays:
+            # Two references are our own, the list's and the variable's, and getrefcount adds one.
+            # A tensor made from the array holds another for as long as any view of it lives.
+            if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == 3:
+                return array
+        self._arrays = [np.empty(shape, dtype), *self._arrays[: _KEPT - 1]]
+        return self._arrays[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """What is wanted of some chips, in pixels of one modality.
+
+    ``indices``: chips of the store (B,). ``corners``: row and column (B, 2) of each window.
+    ``size``: their height and width before they are turned. ``codes``: how each is flipped and
+    transposed (B,), see ``Orientation.code``; equal ones lie together.
+    """
+
+    indices: Integers
+    corners: Integers
+    size: tuple[int, int]
+    codes: Integers
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width once turned; only squares may be transposed for some chips."""
+        return self.size[::-1] if (self.codes >= 4).any() else self.size
+
+
+class Gatherer:
+    """Copies windows out of a store; keeps its scratch arrays from batch to batch."""
+
+    def __init__(self, store: ChipStore) -> None:
+        self.store = store
+        self._scratch: dict[tuple[int, ...], npt.NDArray[Any]] = {}
+        self._outputs = {n: _Recycled() for n in store.arrays}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Gatherer, (self.store,)
+
+    def pixels(self, name: str, wanted: Windows) -> torch.Tensor:
+        """Windows (B, C, h, w) of a modality, zeros where a chip lacks it."""
+        import torch
+
+        (bands, height, width), dtype = self.store.arrays[name]
+        size, whole = wanted.size, height * width
+        run = size[0] * width
+        rows = self.store.rows(name)[wanted.indices]
+        has = rows >= 0
+        wide = self._room(len(rows), bands, run, dtype)
+        shards: dict[int, npt.NDArray[Any]] = {}
+        for place, number, row, first in self._places(wanted, rows, width):
+            if number not in shards:
+                shards[number] = self.store.shard(name, number).reshape(-1, bands, whole)
+            if row >= len(shards[number]):
+                raise self.store.lacks_row(name, number, row)
+            # The last rows of a chip end before the run does; what is left is outside the window.
+            wide[place, :, : whole - first] = shards[number][row, :, first : first + run]
+        bits = _BITS[dtype.itemsize]
+        views = wide.view(bits).reshape(-1, bands, size[0], width)[..., : size[1]]
+        found = self._outputs[name].take((len(rows), bands, *wanted.sides), np.dtype(bits))
+        _turn(views, wanted.codes, found)
+        if not has.all():
+            found[~has] = 0
+        return torch.from_numpy(found.view(dtype))
+
+    def validity(self, name: str, wanted: Windows) -> torch.Tensor | None:
+        """Bool (B, 1 or C, h, w) where any pixel of the windows is not valid, else None."""
+        import torch
+
+        partly = np.flatnonzero(self.store.partly_valid(name)[wanted.indices])
+        if not len(partly):
+            return None
+        masks = self.store.masks(wanted.indices[partly], name).view(np.uint8)
+        rows, columns = wanted.corners[partly].T
+        places = sliding_window_view(masks, wanted.size, axis=(2, 3))
+        views = places[np.arange(len(partly)), :, rows, columns]
+        turned = np.empty((*views.shape[:2], *wanted.sides), np.uint8)
+        _turn(views, wanted.codes[partly], turned)
+        if turned.all():
+            return None
+        found = np.ones((len(wanted.indices), *turned.shape[1:]), np.uint8)
+        found[partly] = turned
+        return torch.from_numpy(found.view(bool))
+
+    def _places(
+        self, wanted: Windows, rows: npt.NDArray[Any], width: int
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Place in the batch, shard, row in the shard, and first pixel, of chips that have it."""
+        place = np.flatnonzero(rows >= 0)
+        columns = (
+            place,
+            wanted.indices[place] // self.store.shard_chips,
+            rows[place],
+            wanted.corners[place] @ np.array([width, 1]),
+        )
+        return zip(*(c.tolist() for c in columns), strict=True)
+
+    def _room(self, count: int, bands: int, run: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        key = (bands, run, dtype.num)
+        if key not in self._scratch or len(self._scratch[key]) < count:
+            self._scratch[key] = np.zeros((count, bands, run), dtype)
+        return self._scratch[key][:count]
+
+
+def _turn(views: npt.NDArray[Any], codes: Integers, out: npt.NDArray[Any]) -> None:
+    """Flip and transpose (B, C, h, w) into ``out``, all chips of one code at once."""
+    import torch
+
+    source, target = torch.from_numpy(views), torch.from_numpy(out)
+    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+    for start, stop in zip(starts, [*starts[1:], len(codes)], strict=True):
+        code = int(codes[start])
+        part = source[start:stop]
+        dims = [dim for bit, dim in ((1, -1), (2, -2)) if code & bit]
+        if dims:
+            part = torch.flip(part, dims)
+        if code & 4:
+            part = part.transpose(-1, -2)
+        target[start:stop].copy_(part)

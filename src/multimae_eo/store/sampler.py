@@ -1,0 +1,111 @@
+"""Which chips make a batch, and how each is cut and turned: all that is random about loading.
+
+Everything is a pure function of (seed, epoch, position of the chip in ``indices``): the same under
+any number of workers and ranks, and after a restart in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.sources.base import Indices
+
+Place = tuple[int, int]
+"""A chip's position in ``indices``, and its index in the source."""
+
+
+class ChipBatchSampler:
+    """Places of each batch of one epoch, on one rank, from ``start_batch`` on.
+
+    In training the order is shuffled and a last, smaller batch is dropped (unless it is the only
+    one); in evaluation chips come in order and all are given. Rank r of w takes every w-th chip;
+    in training all ranks get equally many.
+    """
+
+    def __init__(
+        self,
+        indices: Indices,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: tuple[int, int],
+        share: tuple[int, int] = (0, 1),
+        start_batch: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}")
+        rank, world = share
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank must be in [0, world), got {rank} of {world}")
+        order = np.arange(len(indices))
+        if shuffle:
+            if len(indices) < world:
+                raise DataError(f"{len(indices)} chips to train on, for {world} process(es)")
+            order = np.random.default_rng(seed).permutation(len(indices))
+            order = order[: len(order) - len(order) % world]
+        self._order = order[rank::world]
+        self._indices = np.asarray(indices)
+        self._size = batch_size
+        self._start = start_batch
+        whole = len(self._order) // batch_size
+        self._count = max(1, whole) if shuffle else -(-len(self._order) // batch_size)
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch, whatever the start."""
+        return self._count
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for k in range(self._start, self._count):
+            mine = self._order[k * self._size : (k + 1) * self._size]
+            yield list(zip(mine.tolist(), self._indices[mine].tolist(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orientation:
+    """How chips are flipped and then turned: bool (n,), bool (n,), quarter turns int (n,)."""
+
+    across: npt.NDArray[np.bool_]
+    down: npt.NDArray[np.bool_]
+    turns: npt.NDArray[np.int64]
+
+    @property
+    def code(self) -> npt.NDArray[np.int64]:
+        """One of eight per chip: bit 0 flip across, bit 1 flip down, bit 2 then transpose."""
+        across = self.across ^ np.isin(self.turns, (1, 2))
+        down = self.down ^ np.isin(self.turns, (2, 3))
+        return across + 2 * down + 4 * (self.turns % 2)
+
+
+class Draws:
+    """What one epoch draws for every chip."""
+
+    def __init__(self, seed: tuple[int, int], count: int, *, flips: bool, turns: bool) -> None:
+        self._seed, self._count = seed, count
+        self._flips, self._turns = flips, turns
+
+    @cached_property
+    def _drawn(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        rng = np.random.default_rng((*self._seed, 1))
+        return rng.integers(16, size=self._count, dtype=np.uint8), rng.random(
+            (self._count, 2), dtype=np.float32
+        )
+
+    def orientation(self, places: Indices) -> Orientation:
+        """Of the chips at these positions."""
+        bits = self._drawn[0][places].astype(np.int64)
+        return Orientation(
+            across=(bits & 1 > 0) & self._flips,
+            down=(bits & 2 > 0) & self._flips,
+            turns=(bits >> 2) * self._turns,
+        )
+
+    def corners(self, places: Indices, choices: int | npt.NDArray[np.int64]) -> Indices:
+        """Row and column (n, 2) of the windows, each one of ``choices`` (scalar or (n,))."""
+        found: Indices = (self._drawn[1][places] * np.reshape(choices, (-1, 1))).astype(np.int64)
+        return found
