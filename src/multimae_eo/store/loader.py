@@ -134,9 +134,7 @@ class ChipDataset:
             corner = self._corners(at, key, whole, self._step(label, whole))
         return _View.drawn(corner[0], size, whole, how, 0)
 
-    def _corners(
-        self, places: Indices, key: str, whole: int, step: int | npt.NDArray[Any]
-    ) -> Indices:
+    def _corners(self, places: Indices, key: str, whole: int, step: int | Indices) -> Indices:
         """Corners (n, 2) of the windows, in pixels of the finest modality, ``step`` apart."""
         size = self.chip or whole
         if size > whole:
@@ -148,6 +146,16 @@ class ChipDataset:
             return np.repeat((last // 2 * step)[:, None], 2, axis=1)
         corners: Indices = self.draws.corners(places, last + 1) * np.reshape(step, (-1, 1))
         return corners
+
+    def _label_corners(
+        self, places: Indices, key: str, whole: int, labels: Sequence[Any]
+    ) -> Indices:
+        """Corners of the windows of chips with these labels."""
+        if self.chip is None:
+            return np.zeros((len(places), 2), np.int64)
+        shapes = [np.shape(x) for x in labels]
+        steps = {shape: self._step(shape, whole) for shape in set(shapes)}
+        return self._corners(places, key, whole, np.array([steps[x] for x in shapes]))
 
     def _step(self, label: tuple[int, ...], whole: int) -> int:
         """Pixels of the finest modality that are whole pixels of all, and of a label map."""
@@ -199,18 +207,12 @@ class ChipDataset:
         having = [n for n in self.modalities if n in store.arrays]
         whole = max(store.arrays[n][0][-1] for n in having)
         labels = [store.label(i) for i in chosen]
-        maps = [x is not None for x in labels] if len(store.label_shape or ()) == 2 else []
-        corners = np.zeros((len(at), 2), np.int64)
-        if self.chip is not None:
-            step: int | npt.NDArray[Any] = self._step((), whole)
-            if any(maps):
-                step = np.where(maps, self._step(store.label_shape or (), whole), step)
-            corners = self._corners(at, keys[0], whole, step)
         how = self.draws.orientation(at)
-        codes = how.code
-
-        for b in np.flatnonzero(maps).tolist():
-            labels[b] = _View.drawn(corners[b], self.chip or whole, whole, how, b).of(labels[b])
+        corners, codes = self._label_corners(at, keys[0], whole, labels), how.code
+        if len(store.label_shape or ()) == 2:
+            size = self.chip or whole
+            views = [_View.drawn(corners[b], size, whole, how, b) for b in range(len(at))]
+            labels = [None if x is None else v.of(x) for v, x in zip(views, labels, strict=True)]
         pixels, valid = {}, {}
         shape = (len(places), len(self.modalities))
         present = np.zeros(shape, bool)
