@@ -213,6 +213,15 @@ class Pictures(Callback):
             self.draw(pl_module.model, self.folder / f"epoch_{epoch:05d}.png")
 
 
+class ValidateLast(Callback):
+    """Validates after the last epoch, too, whatever ``run.val_every``: its results are told."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the last epoch one of those that are validated."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
 class Resume(Callback):
     """Keeps the metrics file in step with the checkpoint a run resumes from."""
 

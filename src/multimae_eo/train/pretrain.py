@@ -27,7 +27,15 @@ from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.report import run_report
 from multimae_eo.sources import Source
 from multimae_eo.store.loader import make_loader
-from multimae_eo.train.callbacks import Checkpoints, Ema, MetricsCsv, Pictures, Progress, Resume
+from multimae_eo.train.callbacks import (
+    Checkpoints,
+    Ema,
+    MetricsCsv,
+    Pictures,
+    Progress,
+    Resume,
+    ValidateLast,
+)
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.recipe import Recipe
@@ -181,11 +189,13 @@ def _trainer(
     recipe: Recipe, out: Path, metrics: MetricsCsv, per_epoch: int, draw: Any
 ) -> pl.Trainer:
     run = recipe.run
+    steps = per_epoch * run.epochs
     callbacks: list[Any] = [
+        ValidateLast(),
         Checkpoints(out / "checkpoints", every_steps=run.checkpoint_steps),
         Progress(
             batch_size=recipe.data.batch_size,
-            steps=per_epoch * run.epochs,
+            steps=steps,
             log_every=run.log_every,
         ),
         Pictures(out / "pictures", run.pictures_every, draw),
@@ -201,7 +211,8 @@ def _trainer(
         accumulate_grad_batches=run.accumulate,
         gradient_clip_val=recipe.optim.clip,
         check_val_every_n_epoch=run.val_every,
-        log_every_n_steps=run.log_every,
+        # A run shorter than that still leaves a row to report.
+        log_every_n_steps=min(run.log_every, steps),
         logger=[metrics, TensorBoardLogger(save_dir=out, name="", version="tensorboard")],
         callbacks=callbacks,
         enable_checkpointing=True,
