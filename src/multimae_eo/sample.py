@@ -128,7 +128,8 @@ class Batch:
     no chip has is missing. ``valid[m]``: bool (B, 1 or C, H, W); a missing entry means all valid.
     ``present``: bool (B, M). ``scale``, ``offset``: float32 (B, M). ``level``: int64 (B, M).
     ``complete``: every modality is present and every pixel valid (known without asking the
-    device). ``labels``: stacked labels, or None.
+    device). ``labels``: stacked labels; None where a chip has none, or where their
+    kinds or shapes differ.
     """
 
     modalities: ModalitySet
@@ -285,13 +286,12 @@ def _stack(
 
 
 def stack_labels(labels: Sequence[Any]) -> torch.Tensor | None:
-    """Labels of a batch, stacked; None where a chip has none. DataError where they differ."""
+    """Labels of a batch, stacked; None where a chip has none, or their kinds or shapes differ."""
     import torch
 
-    if any(label is None for label in labels):
+    arrays = [np.asarray(label) for label in labels if label is not None]
+    kinds = {(a.shape, a.dtype.kind == "f") for a in arrays}
+    # Chips of joined sources: some without a label, or with a class here and a map there.
+    if len(arrays) < len(labels) or len(kinds) > 1:
         return None
-    arrays = [np.asarray(label) for label in labels]
-    if len({a.shape for a in arrays}) > 1:
-        shapes = sorted({a.shape for a in arrays}, key=str)
-        raise DataError(f"labels of one batch differ in shape: {', '.join(map(str, shapes))}")
     return torch.from_numpy(np.stack(arrays))

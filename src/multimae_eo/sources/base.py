@@ -110,7 +110,8 @@ def hashed_fraction(key: str) -> float:
 class ConcatSource(Source):
     """Several sources as one: modalities are united, chips keep what they have.
 
-    Keys are prefixed with the source's name where they would clash.
+    Keys are prefixed with the source's name. Sources whose classes differ lose their labels: class
+    0 of one is not class 0 of another.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -128,6 +129,7 @@ class ConcatSource(Source):
         self.split_of = [x for s in sources for x in s.split_of]
         self._starts = np.cumsum([0, *(len(s) for s in sources)])
         kinds = {s.class_names for s in sources if s.class_names}
+        self._labelled = len(kinds) <= 1
         self.class_names = kinds.pop() if len(kinds) == 1 else ()
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
@@ -144,5 +146,5 @@ class ConcatSource(Source):
             calibration=calibration,
             geometry=sample.geometry,
             time=sample.time,
-            label=sample.label,
+            label=sample.label if self._labelled else None,
         )
