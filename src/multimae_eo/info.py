@@ -17,7 +17,7 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     ``verify``: also check every checksum of a store. Raises ConfigError when it is none of these,
     FormatError when a store's files were changed.
     """
-    if (path / "store.json").is_file():
+    if (path / "store.json").is_file() or (path / "plan.json").is_file():
         return _store(path, verify)
     if (path / "config.json").is_file() and (path / "modalities.json").is_file():
         return _model(path)

@@ -44,7 +44,7 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.dataset_file import DatasetFileSource
 
         return DatasetFileSource(path)
-    if (path / "store.json").is_file():
+    if (path / "store.json").is_file() or (path / "plan.json").is_file():
         from multimae_eo.store.reader import ChipStore
 
         return ChipStore(path)
