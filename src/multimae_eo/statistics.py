@@ -52,10 +52,12 @@ class Moments:
             ok = np.broadcast_to(valid, values.shape).reshape(flat.shape)
         count = ok.sum(axis=1).astype(np.float64)
         n = np.maximum(count, 1.0)
-        mean = np.where(ok, flat, 0.0).sum(axis=1) / n
-        deviation = np.where(ok, flat - mean[:, None], 0.0)
-        # The second term corrects the rounding of the mean (two-pass with compensation).
-        m2 = (deviation**2).sum(axis=1) - deviation.sum(axis=1) ** 2 / n
+        # What overflows, or is not a number, shows in m2, and is refused with the chip's name.
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = np.where(ok, flat, 0.0).sum(axis=1) / n
+            deviation = np.where(ok, flat - mean[:, None], 0.0)
+            # The second term corrects the rounding of the mean (two-pass with compensation).
+            m2 = (deviation**2).sum(axis=1) - deviation.sum(axis=1) ** 2 / n
         return cls(
             count,
             mean,
@@ -105,7 +107,7 @@ class Statistics:
                     levels.setdefault(level, Moments.empty(modality.channels))
 
     def update(self, sample: Sample) -> None:
-        """Add one sample's valid pixels."""
+        """Add one sample's valid pixels; DataError where they are not finite, or beyond bounds."""
         for name, pixels in sample.pixels.items():
             if name not in self.modalities:
                 continue
@@ -117,6 +119,12 @@ class Statistics:
                 continue
             how = sample.calibration_of(modality)
             moments = Moments.of(pixels, valid)
+            if not np.isfinite(moments.m2).all():
+                least, most = moments.minimum.min(), moments.maximum.max()
+                raise DataError(
+                    f"{sample.key}: {name}: values from {least:g} to {most:g} have no mean and "
+                    "variance; declare what is no measurement as nodata"
+                )
             # The physical moments follow from the raw ones; converting pixels first would round.
             physical = Moments(
                 moments.count,
