@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,7 @@ from multimae_eo.sources.base import Indices, Source
 from multimae_eo.store.gather import Gatherer, Windows
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.sampler import ChipBatchSampler, Draws, Orientation, Place
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+from multimae_eo.store.workers import ChipLoader, Told
 
 # Chips read to learn how the modalities' sizes compare, where no chip has them all.
 _SURVEYED = 32
@@ -283,7 +281,7 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     flips: bool = True,
     turns: bool = False,
     pin_memory: bool | None = None,
-) -> DataLoader[Batch]:
+) -> ChipLoader:
     """A DataLoader of Batches over some of a source's chips; one epoch's, or what is left of it.
 
     ``modalities`` (default: all) and ``chip``, the side of the window in pixels of the finest
@@ -298,7 +296,6 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     pixels' edges.
     """
     import torch
-    from torch.utils.data import DataLoader
 
     names = list(source.modalities) if modalities is None else list(modalities)
     if chip is not None and chip < 1:
@@ -314,8 +311,8 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
         start_batch=start_batch,
     )
     dataset = ChipDataset(source, names, indices=indices, chip=chip, seed=drawn, augment=augment)
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # torch calls __getitems__ with a whole batch
+    return ChipLoader(
+        Told(dataset),  # type: ignore[arg-type]  # torch calls __getitems__ with a whole batch
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_as_is,

@@ -1,0 +1,47 @@
+"""Loading in worker processes: what a reader says of the user's data arrives as it was said."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, get_worker_info
+
+from multimae_eo.errors import MultiMAEError
+from multimae_eo.sample import Batch
+
+
+class Batches(Protocol):
+    """Reads the batch of some places."""
+
+    def __getitems__(self, places: Sequence[Any]) -> Batch:
+        """The batch; called by torch's fetcher."""
+
+
+class Told:
+    """Batches, of which a worker hands over a user's error instead of dying of it."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitems__(self, places: Sequence[Any]) -> Batch | MultiMAEError:
+        """The batch of these places, or in a worker the error, with its traceback as a note."""
+        try:
+            return self.batches.__getitems__(places)
+        except MultiMAEError as error:
+            if get_worker_info() is None:
+                raise
+            error.add_note(traceback.format_exc())
+            return error
+
+
+class ChipLoader(DataLoader[Batch]):
+    """Raises the error that a worker handed over; torch would put a traceback into its message."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of the epoch."""
+        for batch in super().__iter__():
+            if isinstance(batch, MultiMAEError):
+                raise batch
+            yield batch
