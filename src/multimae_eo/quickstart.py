@@ -42,7 +42,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     """Run the tour; returns the path of ``report.html`` in ``out``.
 
     Leaves ``world/`` (chips and a scene), ``store/``, ``run/``, ``model/``, ``reconstruction/``,
-    ``probe/``, ``landcover.tif`` and its picture. A finished step is not done again.
+    ``probe/``, ``scene/`` (maps as COGs, and their pictures). Training is not done again.
 
     Raises OutputError when ``out`` holds something else.
     """
@@ -57,10 +57,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     from multimae_eo.train.pretrain import pretrain
     from multimae_eo.train.recipe import load_recipe
 
-    if out.exists() and any(out.iterdir()) and not (out / "quickstart.json").is_file():
-        raise OutputError(f"{out}: is not empty and no quickstart; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "quickstart.json").write_text(json.dumps({"seed": seed, "chips": chips}) + "\n")
+    _claim(out, {"seed": seed, "chips": chips})
     tour = _Tour()
     with tour.step("making a world"):
         world = write_world(out / "world", chips=chips, size=64, seed=seed)
@@ -92,6 +89,24 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
             out=out / "scene",
         )
     return _report(out, said, rows, maps, tour)
+
+
+def _claim(out: Path, plan: dict[str, int]) -> None:
+    """Make ``out`` this tour's folder; OutputError when it holds something else."""
+    from multimae_eo.report import write_whole
+
+    mark = out / "quickstart.json"
+    text = json.dumps(plan) + "\n"
+    if mark.is_file():
+        if (there := mark.read_text(encoding="utf-8")) != text:
+            raise OutputError(
+                f"{out}: holds another quickstart ({there.strip()} there, {text.strip()} here); "
+                "choose another --out, or delete it"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: is not empty and no quickstart; choose another --out")
+    write_whole(mark, text.encode())
 
 
 def _report(
