@@ -9,7 +9,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.optim.swa_utils import get_ema_avg_fn
 from tqdm import tqdm
 
 from multimae_eo.errors import OutputError
+from multimae_eo.report import write_whole
 
 
 class MetricsCsv(Logger):
@@ -76,13 +78,7 @@ class MetricsCsv(Logger):
         for step in sorted(self.rows):
             shown = {k: f"{v:.6g}" for k, v in self.rows[step].items()}
             writer.writerow({"step": step, **shown})
-        temporary = self.path.with_suffix(".csv.tmp")
-        try:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
-            os.replace(temporary, self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        write_whole(self.path, text.getvalue().encode())
 
 
 def _column_order(name: str) -> tuple[int, str]:
@@ -262,9 +258,8 @@ class Checkpoints(Checkpoint):
             self.best = float(loss)
         self._save(trainer)
         if better and trainer.is_global_zero:
-            temporary = self.folder / "best.ckpt.tmp"
-            shutil.copyfile(self.folder / "last.ckpt", temporary)
-            os.replace(temporary, self.folder / "best.ckpt")
+            with self._replacing("best.ckpt", trainer) as temporary:
+                shutil.copyfile(self.folder / "last.ckpt", temporary)
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation loss so far."""
@@ -276,12 +271,20 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._written = trainer.global_step
-        temporary = self.folder / "last.ckpt.tmp"
+        with self._replacing("last.ckpt", trainer) as temporary:
+            trainer.save_checkpoint(temporary)
+
+    @contextmanager
+    def _replacing(self, name: str, trainer: pl.Trainer) -> Iterator[Path]:
+        """A temporary path, which the first rank renames to ``name`` once it is whole."""
+        path = self.folder / name
+        temporary = path.with_name(f"{name}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(temporary)
+            yield temporary
             if trainer.is_global_zero:
-                os.replace(temporary, self.folder / "last.ckpt")
+                os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            raise OutputError(f"{self.folder}: checkpoint cannot be written: {error}") from error
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise OutputError(f"{path}: cannot be written: {reason}; free space") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from multimae_eo.errors import ConfigError, ContractError, FormatError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
+from multimae_eo.report import write_whole
 from multimae_eo.sample import Batch
 from multimae_eo.sources import Source
 from multimae_eo.sources.base import Indices
@@ -96,9 +96,7 @@ def train_statistics(
         chosen = train[np.linspace(0, len(train) - 1, limit).astype(np.int64)]
     found = source.statistics(chosen).select(list(modalities))
     found = Statistics(modalities, found.moments, found.class_counts)
-    temporary = kept.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found.to_dict()) + "\n", encoding="utf-8")
-    os.replace(temporary, kept)
+    write_whole(kept, (json.dumps(found.to_dict()) + "\n").encode())
     return found
 
 

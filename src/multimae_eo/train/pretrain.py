@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import time
 import warnings
@@ -20,11 +19,11 @@ import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from multimae_eo.errors import CheckpointError, ConfigError, OutputError
+from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.infer.figures import reconstruction_figure, save_figure
 from multimae_eo.infer.views import chip_views
 from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.report import run_report
+from multimae_eo.report import run_report, write_whole
 from multimae_eo.sources import Source
 from multimae_eo.store.loader import make_loader
 from multimae_eo.train.callbacks import (
@@ -161,13 +160,7 @@ def _claim(out: Path, recipe: Recipe, source: Source, spec: str) -> None:
                 "give the same recipe and data to resume it, or choose another --out"
             )
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / "recipe.yaml.tmp"
-        temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    write_whole(path, yaml.safe_dump(record, sort_keys=False).encode())
 
 
 # What may change between a run and its resumption: it decides no number.
