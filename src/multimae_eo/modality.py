@@ -297,5 +297,5 @@ def canonical(name: str) -> str:
     """A band name without case, separators and zero padding: ``B_02`` and ``b2`` are one."""
     text = "".join(ch for ch in name.lower() if ch not in " _-.")
     if len(text) > 1 and text[0] == "b" and text[1] == "0":
-        text = "b" + text[1:].lstrip("0")
+        text = "b" + (text[1:].lstrip("0") or "0")
     return text
