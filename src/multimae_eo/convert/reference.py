@@ -10,6 +10,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from multimae_eo import catalog
-from multimae_eo.errors import CheckpointError, did_you_mean
+from multimae_eo.errors import CheckpointError, ConfigError, did_you_mean
 from multimae_eo.modality import LegendClass, Modality, ModalitySet, Task
 from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.model.multimae import MultiMAE
@@ -49,10 +50,18 @@ def convert(checkpoint: Path, *, statistics: Path | None = None) -> MultiMAE:
     such a checkpoint, holds anything unsafe, or names unknown modalities.
     """
     weights, args = read_checkpoint(checkpoint)
-    modalities = _modalities(weights)
-    known = None if statistics is None else _read_statistics(statistics, modalities)
-    config = _config(weights, args, modalities)
-    model = MultiMAE(modalities, _tasks(weights, modalities), config, known)
+    try:
+        modalities = _modalities(weights)
+        tasks, config = _tasks(weights, modalities), _config(weights, args, modalities)
+        known = None if statistics is None else _read_statistics(statistics, modalities)
+        model = MultiMAE(modalities, tasks, config, known)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+    except (KeyError, IndexError, StopIteration, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: no reference checkpoint: its parameters do not make a model "
+            f"({type(error).__name__}: {error})"
+        ) from error
     renamed = {_rename(k): _reshape(k, v) for k, v in weights.items() if not _is_position(k)}
     expected = model.state_dict()
     differing = set(renamed) ^ set(expected)
@@ -72,7 +81,9 @@ def convert(checkpoint: Path, *, statistics: Path | None = None) -> MultiMAE:
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Read tensors and arguments without executing anything the file holds."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # About pickle protocols; what cannot be read is told by the error.
+            warnings.simplefilter("ignore", UserWarning)
             record = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -84,7 +95,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not isinstance(record, dict) or not isinstance(record.get("model"), Mapping):
         raise CheckpointError(f"{path}: no reference checkpoint: the key 'model' is missing")
     weights = {str(k): v for k, v in record["model"].items() if isinstance(v, Tensor)}
-    return weights, vars(record["args"]) if "args" in record else {}
+    args = record.get("args")
+    return weights, vars(args) if isinstance(args, argparse.Namespace) else {}
 
 
 def _modalities(weights: Mapping[str, Tensor]) -> ModalitySet:
@@ -92,9 +104,7 @@ def _modalities(weights: Mapping[str, Tensor]) -> ModalitySet:
     found = []
     for name in names:
         if name not in catalog.MODALITIES:
-            raise CheckpointError(
-                f"unknown input {name!r}; {did_you_mean(name, catalog.MODALITIES)}"
-            )
+            raise ConfigError(f"unknown input {name!r}; {did_you_mean(name, catalog.MODALITIES)}")
         modality = catalog.modality(name)
         table = weights.get(f"input_adapters.{name}.class_emb.weight")
         found.append(modality if table is None else _with_unobserved(modality, len(table)))
@@ -108,7 +118,7 @@ def _with_unobserved(modality: Modality, classes: int) -> Modality:
         return modality
     if classes == len(modality.classes) + 1:
         return replace(modality, classes=(*modality.classes, extra))
-    raise CheckpointError(
+    raise ConfigError(
         f"{modality.name}: {classes} classes do not fit a legend of {len(modality.classes)}"
     )
 
@@ -203,6 +213,8 @@ def _read_statistics(path: Path, modalities: ModalitySet) -> Statistics:
     for name, modality in modalities.items():
         if modality.categorical:
             continue
+        if name not in _STATISTICS:
+            raise CheckpointError(f"{path}: holds no statistics of {name!r}")
         key, channels = _STATISTICS[name]
         scale = _DN if modality.levels else 1.0
         levels = {level: f"{key}_{level}" for level in modality.levels} or {"": key}
