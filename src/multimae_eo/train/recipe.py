@@ -19,7 +19,7 @@ import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
-from multimae_eo.model.config import DecoderConfig, EncoderConfig
+from multimae_eo.model.config import DecoderConfig, EncoderConfig, encoder_named
 
 
 @dataclass(kw_only=True)
@@ -243,15 +243,45 @@ def parse_recipe(
         if item.startswith("--"):
             _check_override(item)
     try:
+        record, rest = _with_encoder(record, overrides)
+        if isinstance(encoder := record["model"]["encoder"], Mapping):
+            check_keys(encoder, EncoderConfig, where=f"{where}: model.encoder")
         values = parser.parse_object(dict(record))
-        if overrides:
-            values = parser.parse_args(list(overrides), namespace=values)
+        if rest:
+            values = parser.parse_args(rest, namespace=values)
         built = parser.instantiate(values)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from error
     recipe = Recipe(**vars(built))
     _check_values(recipe, where)
     return recipe
+
+
+def _with_encoder(
+    record: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Mapping[str, Any], list[str]]:
+    """Take ``--model.encoder …`` into the record; the parser cannot change one of a union's parts.
+
+    Returns the record and the other overrides.
+    """
+    option = "--model.encoder"
+    model = dict(record.get("model") or {})
+    encoder, rest = model.get("encoder", ModelRecipe.encoder), []
+    items = iter(overrides)
+    for item in items:
+        name, given, text = item.partition("=")
+        if name != option and not name.startswith(f"{option}."):
+            rest.append(item)
+            continue
+        value = yaml.safe_load(text if given else next(items, ""))
+        if name == option:
+            encoder = value
+            continue
+        whole = asdict(encoder_named(encoder)) if isinstance(encoder, str) else encoder
+        encoder = {**whole, name.removeprefix(f"{option}."): value}
+    return {**record, "model": {**model, "encoder": encoder}}, rest
 
 
 def options_help(kind: Any = Recipe, prefix: str = "--") -> str:
@@ -337,6 +367,8 @@ def _recipe_text(name: str | Path) -> tuple[str, str]:
             return path.read_text(encoding="utf-8"), str(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: is no text in UTF-8: {error}") from error
     if str(name) in recipe_names():
         packaged = resources.files("multimae_eo") / "recipes" / f"{name}.yaml"
         return packaged.read_text(encoding="utf-8"), f"recipe {name}"
