@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,32 @@ from multimae_eo.sample import Calibration, Sample
 from multimae_eo.statistics import Statistics
 
 SIZE = 16
+
+
+@dataclass(frozen=True)
+class Tour:
+    """A small quickstart that was run once; tests leave it as it is."""
+
+    out: Path
+    report: Path
+    chips: int
+    epochs: int
+
+
+@pytest.fixture(scope="session")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
+    """Made by whichever process of a parallel run comes first; the others wait."""
+    from multimae_eo.quickstart import quickstart
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out, chips, epochs = shared / "tour", 120, 30
+    with (shared / "tour.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        report = out / "report.html"
+        if not report.is_file():
+            quickstart(out, chips=chips, epochs=epochs)
+    return Tour(out=out, report=report, chips=chips, epochs=epochs)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,207 @@
+"""README and docs are true: their commands and Python run, in order, on a small quickstart.
+
+``SUBSTITUTED`` says what stands in for names that a page leaves to the reader, and ``ADDED`` what
+makes a run of hours one of seconds. All else is run as it is written.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from multimae_eo.cli import _VERBS, _split_overrides, main
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = ("", "sh", "bash", "console", "shell")
+
+SUBSTITUTED = {
+    "MODEL": "quickstart/model",
+    "STORE": "quickstart/store",
+    "SOURCE": "quickstart/world/dataset.yaml",
+    "DIR": "made/out",
+    "RUN": "made/run",
+    "scene.yaml": "quickstart/world/scene.yaml",
+    # The quickstart's world has no modality "optical": its bands are in groups.
+    "optical": "rgb,ired",
+    "checkpoint-999.pth": str(
+        SHARED / "fixtures/reference_checkpoint/six_modalities/checkpoint-999.pth"
+    ),
+    "data_1M_v001_64_band_stats.json": "data_1M_v001_64/data_1M_v001_64_band_stats.json",
+}
+ADDED = {
+    "paper-mmearth64": "--model.encoder nano --run.epochs 1 --data.batch_size 4 --data.workers 0 "
+    "--run.precision 32-true --run.accelerator cpu --data.val_fraction 0.3",
+}
+# Made by the release, not by a checkout of the sources.
+MAY_BE_MISSING = {"docs/results.md", "docs/img/quickstart.png"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the line it begins on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(m[1].strip(), m[2], text[: m.start()].count("\n") + 1)
+        for m in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, flags=re.M | re.S)
+    ]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The words of each command; none where a block draws something."""
+    if block.language not in SHELL:
+        return []
+    lines = block.text.replace("\\\n", " ").splitlines()
+    lines = [line.removeprefix("$ ") for line in lines if line.strip()]
+    if not block.language and not lines[0].startswith(("multimae-eo ", "make ", "pip ", "git ")):
+        return []
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def verb_options(verb: str) -> set[str]:
+    parser = ArgumentParser()
+    _VERBS[verb][0](parser)
+    return {*parser._option_string_actions, "--debug"}
+
+
+def check_options(words: list[str], where: str) -> None:
+    """Words after ``multimae-eo``: a verb that exists, and options that it has."""
+    verb = words[0]
+    assert verb in _VERBS, f"{where}: there is no verb {verb!r}"
+    rest = _split_overrides(words)[0] if verb == "pretrain" else words
+    for word in rest:
+        option = word.split("=", maxsplit=1)[0]
+        assert not option.startswith("--") or option in verb_options(verb), f"{where}: {option}"
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_mentioned_verb_and_option_exists(page):
+    """In code spans and blocks. Prose may call the program by its name."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    spans = re.findall(r"`(multimae-eo [^`\n]+)`", text)
+    spans += re.findall(r"^(?:\$ )?(multimae-eo .+)$", text, flags=re.M)
+    for span in spans:
+        words = shlex.split(span, comments=True)[1:]
+        if words != ["VERB", "--help"] and not words[0].startswith("--"):
+            check_options(words, f"{name(page)}: {span}")
+
+
+@pytest.mark.parametrize("folder", ["examples", "src/multimae_eo/recipes"])
+def test_commands_in_heads_of_yaml_files_exist(folder):
+    for path in sorted((ROOT / folder).glob("*.yaml")):
+        text = re.sub(r"\\\n#", " ", path.read_text(encoding="utf-8"))
+        for found in re.findall(r"^#.*?multimae-eo ([a-z][^(\n]*)", text, flags=re.M):
+            check_options(found.split(), str(path))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_relative_link_leads_to_a_file(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target) or target.startswith("#"):
+            continue
+        path = (page.parent / target.split("#")[0]).resolve()
+        if not path.exists():
+            assert str(path.relative_to(ROOT)) in MAY_BE_MISSING, f"{name(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_mentioned_path_of_the_project_exists(page):
+    """Code spans that begin with a folder of the checkout."""
+    text = page.read_text(encoding="utf-8")
+    for span in re.findall(r"`((?:src|tests|docs|examples|benchmarks|\.ci)/[\w./-]*)`", text):
+        assert (ROOT / span).exists() or span in MAY_BE_MISSING, f"{name(page)}: {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_dataset_files_that_are_shown_are_well_formed(page, tmp_path):
+    from multimae_eo.sources.dataset_schema import read_dataset_file
+
+    for block in blocks(page):
+        if block.language != "yaml":
+            continue
+        record = yaml.safe_load(block.text)
+        assert isinstance(record, dict), f"{name(page)}:{block.line}"
+        if {"name", "chips", "modalities"} <= record.keys():
+            path = tmp_path / "shown.yaml"
+            path.write_text(block.text, encoding="utf-8")
+            read_dataset_file(path)
+
+
+def substituted(words: list[str]) -> list[str]:
+    """A command's words with this test's names in place of the reader's."""
+    changed = [SUBSTITUTED.get(w, w) for w in words]
+    for key, more in ADDED.items():
+        if key in words:
+            changed += more.split()
+    return changed
+
+
+def run_elsewhere(words: list[str], where: str) -> None:
+    """What is not ours to run: its target has to exist."""
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{re.escape(words[1])}:", makefile, flags=re.M), f"{where}: {words}"
+    elif words[:2] == ["pip", "install"]:
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
+            assert re.search(rf"^{extra} = \[", project, flags=re.M), f"{where}: {words}"
+    else:
+        assert words[:2] == ["git", "clone"], f"{where}: what is {words[0]}?"
+
+
+@pytest.fixture
+def reader(tour, tmp_path, monkeypatch) -> Path:
+    """The folder of a reader who ran the quickstart and has a (small) MMEarth."""
+    from multimae_eo.sources.mmearth_files import write_mmearth
+
+    here = tmp_path / "reader"
+    (here / "quickstart").mkdir(parents=True)
+    for made in tour.out.iterdir():
+        (here / "quickstart" / made.name).symlink_to(made)
+    (here / "STORE").symlink_to(tour.out / "store")
+    write_mmearth(here / "data_1M_v001_64", chips=16, size=64, seed=0, stem="data_1M_v001_64")
+    monkeypatch.chdir(here)
+    return here
+
+
+RUN = [p for p in PAGES if any(commands(b) or b.language == "python" for b in blocks(p))]
+
+
+@pytest.mark.parametrize("page", RUN, ids=name)
+def test_commands_and_python_run_as_written(page, reader, capsys):
+    variables: dict[str, object] = {"folder": reader / "made"}
+    for block in blocks(page):
+        where = f"{name(page)}:{block.line}"
+        if block.language == "python":
+            exec(compile(block.text, where, "exec"), variables)
+        for words in commands(block):
+            if words[0] != "multimae-eo":
+                run_elsewhere(words, where)
+            elif words[1] != "quickstart":  # which the fixture has run
+                arguments = substituted(words[1:])
+                lacking = [
+                    a for a in arguments if a.startswith(str(SHARED)) and not Path(a).exists()
+                ]
+                if lacking:
+                    pytest.skip(f"{where} needs {Path(lacking[0]).name} of the shared fixtures")
+                code = main(arguments)
+                assert code == 0, f"{where}: {' '.join(words)}: {capsys.readouterr().err}"
