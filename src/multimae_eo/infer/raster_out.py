@@ -17,6 +17,9 @@ from multimae_eo.modality import Modality
 from multimae_eo.sources.scene import Grid
 
 
+_ROWS = 512
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """What a raster holds: band names, number type, nodata, colours by value, and tags."""
@@ -108,9 +111,22 @@ class RowWriter:
                 OVERVIEW_RESAMPLING="AVERAGE" if floating else "NEAREST",
                 BIGTIFF="IF_SAFER",
             )
+            self._compare(whole)
             whole.replace(self.path)
         self._folder.cleanup()
         return self.path
+
+    def _compare(self, whole: Path) -> None:
+        """OutputError unless every pixel arrived: GDAL keeps silent about what it cannot flush."""
+        import rasterio
+
+        with rasterio.open(self._plain) as written, rasterio.open(whole) as read:
+            for top in range(0, self.grid.height, _ROWS):
+                bottom = min(top + _ROWS, self.grid.height)
+                window = ((top, bottom), (0, self.grid.width))
+                ours, theirs = written.read(window=window), read.read(window=window)
+                if not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
+                    raise OutputError(f"{self.path}: was not written whole; free space")
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -120,9 +136,14 @@ class RowWriter:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
+    from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
     try:
         yield
-    except (OSError, RasterioError) as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from error
+    # GDAL's own errors, and rasterio's SystemError for those it does not know, come through copy.
+    except (OSError, RasterioError, CPLE_BaseError, SystemError) as error:
+        raise OutputError(
+            f"{path}: cannot be written: {' '.join(str(error).split())}; free space or choose "
+            "another --out"
+        ) from error

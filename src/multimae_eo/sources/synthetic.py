@@ -312,6 +312,7 @@ _NODATA = {"s2": 0.0, "landcover": 0.0}
 
 def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -> None:
     import rasterio
+    from rasterio.io import MemoryFile
 
     count, height, width = pixels.shape
     left, _, _, top = geometry.bounds
@@ -325,13 +326,13 @@ def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -
         "transform": rasterio.Affine(GSD_M, 0, left, 0, -GSD_M, top),
         "nodata": _NODATA.get(layer),
     }
-    with (
-        _replacing(path) as temporary,
-        _explained(path),
-        rasterio.open(temporary, "w", **profile) as out,
-    ):
-        out.write(pixels)
-        out.descriptions = _BANDS[layer]
+    # In memory first: GDAL keeps silent about what it cannot write when it closes a file.
+    with MemoryFile() as memory:
+        with memory.open(**profile) as out:
+            out.write(pixels)
+            out.descriptions = _BANDS[layer]
+        with _replacing(path) as temporary:
+            temporary.write_bytes(memory.getbuffer())
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -355,16 +356,6 @@ def _replacing(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written: {error.strerror or error}; free space or choose another "
             "folder"
         ) from error
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    from rasterio.errors import RasterioError
-
-    try:
-        yield
-    except RasterioError as error:
-        raise OutputError(f"{path}: cannot be written: {error}; free space") from error
 
 
 def _require_rasterio() -> None:
