@@ -109,3 +109,71 @@ def make_model(modalities: ModalitySet, statistics: Statistics) -> Callable[...,
         return MultiMAE(modalities, tasks, config, statistics)
 
     return make
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small world, its store, and a model pre-trained on it for an epoch."""
+
+    folder: Path
+    small = (
+        "--modalities=[rgb, elevation, landcover]",
+        "--model.encoder={width: 16, depth: 1, heads: 2}",
+        "--model.decoder={width: 8, depth: 1, heads: 2}",
+        "--data.chip=32",
+        "--data.batch_size=4",
+        "--masking.visible=8",
+        "--run.epochs=1",
+    )
+    """What makes any recipe one of a second, on this world."""
+
+    def __truediv__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    from multimae_eo.cli import main
+    from multimae_eo.sources.synthetic import write_world
+
+    folder = tmp_path_factory.mktemp("made")
+    write_world(folder / "world", chips=20, size=32, scene=192)
+    here = Made(folder)
+    assert main(["prepare", here / "world/dataset.yaml", "--out", here / "store"]) == 0
+    run = ["pretrain", "--recipe", "quickstart", "--data", here / "store", "--out", here / "run"]
+    assert main([*run, *here.small]) == 0
+    return here
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line here; (exit code, stdout, stderr)."""
+
+    from multimae_eo.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Runs the command line to a user's error: exit code 1, nothing on stdout, one line; which."""
+
+    def call(*arguments: str) -> str:
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, "")
+        assert "Traceback" not in err
+        told = [line for line in err.splitlines() if line.startswith("multimae-eo: error: ")]
+        assert len(told) == 1
+        assert err.endswith(told[0] + "\n"), "it is the last thing said, after any progress"
+        return told[0]
+
+    return call

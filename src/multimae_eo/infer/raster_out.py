@@ -16,7 +16,6 @@ from multimae_eo.errors import OutputError
 from multimae_eo.modality import Modality
 from multimae_eo.sources.scene import Grid
 
-
 _ROWS = 512
 
 
