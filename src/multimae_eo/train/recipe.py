@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -255,6 +256,7 @@ def parse_recipe(
     except Exception as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from error
     recipe = Recipe(**vars(built))
+    _check_filled(recipe, where)
     _check_values(recipe, where)
     return recipe
 
@@ -334,6 +336,22 @@ def _check_override(item: str) -> None:
                 + did_you_mean(f"{prefix}.{part}" if prefix else part, valid)
             )
         kind = get_type_hints(kind)[part]
+
+
+def _check_filled(part: Any, where: str, prefix: str = "") -> None:
+    """ConfigError for null where an option has no such value, and for numbers that are not finite.
+
+    The parser lets both pass.
+    """
+    hints = get_type_hints(type(part))
+    for f in dataclasses.fields(part):
+        value, path = getattr(part, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            _check_filled(value, where, f"{path}.")
+        elif value is None and type(None) not in get_args(hints[f.name]):
+            raise ConfigError(f"{where}: {path} is null; leave it out for its default")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {path} must be a finite number, got {value}")
 
 
 def _check_values(recipe: Recipe, where: str) -> None:
