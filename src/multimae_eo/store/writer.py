@@ -255,7 +255,10 @@ def _problem(source: Source, sample: Sample) -> str:
         shapes = {(c, *pixels.shape[1:]) for c in (1, channels)}
         if ok is not None and (ok.dtype != np.bool_ or ok.shape not in shapes):
             return f"{name}: validity is {ok.dtype} {ok.shape} beside pixels {pixels.shape}"
-    label = np.asarray(0 if sample.label is None else sample.label)
+    try:
+        label = np.asarray(0 if sample.label is None else sample.label)
+    except ValueError as error:
+        return f"label: {error}"
     if label.ndim > 2 or label.dtype.kind not in "biuf":
         return f"label: expected a number, a vector or a map, got {label.dtype} {label.shape}"
     return ""
