@@ -38,7 +38,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out, chips, epochs = shared / "tour", 120, 30
+    out, chips, epochs = shared / "tour", 140, 30
     with (shared / "tour.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         report = out / "report.html"

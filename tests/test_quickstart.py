@@ -151,15 +151,15 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("only_train")
-def test_a_seed_decides_everything_and_another_changes_it(tmp_path):
+def test_a_seed_decides_everything_and_another_changes_it(tour, tmp_path):
     made = {}
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        quickstart.quickstart(tmp_path / name, seed=seed, chips=24, epochs=1)
+    for name in ("a", "b"):
+        quickstart.quickstart(tmp_path / name, seed=3, chips=24, epochs=1)
         made[name] = files(tmp_path / name)
     assert made["a"].keys() == made["b"].keys()
     assert [k for k in made["a"] if made["a"][k] != made["b"][k]] == []
-    assert made["a"]["model/model.safetensors"] != made["c"]["model/model.safetensors"]
-    assert made["a"]["store/rgb/00000.npy"] != made["c"]["store/rgb/00000.npy"]
+    for chip in ("world/chips/s2/chip-00000.tif", "world/chips/radar/chip-00003.tif"):
+        assert made["a"][chip] != (tour.out / chip).read_bytes(), "the tour has seed 0"
     quickstart.quickstart(tmp_path / "a", seed=3, chips=24, epochs=1)
     assert files(tmp_path / "a") == made["a"], "run again, it changes nothing"
     with pytest.raises(OutputError, match=r'holds another quickstart .*"seed": 3.*"seed": 5'):
