@@ -94,7 +94,7 @@ class Scene:
             if not ok.any():
                 continue
             modality = layer.spec.modality
-            _check_classes(modality, values, ok, layer.mosaic.views[0].path)
+            check_classes(modality, values, ok, layer.mosaic.views[0].path)
             pixels[name] = values
             if not ok.all():
                 valid[name] = ok
@@ -232,15 +232,16 @@ def _mosaic(
     return Mosaic(views=seen, bands=bands, dtype=str(dtype), nodata=known)
 
 
-def _check_classes(
-    modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], path: Path
+def check_classes(
+    modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], where: str
 ) -> None:
+    """LegendError where a valid pixel of a class map is not in its legend; ``where`` leads it."""
     if not modality.categorical:
         return
     foreign = sorted(set(np.unique(values[ok]).tolist()) - set(modality.class_ids))
     if foreign:
         raise LegendError(
-            f"{path}: {modality.name}: class id {foreign[0]} is not in the legend "
+            f"{where}: {modality.name}: class id {foreign[0]} is not in the legend "
             f"({', '.join(map(str, modality.class_ids))}); add it, or list it under nodata"
         )
 

@@ -29,13 +29,14 @@ _OPEN_AT_MOST = 64
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One raster file on a grid. ``covers``: the grid's pixels that it may touch.
+    """One raster on a grid. ``path``: a file, or whatever else GDAL opens. ``covers``: the grid's
+    pixels that it may touch.
 
     ``nodata``: the raw value that must not enter the interpolation; None for none.
     ``nearest``: take the nearest pixel (classes); otherwise bilinear.
     """
 
-    path: Path
+    path: str
     grid: Grid
     covers: Window
     nodata: float | None
@@ -47,7 +48,7 @@ class View:
         FormatError when the file cannot be read.
         """
         with reading(self.path):
-            warped = _opened(self)
+            warped = _pool.get(self)
             read = warped.read(
                 [*bands, warped.count],  # the last band is the alpha
                 window=(
@@ -96,7 +97,7 @@ class Mosaic:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Turn what rasterio raises about ``path`` into a FormatError."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
@@ -128,7 +129,7 @@ def describe(path: Path) -> tuple[Grid, Bounds]:
 
 
 def view_on(
-    path: Path,
+    path: Path | str,
     grid: Grid,
     *,
     nodata: Sequence[float] | None,
@@ -156,7 +157,7 @@ def view_on(
     covers = grid.place(bounds) if np.isfinite(bounds).all() else None
     if covers is None:
         return None
-    return View(path=path, grid=grid, covers=covers, nodata=kept_out, nearest=nearest)
+    return View(path=str(path), grid=grid, covers=covers, nodata=kept_out, nearest=nearest)
 
 
 def crs_text(crs: Any) -> str:
@@ -178,27 +179,39 @@ def grid_crs(text: str, where: str) -> str:
         ) from error
 
 
+def stamp(path: str) -> int:
+    """When a local file was written, so that a replaced one is opened again; 0 for others."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+Handles = OrderedDict[tuple[View, int], tuple[Any, Any]]
+
+
 class _Pool:
     """The open rasters of one process, the least recently read closed first."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.open: OrderedDict[View, tuple[Any, Any]] = OrderedDict()
-        self.inherited: OrderedDict[View, tuple[Any, Any]] = OrderedDict()
+        self.open: Handles = OrderedDict()
+        self.inherited: Handles = OrderedDict()
 
     def get(self, view: View) -> Any:
         if self.process != os.getpid():
             # GDAL's handles do not survive a fork, and closing them is the parent's business.
             self.inherited, self.open = self.open, OrderedDict()
             self.process = os.getpid()
-        if view in self.open:
-            self.open.move_to_end(view)
-            return self.open[view][1]
+        key = (view, stamp(view.path))
+        if key in self.open:
+            self.open.move_to_end(key)
+            return self.open[key][1]
         while len(self.open) >= _OPEN_AT_MOST:
             for handle in reversed(self.open.popitem(last=False)[1]):
                 handle.close()
-        self.open[view] = _open(view)
-        return self.open[view][1]
+        self.open[key] = _open(view)
+        return self.open[key][1]
 
 
 def _open(view: View) -> tuple[Any, Any]:
@@ -226,7 +239,3 @@ def _open(view: View) -> tuple[Any, Any]:
 
 
 _pool = _Pool()
-
-
-def _opened(view: View) -> Any:
-    return _pool.get(view)
