@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, SplitError
 from multimae_eo.geo import Window
-from multimae_eo.sources import open_source
+from multimae_eo.sources import open_source, rasters
 from multimae_eo.sources.chip_rule import ChipRule, SplitRule, split_by_blocks
 from multimae_eo.sources.dataset_file import DatasetFileSource
 from multimae_eo.sources.grid import Grid
@@ -329,6 +330,41 @@ def test_prepare_writes_the_chips(folder: Path) -> None:
         for name, pixels in a.pixels.items():
             assert np.array_equal(pixels, b.pixels[name])
             assert (name in a.valid) == (name in b.valid)
+
+
+def test_the_command_line_prepares_a_scene(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    from multimae_eo.cli import main
+
+    arguments = ["prepare", str(folder / "scene.yaml"), "--out", str(folder / "store")]
+    assert main(arguments) == 0
+    assert "30 chips" not in capsys.readouterr().out, "one chip is empty"
+    (folder / "dem.tif").unlink()
+    assert main([*arguments[:-1], str(folder / "other")]) == 1
+    said = capsys.readouterr().err
+    assert "dem.tif: no such file" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_without_rasterio_the_remedy_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rasters, "_rasterio", rasters._rasterio.__wrapped__)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ConfigError, match=r"pip install 'multimae-eo\[geo\]'"):
+        Scene(folder / "scene.yaml")
+
+
+def test_grids_cover_and_coarsen() -> None:
+    grid = Grid(crs=UTM, transform=utm(), height=7, width=5)
+    assert grid.footprint(grid.whole).bounds == (LEFT, TOP - 70, LEFT + 50, TOP)
+    coarse = grid.coarser(2)
+    assert (coarse.height, coarse.width) == (4, 3), "the last pixels reach over the edge"
+    assert coarse.transform == utm(gsd=20)
+    # Tiles up and to the left extend it by whole pixels of its own.
+    more = grid.covering([(LEFT - 15, TOP - 70, LEFT + 50, TOP + 1e-6)])
+    assert (more.height, more.width, more.transform) == (7, 7, utm(col=-2))
+    assert grid.place((LEFT + 21, TOP - 29, LEFT + 29, TOP - 21), margin=0) == Window(
+        row=2, col=2, height=1, width=1
+    )
+    assert grid.place((LEFT + 60, TOP - 70, LEFT + 90, TOP), margin=0) is None
 
 
 def test_what_a_yaml_file_is_is_seen_from_its_keys(folder: Path) -> None:

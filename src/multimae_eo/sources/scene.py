@@ -173,9 +173,9 @@ def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, .
 
 def _grid_of(paths: Sequence[Path]) -> Grid:
     """The first raster's grid, extended over all of them."""
+    read_header(paths[0])  # tells when rasterio is missing
     from rasterio.warp import transform_bounds
 
-    read_header(paths[0])
     first, bounds = describe(paths[0])
     found = [bounds]
     for path in paths[1:]:
