@@ -261,7 +261,8 @@ def _stored(layer: _Layer, values: npt.NDArray[np.float64], ok: Validity, name: 
     whole = np.where(ok, values, 0.0)
     if dtype.kind != "f":
         whole = np.rint(whole)
-        if not np.array_equal(whole, whole.astype(dtype)):
+        limits = np.iinfo(dtype.name)
+        if whole.min() < limits.min or whole.max() > limits.max:
             raise DataError(
                 f"{name}: values from {whole.min():g} to {whole.max():g} do not fit {dtype} once "
                 "its items' offsets are made alike; narrow the dates to one processing baseline"

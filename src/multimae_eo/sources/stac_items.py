@@ -89,6 +89,12 @@ def find_items(search: Search, area: Mapping[str, Any], where: str) -> tuple[Sta
             f"{first}/{last}, collections {', '.join(search.collections) or 'any'}: "
             f"{', '.join(counts)}"
         )
+    names = [i.id for i in items]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"{where}: two items of {search.place} are called {name!r}; name one collection"
+            )
     return tuple(sorted(items, key=lambda i: (i.time, i.id)))
 
 
