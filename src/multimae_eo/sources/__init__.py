@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from multimae_eo.errors import ConfigError
@@ -10,11 +10,14 @@ from multimae_eo.sources.base import ConcatSource, Source
 
 __all__ = ["ConcatSource", "Source", "open_source"]
 
+_YAML_KINDS = ("scene", "stac")
+
 
 def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
-    """Open a source: a dataset file (YAML), a chip store folder, or an MMEarth folder.
+    """Open a source: a dataset, scene or STAC file (YAML), a chip store, or an MMEarth folder.
 
-    ``mmearth:DIR`` names an MMEarth folder. Several specs (a list, or separated by commas) become
+    ``mmearth:DIR`` names an MMEarth folder; ``scene:FILE`` and ``stac:FILE`` say what a YAML file
+    is, which is otherwise seen from its keys. Several specs (a list, or separated by commas) become
     one source whose chips may have different modalities.
 
     Raises:
@@ -34,16 +37,15 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.mmearth import MMEarthSource
 
         return MMEarthSource(Path(text.removeprefix("mmearth:")))
-    path = Path(text)
+    kind, _, rest = text.partition(":")
+    path = Path(rest if kind in _YAML_KINDS else text)
     if not path.exists():
         raise ConfigError(
-            f"{text}: no such file or folder; a source is a dataset file (YAML), a chip store, "
-            "or mmearth:DIR"
+            f"{text}: no such file or folder; a source is a dataset, scene or STAC file (YAML), "
+            "a chip store, or mmearth:DIR"
         )
-    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-        from multimae_eo.sources.dataset_file import DatasetFileSource
-
-        return DatasetFileSource(path)
+    if path.is_file() and (kind in _YAML_KINDS or path.suffix.lower() in (".yaml", ".yml")):
+        return _open_yaml(path, kind if kind in _YAML_KINDS else _yaml_kind(path))
     if (path / "store.json").is_file() or (path / "plan.json").is_file():
         from multimae_eo.store.reader import ChipStore
 
@@ -56,3 +58,33 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
         "nor an MMEarth folder (no *_tile_info.json)"
     )
+
+
+def _yaml_kind(path: Path) -> str:
+    """What a YAML file describes: ``stac`` has an ``area``; ``scene`` a section ``chips`` or lists
+    of rasters; anything else is a data set."""
+    from multimae_eo.sources.yaml_section import load_yaml
+
+    top = load_yaml(path)
+    if not isinstance(top, Mapping):
+        return "dataset"
+    if "area" in top:
+        return "stac"
+    records = top.get("modalities")
+    layers = records.values() if isinstance(records, Mapping) else ()
+    listed = any(isinstance(r, Mapping) and isinstance(r.get("path"), list) for r in layers)
+    return "scene" if listed or isinstance(top.get("chips"), Mapping) else "dataset"
+
+
+def _open_yaml(path: Path, kind: str) -> Source:
+    if kind == "stac":
+        from multimae_eo.sources.stac import open_stac
+
+        return open_stac(path)
+    if kind == "scene":
+        from multimae_eo.sources.scene_chips import open_scene
+
+        return open_scene(path)
+    from multimae_eo.sources.dataset_file import DatasetFileSource
+
+    return DatasetFileSource(path)

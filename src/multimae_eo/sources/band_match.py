@@ -57,6 +57,22 @@ def locate_bands(header: Header, modality: Modality, rule: BandRule) -> tuple[in
     return found
 
 
+def require_calibration(
+    header: Header, modality: Modality, at: Sequence[int], *, declared: bool
+) -> None:
+    """BandError where a scale that only the file declares would be dropped silently.
+
+    ``at``: 0-based file bands. ``declared``: the user wrote a scale or an offset.
+    """
+    own = {header.calibration[i] for i in at} - {(1.0, 0.0)}
+    if own and not declared and not modality.categorical:
+        scale, offset = min(own)
+        raise BandError(
+            f"{header.path}: {modality.name}: the file declares scale {scale:g} and offset "
+            f"{offset:g}; write `scale: {scale!r}, offset: {offset!r}` (or `scale: 1` to ignore it)"
+        )
+
+
 def _usable(names: Sequence[str]) -> tuple[str, ...]:
     """Names that tell bands apart; some writers call every band the same."""
     times = Counter(names)

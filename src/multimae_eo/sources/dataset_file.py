@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from multimae_eo.errors import (
-    BandError,
     ConfigError,
     DataError,
     FormatError,
@@ -19,7 +18,7 @@ from multimae_eo.errors import (
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
-from multimae_eo.sources.band_match import locate_bands
+from multimae_eo.sources.band_match import locate_bands, require_calibration
 from multimae_eo.sources.base import Source, hashed_fraction
 from multimae_eo.sources.chip_files import (
     UNLISTED,
@@ -182,7 +181,8 @@ class DatasetFileSource(Source):
             )
         header = read_header(self._spec.root / pattern.path(first))
         at = locate_bands(header, spec.modality, spec.rule)
-        _require_calibration(spec, header, at)
+        declared = spec.scale != PerChip() or spec.offset != PerChip()
+        require_calibration(header, spec.modality, at, declared=declared)
         calibration = {
             "level": self._resolved(spec.level, "level", numeric=False),
             "scale": self._resolved(spec.scale, "scale", numeric=True),
@@ -298,18 +298,6 @@ def _known_chips(
         if key not in known and key not in also:
             near = did_you_mean(key, sorted(known)[:2000]).split("; valid")[0][:120]
             raise ConfigError(f"{where}: no chip {key!r}; {near}")
-
-
-def _require_calibration(spec: ModalitySpec, header: Header, at: Sequence[int]) -> None:
-    """A scale that only the file declares must not be dropped silently."""
-    own = {header.calibration[i] for i in at} - {(1.0, 0.0)}
-    undeclared = spec.scale == PerChip() and spec.offset == PerChip()
-    if own and undeclared and not spec.modality.categorical:
-        scale, offset = min(own)
-        raise BandError(
-            f"{header.path}: {spec.modality.name}: the file declares scale {scale:g} and offset "
-            f"{offset:g}; write `scale: {scale!r}, offset: {offset!r}` (or `scale: 1` to ignore it)"
-        )
 
 
 def _require_legend(modality: Modality, pixels: Pixels, ok: Validity | None, path: Path) -> None:

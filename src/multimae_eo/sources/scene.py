@@ -1,271 +1,253 @@
 """A scene: rasters of one area, each in its own CRS, grid and tiles, read window by window.
 
-The scene's grid is that of the first modality's first raster. Everything else is warped onto it as
-it is read, never as a whole: bilinear for measurements, nearest for classes. See docs/scenes.md.
+The scene's grid is that of the first modality's first raster, extended over all of that modality's
+rasters. Everything else is warped onto it as it is read, never as a whole: bilinear for
+measurements, nearest for classes. See docs/scenes.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, DataError, FormatError
-from multimae_eo.geo import Geometry, Window
-from multimae_eo.modality import ModalitySet
-from multimae_eo.sample import Calibration, Sample
-from multimae_eo.sources.band_match import locate_bands
-from multimae_eo.sources.dataset_schema import MODALITY_KEYS, ModalitySpec, modality_spec
-from multimae_eo.sources.rasters import read_header, valid_pixels
-from multimae_eo.sources.yaml_section import Section, load_yaml, one_line
+from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, did_you_mean
+from multimae_eo.geo import Window
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.band_match import locate_bands, require_calibration
+from multimae_eo.sources.chip_rule import CloudRule, chip_rule
+from multimae_eo.sources.dataset_schema import MODALITY_KEYS, ModalitySpec, PerChip, modality_spec
+from multimae_eo.sources.grid import Grid
+from multimae_eo.sources.rasters import read_header
+from multimae_eo.sources.warped import Mosaic, describe, reading, view_on
+from multimae_eo.sources.yaml_section import Section, load_yaml
 
-SCENE_KEYS = ("name", "root", "time", "file_bands", "modalities")
+__all__ = ["Grid", "Scene", "require_scene_modalities"]
+
+SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "modalities")
+_ONLY_DATASETS = ("optional", "size", "exclude")
+SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The grid of a scene's output: CRS (authority or WKT), affine transform, shape in pixels."""
-
-    crs: str
-    transform: Any
-    height: int
-    width: int
-
-
-@dataclass
 class _Layer:
-    """One modality's rasters. ``views``: (VRT on the scene's grid, the pixels it may cover)."""
+    """A modality and its rasters on its grid, which is ``ratio`` times coarser than the scene's."""
 
     spec: ModalitySpec
-    paths: tuple[Path, ...]
-    bands: tuple[int, ...] = ()
-    views: list[tuple[Any, Window]] = field(default_factory=list)
+    ratio: int
+    mosaic: Mosaic
 
 
 class Scene:
     """A scene file (YAML), opened. ``read`` gives a window of it as a Sample.
 
+    ``grid``: of the scene. ``ratios``: per modality, how many of the grid's pixels make one of
+    its own; all 1 unless ``native``, which heeds the modalities' ``ratio:``. ``chip_rule``: how
+    chips are cut, None where the file does not say.
+
     Raises ConfigError for what the file says, FormatError for rasters that cannot be used (no CRS,
     rotated, damaged), DataError for a raster that lies wholly elsewhere.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, native: bool = False) -> None:
         top = Section.of(str(path), load_yaml(path), SCENE_KEYS)
         records = top.get("modalities", {})
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
         self.name = top.text("name", path.stem)
-        self.time = top.text("time") or None
+        self.time = _time(top)
         root = path.parent / top.text("root", ".")
+        parsed = {str(name): _parse(top, str(name), r, root) for name, r in records.items()}
+        self.modalities = ModalitySet(spec.modality for spec, _, _ in parsed.values())
+        self.chip_rule = chip_rule(top, self.modalities)
+        self.grid = _grid_of(next(iter(parsed.values()))[1])
         self._layers = {
-            str(name): _layer(top, str(name), record, root) for name, record in records.items()
+            name: _layer(spec, paths, self.grid, ratio if native else 1)
+            for name, (spec, paths, ratio) in parsed.items()
         }
-        self.modalities = ModalitySet(layer.spec.modality for layer in self._layers.values())
-        self.grid = _grid_of(next(iter(self._layers.values())).paths[0])
-        for layer in self._layers.values():
-            _open(layer, self.grid)
+        self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
+        cloud = self.chip_rule.cloud if self.chip_rule else None
+        self._cloud = None
+        if cloud is not None and cloud.paths:
+            files = _files(top, root, cloud.paths)
+            self._cloud = _mosaic(files, self.grid, (1,), None, nodata=None)
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in ``window``, which may reach over the edges.
 
-        Pixels outside the grid are invalid. Every modality has the window's size.
+        Pixels outside the grid are invalid. A modality has the window's size divided by its ratio;
+        ConfigError where that is not whole.
         """
-        pixels: dict[str, Any] = {}
-        valid: dict[str, Any] = {}
+        pixels: dict[str, Pixels] = {}
+        valid: dict[str, Validity] = {}
         calibration: dict[str, Calibration] = {}
         for name, layer in self._layers.items():
             if names is not None and name not in names:
                 continue
-            values, ok = self._mosaic(layer, window)
+            values, ok = layer.mosaic.read(coarser_window(window, layer.ratio, name))
             if not ok.any():
                 continue
+            modality = layer.spec.modality
+            check_classes(modality, values, ok, layer.mosaic.views[0].path)
             pixels[name] = values
             if not ok.all():
                 valid[name] = ok
-            spec = layer.spec
             calibration[name] = Calibration(
-                scale=spec.modality.scale,
-                offset=spec.modality.offset,
-                level=str(spec.level.default or ""),
+                scale=modality.scale,
+                offset=modality.offset,
+                level=str(layer.spec.level.default or ""),
             )
         return Sample(
             key=f"{self.name}@{window.row},{window.col}",
             pixels=pixels,
             valid=valid,
             calibration=calibration,
-            geometry=self._footprint(window),
+            geometry=self.grid.footprint(window),
             time=self.time,
         )
 
-    def _footprint(self, window: Window) -> Geometry:
-        left, top = self.grid.transform @ (window.col, window.row)
-        right, bottom = self.grid.transform @ (
-            window.col + window.width,
-            window.row + window.height,
-        )
-        return Geometry(crs=self.grid.crs, bounds=(left, bottom, right, top))
+    def wanted(self, window: Window) -> bool:
+        """Whether a chip may lie here: anywhere on the grid."""
+        return window.row < self.grid.height and window.col < self.grid.width
 
-    def _mosaic(
-        self, layer: _Layer, window: Window
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Pixels (C, H, W) and validity (1 or C, H, W): the first raster that has a pixel wins."""
-        count = len(layer.bands)
-        shape = (count, window.height, window.width)
-        values = np.zeros(shape, dtype=layer.views[0][0].dtypes[0])
-        ok = np.zeros(shape, dtype=bool)
-        for view, covers in layer.views:
-            part = _overlap(window, covers, self.grid)
-            if part is None:
-                continue
-            with _reading(Path(view.name)):
-                read = view.read(
-                    [*layer.bands, view.count],
-                    window=((part.row, part.row + part.height), (part.col, part.col + part.width)),
-                )
-            own, alpha = read[:-1], read[-1:] > 0
-            listed = [layer.spec.modality.nodata] * count
-            seen = valid_pixels(own, listed, np.broadcast_to(alpha, own.shape))
-            at = (
-                slice(None),
-                slice(part.row - window.row, part.row - window.row + part.height),
-                slice(part.col - window.col, part.col - window.col + part.width),
-            )
-            fresh = ~ok[at] & (True if seen is None else seen)
-            values[at] = np.where(fresh, own, values[at])
-            ok[at] |= fresh
-        _check_classes(layer, values, ok)
-        return values, ok[:1] if (ok == ok[:1]).all() else ok
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+        """The valid class ids of the cloud layer in a window, flat."""
+        if self._cloud is None:
+            return class_ids(self.read(window, [rule.modality]), rule.modality)
+        values, ok = self._cloud.read(window)
+        return values[ok]
 
 
-def _layer(top: Section, name: str, record: object, root: Path) -> _Layer:
-    section = Section.of(f"{top.where}: modalities.{name}", record or {}, MODALITY_KEYS)
+def class_ids(sample: Sample, name: str) -> npt.NDArray[Any]:
+    """The valid pixels of one modality of a sample, flat; none where it is absent."""
+    if name not in sample.pixels:
+        return np.zeros(0, dtype=np.int64)
+    pixels = sample.pixels[name]
+    return pixels[sample.valid[name]] if name in sample.valid else pixels.ravel()
+
+
+def coarser_window(window: Window, ratio: int, name: str) -> Window:
+    """The same ground in pixels ``ratio`` times coarser; ConfigError where that is not whole."""
+    sides = (window.row, window.col, window.height, window.width)
+    if any(side % ratio for side in sides):
+        raise ConfigError(f"{name}: ratio {ratio} does not divide a window of {sides} (r, c, h, w)")
+    row, col, height, width = (side // ratio for side in sides)
+    return Window(row=row, col=col, height=height, width=width)
+
+
+def _time(top: Section) -> str | None:
+    value = top.get("time")
+    return value.isoformat() if isinstance(value, datetime.date) else top.text("time") or None
+
+
+def _parse(
+    top: Section, name: str, record: object, root: Path
+) -> tuple[ModalitySpec, tuple[Path, ...], int]:
+    section = Section.of(f"{top.where}: modalities.{name}", record or {}, SCENE_MODALITY_KEYS)
     value = section.get("path")
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(p, str) and p for p in listed):
         raise section.error("path", "expected a raster, or a list of rasters")
-    rest = {k: v for k, v in section.record.items() if k != "path"}
+    ratio = section.get("ratio", 1)
+    if type(ratio) is not int or ratio < 1:
+        raise section.error("ratio", "expected how many pixels of the grid make one, from 1")
+    rest = {k: v for k, v in section.record.items() if k not in ("path", "ratio")}
+    return modality_spec(top, name, rest), _files(section, root, listed), ratio
+
+
+def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, ...]:
     paths: list[Path] = []
     for text in listed:
         found = sorted(root.glob(text)) if any(c in text for c in "*?[") else [root / text]
         if not found:
             raise section.error("path", f"no file matches {text!r} in {root}")
         paths += found
-    return _Layer(modality_spec(top, name, rest), tuple(paths))
+    return tuple(paths)
 
 
-def _grid_of(path: Path) -> Grid:
-    import rasterio
-
-    read_header(path)
-    with _reading(path), rasterio.open(path) as dataset:
-        if dataset.crs is None:
-            raise FormatError(
-                f"{path}: has no CRS, so nothing can be placed on its grid; assign it"
-            )
-        if not dataset.transform.is_rectilinear or dataset.transform.e >= 0:
-            raise FormatError(f"{path}: its grid is rotated or south-up; warp it north-up first")
-        authority = dataset.crs.to_authority()
-        return Grid(
-            crs=":".join(authority) if authority else dataset.crs.to_wkt(),
-            transform=dataset.transform,
-            height=dataset.height,
-            width=dataset.width,
-        )
-
-
-def _open(layer: _Layer, grid: Grid) -> None:
-    """Open a view of every raster on the scene's grid."""
-    import rasterio
-    from rasterio.enums import Resampling
-    from rasterio.vrt import WarpedVRT
+def _grid_of(paths: Sequence[Path]) -> Grid:
+    """The first raster's grid, extended over all of them."""
+    read_header(paths[0])  # tells when rasterio is missing
     from rasterio.warp import transform_bounds
 
-    modality = layer.spec.modality
-    for path in layer.paths:
-        header = read_header(path)
-        bands = tuple(b + 1 for b in locate_bands(header, modality, layer.spec.rule))
-        if layer.bands and bands != layer.bands:
-            raise FormatError(f"{path}: its bands are ordered unlike {layer.paths[0].name}'s")
-        layer.bands = bands
-        with _reading(path):
-            dataset = rasterio.open(path)
-            if dataset.crs is None:
-                raise FormatError(f"{path}: has no CRS; assign it")
-            listed = layer.spec.nodata if layer.spec.nodata is not None else modality.nodata
-            nodata = dataset.nodata if layer.spec.nodata is None else None
-            view = WarpedVRT(
-                dataset,
-                crs=grid.crs,
-                transform=grid.transform,
-                height=grid.height,
-                width=grid.width,
-                resampling=Resampling.nearest if modality.categorical else Resampling.bilinear,
-                src_nodata=listed[0] if listed and nodata is None else nodata,
-                add_alpha=True,
+    first, bounds = describe(paths[0])
+    found = [bounds]
+    for path in paths[1:]:
+        read_header(path)
+        own, bounds = describe(path)
+        with reading(path):
+            found.append(
+                bounds if own.crs == first.crs else transform_bounds(own.crs, first.crs, *bounds)
             )
-            covers = _pixels(grid, transform_bounds(dataset.crs, grid.crs, *dataset.bounds))
-        if covers is not None:
-            layer.views.append((view, covers))
-    if not layer.views:
+    return first.covering(found)
+
+
+def _layer(spec: ModalitySpec, paths: Sequence[Path], grid: Grid, ratio: int) -> _Layer:
+    modality = spec.modality
+    declared = spec.scale != PerChip() or spec.offset != PerChip()
+    bands: tuple[int, ...] = ()
+    for path in paths:
+        header = read_header(path)
+        at = locate_bands(header, modality, spec.rule)
+        require_calibration(header, modality, at, declared=declared)
+        own = tuple(b + 1 for b in at)
+        if bands and own != bands:
+            raise FormatError(f"{path}: its bands are ordered unlike {paths[0].name}'s")
+        bands = own
+    mosaic = _mosaic(paths, grid.coarser(ratio), bands, modality, nodata=spec.nodata)
+    return _Layer(spec=spec, ratio=ratio, mosaic=mosaic)
+
+
+def _mosaic(
+    paths: Sequence[Path],
+    grid: Grid,
+    bands: tuple[int, ...],
+    modality: Modality | None,
+    *,
+    nodata: Sequence[float] | None,
+) -> Mosaic:
+    """Rasters on a grid; without a modality they are classes that nobody lists."""
+    dtype = read_header(paths[0]).dtype
+    known = modality.nodata if modality else ()
+    nearest = modality is None or modality.categorical
+    views = []
+    for path in paths:
+        if read_header(path).dtype != dtype:
+            raise FormatError(
+                f"{path}: number type {read_header(path).dtype}, but {dtype} in {paths[0].name}"
+            )
+        views.append(view_on(path, grid, nodata=nodata, fallback=known, nearest=nearest))
+    seen = tuple(v for v in views if v is not None)
+    if not seen:
         raise DataError(
-            f"{layer.paths[0]}: {modality.name} does not overlap the scene's grid at all; check "
-            "its CRS and extent"
+            f"{paths[0]}: {modality.name if modality else 'the cloud layer'} does not overlap the "
+            "scene's grid at all; check its CRS and extent"
         )
+    return Mosaic(views=seen, bands=bands, dtype=str(dtype), nodata=known)
 
 
-def _pixels(grid: Grid, bounds: tuple[float, float, float, float]) -> Window | None:
-    """The grid's pixels that bounds may touch, with a margin for the kernel."""
-    corners = [~grid.transform @ (x, y) for x in bounds[0::2] for y in bounds[1::2]]
-    cols, rows = [c for c, _ in corners], [r for _, r in corners]
-    top, left = max(0, int(min(rows)) - 2), max(0, int(min(cols)) - 2)
-    bottom, right = min(grid.height, int(max(rows)) + 3), min(grid.width, int(max(cols)) + 3)
-    if bottom <= top or right <= left:
-        return None
-    return Window(row=top, col=left, height=bottom - top, width=right - left)
-
-
-def _overlap(a: Window, b: Window, grid: Grid) -> Window | None:
-    top, left = max(a.row, b.row, 0), max(a.col, b.col, 0)
-    bottom = min(a.row + a.height, b.row + b.height, grid.height)
-    right = min(a.col + a.width, b.col + b.width, grid.width)
-    if bottom <= top or right <= left:
-        return None
-    return Window(row=top, col=left, height=bottom - top, width=right - left)
-
-
-def _check_classes(layer: _Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> None:
-    from multimae_eo.errors import LegendError
-
-    modality = layer.spec.modality
+def check_classes(
+    modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], where: str
+) -> None:
+    """LegendError where a valid pixel of a class map is not in its legend; ``where`` leads it."""
     if not modality.categorical:
         return
     foreign = sorted(set(np.unique(values[ok]).tolist()) - set(modality.class_ids))
     if foreign:
         raise LegendError(
-            f"{layer.paths[0]}: {modality.name}: class id {foreign[0]} is not in the legend "
+            f"{where}: {modality.name}: class id {foreign[0]} is not in the legend "
             f"({', '.join(map(str, modality.class_ids))}); add it, or list it under nodata"
         )
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    from rasterio.errors import RasterioError
-
-    try:
-        yield
-    except (RasterioError, OSError, ValueError) as error:
-        raise FormatError(f"{path}: cannot be read: {one_line(error)}; restore the file") from error
-
-
 def require_scene_modalities(scene: Scene, names: Sequence[str]) -> None:
     """ConfigError unless the scene has every named modality."""
-    from multimae_eo.errors import did_you_mean
-
     for name in names:
         if name not in scene.modalities:
             raise ConfigError(
