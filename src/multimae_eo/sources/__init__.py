@@ -12,10 +12,12 @@ __all__ = ["ConcatSource", "Source", "open_source"]
 
 
 def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
-    """Open a source: a dataset file (YAML), a chip store folder, or an MMEarth folder.
+    """Open a source: a dataset file (YAML), a chip store, an MMEarth or a GEO-Bench folder.
 
-    ``mmearth:DIR`` names an MMEarth folder. Several specs (a list, or separated by commas) become
-    one source whose chips may have different modalities.
+    ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
+    ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities. Several
+    specs (a list, or separated by commas) become one source whose chips may have different
+    modalities.
 
     Raises:
         ConfigError: nothing is there, or it is none of these.
@@ -34,11 +36,15 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.mmearth import MMEarthSource
 
         return MMEarthSource(Path(text.removeprefix("mmearth:")))
+    if text.startswith("geobench:"):
+        from multimae_eo.sources.geobench import open_geobench
+
+        return open_geobench(text.removeprefix("geobench:"))
     path = Path(text)
     if not path.exists():
         raise ConfigError(
             f"{text}: no such file or folder; a source is a dataset file (YAML), a chip store, "
-            "or mmearth:DIR"
+            "mmearth:DIR or geobench:ROOT/NAME"
         )
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         from multimae_eo.sources.dataset_file import DatasetFileSource
@@ -52,7 +58,11 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.mmearth import MMEarthSource
 
         return MMEarthSource(path)
+    if (path / "default_partition.json").is_file():
+        from multimae_eo.sources.geobench import GeoBenchSource
+
+        return GeoBenchSource(path)
     raise ConfigError(
         f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
-        "nor an MMEarth folder (no *_tile_info.json)"
+        "an MMEarth folder (no *_tile_info.json), nor a GEO-Bench one (no default_partition.json)"
     )
