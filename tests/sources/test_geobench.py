@@ -27,6 +27,7 @@ from multimae_eo.sources.geobench import GeoBenchSource
 from multimae_eo.sources.geobench_bands import DATASETS
 from multimae_eo.sources.geobench_files import pickled, write_geobench
 from multimae_eo.store.loader import make_loader
+from multimae_eo.store.writer import prepare
 
 SIZE = 20
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared/data/geobench_samples"
@@ -194,6 +195,22 @@ def test_a_source_travels_to_worker_processes(root):
     )
     (batch,) = loader
     assert tuple(batch.pixels["rgb"].shape) == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["m-so2sat", "m-bigearthnet", "m-NeonTree", "m-forestnet"])
+def test_a_store_of_a_data_set_holds_the_same(root, tmp_path, name):
+    source = open_source(f"geobench:{root}/{name}")
+    store = prepare(source, tmp_path / "store")
+    assert store.splits == source.splits
+    for i, key in enumerate(source.keys):
+        mine, theirs = source.read(i), store.read(store.index_of(key))
+        assert (mine.geometry, mine.time) == (theirs.geometry, theirs.time)
+        np.testing.assert_array_equal(mine.label, theirs.label)
+        for modality, pixels in mine.pixels.items():
+            np.testing.assert_array_equal(pixels, theirs.pixels[modality])
+            ok = [np.broadcast_to(s.valid.get(modality, np.True_), pixels.shape)
+                  for s in (mine, theirs)]  # fmt: skip
+            np.testing.assert_array_equal(*ok)
 
 
 def test_geometry_is_the_chips_and_crs_is_readable(root):
