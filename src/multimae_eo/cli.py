@@ -16,8 +16,8 @@ from typing import Any
 from multimae_eo.errors import MultiMAEError, did_you_mean
 
 _SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, or mmearth:DIR; several separated by "
-    "commas become one"
+    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; several "
+    "separated by commas become one"
 )
 
 

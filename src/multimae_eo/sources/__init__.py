@@ -14,11 +14,15 @@ _YAML_KINDS = ("scene", "stac")
 
 
 def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
-    """Open a source: a dataset, scene or STAC file (YAML), a chip store, or an MMEarth folder.
+    """Open a source, whatever it is.
 
-    ``mmearth:DIR`` names an MMEarth folder; ``scene:FILE`` and ``stac:FILE`` say what a YAML file
-    is, which is otherwise seen from its keys. Several specs (a list, or separated by commas) become
-    one source whose chips may have different modalities.
+    A dataset, scene or STAC file (YAML), a chip store, an MMEarth or a GEO-Bench folder.
+
+    ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
+    ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities;
+    ``scene:FILE`` and ``stac:FILE`` say what a YAML file is, which is otherwise seen from its keys.
+    Several specs (a list, or separated by commas) become one source whose chips may have different
+    modalities.
 
     Raises:
         ConfigError: nothing is there, or it is none of these.
@@ -37,12 +41,16 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.mmearth import MMEarthSource
 
         return MMEarthSource(Path(text.removeprefix("mmearth:")))
+    if text.startswith("geobench:"):
+        from multimae_eo.sources.geobench import open_geobench
+
+        return open_geobench(text.removeprefix("geobench:"))
     kind, _, rest = text.partition(":")
     path = Path(rest if kind in _YAML_KINDS else text)
     if not path.exists():
         raise ConfigError(
             f"{text}: no such file or folder; a source is a dataset, scene or STAC file (YAML), "
-            "a chip store, or mmearth:DIR"
+            "a chip store, mmearth:DIR or geobench:ROOT/NAME"
         )
     if path.is_file() and (kind in _YAML_KINDS or path.suffix.lower() in (".yaml", ".yml")):
         return _open_yaml(path, kind if kind in _YAML_KINDS else _yaml_kind(path))
@@ -54,9 +62,13 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.mmearth import MMEarthSource
 
         return MMEarthSource(path)
+    if (path / "default_partition.json").is_file():
+        from multimae_eo.sources.geobench import GeoBenchSource
+
+        return GeoBenchSource(path)
     raise ConfigError(
         f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
-        "nor an MMEarth folder (no *_tile_info.json)"
+        "an MMEarth folder (no *_tile_info.json), nor a GEO-Bench one (no default_partition.json)"
     )
 
 
