@@ -70,7 +70,7 @@ def inspect(
         *alignment.findings(),
         *twins.findings(source),
         *places.findings(),
-        *_presence(source, present, len(indices)),
+        *_presence(source, present, reading),
     ]
     return Diagnosis(
         source=source.name,
@@ -84,19 +84,22 @@ def inspect(
     )
 
 
-def _presence(source: Source, present: Counter[str], examined: int) -> list[Finding]:
-    """Modalities that some or all chips lack."""
+def _presence(source: Source, present: Counter[str], reading: Reading) -> list[Finding]:
+    """Modalities that some or all chips lack, other than by a reader's refusal."""
+    refused = Counter(r.modality for r in reading.refusals)
+    expected = len(reading.indices) - refused[""]
+    missing = {n: expected - refused[n] - present[n] for n in source.modalities}
     return [
         Finding(
             check="absent",
             severity="note" if present[name] else "error",
             where=name,
             what="chips without this modality" if present[name] else "no chip has this modality",
-            evidence={"chips": examined - present[name], "of": examined},
+            evidence={"chips": count, "of": expected},
             remedy="nothing to do: chips may lack modalities"
             if present[name]
-            else "check its `path:`, nodata value and legend, or leave it out",
+            else "check its `path:` and its nodata value, or leave it out",
         )
-        for name in source.modalities
-        if present[name] < examined
+        for name, count in missing.items()
+        if count > 0
     ]

@@ -39,7 +39,7 @@ class Finding:
             "check": self.check,
             "where": self.where,
             "what": self.what,
-            "evidence": dict(self.evidence),
+            "evidence": {name: _plain(value) for name, value in self.evidence.items()},
             "remedy": self.remedy,
             "chips": list(self.chips),
         }
@@ -133,6 +133,13 @@ class Diagnosis:
 def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
     """Errors, then warnings, then notes; the order of discovery within each."""
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON has: a number that is not finite becomes null."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def percent(share: float) -> str:

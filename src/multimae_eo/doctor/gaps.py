@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 
 from multimae_eo.doctor.finding import Finding, percent
-from multimae_eo.doctor.scan import Array
 from multimae_eo.doctor.values import Values
 
 _SENTINELS = (-32768.0, -9999.0, -999.0, -99.0, 0.0, 255.0, 9999.0, 32767.0, 65535.0)
+_LEAST_PIXELS = 500
 
 
 def gap_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
@@ -60,13 +60,15 @@ def _hidden_uniform(found: Values) -> Iterator[tuple[float, Finding]]:
         # Three equal digital numbers happen by chance in dark pictures; fill values are known ones.
         if share < 0.001 or not (value in _SENTINELS or (share > 0.01 and _lowest(found, value))):
             continue
-        alone = any(_alone(found.seen_raw(i), value) for i in range(found.modality.channels))
+        fill = value in _SENTINELS and (
+            _alone(found, value) or (share > 0.01 and found.modality.channels > 3)
+        )
         holding = sorted(found.chips, key=lambda c: -c.uniform.get(value, 0))
         yield (
             value,
             Finding(
                 check="hidden-nodata",
-                severity="error" if alone and value in _SENTINELS else "warning",
+                severity="error" if fill else "warning",
                 where=found.modality.name,
                 what=f"all {found.modality.channels} bands are {value:g} at once",
                 evidence={
@@ -84,13 +86,12 @@ def _lowest(found: Values, value: float) -> bool:
     return value <= min(float(c.low[np.isfinite(c.low)].min(initial=np.inf)) for c in found.chips)
 
 
-def _alone(seen: Array, value: float) -> bool:
-    """Whether a value is far from all others, measured by their spread."""
-    rest = seen[seen != value]
-    if not rest.size:
-        return False
-    span = float(np.subtract(*np.percentile(rest, [99, 1])))
-    return float(np.abs(rest - value).min()) > 0.1 * span
+def _alone(found: Values, value: float) -> bool:
+    """Whether no other pixel comes near to having this value in all bands."""
+    away = np.abs(found.raw - value).max(axis=0)
+    away = away[np.isfinite(away) & (away > 0)]
+    nearest, tail = np.percentile(away, [0, 1]) if away.size else (0.0, 0.0)
+    return bool(nearest > tail - nearest)
 
 
 def _constant(found: Values) -> Iterator[Finding]:
@@ -131,7 +132,7 @@ def _constant(found: Values) -> Iterator[Finding]:
 def _ends(found: Values, index: int, *, known: Collection[float]) -> Iterator[Finding]:
     """Pile-ups at a band's lowest and highest value: fill values and saturation."""
     seen = found.seen_raw(index)
-    if not seen.size or seen.min() == seen.max():
+    if seen.size < _LEAST_PIXELS or seen.min() == seen.max():
         return
     for value, rest_end in ((float(seen.min()), np.min), (float(seen.max()), np.max)):
         at_end = seen == value

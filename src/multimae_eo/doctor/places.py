@@ -122,13 +122,18 @@ class PlaceScan:
                     chips=tuple(odd[:8]),
                 )
             if declared and not _agree(middle, declared):
+                native = [b.gsd_m for b in self._modalities[name].bands if b.gsd_m]
+                # Bands of a coarser sensor on a finer grid are usual; the other way is not.
+                usual = declared in native and middle < declared
                 yield Finding(
                     check="gsd",
-                    severity="warning",
+                    severity="note" if usual else "warning",
                     where=name,
-                    what=f"declared {declared:g} m per pixel, the files say {middle:.3g} m",
+                    what=f"bands of {declared:g} m on a grid of {middle:.3g} m"
+                    if usual
+                    else f"declared {declared:g} m per pixel, the files say {middle:.3g} m",
                     evidence={"declared": declared, "files": round(middle, 3)},
-                    remedy=f"`gsd: {middle:.3g}`, or mend the georeferencing",
+                    remedy=f"`gsd: {middle:.3g}`" + ("" if usual else ", or mend the files"),
                 )
 
     def _meetings(self) -> Iterator[Finding]:

@@ -67,7 +67,7 @@ class TwinScan:
                 (a, b) for a in group for b in group if a < b and self._split(a) != self._split(b)
             }
         yield from self._report(sorted(leaks | set(exact)), "identical")
-        pictures, places = self._judged(source, set(leaks) | set(exact))
+        pictures, places = self._judged(source)
         yield from self._report(pictures, "same picture")
         yield from self._report(places, "same place")
 
@@ -92,12 +92,12 @@ class TwinScan:
         found.sort(reverse=True)
         return [(a, b) for _, a, b in found]
 
-    def _judged(
-        self, source: Source, known: set[tuple[int, int]]
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def _judged(self, source: Source) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Candidates that are one picture, and those that are one place."""
         pictures: list[tuple[int, int]] = []
         places: list[tuple[int, int]] = []
-        fresh = [p for p in self._candidates() if p not in known and p[::-1] not in known]
+        same = {p: group[0] for group in self._digests.values() for p in group}
+        fresh = [(a, b) for a, b in self._candidates() if same[a] != same[b]]
         for pair in fresh[:_MOST_CANDIDATES]:
             try:
                 a, b = (source.read(self._chips[p][0]) for p in pair)
