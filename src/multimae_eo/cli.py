@@ -16,8 +16,8 @@ from typing import Any
 from multimae_eo.errors import MultiMAEError, did_you_mean
 
 _SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; several "
-    "separated by commas become one"
+    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; "
+    "several separated by commas become one"
 )
 
 
@@ -138,6 +138,40 @@ def _quickstart(options: Any, _: list[str]) -> None:
 
     report = quickstart(Path(options.out), seed=options.seed)
     print(report)
+
+
+# inspect ------------------------------------------------------------------------------------
+
+
+def _inspect_options(parser: Any) -> None:
+    from multimae_eo.doctor import CHIPS
+
+    parser.add_argument("source", type=str, help=_SOURCE)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--html", type=str, default=None, help="report to write, with pictures")
+    parser.add_argument("--chips", type=int, default=CHIPS, help="most chips to examine")
+
+
+def _inspect(options: Any, _: list[str]) -> None:
+    import shutil
+
+    from multimae_eo.doctor import inspect
+    from multimae_eo.doctor.table import table
+    from multimae_eo.sources import open_source
+
+    source = open_source(options.source)
+    with _counter("chips") as progress:
+        diagnosis = inspect(source, chips=options.chips, progress=progress)
+    if options.html is not None:
+        from multimae_eo.doctor.page import write_page
+
+        write_page(diagnosis, source, Path(options.html))
+    if options.json:
+        _print_json(diagnosis.to_dict())
+    else:
+        width = min(shutil.get_terminal_size().columns, 120)
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(table(diagnosis, width=width, colour=colour))
 
 
 # prepare ------------------------------------------------------------------------------------
@@ -343,6 +377,7 @@ def _info(options: Any, _: list[str]) -> None:
 
 _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None], str]] = {
     "quickstart": (_quickstart_options, _quickstart, "the whole tour on a synthetic world"),
+    "inspect": (_inspect_options, _inspect, "the data doctor: what is wrong with a source"),
     "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
     "reconstruct": (_reconstruct_options, _reconstruct, "any modality from any others"),

@@ -1,0 +1,105 @@
+"""The data doctor: what is in a source, and what is wrong with it, before training is paid for.
+
+>>> diagnosis = inspect(open_source("dataset.yaml"))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from multimae_eo.doctor.alignment import AlignmentScan
+from multimae_eo.doctor.bands import StackScan, copy_findings
+from multimae_eo.doctor.classes import ClassScan
+from multimae_eo.doctor.finding import Diagnosis, Finding, Severity, worst_first
+from multimae_eo.doctor.gaps import gap_findings
+from multimae_eo.doctor.levels import level_findings
+from multimae_eo.doctor.order import order_findings
+from multimae_eo.doctor.places import PlaceScan
+from multimae_eo.doctor.scale import scale_findings
+from multimae_eo.doctor.scan import Reading, choose
+from multimae_eo.doctor.twins import TwinScan
+from multimae_eo.doctor.values import ValueScan
+from multimae_eo.errors import ConfigError
+from multimae_eo.sources.base import Source
+
+__all__ = ["CHIPS", "Diagnosis", "Finding", "Severity", "inspect"]
+
+CHIPS = 2000
+"""Chips examined by default; a larger source is sampled evenly within each split."""
+
+
+def inspect(
+    source: Source, *, chips: int = CHIPS, progress: Callable[[int, int], None] | None = None
+) -> Diagnosis:
+    """Examine a source in one pass over at most ``chips`` of its chips.
+
+    Chips that cannot be read become findings. ``progress``: called with (done, total). Raises
+    ConfigError for ``chips`` < 1, and where a reader lacks a library.
+    """
+    if chips < 1:
+        raise ConfigError(f"inspect: chips must be 1 or more, got {chips}")
+    indices = choose(source, chips)
+    reading = Reading(source, indices)
+    values = ValueScan(source.modalities, len(indices))
+    stacks = StackScan(source.modalities)
+    classes = ClassScan(source.modalities, source.class_names)
+    alignment = AlignmentScan(source.modalities, len(indices))
+    places = PlaceScan(source.modalities)
+    twins = TwinScan(source.modalities)
+    present: Counter[str] = Counter()
+    for done, chip in enumerate(reading.chips(), start=1):
+        if chip is not None:
+            present.update(chip.sample.pixels.keys())
+            for scan in (values, stacks, classes, alignment, places, twins):
+                scan.add(chip)
+        if progress is not None:
+            progress(done, len(indices))
+    found = list(stacks.found.values())
+    scales = list(scale_findings(values.found))
+    # Levels are told by how dark the darkest pixels are: nothing to say on a wrong scale.
+    known = not any(f.severity == "error" for f in scales)
+    findings = [
+        *reading.findings(),
+        *scales,
+        *(level_findings(values.found) if known else ()),
+        *gap_findings(values.found),
+        *copy_findings(found),
+        *order_findings(found),
+        *classes.findings(),
+        *alignment.findings(),
+        *twins.findings(source),
+        *places.findings(),
+        *_presence(source, present, reading),
+    ]
+    return Diagnosis(
+        source=source.name,
+        chips=len(source),
+        examined=len(indices),
+        splits=Counter(source.split_of),
+        present={n: present[n] for n in source.modalities},
+        bands=tuple(b for v in values.found.values() for b in v.summaries()),
+        classes=tuple(classes.summaries()),
+        findings=worst_first(findings),
+    )
+
+
+def _presence(source: Source, present: Counter[str], reading: Reading) -> list[Finding]:
+    """Modalities that some or all chips lack, other than by a reader's refusal."""
+    refused = Counter(r.modality for r in reading.refusals)
+    expected = len(reading.indices) - refused[""]
+    missing = {n: expected - refused[n] - present[n] for n in source.modalities}
+    return [
+        Finding(
+            check="absent",
+            severity="note" if present[name] else "error",
+            where=name,
+            what="chips without this modality" if present[name] else "no chip has this modality",
+            evidence={"chips": count, "of": expected},
+            remedy="nothing to do: chips may lack modalities"
+            if present[name]
+            else "check its `path:` and its nodata value, or leave it out",
+        )
+        for name, count in missing.items()
+        if count > 0
+    ]

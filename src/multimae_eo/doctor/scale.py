@@ -1,0 +1,235 @@
+"""Units and scales: values against the catalogue's physical ranges, decibels against linear power.
+
+Reflectance comes as a fraction, as x 10 000, x 1000, or as 8-bit pictures; nothing in a file says
+which. The checks look at what the values would mean under the declared scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from multimae_eo.catalog import SENSORS
+from multimae_eo.doctor.finding import Finding, percent
+from multimae_eo.doctor.scan import Array
+from multimae_eo.doctor.values import Values
+
+_CIRRUS_UM = (1.34, 1.41)
+_FACTORS = (1e-4, 1e-3, 1e-2, 0.1, 1 / 255, 1.0, 10.0, 100.0)
+_DARK, _DIM = 0.03, 0.1
+"""Highest reflectances (99th percentile of the brightest band) that no land scene has, and few."""
+
+
+def is_cirrus(wavelength_um: float | None) -> bool:
+    """Whether a band lies where water vapour hides the ground."""
+    return wavelength_um is not None and _CIRRUS_UM[0] <= wavelength_um <= _CIRRUS_UM[1]
+
+
+def scale_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
+    """Values outside their band's physical range, too small for it, or in another unit."""
+    for found in values.values():
+        if linear := _linear_for_decibel(found):
+            yield linear
+            continue
+        yield from _outside(found)
+        yield from _decibel_for_linear(found)
+        yield from _eight_bit(found)
+        yield from _chips_apart(found)
+    yield from _too_small(values)
+
+
+def _outside(found: Values) -> Iterator[Finding]:
+    """Bands of a modality outside their range, told by the worst one."""
+    shares: dict[int, float] = {}
+    for index, band in enumerate(found.modality.bands):
+        seen = found.seen(index)
+        if band.physical_range is not None and seen.size:
+            low, high = band.physical_range
+            shares[index] = float(((seen < low) | (seen > high)).mean())
+    wrong = [i for i, share in shares.items() if share > 0.005]
+    if not wrong:
+        return
+    worst = max(wrong, key=lambda i: shares[i])
+    low, high = found.modality.bands[worst].physical_range or (0.0, 0.0)
+    p1, middle, p99 = np.percentile(found.seen(worst), [1, 50, 99])
+    most = shares[worst] > 0.2
+    yield Finding(
+        check="wrong-scale",
+        severity="error" if most else "warning",
+        where=found.modality.name if len(wrong) > 1 else found.where(worst),
+        what=f"values outside the physical range {low:g} to {high:g} {found.modality.unit}",
+        evidence={
+            "bands": ", ".join(found.modality.bands[i].name for i in wrong),
+            "outside": percent(shares[worst]),
+            "1 %": float(p1),
+            "median": float(middle),
+            "99 %": float(p99),
+            "scale": found.chips[0].how.scale,
+        },
+        remedy=_suggestion(found.seen_raw(worst), (low, high), found.modality.unit)
+        if most
+        else "check these chips, and the nodata value",
+        chips=_outliers(found, worst, (low, high)),
+    )
+
+
+def _suggestion(raw: Array, span: tuple[float, float], unit: str) -> str:
+    """The power of ten (or 1/255) under which the raw values are plausible."""
+    if unit == "reflectance" and 1 < raw.max() <= 255 and (raw % 1 == 0).all():
+        return "8-bit pictures, not measurements: take the original product (or `scale: 0.0039`)"
+    tail = np.percentile(raw, [0.5, 99.5])
+    floor = _DARK if unit == "reflectance" else 0.0
+    fits = [
+        f
+        for f in _FACTORS
+        if (tail * f >= span[0]).all() and (tail * f <= span[1]).all() and tail[1] * f > floor
+    ]
+    if not fits:
+        return "check the unit, the nodata value and which band this is"
+    return f"raw values fit the range with `scale: {max(fits):.4g}`; check the unit in the source"
+
+
+def _outliers(found: Values, band: int, span: tuple[float, float]) -> tuple[str, ...]:
+    """Chips with the largest excess."""
+    excess = []
+    for chip in found.chips:
+        ends = np.array([chip.low[band], chip.high[band]]) * chip.how.scale + chip.how.offset
+        excess.append(float(np.nanmax([span[0] - ends.min(), ends.max() - span[1], 0.0])))
+    order = sorted(range(len(excess)), key=lambda i: -excess[i])
+    return tuple(found.chips[i].key for i in order[:8] if excess[i] > 0)
+
+
+def _too_small(values: Mapping[str, Values]) -> Iterator[Finding]:
+    """Reflectances and pictures that would all be black."""
+    sensors: dict[tuple[str, str], list[Values]] = {}
+    for found in values.values():
+        sensors.setdefault((found.modality.sensor, found.modality.unit), []).append(found)
+    for (_, unit), members in sensors.items():
+        tops = [
+            float(np.percentile(seen, 99))
+            for found in members
+            for i, band in enumerate(found.modality.bands)
+            if not is_cirrus(band.wavelength_um) and (seen := found.seen(i)).size
+        ]
+        if not tops:
+            continue
+        top, names = max(tops), ", ".join(f.modality.name for f in members)
+        raw = np.concatenate([f.raw[np.isfinite(f.raw)] for f in members])
+        evidence = {
+            "brightest band, 99 %": top,
+            "scale": members[0].chips[0].how.scale,
+            "raw 99 %": float(np.percentile(raw, 99)),
+        }
+        if unit == "reflectance" and top < _DIM:
+            yield Finding(
+                check="wrong-scale",
+                severity="error" if top < _DARK else "warning",
+                where=names,
+                what="reflectance is almost zero in every band",
+                evidence=evidence,
+                remedy=_suggestion(raw, (-0.2, 2.0), unit)
+                if top < _DARK
+                else "open water is as dark as this; otherwise the data may be × 1000: "
+                "`scale: 0.001`",
+            )
+        if unit == "digital number" and top <= 1.0 < (members[0].modality.bands[0].physical_range
+                                                      or (0.0, 0.0))[1]:  # fmt: skip
+            yield Finding(
+                check="wrong-scale",
+                severity="error",
+                where=names,
+                what="a picture from 0 to 1 declared as one from 0 to 255",
+                evidence=evidence,
+                remedy="`scale: 255`, or declare reflectance with a sensor that has it",
+            )
+
+
+def _linear_for_decibel(found: Values) -> Finding | None:
+    """Radar backscatter in dB is mostly negative; linear power never is."""
+    seen = found.physical[np.isfinite(found.physical)]
+    if found.modality.unit != "dB" or not seen.size:
+        return None
+    negative, top = float((seen < 0).mean()), float(np.percentile(seen, 99))
+    if negative > 0.02:
+        return None
+    return Finding(
+        check="decibel",
+        severity="error",
+        where=found.modality.name,
+        what="declared in dB, but no value is negative: linear power or amplitude",
+        evidence={
+            "negative": percent(negative),
+            "median": float(np.median(seen)),
+            "99 %": top,
+        },
+        remedy="convert to dB (10·log10 of power, 20·log10 of amplitude) before `prepare`, "
+        "or declare it with its own unit (`custom: true`)",
+    )
+
+
+def _decibel_for_linear(found: Values) -> Iterator[Finding]:
+    known = SENSORS.get(found.modality.sensor)
+    if known is None or known.unit != "dB" or found.modality.unit == "dB":
+        return
+    seen = found.physical[np.isfinite(found.physical)]
+    negative = float((seen < 0).mean()) if seen.size else 0.0
+    if negative > 0.02:
+        yield Finding(
+            check="decibel",
+            severity="error",
+            where=found.modality.name,
+            what=f"declared in {found.modality.unit or 'no unit'}, but values are negative: "
+            "these are dB",
+            evidence={"negative": percent(negative), "median": float(np.median(seen))},
+            remedy="drop `unit:`; the catalogue's unit of this sensor is dB",
+        )
+
+
+def _eight_bit(found: Values) -> Iterator[Finding]:
+    """Bands kept as 8-bit pictures among bands of measured values."""
+    if found.modality.unit != "reflectance" or not found.chips:
+        return
+    ends = [
+        (min((c.low[i] for c in found.chips), default=0.0), max(c.high[i] for c in found.chips))
+        for i in range(found.modality.channels)
+    ]
+    tops = np.array([high for _, high in ends])
+    pictures = [i for i, (low, high) in enumerate(ends) if 100 < high <= 255 and low < high]
+    if pictures and len(pictures) < len(tops) and tops.max() > 1000:
+        yield Finding(
+            check="wrong-scale",
+            severity="warning",
+            where=", ".join(found.where(i) for i in pictures),
+            what="8-bit values among bands of more bits: pictures, not measurements?",
+            evidence={"highest": float(tops[pictures].max()), "other bands": float(tops.max())},
+            remedy="open water can look so in the infrared; otherwise leave these bands out, or "
+            "take them from the original product",
+        )
+
+
+def _chips_apart(found: Values) -> Iterator[Finding]:
+    """Some chips on another scale than the rest."""
+    if found.modality.unit != "reflectance" or len(found.chips) < 3:
+        return
+    tops = []
+    for chip in found.chips:
+        seen = chip.physical[np.isfinite(chip.physical)]
+        tops.append(float(np.percentile(np.abs(seen), 95)) if seen.size else np.nan)
+    high = np.array(tops)
+    middle = float(np.nanmedian(high))
+    odd = np.flatnonzero((high > 200 * middle) | ((high > 0) & (high * 500 < middle)))
+    if len(odd):
+        yield Finding(
+            check="wrong-scale",
+            severity="error",
+            where=found.modality.name,
+            what="chips on different scales",
+            evidence={
+                "chips": len(odd),
+                "their 95 %": float(high[odd[0]]),
+                "median chip": middle,
+            },
+            remedy="give these chips their own `scale: {default: …, chips: {…}}`",
+            chips=tuple(found.chips[int(i)].key for i in odd[:8]),
+        )
