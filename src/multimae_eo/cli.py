@@ -182,19 +182,26 @@ def _prepare_options(parser: Any) -> None:
     parser.add_argument("--out", type=str, required=True, help="chip store to write")
     parser.add_argument("--workers", type=int, default=1, help="processes that read")
     parser.add_argument("--shard_chips", type=int, default=512, help="chips per shard")
+    parser.add_argument("--append", action="store_true", help="add chips to a finished store")
 
 
 def _prepare(options: Any, _: list[str]) -> None:
     from multimae_eo.sources import open_source
+    from multimae_eo.store.append import append
     from multimae_eo.store.writer import prepare
 
+    source, out = open_source(options.source), Path(options.out)
     with _counter("chips") as progress:
-        store = prepare(
-            open_source(options.source),
-            Path(options.out),
-            workers=options.workers,
-            shard_chips=options.shard_chips,
-            progress=progress,
+        store = (
+            append(source, out, workers=options.workers, progress=progress)
+            if options.append
+            else prepare(
+                source,
+                out,
+                workers=options.workers,
+                shard_chips=options.shard_chips,
+                progress=progress,
+            )
         )
     print(f"{options.out}: {len(store)} chips, {', '.join(store.modalities)}")
 

@@ -19,7 +19,7 @@ from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
 
 PROGRAM = Path(__file__).with_name("tiny_source.py")
-CHIPS, SHARD = 40, 4
+CHIPS, SHARD = 64, 4
 
 
 def start(out: Path, *, delay: float, workers: int) -> subprocess.Popen[bytes]:
@@ -46,7 +46,7 @@ def test_killed_again_and_again_it_ends_byte_identical(tmp_path, expected, worke
     out = tmp_path / "store"
     rng = random.Random(workers)
     finished: list[set[str]] = []
-    for _ in range(4):
+    for _ in range(10):
         before = set(files_of(out / "parts"))
         process = start(out, delay=0.01, workers=workers)
         # Not while Python starts: there is nothing to interrupt yet.

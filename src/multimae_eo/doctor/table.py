@@ -56,7 +56,7 @@ def _bands(diagnosis: Diagnosis) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for known in diagnosis.classes:
         if known.share > 0:
-            names.setdefault(known.modality, []).append(f"{known.name} {100 * known.share:.2g} %")
+            names.setdefault(known.modality, []).append(f"{known.name} {100 * known.share:.3g} %")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows if len(rows) > 1 else []:
         first, *middle, last = (

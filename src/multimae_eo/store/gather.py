@@ -130,7 +130,7 @@ class Gatherer:
         place = np.flatnonzero(rows >= 0)
         columns = (
             place,
-            wanted.indices[place] // self.store.shard_chips,
+            self.store.shard_of(wanted.indices[place]),
             rows[place],
             wanted.corners[place] @ np.array([width, 1]),
         )

@@ -174,6 +174,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
+def json_bytes(record: Mapping[str, Any]) -> bytes:
+    """A JSON object as text, the same for equal ones."""
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
 def footprint(bounds: Sequence[float] | None) -> bytes | None:
     """Bounds (left, bottom, right, top) as a WKB polygon, little endian."""
     if bounds is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -59,13 +60,16 @@ class ChipStore(Source):
             self._label_type = None if labels is None else np.dtype(labels["dtype"])
             self.label_shape = None if labels is None else tuple(labels["shape"])
             self._count, self.shard_chips = self.header["count"], self.header["shard_chips"]
+            starts = self.header.get("shard_starts") or range(0, self._count, self.shard_chips)
+            self.shard_starts = np.array(starts, dtype=np.int64).tolist()
         except (KeyError, TypeError) as error:
             raise FormatError(
                 f"{self.path / layout.HEADER}: damaged, or of a development version ({error}); "
                 "delete the store and prepare it again"
             ) from error
         rows = self._index_file.metadata.num_rows
-        if rows != self._count:
+        # While chips are appended the index is ahead of the header, which is the last to change.
+        if rows < self._count:
             raise FormatError(
                 f"{self.path}: {layout.INDEX} has {rows} chips, {layout.HEADER} says "
                 f"{self._count}; delete the store and prepare it again"
@@ -135,7 +139,7 @@ class ChipStore(Source):
         bands, rows = self._valid_bands(name)[indices], self.rows(name)[indices]
         _, height, width = self.arrays[name][0]
         packed = np.empty((len(indices), bands.max(), height, -(-width // 8)), np.uint8)
-        numbers = indices // self.shard_chips
+        numbers = self.shard_of(indices)
         for number in set(numbers.tolist()):
             mine = numbers == number
             shard = self.shard(name, number, valid=True)
@@ -244,7 +248,8 @@ class ChipStore(Source):
 
         if name not in self._columns:
             try:
-                self._columns[name] = self._index_file.read(columns=[name])[name].combine_chunks()
+                column = self._index_file.read(columns=[name])[name]
+                self._columns[name] = column.slice(0, self._count).combine_chunks()
             except (OSError, KeyError, pa.ArrowException) as error:
                 raise self._damaged(self.path / layout.INDEX, error) from error
         return self._columns[name]
@@ -266,6 +271,11 @@ class ChipStore(Source):
         found: tuple[npt.NDArray[np.int32], list[str]] = column
         return found
 
+    def shard_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Number of the shard that holds each chip."""
+        found: npt.NDArray[np.int64] = np.searchsorted(self.shard_starts, indices, "right") - 1
+        return found
+
     def shard(self, group: str, number: int, *, valid: bool = False) -> npt.NDArray[Any]:
         """A shard's array: of a modality, of its validity, or of labels."""
         name = layout.array_path(group, number, valid=valid)
@@ -277,9 +287,10 @@ class ChipStore(Source):
         return array
 
     def _taken(self, index: int, group: str, row: int) -> npt.NDArray[Any]:
-        array = self.shard(group, index // self.shard_chips)
+        number = bisect_right(self.shard_starts, index) - 1
+        array = self.shard(group, number)
         if not 0 <= row < len(array):
-            raise self.lacks_row(group, index // self.shard_chips, row)
+            raise self.lacks_row(group, number, row)
         found: npt.NDArray[Any] = array[row]
         return found
 

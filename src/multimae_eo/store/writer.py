@@ -385,13 +385,13 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
             "written_by": f"multimae-eo {multimae_eo.__version__}",
         },
     }
-    sums[layout.HEADER] = _write_json(out / layout.HEADER, header)
+    sums[layout.HEADER] = write_json(out / layout.HEADER, header)
     index = layout.index_bytes(tables, labels, labelled)
     sums[layout.INDEX] = layout.checksum(index)
-    _write_json(out / layout.CHECKSUMS, sums)
+    write_json(out / layout.CHECKSUMS, sums)
     layout.write_bytes(out / layout.INDEX, index)
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    return layout.write_bytes(path, text.encode())
+def write_json(path: Path, record: Mapping[str, Any]) -> str:
+    """Write a JSON object, the same bytes for equal ones; returns its checksum."""
+    return layout.write_bytes(path, layout.json_bytes(record))
