@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_source import SIDES, TinySource, assert_same_batch
 
 from multimae_eo.catalog import make_modality
@@ -19,6 +21,7 @@ from multimae_eo.sample import Batch, Sample
 from multimae_eo.sources.base import Source
 from multimae_eo.store.loader import ChipDataset, make_loader
 from multimae_eo.store.reader import ChipStore
+from multimae_eo.store.sampler import local_shuffle
 from multimae_eo.store.writer import prepare
 
 CHIPS = 23
@@ -269,3 +272,24 @@ def test_what_cannot_be_loaded_is_said(store):
 def test_sizes_are_those_of_the_fixture(store):
     (batch,) = load(store, [0], batch_size=1)
     assert {n: p.shape[-1] for n, p in batch.pixels.items()} == SIDES
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 400), locality=st.integers(0, 500), seed=st.integers(0, 99))
+def test_a_local_shuffle_is_a_permutation_whose_windows_hold_few_runs(count, locality, seed):
+    order = local_shuffle(np.random.default_rng(seed), count, locality)
+    assert sorted(order.tolist()) == list(range(count))
+    if 0 < locality < count:
+        run = max(1, locality // 8)
+        for start in range(0, count, locality):
+            # Eight whole runs, and parts of two that reach over the window's ends or are cut.
+            touched = {int(i) // run for i in order[start : start + locality]}
+            assert len(touched) <= locality / run + 3
+
+
+def test_a_local_shuffle_is_drawn_anew_and_followed(store):
+    near = [keys(load(store, locality=6, epoch=e, batch_size=2, train=True)) for e in (0, 1)]
+    assert near[0] != near[1]
+    assert near[0] == keys(load(store, locality=6, epoch=0, batch_size=2, train=True, workers=1))
+    with pytest.raises(ConfigError, match=r"data\.locality must be"):
+        load(store, locality=-1, batch_size=2, train=True)

@@ -280,6 +280,7 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     world: int = 1,
     flips: bool = True,
     turns: bool = False,
+    locality: int = 0,
     pin_memory: bool | None = None,
 ) -> ChipLoader:
     """A DataLoader of Batches over some of a source's chips; one epoch's, or what is left of it.
@@ -288,8 +289,9 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     modality (default: whole chips), say what is shown. ``train``: shuffled, random windows,
     ``flips`` and quarter ``turns``; else all chips in order, centre windows. ``seed`` and ``epoch``
     decide all that is random. ``start_batch``: the rest of the epoch from there, unchanged.
-    ``workers`` read ahead and change nothing. ``rank`` of ``world`` processes takes its share.
-    ``pin_memory``: page-locked batches (default: where there is a CUDA device).
+    ``locality``: shuffle within so many chips that lie near each other (0: over all; for stores
+    larger than memory). ``workers`` read ahead and change nothing. ``rank`` of ``world`` processes
+    takes its share. ``pin_memory``: page-locked batches (default: where there is a CUDA device).
 
     Raises ConfigError for an option out of range or an unknown modality, DataError where there is
     no chip to train on; while loading, ContractError for a window larger than a chip or beside
@@ -309,6 +311,7 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
         seed=drawn,
         share=(rank, world),
         start_batch=start_batch,
+        locality=locality,
     )
     dataset = ChipDataset(source, names, indices=indices, chip=chip, seed=drawn, augment=augment)
     return ChipLoader(

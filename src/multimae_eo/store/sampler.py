@@ -24,8 +24,9 @@ class ChipBatchSampler:
     """Places of each batch of one epoch, on one rank, from ``start_batch`` on.
 
     In training the order is shuffled and a last, smaller batch is dropped (unless it is the only
-    one); in evaluation chips come in order and all are given. Rank r of w takes every w-th chip;
-    in training all ranks get equally many.
+    one); in evaluation chips come in order and all are given. With ``locality`` the shuffle keeps
+    near what lies near, for stores larger than memory: see ``local_shuffle``. Rank r of w takes
+    every w-th chip; in training all ranks get equally many.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ChipBatchSampler:
         seed: tuple[int, int],
         share: tuple[int, int] = (0, 1),
         start_batch: int = 0,
+        locality: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}")
@@ -47,7 +49,7 @@ class ChipBatchSampler:
         if shuffle:
             if len(indices) < world:
                 raise DataError(f"{len(indices)} chips to train on, for {world} process(es)")
-            order = np.random.default_rng(seed).permutation(len(indices))
+            order = local_shuffle(np.random.default_rng(seed), len(indices), locality)
             order = order[: len(order) - len(order) % world]
         self._order = order[rank::world]
         self._indices = np.asarray(indices)
@@ -64,6 +66,29 @@ class ChipBatchSampler:
         for k in range(self._start, self._count):
             mine = self._order[k * self._size : (k + 1) * self._size]
             yield list(zip(mine.tolist(), self._indices[mine].tolist(), strict=True))
+
+
+# Runs of neighbours that share a window of the local shuffle.
+_RUNS = 8
+
+
+def local_shuffle(rng: np.random.Generator, count: int, locality: int) -> Indices:
+    """A permutation of ``count`` positions; 0 ≤ ``locality``.
+
+    0: any order. Else positions are cut into runs of neighbours, the runs shuffled, and chips then
+    shuffled within windows of ``locality`` of them (eight runs): while a window is read, no more
+    than its chips need to stay in memory, and all of them are used.
+    """
+    if locality < 0:
+        raise ConfigError(f"data.locality must be ≥ 0 chips, got {locality}")
+    if not 0 < locality < count:
+        return rng.permutation(count)
+    run = max(1, locality // _RUNS)
+    starts = rng.permutation(-(-count // run)) * run
+    order = np.concatenate([np.arange(s, min(s + run, count)) for s in starts.tolist()])
+    for start in range(0, count, locality):
+        order[start : start + locality] = rng.permutation(order[start : start + locality])
+    return order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,7 @@ class TrainBatches:
             "workers": recipe.workers,
             "flips": recipe.flips,
             "turns": recipe.turns,
+            "locality": recipe.locality,
         }
 
     def __len__(self) -> int:

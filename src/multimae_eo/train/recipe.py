@@ -114,6 +114,7 @@ class DataRecipe:
         val_fraction: Share of chips kept for validation where the data declare no split.
         flips: Random horizontal and vertical flips.
         turns: Random quarter turns.
+        locality: Shuffle within so many chips (0: all); for stores larger than memory.
         statistics_chips: At most so many training chips are read to compute statistics.
     """
 
@@ -123,6 +124,7 @@ class DataRecipe:
     val_fraction: float = 0.1
     flips: bool = True
     turns: bool = False
+    locality: int = 0
     statistics_chips: int = 20000
 
 
