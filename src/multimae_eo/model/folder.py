@@ -50,13 +50,25 @@ def save_model(model: MultiMAE, folder: Path, *, card: str = "") -> None:
         _write_json(temporary / "config.json", _config_record(model))
         _write_json(temporary / "modalities.json", _contract_record(model))
         (temporary / "README.md").write_text(_card(model, card), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        _exchange(temporary, folder)
     except (OSError, SafetensorError) as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise OutputError(f"{folder}: cannot write the model: {error}") from error
+
+
+def _exchange(temporary: Path, folder: Path) -> None:
+    """Put a folder in another's place. At no moment is neither of them on the disk."""
+    previous = temporary.with_name(temporary.name + ".previous")
+    if folder.exists():
+        os.replace(folder, previous)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if previous.exists():
+            os.replace(previous, folder)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def load_model(folder: Path) -> MultiMAE:

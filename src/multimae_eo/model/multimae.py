@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.modality import ModalitySet, Task, validate_tasks
 from multimae_eo.model.config import ModelConfig
 from multimae_eo.model.decoder import Decoder
+from multimae_eo.model.decoder_group import decode_together, groups
 from multimae_eo.model.embedding import ClassEmbedding, PatchEmbedding, PositionTable
 from multimae_eo.model.encoder import Encoder, initialise
 from multimae_eo.model.masking import all_visible
@@ -130,6 +132,8 @@ class MultiMAE(nn.Module):
             for task in self.tasks
         }
         self.decoders = nn.ModuleDict(decoders)
+        # None: together on devices to which many small launches matter, which is not the CPU.
+        self.decode_together: bool | None = None
         self.positions = PositionTable(width, config.position_grid)
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
@@ -177,8 +181,31 @@ class MultiMAE(nn.Module):
             [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
         )
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
-        predictions = {n: self.decoders[n](tokens, slots, layout, positions) for n in names}
+        predictions = self._decoded(names, tokens, slots, layout, positions)
         return Reconstruction(predictions, states.to(patches.device, non_blocking=True), patches)
+
+    def _decoded(
+        self,
+        names: Sequence[str],
+        tokens: Tensor,
+        slots: VisibleSlots,
+        layout: TokenLayout,
+        positions: Tensor,
+    ) -> dict[str, Tensor]:
+        """Predictions of the named tasks; decoders of one shape together, where that pays."""
+        together = self.decode_together
+        if together is None:
+            together = tokens.device.type != "cpu"
+        chosen = {n: cast(Decoder, self.decoders[n]) for n in names}
+        found: dict[str, Tensor] = {}
+        for group in groups(chosen, layout) if together else [[n] for n in names]:
+            members = [chosen[n] for n in group]
+            if len(members) == 1:
+                found[group[0]] = members[0](tokens, slots, layout, positions)
+            else:
+                said = decode_together(members, tokens, slots, layout, positions)
+                found |= zip(group, said, strict=True)
+        return {n: found[n] for n in names}
 
     def encode_states(
         self, patches: Patches, states: Tensor, *, visible: int | None = None
