@@ -222,14 +222,15 @@ class _counter:  # noqa: N801 - reads as a noun in a with statement
 
 
 def _pretrain_options(parser: Any) -> None:
-    from multimae_eo.train.recipe import options_help, recipe_names
+    from multimae_eo.train.options import options_help
+    from multimae_eo.train.recipe import Recipe, recipe_names
 
     shown = ", ".join(recipe_names())
     parser.add_argument("--recipe", type=str, required=True, help=f"a YAML file, or one of {shown}")
     parser.add_argument("--data", type=str, required=True, help=_SOURCE)
     parser.add_argument("--out", type=str, required=True, help="run folder; run again to resume")
     parser.epilog = (
-        "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help()
+        "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help(Recipe)
     )
 
 
