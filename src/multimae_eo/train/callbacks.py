@@ -248,7 +248,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self.folder, self.every_steps = folder, every_steps
         self.monitor, self.sign, self.patience = monitor, sign, patience
-        self.best = math.inf
+        self.best = (math.inf, math.inf)
         self._since_best = 0
         self._validated = False
         self._written = -1
@@ -268,8 +268,11 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``last``, and ``best`` where validation says so; stop where it has for long not."""
-        value = trainer.callback_metrics.get(self.monitor) if self._validated else None
-        score = math.inf if value is None else self.sign * float(value)
+        score = (math.inf, math.inf)
+        if self._validated and self.monitor in trainer.callback_metrics:
+            values = trainer.callback_metrics
+            score = (self.sign * float(values[self.monitor]), float(values["val/loss"]))
+        # Few validation chips make equal accuracies; their losses tell them apart.
         better = score < self.best
         self.best = min(self.best, score)
         self._since_best = 0 if better else self._since_best + self._validated
@@ -283,12 +286,13 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, and how many came after it."""
-        return {"best": self.best, "since_best": self._since_best}
+        return {"best": list(self.best), "since_best": self._since_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self.best = float(state_dict["best"])
-        self._since_best = int(state_dict.get("since_best", 0))
+        first, second = state_dict["best"]
+        self.best = (float(first), float(second))
+        self._since_best = int(state_dict["since_best"])
 
     def _stop(self, trainer: pl.Trainer) -> None:
         if self.patience and self._since_best >= self.patience:

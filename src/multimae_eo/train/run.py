@@ -66,8 +66,16 @@ def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -
 
 
 # What may change between a run and its resumption: it decides no number.
-_FREE = ("run.devices", "run.accelerator", "run.log_every", "run.pictures_every", "source.spec", "init.model",
-         "data.workers", "run.checkpoint_steps")  # fmt: skip
+_FREE = (
+    "run.devices",
+    "run.accelerator",
+    "run.log_every",
+    "run.pictures_every",
+    "run.checkpoint_steps",
+    "data.workers",
+    "source.spec",
+    "init.model",
+)
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
