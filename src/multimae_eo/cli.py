@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.cli_parts import SOURCE, counter, names_in, print_json
+from multimae_eo.cli_transfer import evaluate, evaluate_options, finetune, finetune_options
 from multimae_eo.errors import MultiMAEError, did_you_mean
 
 
@@ -352,16 +353,8 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     "inspect": (_inspect_options, _inspect, "the data doctor: what is wrong with a source"),
     "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
-    "finetune": (
-        cli_transfer.finetune_options,
-        cli_transfer.finetune,
-        "transfer to labels; run again to resume",
-    ),
-    "evaluate": (
-        cli_transfer.evaluate_options,
-        cli_transfer.evaluate,
-        "a fine-tuned model's metrics with intervals",
-    ),
+    "finetune": (finetune_options, finetune, "transfer to labels; run again to resume"),
+    "evaluate": (evaluate_options, evaluate, "a fine-tuned model's metrics with intervals"),
     "reconstruct": (_reconstruct_options, _reconstruct, "any modality from any others"),
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),

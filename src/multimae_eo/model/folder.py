@@ -67,11 +67,7 @@ def _write(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         os.chmod(temporary, 0o755)
-        weights = {
-            k: v.detach().cpu().contiguous()
-            for k, v in module.state_dict().items()
-            if "head" not in config or not k.startswith("encoder.decoders.")
-        }
+        weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", config)
         _write_json(temporary / "modalities.json", _contract_record(model))

@@ -321,6 +321,14 @@ class MultiMAE(nn.Module):
                 raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.modalities)}")
         return tuple(n for n in patches.values if inputs is None or n in inputs)
 
+    def without_decoders(self) -> MultiMAE:
+        """A copy of the encoder and its inputs, without tasks."""
+        with torch.random.fork_rng(devices=[]):
+            bare = MultiMAE(self.modalities, (), self.config, self.statistics)
+        kept = {k: v for k, v in self.state_dict().items() if not k.startswith("decoders.")}
+        bare.load_state_dict(kept)
+        return bare.to(self.global_tokens.device).train(self.training)
+
     def reinitialised(self, seed: int = 0) -> MultiMAE:
         """The same model with fresh random weights: the baseline for probes."""
         with torch.random.fork_rng(devices=[]):

@@ -28,7 +28,7 @@ class Predictor(nn.Module):
     """Predicts labels from any subset of its inputs; every observed token is visible.
 
     Args:
-        encoder: a MultiMAE; its decoders are not used, and not saved.
+        encoder: a MultiMAE; where it has decoders, a copy without them is taken.
         target: the labels.
         config: the head's.
     """
@@ -38,7 +38,7 @@ class Predictor(nn.Module):
         shape = encoder.config.encoder
         if config.pool == "global" and not encoder.config.global_tokens and not target.dense:
             raise ConfigError("head.pool: the model has no global tokens; take 'mean'")
-        self.encoder = encoder
+        self.encoder = encoder.without_decoders() if encoder.tasks else encoder
         self.target = target
         self.config = config
         self.head = build_head(
