@@ -195,13 +195,10 @@ Head = ChipHead | LinearHead | ConvNextHead | UperHead | DptHead
 def build_head(config: HeadConfig, *, width: int, depth: int, outputs: int, dense: bool) -> Head:
     """The head of a config, on an encoder ``width`` wide with ``depth`` blocks.
 
-    ``dense``: predict maps, not one vector per chip. Raises ConfigError for a map head on chips.
+    ``dense``: predict maps, not one vector per chip. Raises ConfigError as ``check_head``.
     """
+    check_head(config, dense=dense)
     if not dense:
-        if config.name != "linear":
-            raise ConfigError(
-                f"head {config.name!r} predicts maps; labels are one per chip: take 'linear'"
-            )
         return ChipHead(width, outputs, config)
     if config.name == "linear":
         return LinearHead(width, outputs, config)
@@ -209,6 +206,14 @@ def build_head(config: HeadConfig, *, width: int, depth: int, outputs: int, dens
         return ConvNextHead(width, outputs, config)
     kind = UperHead if config.name == "upernet" else DptHead
     return kind(width, outputs, config, depth)
+
+
+def check_head(config: HeadConfig, *, dense: bool) -> None:
+    """ConfigError for a map head where labels are one per chip."""
+    if not dense and config.name != "linear":
+        raise ConfigError(
+            f"head {config.name!r} predicts maps; labels are one per chip: take 'linear'"
+        )
 
 
 def _four_blocks(depth: int) -> tuple[int, ...]:

@@ -88,9 +88,7 @@ class Features:
     def _placed(self, tokens: Tensor) -> dict[str, Tensor]:
         """Tokens (B, K, D) in their modalities' grids: (B, D, rows, columns) each."""
         size, _, width = tokens.shape
-        real = self.slots.real
-        if real is not None:
-            tokens = tokens * real[:, :, None]
+        # Padding slots lie behind the last token, where nothing is read.
         flat = tokens.new_zeros(size, self.layout.count + 1, width)
         flat = flat.scatter(1, self.slots.token[:, :, None].expand_as(tokens), tokens)
         return {

@@ -91,7 +91,9 @@ class Predictor(nn.Module):
         if isinstance(self.head, ChipHead):
             # A chip in which nothing was observed is told by encoding it whole.
             return self.head.predict(total / count) if bool(count.all()) else self(batch, inputs)
-        return blend.mean(None if blend.sum is None or blend.complete else self(batch, inputs))
+        if blend.sum is None:
+            return self(batch, inputs)  # type: ignore[no-any-return]
+        return blend.mean(None if blend.complete else self(batch, inputs))
 
     def answers(self, outputs: Tensor) -> Tensor:
         """Probabilities per class (classes of multi-hot labels each for itself), or the values.

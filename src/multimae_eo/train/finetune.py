@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.model.adapt import adapt
+from multimae_eo.model.heads import check_head
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import Target, TargetScan
@@ -60,15 +62,22 @@ def finetune(
     """
     started = time.monotonic()
     inputs = _inputs(recipe, source, model)
-    record = yaml.safe_load(recipe.to_yaml()) | {"init": dict(init or {})}
-    claim_run(out, record, source, spec)
     train, val = source.train_val(val_fraction=recipe.data.val_fraction)
     train, target = labelled(source, train, inputs, recipe)
     if len(val):
         val, _ = labelled(source, val, inputs, recipe, required=False)
+    check_head(recipe.head, dense=target.dense)
+    sizes = _shown(chip_sizes(source, inputs, train), recipe.data.chip)
+    record = yaml.safe_load(recipe.to_yaml()) | {"init": dict(init or {})}
+    claim_run(out, record, source, spec)
+
+    def measured(modalities: ModalitySet) -> Statistics:
+        limit, kept = recipe.data.statistics_chips, out / "statistics.json"
+        return train_statistics(source, modalities, train, limit=limit, kept=kept)
+
     # The same new weights whenever a run is started again.
     pl.seed_everything(recipe.run.seed, verbose=False)
-    encoder = _encoder(recipe, source, inputs, train, model, out)
+    encoder = _encoder(recipe, inputs, sizes, model, measured)
     predictor = Predictor(encoder, target, recipe.head)
     batches = TrainBatches(
         source,
@@ -127,34 +136,31 @@ def _inputs(recipe: FinetuneRecipe, source: Source, model: MultiMAE | None) -> M
     return source.modalities.select(names or list(source.modalities))
 
 
-def _encoder(
-    recipe: FinetuneRecipe,
-    source: Source,
-    inputs: ModalitySet,
-    train: Indices,
-    model: MultiMAE | None,
-    out: Path,
-) -> MultiMAE:
-    """The encoder that is trained: the given model's for these inputs, or a new one."""
-
-    def measured(modalities: ModalitySet) -> Statistics:
-        limit, kept = recipe.data.statistics_chips, out / "statistics.json"
-        return train_statistics(source, modalities, train, limit=limit, kept=kept)
-
-    sizes = chip_sizes(source, inputs, train)
-    if model is None:
-        config = model_config(ModelRecipe(**vars(recipe.model)), recipe.data, inputs, sizes)
-        return MultiMAE(inputs, (), config, measured(inputs))
+def _shown(sizes: Mapping[str, int], chip: int | None) -> dict[str, int]:
+    """Sides of the windows that are shown of chips with these ``sizes``, in each one's pixels."""
     finest = max(sizes.values())
-    chip = recipe.data.chip or finest
-    beside = [n for n, side in sizes.items() if side * chip % finest]
-    if chip > finest or beside:
+    shown = {n: side * (chip or finest) / finest for n, side in sizes.items()}
+    if (chip or 0) > finest or any(side != int(side) for side in shown.values()):
         raise ConfigError(
             f"data.chip: a window of {chip} px does not fall on pixels of chips of "
             + ", ".join(f"{side} px ({n})" for n, side in sizes.items())
         )
-    shown = {n: side * chip // finest for n, side in sizes.items()}
-    adapted = adapt(model, inputs, shown, measured)
+    return {n: int(side) for n, side in shown.items()}
+
+
+def _encoder(
+    recipe: FinetuneRecipe,
+    inputs: ModalitySet,
+    sizes: Mapping[str, int],
+    model: MultiMAE | None,
+    measured: Callable[[ModalitySet], Statistics],
+) -> MultiMAE:
+    """The encoder that is trained: the given model's for these inputs, or a new one."""
+    if model is None:
+        whole = replace(recipe.data, chip=None)
+        config = model_config(ModelRecipe(**vars(recipe.model)), whole, inputs, sizes)
+        return MultiMAE(inputs, (), config, measured(inputs))
+    adapted = adapt(model, inputs, sizes, measured)
     for note in adapted.notes:
         _say(note)
     if adapted.notes and recipe.freeze != "none":
