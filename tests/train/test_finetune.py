@@ -201,6 +201,15 @@ def test_it_stops_early_stays_stopped_and_keeps_the_best(source, tmp_path):
     assert done.metrics["val/accuracy"] == pytest.approx(-min(score)[0], abs=1e-5)
 
 
+def test_gradients_are_clipped_in_mixed_precision_too(source, tmp_path):
+    """A fused AdamW refuses to be clipped there."""
+    options = ("--run.precision=bf16-mixed", "--run.epochs=1", "--optim.clip=0.5")
+    maps = Relabelled(source, cover, ("tree", "water", "other"))
+    finetune(recipe(*options), source, tmp_path / "classes", model=None)
+    options = (*options, "--task=segmentation", "--head.name=dpt")
+    finetune(recipe(*options), maps, tmp_path / "maps", model=None)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
     finetune(recipe("--run.epochs=1"), source, tmp_path, model=None)
     with pytest.raises(ConfigError, match=r"holds another run \(head.pool: mean there"):

@@ -18,7 +18,7 @@ from multimae_eo.model.target import Target
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.modules import mixed_seed
-from multimae_eo.train.optim import build_layered_adamw, warmup_cosine
+from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.supervised import SupervisedLoss, draw_mixing
 
 _INPUTS = ("embeddings", "modality", "global_tokens")
@@ -77,7 +77,8 @@ class FinetuneModule(pl.LightningModule):
         """AdamW with layer-wise rates, warm-up and cosine decay, stepped every optimiser step."""
         optim = self.recipe.optim
         scale = layer_scale(self.predictor.encoder.config.encoder.depth, optim.layer_decay)
-        optimizer = build_layered_adamw(self, optim, lr=self.lr, scale_of=scale)
+        fused = may_fuse(optim, self.recipe.run.precision)
+        optimizer = build_layered_adamw(self, optim, lr=self.lr, scale_of=scale, fused=fused)
         floor = optim.min_lr / optim.lr if optim.lr else 0.0
         schedule = warmup_cosine(warmup=self.warmup, total=self.steps, floor=floor)
         return {

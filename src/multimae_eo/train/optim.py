@@ -18,7 +18,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(part in _TOKENS for part in name.split("."))
 
 
-def build_adamw(module: nn.Module, recipe: AdamWRecipe, *, lr: float) -> AdamW:
+def may_fuse(recipe: AdamWRecipe, precision: str) -> bool:
+    """Whether AdamW may be fused: in mixed precision, that could not be clipped."""
+    return recipe.clip is None or precision == "32-true"
+
+
+def build_adamw(module: nn.Module, recipe: AdamWRecipe, *, lr: float, fused: bool = True) -> AdamW:
     """AdamW over a module's trainable parameters in two groups, with and without decay."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
@@ -31,12 +36,17 @@ def build_adamw(module: nn.Module, recipe: AdamWRecipe, *, lr: float) -> AdamW:
         ],
         lr=lr,
         betas=recipe.betas,
-        fused=True,
+        fused=fused,
     )
 
 
 def build_layered_adamw(
-    module: nn.Module, recipe: AdamWRecipe, *, lr: float, scale_of: Callable[[str], float]
+    module: nn.Module,
+    recipe: AdamWRecipe,
+    *,
+    lr: float,
+    scale_of: Callable[[str], float],
+    fused: bool = True,
 ) -> AdamW:
     """AdamW whose groups' learning rates are ``lr`` times ``scale_of`` a parameter's name.
 
@@ -57,7 +67,7 @@ def build_layered_adamw(
         ],
         lr=lr,
         betas=recipe.betas,
-        fused=True,
+        fused=fused,
     )
 
 

@@ -144,15 +144,16 @@ class SupervisedLoss(nn.Module):
         return weighted / (soft * self.weight).sum().clamp_min(1e-12)
 
     def constant(self, labels: Tensor) -> Tensor:
-        """The loss of the best prediction that looks at no chip: the training labels' shares."""
+        """The loss of the best prediction that looks at no chip: the labels' (weighted) shares."""
         target = self.target
         counts = torch.tensor(target.counts, device=labels.device)
         if target.kind == "value":
             outputs = torch.zeros(len(labels), 1, device=labels.device)
         elif target.kind == "multilabel":
-            outputs = ((counts + 0.5) / (target.total + 1)).logit().expand(len(labels), -1)
+            there, not_there = (counts + 0.5) * self.weight, target.total - counts + 0.5
+            outputs = (there / not_there).log().expand(len(labels), -1)
         else:
-            shares = ((counts + 0.5) / (counts + 0.5).sum()).log()
+            shares = ((counts + 0.5) * self.weight).log()
             shape = (len(labels), len(shares), *labels.shape[1:])
             outputs = shares.reshape(1, -1, *([1] * (labels.ndim - 1))).expand(shape)
         loss: Tensor = self(outputs, labels)
