@@ -46,6 +46,9 @@ ADDED = {
     ("pretrain", "sentinel2-groups-small"): "--run.epochs 1",
     ("pretrain", "hls-water"): "--run.epochs 1",
     ("pretrain", "many-sensors-small"): "--run.epochs 1",
+    ("finetune", "runs/classes"): "--run.epochs 1 --run.accelerator cpu",
+    ("finetune", "runs/frozen"): "--run.epochs 1 --run.accelerator cpu",
+    ("finetune", "runs/scratch"): "--run.epochs 1 --run.accelerator cpu",
     ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
     ("reconstruct", "examples/hls_water.yaml"): "--limit 1 --draws 1",
 }
@@ -89,7 +92,7 @@ def check_options(words: list[str], where: str) -> None:
     """Words after ``multimae-eo``: a verb that exists, and options that it has."""
     verb = words[0]
     assert verb in _VERBS, f"{where}: there is no verb {verb!r}"
-    rest = _split_overrides(words)[0] if verb == "pretrain" else words
+    rest = _split_overrides(words, verb)[0] if verb in ("pretrain", "finetune") else words
     for word in rest:
         option = word.split("=", maxsplit=1)[0]
         assert not option.startswith("--") or option in verb_options(verb), f"{where}: {option}"

@@ -18,6 +18,7 @@ _WHERE = {
     "ModalitySet": "modality",
     "MultiMAE": "model.multimae",
     "MultiMAEError": "errors",
+    "Predictor": "model.predictor",
     "Sample": "sample",
     "Statistics": "statistics",
     "Task": "modality",
@@ -25,14 +26,15 @@ _WHERE = {
 }
 
 __all__ = [  # noqa: RUF022 - the order of the dictionary above
-    "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Sample",
-    "Statistics", "Task", "open_source", "__version__",
+    "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
+    "Sample", "Statistics", "Task", "open_source", "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.modality import Band, Modality, ModalitySet, Task
     from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.model.predictor import Predictor
     from multimae_eo.sample import Batch, Sample
     from multimae_eo.sources import open_source
     from multimae_eo.statistics import Statistics

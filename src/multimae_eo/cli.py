@@ -6,19 +6,15 @@ stdout. ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from multimae_eo.cli_parts import SOURCE, counter, names_in, print_json
+from multimae_eo.cli_transfer import evaluate, evaluate_options, finetune, finetune_options
 from multimae_eo.errors import MultiMAEError, did_you_mean
-
-_SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; "
-    "several separated by commas become one"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,19 +84,22 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
         commands.add_subcommand(name, own, help=about)
     rest: list[str] = arguments
     overrides: list[str] = []
-    if wanted == "pretrain":
-        rest, overrides = _split_overrides(arguments)
+    if wanted in ("pretrain", "finetune"):
+        rest, overrides = _split_overrides(arguments, wanted)
     parsed = parser.parse_args(rest)
     return parsed.verb, parsed[parsed.verb], overrides
 
 
-def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _split_overrides(arguments: list[str], verb: str = "pretrain") -> tuple[list[str], list[str]]:
     """Take the recipe's own options (``--optim.lr 3e-4``) out of the arguments."""
     from dataclasses import fields
 
+    from multimae_eo.cli_transfer import OPTIONS
+    from multimae_eo.train.finetune_recipe import FinetuneRecipe
     from multimae_eo.train.recipe import Recipe
 
-    roots = {f.name for f in fields(Recipe)} - {"data"}
+    kind, own = (Recipe, ("data",)) if verb == "pretrain" else (FinetuneRecipe, OPTIONS)
+    roots = {f.name for f in fields(kind)} - set(own)
     rest: list[str] = []
     overrides: list[str] = []
     take = False
@@ -115,14 +114,6 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
             rest.append(item)
             take = False
     return rest, overrides
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
-
-
-def _print_json(record: Any) -> None:
-    print(json.dumps(record, indent=1, default=str))
 
 
 # quickstart ---------------------------------------------------------------------------------
@@ -146,7 +137,7 @@ def _quickstart(options: Any, _: list[str]) -> None:
 def _inspect_options(parser: Any) -> None:
     from multimae_eo.doctor import CHIPS
 
-    parser.add_argument("source", type=str, help=_SOURCE)
+    parser.add_argument("source", type=str, help=SOURCE)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--html", type=str, default=None, help="report to write, with pictures")
     parser.add_argument("--chips", type=int, default=CHIPS, help="most chips to examine")
@@ -160,14 +151,14 @@ def _inspect(options: Any, _: list[str]) -> None:
     from multimae_eo.sources import open_source
 
     source = open_source(options.source)
-    with _counter("chips") as progress:
+    with counter("chips") as progress:
         diagnosis = inspect(source, chips=options.chips, progress=progress)
     if options.html is not None:
         from multimae_eo.doctor.page import write_page
 
         write_page(diagnosis, source, Path(options.html))
     if options.json:
-        _print_json(diagnosis.to_dict())
+        print_json(diagnosis.to_dict())
     else:
         width = min(shutil.get_terminal_size().columns, 120)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -178,7 +169,7 @@ def _inspect(options: Any, _: list[str]) -> None:
 
 
 def _prepare_options(parser: Any) -> None:
-    parser.add_argument("source", type=str, help=_SOURCE)
+    parser.add_argument("source", type=str, help=SOURCE)
     parser.add_argument("--out", type=str, required=True, help="chip store to write")
     parser.add_argument("--workers", type=int, default=1, help="processes that read")
     parser.add_argument("--shard_chips", type=int, default=512, help="chips per shard")
@@ -191,7 +182,7 @@ def _prepare(options: Any, _: list[str]) -> None:
     from multimae_eo.store.writer import prepare
 
     source, out = open_source(options.source), Path(options.out)
-    with _counter("chips") as progress:
+    with counter("chips") as progress:
         store = (
             append(source, out, workers=options.workers, progress=progress)
             if options.append
@@ -206,37 +197,19 @@ def _prepare(options: Any, _: list[str]) -> None:
     print(f"{options.out}: {len(store)} chips, {', '.join(store.modalities)}")
 
 
-class _counter:  # noqa: N801 - reads as a noun in a with statement
-    """A progress bar on stderr, for callbacks of (done, total)."""
-
-    def __init__(self, unit: str) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(unit=unit, file=sys.stderr, disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self._show
-
-    def _show(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-
-
 # pretrain -----------------------------------------------------------------------------------
 
 
 def _pretrain_options(parser: Any) -> None:
-    from multimae_eo.train.recipe import options_help, recipe_names
+    from multimae_eo.train.options import options_help
+    from multimae_eo.train.recipe import Recipe, recipe_names
 
     shown = ", ".join(recipe_names())
     parser.add_argument("--recipe", type=str, required=True, help=f"a YAML file, or one of {shown}")
-    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
+    parser.add_argument("--data", type=str, required=True, help=SOURCE)
     parser.add_argument("--out", type=str, required=True, help="run folder; run again to resume")
     parser.epilog = (
-        "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help()
+        "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help(Recipe)
     )
 
 
@@ -258,7 +231,7 @@ def _pretrain(options: Any, overrides: list[str]) -> None:
 
 def _reconstruct_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, default=None, help=_SOURCE)
+    parser.add_argument("--data", type=str, default=None, help=SOURCE)
     parser.add_argument("--scene", type=str, default=None, help="scene file (YAML)")
     parser.add_argument("--inputs", type=str, required=True, help="given modalities, m1,m2")
     parser.add_argument("--outputs", type=str, default=None, help="predicted ones (default: all)")
@@ -276,7 +249,7 @@ def _reconstruct(options: Any, _: list[str]) -> None:
     if (options.data is None) == (options.scene is None):
         raise ConfigError("reconstruct: give either --data or --scene")
     model = MultiMAE.from_pretrained(options.model)
-    inputs = _names(options.inputs) or []
+    inputs = names_in(options.inputs) or []
     if options.scene is not None:
         from multimae_eo.infer.engine import reconstruct_scene
         from multimae_eo.sources.scene import Scene
@@ -285,7 +258,7 @@ def _reconstruct(options: Any, _: list[str]) -> None:
             model,
             Scene(Path(options.scene)),
             inputs=inputs,
-            outputs=_names(options.outputs),
+            outputs=names_in(options.outputs),
             out=Path(options.out),
         ):
             print(path)
@@ -293,7 +266,7 @@ def _reconstruct(options: Any, _: list[str]) -> None:
     from multimae_eo.infer.reconstruct import ReconstructOptions, reconstruct_chips
     from multimae_eo.sources import open_source
 
-    outputs = _names(options.outputs)
+    outputs = names_in(options.outputs)
     result = reconstruct_chips(
         model,
         open_source(options.data),
@@ -307,7 +280,7 @@ def _reconstruct(options: Any, _: list[str]) -> None:
             draws=options.draws,
         ),
     )
-    _print_json(result)
+    print_json(result)
 
 
 # probe --------------------------------------------------------------------------------------
@@ -315,7 +288,7 @@ def _reconstruct(options: Any, _: list[str]) -> None:
 
 def _probe_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
+    parser.add_argument("--data", type=str, required=True, help=SOURCE)
     parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
     parser.add_argument("--methods", type=str, default="knn,linear", help="knn, linear")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
@@ -330,12 +303,12 @@ def _probe(options: Any, _: list[str]) -> None:
     rows = probe(
         MultiMAE.from_pretrained(options.model),
         open_source(options.data),
-        inputs=_names(options.inputs),
-        methods=tuple(_names(options.methods) or ()),
+        inputs=names_in(options.inputs),
+        methods=tuple(names_in(options.methods) or ()),
         out=Path(options.out),
         seed=options.seed,
     )
-    _print_json(rows)
+    print_json(rows)
 
 
 # convert ------------------------------------------------------------------------------------
@@ -376,7 +349,7 @@ def _info(options: Any, _: list[str]) -> None:
 
     record = describe(Path(options.path), verify=options.verify)
     if options.json:
-        _print_json(record)
+        print_json(record)
     else:
         for key, value in record.items():
             print(f"{key:>14}  {value}")
@@ -387,6 +360,8 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     "inspect": (_inspect_options, _inspect, "the data doctor: what is wrong with a source"),
     "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
+    "finetune": (finetune_options, finetune, "transfer to labels; run again to resume"),
+    "evaluate": (evaluate_options, evaluate, "a fine-tuned model's metrics with intervals"),
     "reconstruct": (_reconstruct_options, _reconstruct, "any modality from any others"),
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from multimae_eo.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from multimae_eo.model.multimae import MultiMAE
 
 
 def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
@@ -45,19 +48,33 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from multimae_eo.model.folder import model_hash
+    from multimae_eo.model.folder import is_predictor, model_hash
     from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.model.predictor import Predictor
 
+    if is_predictor(path):
+        predictor = Predictor.from_pretrained(path)
+        return {
+            **_described(predictor.encoder, model_hash(path)),
+            "what": "fine-tuned model",
+            "head": predictor.config.name,
+            "task": f"{predictor.target.task} ({predictor.target.kind})",
+            "classes": list(predictor.target.classes),
+        }
     model = MultiMAE.from_pretrained(path)
+    tasks = {t.name: t.loss for t in model.tasks}
+    return {**_described(model, model_hash(path)), "tasks": tasks}
+
+
+def _described(model: MultiMAE, digest: str) -> dict[str, Any]:
     encoder = model.config.encoder
     return {
         "what": "model",
-        "hash": model_hash(path),
+        "hash": digest,
         "parameters": sum(p.numel() for p in model.parameters()),
         "encoder": f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads",
         "chip": model.config.sizes,
         "modalities": {n: ", ".join(m.band_names) for n, m in model.modalities.items()},
-        "tasks": {t.name: t.loss for t in model.tasks},
         "statistics": "none: refuses data" if model.statistics is None else "carried",
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.modality import ModalitySet
@@ -67,6 +67,35 @@ class DecoderConfig:
     depth: int = 2
     heads: int = 8
     mlp_ratio: float = 4.0
+
+
+HeadName = Literal["linear", "convnext", "upernet", "dpt"]
+
+
+@dataclass(kw_only=True)
+class HeadConfig:
+    """What turns the encoder's tokens into predictions.
+
+    Args:
+        name: linear; for maps also convnext, upernet or dpt.
+        pool: Tokens a chip's label is predicted from: the patches' mean, or the global tokens'.
+        width: Channels of a map head.
+        depth: Blocks of the convnext head.
+        dropout: Share of features left out in training.
+    """
+
+    name: HeadName = "linear"
+    pool: Literal["mean", "global"] = "mean"
+    width: int = 128
+    depth: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"head.{name} must be ≥ 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"head.dropout must be in [0, 1), got {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,7 +84,12 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block.
+
+    ``drop_path``: probability of leaving out a branch of a sample in training (Huang et al. 2016).
+    """
+
+    drop_path = 0.0
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -93,9 +100,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """Map (B, K, D) to (B, K, D)."""
-        x = x + self.attn(self.norm1(x), real)
-        out: Tensor = x + self.mlp(self.norm2(x))
+        x = x + self._thinned(self.attn(self.norm1(x), real))
+        out: Tensor = x + self._thinned(self.mlp(self.norm2(x)))
         return out
+
+    def _thinned(self, branch: Tensor) -> Tensor:
+        if not (self.training and self.drop_path):
+            return branch
+        drawn = torch.rand(len(branch), 1, 1, device=branch.device)
+        return branch * (drawn >= self.drop_path) / (1.0 - self.drop_path)
 
 
 class Encoder(nn.Module):
@@ -112,6 +125,12 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x, real)
         return x
+
+    def stages(self, x: Tensor, real: Tensor | None = None) -> Iterator[Tensor]:
+        """The tokens (B, K, D) after each block; the last are those of ``forward``."""
+        for block in self.blocks:
+            x = block(x, real)
+            yield x
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The model folder: ``config.json``, ``modalities.json``, ``model.safetensors``, ``README.md``.
 
-``modalities.json`` is the sensor contract: bands, units, classes, product levels, and the
+With a head (``Predictor``), ``config.json`` also says what the labels are. ``modalities.json`` is
+the sensor contract: bands, units, classes, product levels, and the
 statistics that inputs are normalised with. Nothing in the folder is ever unpickled.
 """
 
@@ -11,21 +12,26 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import multimae_eo
 from multimae_eo.errors import CheckpointError, OutputError
 from multimae_eo.modality import ModalitySet, Task
-from multimae_eo.model.config import ModelConfig
+from multimae_eo.model.config import HeadConfig, ModelConfig
+from multimae_eo.model.target import Target
 from multimae_eo.statistics import Statistics
 
 if TYPE_CHECKING:
     from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.model.predictor import Predictor
 
 FORMAT_VERSION = 1
 _FILES = ("config.json", "modalities.json", "model.safetensors")
@@ -37,6 +43,22 @@ def save_model(model: MultiMAE, folder: Path, *, card: str = "") -> None:
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
     text appended to the generated README. Raises OutputError when it cannot be written.
     """
+    _write(folder, model, model, config_record(model), _card(model, card))
+
+
+def save_predictor(predictor: Predictor, folder: Path, *, card: str = "") -> None:
+    """As ``save_model``, of an encoder with its head."""
+    record = {
+        **config_record(predictor.encoder),
+        "head": asdict(predictor.config),
+        "target": predictor.target.to_dict(),
+    }
+    _write(folder, predictor, predictor.encoder, record, _predictor_card(predictor, card))
+
+
+def _write(
+    folder: Path, module: nn.Module, model: MultiMAE, config: Mapping[str, Any], readme: str
+) -> None:
     is_model = (folder / "config.json").is_file()
     if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is no model folder; choose another path")
@@ -45,11 +67,11 @@ def save_model(model: MultiMAE, folder: Path, *, card: str = "") -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         os.chmod(temporary, 0o755)
-        weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        _write_json(temporary / "config.json", _config_record(model))
+        _write_json(temporary / "config.json", config)
         _write_json(temporary / "modalities.json", _contract_record(model))
-        (temporary / "README.md").write_text(_card(model, card), encoding="utf-8")
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
         _exchange(temporary, folder)
     except (OSError, SafetensorError) as error:
         if temporary is not None:
@@ -76,8 +98,43 @@ def load_model(folder: Path) -> MultiMAE:
 
     Raises CheckpointError naming the file that is missing, damaged or does not fit.
     """
-    from multimae_eo.model.multimae import MultiMAE
+    config, contract = _records(folder)
+    if "head" in config:
+        raise CheckpointError(
+            f"{folder}: a fine-tuned model, without decoders; give it to `evaluate`, or load it "
+            "with Predictor.from_pretrained"
+        )
+    with _damage(folder):
+        model = _model(config, contract)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
 
+
+def load_predictor(folder: Path) -> Predictor:
+    """As ``load_model``, of an encoder with its head."""
+    from multimae_eo.model.predictor import Predictor
+
+    config, contract = _records(folder)
+    if "head" not in config:
+        raise CheckpointError(
+            f"{folder}: a pre-trained model, without a head; fine-tune it with "
+            "`multimae-eo finetune`"
+        )
+    with _damage(folder):
+        encoder = _model({**config, "tasks": []}, contract)
+        target = Target.from_dict(config["target"])
+        predictor = Predictor(encoder, target, HeadConfig(**config["head"]))
+        predictor.load_state_dict(load_file(folder / "model.safetensors"))
+    return predictor.eval()
+
+
+def is_predictor(folder: Path) -> bool:
+    """Whether a model folder holds a head."""
+    return "head" in _read_json(folder / "config.json")
+
+
+def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.json`` and ``modalities.json``, of a format that this version reads."""
     for name in _FILES:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no model folder, {name} is missing")
@@ -89,19 +146,31 @@ def load_model(folder: Path) -> MultiMAE:
             f"{folder}: model format {version}, this version reads {FORMAT_VERSION}; "
             "update multimae-eo"
         )
+    return config, contract
+
+
+def _model(config: Mapping[str, Any], contract: Mapping[str, Any]) -> MultiMAE:
+    from multimae_eo.model.multimae import MultiMAE
+
+    modalities = ModalitySet.from_list(contract["modalities"])
+    if contract.get("fingerprint") != modalities.fingerprint:
+        raise CheckpointError("modalities.json was changed: its fingerprint differs")
+    record = contract["statistics"]
+    statistics = None if record is None else Statistics.from_dict(modalities, record)
+    tasks = [Task(**t) for t in config["tasks"]]
+    return MultiMAE(modalities, tasks, ModelConfig.from_dict(config["model"]), statistics)
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Whatever a file that someone edited may lead to, as a CheckpointError."""
     try:
-        modalities = ModalitySet.from_list(contract["modalities"])
-        record = contract["statistics"]
-        statistics = None if record is None else Statistics.from_dict(modalities, record)
-        tasks = [Task(**t) for t in config["tasks"]]
-        model = MultiMAE(modalities, tasks, ModelConfig.from_dict(config["model"]), statistics)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except Exception as error:  # a file that someone edited may hold anything
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"{folder}: damaged model folder: {reason}") from error
-    if contract.get("fingerprint") != modalities.fingerprint:
-        raise CheckpointError(f"{folder}: modalities.json was changed: its fingerprint differs")
-    return model.eval()
 
 
 def model_hash(folder: Path) -> str:
@@ -112,7 +181,8 @@ def model_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _config_record(model: MultiMAE) -> dict[str, Any]:
+def config_record(model: MultiMAE) -> dict[str, Any]:
+    """What ``config.json`` says of a model."""
     return {
         "format_version": FORMAT_VERSION,
         "written_by": f"multimae-eo {multimae_eo.__version__}",
@@ -139,16 +209,26 @@ def _contract_record(model: MultiMAE) -> dict[str, Any]:
     }
 
 
-def _card(model: MultiMAE, text: str) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
-    rows = [
-        f"| {m.name} | {', '.join(m.band_names)} | {m.kind} | {m.unit or '–'} | "
-        f"{', '.join(m.levels) or '–'} | {model.config.inputs[m.name].size} px |"
-        for m in model.modalities.values()
+def _contract_table(model: MultiMAE) -> list[str]:
+    return [
+        "## Sensor contract",
+        "",
+        "| modality | bands | kind | unit | product levels | chip |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {m.name} | {', '.join(m.band_names)} | {m.kind} | {m.unit or '–'} | "
+            f"{', '.join(m.levels) or '–'} | {model.config.inputs[m.name].size} px |"
+            for m in model.modalities.values()
+        ),
+        "",
+        "Inputs are given as raw pixels with their scale and offset; the model normalises them.",
+        "",
     ]
-    tasks = ", ".join(f"{t.name} ({t.loss})" for t in model.tasks)
+
+
+def _head_of_card(module: nn.Module, model: MultiMAE, what: str) -> list[str]:
     encoder = model.config.encoder
-    lines = [
+    return [
         "---",
         "library_name: multimae-eo",
         "tags: [earth-observation, remote-sensing, masked-autoencoder, multi-modal]",
@@ -156,23 +236,43 @@ def _card(model: MultiMAE, text: str) -> str:
         "",
         "# A multimae-eo model",
         "",
-        f"Encoder {encoder.width} wide, {encoder.depth} blocks; {parameters:,} parameters. "
-        f"Tasks: {tasks}.",
+        f"Encoder {encoder.width} wide, {encoder.depth} blocks; "
+        f"{sum(p.numel() for p in module.parameters()):,} parameters. {what}",
         "",
-        "## Sensor contract",
-        "",
-        "| modality | bands | kind | unit | product levels | chip |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        "Inputs are given as raw pixels with their scale and offset; the model normalises them.",
-        "",
+        *_contract_table(model),
+    ]
+
+
+def _card(model: MultiMAE, text: str) -> str:
+    tasks = ", ".join(f"{t.name} ({t.loss})" for t in model.tasks)
+    lines = [
+        *_head_of_card(model, model, f"Tasks: {tasks}."),
         "```python",
         "from multimae_eo import MultiMAE, open_source",
         "",
         'model = MultiMAE.from_pretrained("path/to/this/folder")',
         'source = open_source("dataset.yaml")',
         "features = model.encode(source.batch(source.keys[:4]))",
+        "```",
+        "",
+    ]
+    return "\n".join(lines) + (f"\n{text.strip()}\n" if text else "")
+
+
+def _predictor_card(predictor: Predictor, text: str) -> str:
+    target = predictor.target
+    what = ", ".join(target.classes) or f"a value (mean {target.mean:.4g}, std {target.std:.4g})"
+    lines = [
+        *_head_of_card(
+            predictor, predictor.encoder, f"Head: {predictor.config.name}; predicts {what}."
+        ),
+        "```python",
+        "from multimae_eo import Predictor, open_source",
+        "",
+        'predictor = Predictor.from_pretrained("path/to/this/folder")',
+        'source = open_source("dataset.yaml")',
+        "outputs = predictor.predict(source.batch(source.keys[:4]))",
+        "probabilities = predictor.answers(outputs)",
         "```",
         "",
     ]

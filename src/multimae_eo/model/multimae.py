@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.modality import ModalitySet, Task, validate_tasks
@@ -40,12 +41,14 @@ class Features:
     """What the encoder says of a batch.
 
     ``tokens``: (B, K, D), the visible patch tokens. ``global_tokens``: (B, G, D).
+    ``stages``: patch tokens (B, K, D) after the blocks that were asked for.
     """
 
     tokens: Tensor
     global_tokens: Tensor
     slots: VisibleSlots
     layout: TokenLayout
+    stages: tuple[Tensor, ...] = ()
 
     @property
     def pooled(self) -> Tensor:
@@ -61,12 +64,39 @@ class Features:
             raise ConfigError(
                 f"no modality {modality!r}; {did_you_mean(modality, self.layout.grids)}"
             )
-        part, (rows, cols) = self.layout.slices[modality], self.layout.grids[modality]
-        size, _, width = self.tokens.shape
-        flat = self.tokens.new_zeros(size, self.layout.count + 1, width)
-        index = self.slots.token[:, :, None].expand_as(self.tokens)
-        flat = flat.scatter(1, index, self.tokens)[:, part]
-        return flat.transpose(1, 2).reshape(size, width, rows, cols)
+        return self._placed(self.tokens)[modality]
+
+    def fused(self, stage: int | None = None) -> Tensor:
+        """All modalities' tokens in place, as one map: (B, D, rows, columns) of the finest grid.
+
+        At each place the mean over the modalities that were visible there, coarser grids
+        interpolated bilinearly; zeros where none was. ``stage``: index into ``stages`` (default:
+        the last block's tokens).
+        """
+        tokens = self.tokens if stage is None else self.stages[stage]
+        ones = tokens.new_ones(*tokens.shape[:2], 1)
+        finest = max(self.layout.grids.values())
+        total = tokens.new_zeros(len(tokens), tokens.shape[2], *finest)
+        weight = tokens.new_zeros(len(tokens), 1, *finest)
+        seen = self._placed(ones)
+        for name, placed in self._placed(tokens).items():
+            grid, here = placed, seen[name]
+            if self.layout.grids[name] != finest:
+                grid = F.interpolate(grid, finest, mode="bilinear")
+                here = F.interpolate(here, finest, mode="bilinear")
+            total, weight = total + grid, weight + here
+        return total / torch.where(weight > 0, weight, 1.0)
+
+    def _placed(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens (B, K, D) in their modalities' grids: (B, D, rows, columns) each."""
+        size, _, width = tokens.shape
+        # Padding slots lie behind the last token, where nothing is read.
+        flat = tokens.new_zeros(size, self.layout.count + 1, width)
+        flat = flat.scatter(1, self.slots.token[:, :, None].expand_as(tokens), tokens)
+        return {
+            name: flat[:, self.layout.slices[name]].transpose(1, 2).reshape(size, width, *grid)
+            for name, grid in self.layout.grids.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -211,6 +241,14 @@ class MultiMAE(nn.Module):
         self, patches: Patches, states: Tensor, *, visible: int | None = None
     ) -> tuple[Tensor, VisibleSlots]:
         """Encode the VISIBLE tokens: (B, K + G, D) with the global tokens last, and their slots."""
+        x, real, slots = self._gathered(patches, states, visible)
+        encoded: Tensor = self.encoder(x, real)
+        return encoded, slots
+
+    def _gathered(
+        self, patches: Patches, states: Tensor, visible: int | None
+    ) -> tuple[Tensor, Tensor | None, VisibleSlots]:
+        """The encoder's input (B, K + G, D), which of it is real, and the slots."""
         layout = patches.layout
         if tuple(states.shape) != (patches.batch_size, layout.count):
             raise ContractError(
@@ -231,8 +269,7 @@ class MultiMAE(nn.Module):
             x = torch.cat([x, extra], dim=1)
             if real is not None:
                 real = torch.cat([real, real.new_ones(len(real), extra.shape[1])], dim=1)
-        encoded: Tensor = self.encoder(x, real)
-        return encoded, slots
+        return x, real, slots
 
     def _embed(self, patches: Patches, states: Tensor, count: int) -> Tensor:
         """Embed the visible patches only, each into its slot: (B, count, D)."""
@@ -256,21 +293,45 @@ class MultiMAE(nn.Module):
         x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, place, flat)
         return x.reshape(size, count, flat.shape[1])
 
-    def encode(self, batch: Batch, inputs: Sequence[str] | None = None) -> Features:
+    def encode(
+        self, batch: Batch, inputs: Sequence[str] | None = None, *, stages: Sequence[int] = ()
+    ) -> Features:
         """Encode every observed token of ``inputs`` (default: all the batch has).
 
+        ``stages``: blocks, from 1, whose tokens ``Features.stages`` shall hold, too.
         Raises ConfigError for an unknown input, ContractError where a sample has none of them.
         """
-        patches = self.patchify(batch)
+        return self.encode_patches(self.patchify(batch), batch.keys, inputs, stages=stages)
+
+    def encode_patches(
+        self,
+        patches: Patches,
+        keys: Sequence[str],
+        inputs: Sequence[str] | None = None,
+        *,
+        stages: Sequence[int] = (),
+    ) -> Features:
+        """As ``encode``, from patches of the samples called ``keys``."""
         states = all_visible(patches, self.chosen(inputs, patches))
         shown = (states == TokenState.VISIBLE).any(dim=1)
         if not bool(shown.all()):
-            lacking = batch.keys[int((~shown).nonzero()[0])]
+            lacking = keys[int((~shown).nonzero()[0])]
             raise ContractError(
                 f"{lacking}: nothing observed in the inputs {', '.join(inputs or patches.values)}"
             )
-        tokens, slots = self.encode_states(patches, states)
-        return Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, patches.layout)
+        x, real, slots = self._gathered(patches, states, None)
+        kept: dict[int, Tensor] = {}
+        encoded = x
+        for number, encoded in enumerate(self.encoder.stages(x, real), start=1):
+            if number in stages:
+                kept[number] = encoded[:, : slots.count]
+        return Features(
+            encoded[:, : slots.count],
+            encoded[:, slots.count :],
+            slots,
+            patches.layout,
+            tuple(kept[n] for n in stages),
+        )
 
     def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
         """Chips with anything observed in ``inputs``: indices int64 (n,)."""
@@ -284,6 +345,14 @@ class MultiMAE(nn.Module):
             if name not in self.modalities:
                 raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.modalities)}")
         return tuple(n for n in patches.values if inputs is None or n in inputs)
+
+    def without_decoders(self) -> MultiMAE:
+        """A copy of the encoder and its inputs, without tasks."""
+        with torch.random.fork_rng(devices=[]):
+            bare = MultiMAE(self.modalities, (), self.config, self.statistics)
+        kept = {k: v for k, v in self.state_dict().items() if not k.startswith("decoders.")}
+        bare.load_state_dict(kept)
+        return bare.to(self.global_tokens.device).train(self.training)
 
     def reinitialised(self, seed: int = 0) -> MultiMAE:
         """The same model with fresh random weights: the baseline for probes."""

@@ -230,16 +230,32 @@ class Resume(Callback):
 
 
 class Checkpoints(Checkpoint):
-    """``last.ckpt`` and ``best.ckpt`` (lowest validation loss), each written atomically.
+    """``last.ckpt`` and ``best.ckpt`` (lowest ``monitor``), each written atomically.
 
     ``last`` is written after every epoch and, with ``every_steps``, also in between: a run killed
-    at any moment continues from it.
+    at any moment continues from it. ``sign``: -1 where the highest ``monitor`` is the best.
+    With ``patience``, training stops after so many validations without a better one.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_steps: int = 0,
+        monitor: str = "val/loss",
+        sign: float = 1.0,
+        patience: int = 0,
+    ) -> None:
         self.folder, self.every_steps = folder, every_steps
-        self.best = math.inf
+        self.monitor, self.sign, self.patience = monitor, sign, patience
+        self.best = (math.inf, math.inf)
+        self._since_best = 0
+        self._validated = False
         self._written = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that has stopped early stays stopped."""
+        self._stop(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
@@ -251,28 +267,45 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last``, and ``best`` where validation says so."""
-        loss = trainer.callback_metrics.get("val/loss")
-        better = loss is not None and float(loss) < self.best
-        if better and loss is not None:
-            self.best = float(loss)
-        self._save(trainer)
-        if better and trainer.is_global_zero:
-            with self._replacing("best.ckpt", trainer) as temporary:
-                shutil.copyfile(self.folder / "last.ckpt", temporary)
+        """Write ``last``, and ``best`` where validation says so; stop where it has for long not."""
+        score = (math.inf, math.inf)
+        if self._validated and self.monitor in trainer.callback_metrics:
+            values = trainer.callback_metrics
+            score = (self.sign * float(values[self.monitor]), float(values["val/loss"]))
+        # Few validation chips make equal accuracies; their losses tell them apart.
+        better = score < self.best
+        self.best = min(self.best, score)
+        self._since_best = 0 if better else self._since_best + self._validated
+        self._validated = False
+        self._save(trainer, best=better)
+        self._stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is monitored is new."""
+        self._validated = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation loss so far."""
-        return {"best": self.best}
+        """The best validation so far, and how many came after it."""
+        return {"best": list(self.best), "since_best": self._since_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best validation loss."""
-        self.best = float(state_dict["best"])
+        """Restore them."""
+        first, second = state_dict["best"]
+        self.best = (float(first), float(second))
+        self._since_best = int(state_dict["since_best"])
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self.patience and self._since_best >= self.patience:
+            trainer.should_stop = True
+
+    def _save(self, trainer: pl.Trainer, *, best: bool = False) -> None:
         self._written = trainer.global_step
         with self._replacing("last.ckpt", trainer) as temporary:
             trainer.save_checkpoint(temporary)
+            # Before ``last``: a run killed in between takes this epoch again, and this ``best``.
+            if best and trainer.is_global_zero:
+                with self._replacing("best.ckpt", trainer) as copy:
+                    shutil.copyfile(temporary, copy)
 
     @contextmanager
     def _replacing(self, name: str, trainer: pl.Trainer) -> Iterator[Path]:

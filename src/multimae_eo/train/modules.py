@@ -15,7 +15,7 @@ from multimae_eo.model.multimae import MultiMAE, Reconstruction
 from multimae_eo.model.tokens import Patches
 from multimae_eo.sample import Batch
 from multimae_eo.train.objective import Losses, Objective
-from multimae_eo.train.optim import build_adamw, warmup_cosine
+from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.recipe import Recipe
 
 _VALIDATION = 1 << 20
@@ -55,7 +55,8 @@ class PretrainModule(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay, stepped every optimiser step."""
         optim = self.recipe.optim
-        optimizer = build_adamw(self, optim, lr=self.lr)
+        fused = may_fuse(optim, self.recipe.run.precision)
+        optimizer = build_adamw(self, optim, lr=self.lr, fused=fused)
         floor = optim.min_lr / optim.lr if optim.lr else 0.0
         schedule = warmup_cosine(warmup=self.warmup, total=self.steps, floor=floor)
         return {

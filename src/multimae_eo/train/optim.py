@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 from torch.optim import AdamW
 
-from multimae_eo.train.recipe import OptimRecipe
+from multimae_eo.train.recipe import AdamWRecipe
 
 _TOKENS = ("global_tokens", "mask_token", "modality", "classes", "log_variance")
 
@@ -18,7 +18,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(part in _TOKENS for part in name.split("."))
 
 
-def build_adamw(module: nn.Module, recipe: OptimRecipe, *, lr: float) -> AdamW:
+def may_fuse(recipe: AdamWRecipe, precision: str) -> bool:
+    """Whether AdamW may be fused: in mixed precision, that could not be clipped."""
+    return recipe.clip is None or precision == "32-true"
+
+
+def build_adamw(module: nn.Module, recipe: AdamWRecipe, *, lr: float, fused: bool = True) -> AdamW:
     """AdamW over a module's trainable parameters in two groups, with and without decay."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
@@ -31,7 +36,38 @@ def build_adamw(module: nn.Module, recipe: OptimRecipe, *, lr: float) -> AdamW:
         ],
         lr=lr,
         betas=recipe.betas,
-        fused=True,
+        fused=fused,
+    )
+
+
+def build_layered_adamw(
+    module: nn.Module,
+    recipe: AdamWRecipe,
+    *,
+    lr: float,
+    scale_of: Callable[[str], float],
+    fused: bool = True,
+) -> AdamW:
+    """AdamW whose groups' learning rates are ``lr`` times ``scale_of`` a parameter's name.
+
+    The group of the largest rate comes first: it is the one that is logged.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scale_of(name), decays(name, parameter)), []).append(parameter)
+    return AdamW(
+        [
+            {
+                "params": groups[scale, decayed],
+                "lr": lr * scale,
+                "weight_decay": recipe.weight_decay if decayed else 0.0,
+            }
+            for scale, decayed in sorted(groups, reverse=True)
+        ],
+        lr=lr,
+        betas=recipe.betas,
+        fused=fused,
     )
 
 

@@ -1,26 +1,24 @@
 """A recipe: everything that decides a pre-training run, typed, from YAML and back.
 
-No torch here: the CLI shows every field with its default. An unknown key is an error that names
-the nearest valid one. The resolved recipe is written into the run folder and the checkpoint.
+No torch here: the CLI shows every field with its default. The resolved recipe is written into the
+run folder and the checkpoint.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
-from multimae_eo.model.config import DecoderConfig, EncoderConfig, encoder_named
+from multimae_eo.model.config import DecoderConfig, EncoderConfig
+from multimae_eo.train.options import build, check_keys, check_least, one_line
 
 
 @dataclass(kw_only=True)
@@ -41,12 +39,11 @@ class TaskRecipe:
 
 
 @dataclass(kw_only=True)
-class ModelRecipe:
-    """The network's size.
+class EncoderRecipe:
+    """The encoder's size.
 
     Args:
         encoder: A named size (nano, tiny, small, base, large), or width, depth, heads, mlp_ratio.
-        decoder: Width, depth, heads and mlp_ratio of every task's decoder.
         patch: Side of a patch in pixels of the finest modality; others cover the same ground.
         stride: Per class map, keep every stride-th pixel only (nearest).
         global_tokens: Learned tokens that see all others.
@@ -55,12 +52,22 @@ class ModelRecipe:
     """
 
     encoder: str | EncoderConfig = "base"
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     patch: int = 8
     stride: dict[str, int] = field(default_factory=dict)
     global_tokens: int = 1
     position_grid: int = 28
     modality_embeddings: bool = False
+
+
+@dataclass(kw_only=True)
+class ModelRecipe(EncoderRecipe):
+    """The network's size.
+
+    Args:
+        decoder: Width, depth, heads and mlp_ratio of every task's decoder.
+    """
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
 @dataclass(kw_only=True)
@@ -79,7 +86,7 @@ class MaskingRecipe:
 
 
 @dataclass(kw_only=True)
-class OptimRecipe:
+class AdamWRecipe:
     """AdamW with warm-up and cosine decay.
 
     Args:
@@ -90,7 +97,6 @@ class OptimRecipe:
         min_lr: Base learning rate at the end.
         clip: Largest norm of the gradient (none: no clipping).
         ema: Decay of the averaged weights that are validated and saved (none: no averaging).
-        learned_task_weights: Weigh tasks by learned uncertainty.
     """
 
     lr: float = 1e-4
@@ -100,6 +106,16 @@ class OptimRecipe:
     min_lr: float = 0.0
     clip: float | None = None
     ema: float | None = None
+
+
+@dataclass(kw_only=True)
+class OptimRecipe(AdamWRecipe):
+    """The optimiser of a pre-training run.
+
+    Args:
+        learned_task_weights: Weigh tasks by learned uncertainty.
+    """
+
     learned_task_weights: bool = False
 
 
@@ -129,7 +145,7 @@ class DataRecipe:
 
 
 @dataclass(kw_only=True)
-class RunRecipe:
+class TrainingRecipe:
     """How long, how precisely, and what is recorded.
 
     Args:
@@ -140,7 +156,6 @@ class RunRecipe:
         devices: Number of devices or processes; auto takes what there is.
         accelerator: cpu, gpu or auto.
         val_every: Validate every so many epochs.
-        pictures_every: Draw reconstructions every so many epochs (0: only at the end).
         checkpoint_steps: Also write a checkpoint every so many steps (0: at epochs' ends only).
         log_every: Write losses every so many steps.
     """
@@ -152,9 +167,19 @@ class RunRecipe:
     devices: int | str = "auto"
     accelerator: str = "auto"
     val_every: int = 1
-    pictures_every: int = 10
     checkpoint_steps: int = 0
     log_every: int = 20
+
+
+@dataclass(kw_only=True)
+class RunRecipe(TrainingRecipe):
+    """A pre-training run's length and records.
+
+    Args:
+        pictures_every: Draw reconstructions every so many epochs (0: only at the end).
+    """
+
+    pictures_every: int = 10
 
 
 @dataclass(kw_only=True)
@@ -229,7 +254,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         record = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{where}: not valid YAML: {one_line(error)}") from error
     check_keys(record, Recipe, where=where)
     return parse_recipe(record, overrides, where=where)
 
@@ -238,138 +263,25 @@ def parse_recipe(
     record: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
 ) -> Recipe:
     """Build a typed Recipe from plain data and overrides; see ``load_recipe``."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(Recipe)
-    for item in overrides:
-        if item.startswith("--"):
-            _check_override(item)
-    try:
-        record, rest = _with_encoder(record, overrides)
-        if isinstance(encoder := record["model"]["encoder"], Mapping):
-            check_keys(encoder, EncoderConfig, where=f"{where}: model.encoder")
-        values = parser.parse_object(dict(record))
-        if rest:
-            values = parser.parse_args(rest, namespace=values)
-        built = parser.instantiate(values)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{where}: {_one_line(error)}") from error
-    recipe = Recipe(**vars(built))
-    _check_filled(recipe, where)
+    recipe = build(Recipe, record, overrides, where=where)
     _check_values(recipe, where)
     return recipe
 
 
-def _with_encoder(
-    record: Mapping[str, Any], overrides: Sequence[str]
-) -> tuple[Mapping[str, Any], list[str]]:
-    """Take ``--model.encoder …`` into the record; the parser cannot change one of a union's parts.
-
-    Returns the record and the other overrides.
-    """
-    option = "--model.encoder"
-    model = dict(record.get("model") or {})
-    encoder, rest = model.get("encoder", ModelRecipe.encoder), []
-    items = iter(overrides)
-    for item in items:
-        name, given, text = item.partition("=")
-        if name != option and not name.startswith(f"{option}."):
-            rest.append(item)
-            continue
-        value = yaml.safe_load(text if given else next(items, ""))
-        if name == option:
-            encoder = value
-            continue
-        whole = asdict(encoder_named(encoder)) if isinstance(encoder, str) else encoder
-        encoder = {**whole, name.removeprefix(f"{option}."): value}
-    return {**record, "model": {**model, "encoder": encoder}}, rest
-
-
-def options_help(kind: Any = Recipe, prefix: str = "--") -> str:
-    """Every option with its default and meaning, from the dataclasses' docstrings."""
-    meanings = dict(re.findall(r"^\s+(\w+): (.+)$", kind.__doc__ or "", flags=re.MULTILINE))
-    lines = []
-    for f in dataclasses.fields(kind):
-        inner = get_type_hints(kind)[f.name]
-        if dataclasses.is_dataclass(inner) and inner is not DecoderConfig:
-            lines.append(options_help(inner, f"{prefix}{f.name}."))
-            continue
-        made = f.default_factory() if callable(f.default_factory) else f.default
-        default = f" (default {made})" if made not in (None, [], {}) and f.name != "decoder" else ""
-        lines.append(f"  {prefix}{f.name}\n      {meanings.get(f.name, '')}{default}")
-    return "\n".join(lines)
-
-
-def check_keys(record: Any, kind: Any, *, where: str) -> None:
-    """Walk plain data beside a dataclass; ConfigError names the nearest valid key."""
-    if not isinstance(record, Mapping):
-        raise ConfigError(f"{where}: expected keys and values, got {type(record).__name__}")
-    hints = get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    for key, value in record.items():
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), names)}")
-        inner = hints[key]
-        if dataclasses.is_dataclass(inner):
-            check_keys({} if value is None else value, inner, where=f"{where}: {key}")
-        elif get_origin(inner) is dict and dataclasses.is_dataclass(get_args(inner)[1]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {key}: expected named entries")
-            for name, entry in value.items():
-                check_keys(entry, get_args(inner)[1], where=f"{where}: {key}.{name}")
-
-
-def _check_override(item: str) -> None:
-    """Turn an unknown ``--a.b=value`` into an error that names the nearest option."""
-    option = item.split("=", maxsplit=1)[0].removeprefix("--")
-    kind: Any = Recipe
-    for depth, part in enumerate(parts := option.split(".")):
-        if not dataclasses.is_dataclass(kind):
-            return
-        names = [f.name for f in dataclasses.fields(kind)]
-        if part not in names:
-            prefix = ".".join(parts[:depth])
-            valid = [f"{prefix}.{n}" if prefix else n for n in names]
-            raise ConfigError(
-                f"unknown option --{option}; "
-                + did_you_mean(f"{prefix}.{part}" if prefix else part, valid)
-            )
-        kind = get_type_hints(kind)[part]
-
-
-def _check_filled(part: Any, where: str, prefix: str = "") -> None:
-    """ConfigError for null where an option has no such value, and for numbers that are not finite.
-
-    The parser lets both pass.
-    """
-    hints = get_type_hints(type(part))
-    for f in dataclasses.fields(part):
-        value, path = getattr(part, f.name), f"{prefix}{f.name}"
-        if dataclasses.is_dataclass(value):
-            _check_filled(value, where, f"{path}.")
-        elif value is None and type(None) not in get_args(hints[f.name]):
-            raise ConfigError(f"{where}: {path} is null; leave it out for its default")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: {path} must be a finite number, got {value}")
-
-
 def _check_values(recipe: Recipe, where: str) -> None:
-    rules = (
-        ("model.patch", recipe.model.patch, 1),
-        ("masking.visible", recipe.masking.visible, 1),
-        ("data.batch_size", recipe.data.batch_size, 1),
-        ("data.workers", recipe.data.workers, 0),
-        ("run.epochs", recipe.run.epochs, 1),
-        ("run.accumulate", recipe.run.accumulate, 1),
-        ("run.val_every", recipe.run.val_every, 1),
-        ("run.log_every", recipe.run.log_every, 1),
+    check_least(
+        where,
+        {
+            "model.patch": (recipe.model.patch, 1),
+            "masking.visible": (recipe.masking.visible, 1),
+            "data.batch_size": (recipe.data.batch_size, 1),
+            "data.workers": (recipe.data.workers, 0),
+            "run.epochs": (recipe.run.epochs, 1),
+            "run.accumulate": (recipe.run.accumulate, 1),
+            "run.val_every": (recipe.run.val_every, 1),
+            "run.log_every": (recipe.run.log_every, 1),
+        },
     )
-    for name, value, least in rules:
-        if value < least:
-            raise ConfigError(f"{where}: {name} must be ≥ {least}, got {value}")
     if recipe.masking.alpha <= 0:
         raise ConfigError(f"{where}: masking.alpha must be > 0, got {recipe.masking.alpha}")
     if not 0 <= recipe.data.val_fraction < 1:
@@ -393,7 +305,3 @@ def _recipe_text(name: str | Path) -> tuple[str, str]:
         packaged = resources.files("multimae_eo") / "recipes" / f"{name}.yaml"
         return packaged.read_text(encoding="utf-8"), f"recipe {name}"
     raise ConfigError(f"no recipe {str(name)!r}; {did_you_mean(str(name), recipe_names())}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,0 +1,109 @@
+"""The command line's verbs of transfer: fine-tune, and evaluate what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from multimae_eo.cli_parts import SOURCE, counter, names_in, print_json
+from multimae_eo.errors import ConfigError
+
+OPTIONS = ("task", "inputs", "model", "head", "data")
+"""Options of ``finetune`` that share their first word with parts of its recipe."""
+
+
+def finetune_options(parser: Any) -> None:
+    """Declare the options of ``finetune``."""
+    from multimae_eo.train.finetune_recipe import FinetuneRecipe
+    from multimae_eo.train.options import options_help
+
+    parser.add_argument("--model", type=str, required=True, help="model folder, or none")
+    parser.add_argument("--data", type=str, required=True, help=SOURCE)
+    parser.add_argument(
+        "--task", type=str, required=True, help="classification, segmentation or regression"
+    )
+    parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
+    parser.add_argument("--head", type=str, default=None, help="linear, convnext, upernet or dpt")
+    parser.add_argument("--recipe", type=str, default=None, help="a YAML file of the options below")
+    parser.add_argument("--out", type=str, required=True, help="run folder; run again to resume")
+    parser.epilog = (
+        "any option of the recipe overrides it, as in --optim.lr 3e-4:\n"
+        + options_help(FinetuneRecipe)
+    )
+
+
+def finetune(options: Any, overrides: list[str]) -> None:
+    """Fine-tune; prints the best validation's values, and the model folder."""
+    from multimae_eo.sources import open_source
+    from multimae_eo.train.finetune import finetune as run
+    from multimae_eo.train.finetune_recipe import load_finetune
+
+    given = [f"--task={options.task}"]
+    inputs = names_in(options.inputs)
+    if inputs is not None:
+        given.append(f"--inputs=[{','.join(inputs)}]")
+    if options.head is not None:
+        given.append(f"--head.name={options.head}")
+    recipe = load_finetune(
+        None if options.recipe is None else Path(options.recipe), [*given, *overrides]
+    )
+    scratch = options.model == "none"
+    if not scratch and any(o.startswith("--model.") for o in overrides):
+        raise ConfigError("--model.… describes a new encoder: give it with --model none")
+    model, digest = (None, "") if scratch else _encoder(Path(options.model))
+    done = run(
+        recipe,
+        open_source(options.data),
+        Path(options.out),
+        model=model,
+        init={"model": options.model, "hash": digest},
+        spec=options.data,
+    )
+    for name, value in sorted(done.metrics.items()):
+        print(f"{name}\t{value:.5f}")
+    print(done.model)
+
+
+def _encoder(folder: Path) -> tuple[Any, str]:
+    """A pre-trained model, or the encoder of a fine-tuned one, and its hash."""
+    from multimae_eo.model.folder import is_predictor, model_hash
+    from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.model.predictor import Predictor
+
+    if (folder / "config.json").is_file() and is_predictor(folder):
+        return Predictor.from_pretrained(folder).encoder, model_hash(folder)
+    return MultiMAE.from_pretrained(folder), model_hash(folder)
+
+
+def evaluate_options(parser: Any) -> None:
+    """Declare the options of ``evaluate``."""
+    parser.add_argument("--model", type=str, required=True, help="fine-tuned model folder")
+    parser.add_argument("--data", type=str, required=True, help=SOURCE)
+    parser.add_argument("--split", type=str, default="test", help="chips of this split")
+    parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
+    parser.add_argument("--out", type=str, default=None, help="folder for metrics and predictions")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def evaluate(options: Any, _: list[str]) -> None:
+    """Evaluate; prints the metrics with their intervals."""
+    from multimae_eo.evaluate.predictions import evaluate as run
+    from multimae_eo.model.predictor import Predictor
+    from multimae_eo.sources import open_source
+
+    with counter("chips") as progress:
+        record = run(
+            Predictor.from_pretrained(options.model),
+            open_source(options.data),
+            split=options.split,
+            inputs=names_in(options.inputs),
+            out=None if options.out is None else Path(options.out),
+            seed=options.seed,
+            progress=progress,
+        )
+    if options.json:
+        print_json(record)
+        return
+    for name, score in record["metrics"].items():
+        print(f"{name}\t{score['value']:.4f}\t[{score['low']:.4f}, {score['high']:.4f}]")

@@ -1,0 +1,154 @@
+"""What is predicted: the kind of a data set's labels, and what training labels say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from multimae_eo.errors import DataError
+
+TaskName = Literal["classification", "segmentation", "regression"]
+LabelKind = Literal["class", "multilabel", "map", "value"]
+
+_KINDS: Mapping[LabelKind, tuple[TaskName, str]] = {
+    "class": ("classification", "one class per chip"),
+    "multilabel": ("classification", "a multi-hot vector per chip"),
+    "map": ("segmentation", "a map of classes per chip"),
+    "value": ("regression", "a number per chip"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Labels of one kind, described by the training chips.
+
+    ``classes``: names, in the order of the outputs; empty for values. ``counts``: training chips
+    (pixels, for maps) of each class. ``total``: labelled training chips (pixels). ``mean``,
+    ``std``: of values, which are predicted standardised.
+    """
+
+    kind: LabelKind
+    classes: tuple[str, ...] = ()
+    counts: tuple[float, ...] = ()
+    total: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """Numbers predicted per chip or pixel."""
+        return max(1, len(self.classes))
+
+    @property
+    def dense(self) -> bool:
+        """Whether labels are maps."""
+        return self.kind == "map"
+
+    @property
+    def task(self) -> TaskName:
+        """The task that such labels serve."""
+        return _KINDS[self.kind][0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; ``from_dict`` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Target:
+        """Rebuild a target written by ``to_dict``."""
+        lists = {k: tuple(record[k]) for k in ("classes", "counts")}
+        return cls(**{**record, **lists})
+
+
+class TargetScan:
+    """Learns a Target from training labels, one at a time.
+
+    ``where``: what messages call the data. ``class_names``: the source's.
+    """
+
+    def __init__(self, task: TaskName, class_names: Sequence[str], where: str) -> None:
+        self._task, self._names, self._where = task, tuple(class_names), where
+        self._kind: LabelKind | None = None
+        self._counts = np.zeros(len(self._names))
+        self._total = self._sum = self._square = 0.0
+
+    def add(self, label: Any) -> bool:
+        """Count a label; False where it says nothing (none, or all ignored).
+
+        Raises DataError where it is not of the task's kind, or beyond the classes.
+        """
+        array = None if label is None else np.asarray(label)
+        kind = None if array is None else kind_of(array, self._task)
+        if array is None or kind is None:
+            return False
+        if self._kind is None:
+            self._kind = kind
+        if kind != self._kind or _KINDS[kind][0] != self._task:
+            raise DataError(
+                f"{self._where}: labels are {_KINDS[kind][1]}; {self._task} needs "
+                + " or ".join(text for task, text in _KINDS.values() if task == self._task)
+            )
+        if kind == "value":
+            value = float(array)
+            if not np.isfinite(value):
+                return False
+            self._total, self._sum = self._total + 1, self._sum + value
+            self._square += value**2
+            return True
+        return self._count(array, kind)
+
+    def _count(self, array: Any, kind: LabelKind) -> bool:
+        if kind == "multilabel":
+            counts, total = (array > 0).astype(np.float64), 1.0
+        else:
+            found = array[array >= 0].ravel()
+            counts, total = np.bincount(found).astype(np.float64), float(len(found))
+        if not total:
+            return False
+        if self._names and len(counts) > len(self._names):
+            raise DataError(
+                f"{self._where}: a label of class {len(counts) - 1}, but {len(self._names)} "
+                f"classes ({', '.join(self._names)})"
+            )
+        size = max(len(counts), len(self._counts))
+        self._counts = np.pad(self._counts, (0, size - len(self._counts)))
+        self._counts[: len(counts)] += counts
+        self._total += total
+        return True
+
+    def target(self) -> Target:
+        """What was learnt; DataError where no label was seen."""
+        if self._kind is None or not self._total:
+            raise DataError(
+                f"{self._where}: no training chip has a label; declare `labels:` in the dataset "
+                "file, or prepare the store again from labelled data"
+            )
+        if self._kind == "value":
+            mean = self._sum / self._total
+            std = float(np.sqrt(max(self._square / self._total - mean**2, 0.0)))
+            return Target(kind="value", total=self._total, mean=mean, std=std or 1.0)
+        names = self._names or tuple(str(i) for i in range(len(self._counts)))
+        if len(names) < 2 and self._kind != "multilabel":
+            raise DataError(f"{self._where}: labels are all of one class; need two or more")
+        return Target(
+            kind=self._kind,
+            classes=names,
+            counts=tuple(self._counts.tolist()),
+            total=self._total,
+        )
+
+
+def kind_of(label: Any, task: TaskName) -> LabelKind | None:
+    """The kind of a label, a NumPy array; None where it is of no kind known.
+
+    A whole number per chip is a value where the task is regression, else a class.
+    """
+    whole = label.dtype.kind in "biu"
+    if label.ndim == 0:
+        return "class" if whole and task != "regression" else "value"
+    if label.ndim == 1:
+        return "multilabel"
+    return "map" if label.ndim == 2 and whole else None

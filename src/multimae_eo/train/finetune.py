@@ -1,0 +1,253 @@
+"""The fine-tuning run: a source and a pre-trained model to a run folder. Run again to resume."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import yaml
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.modality import ModalitySet
+from multimae_eo.model.adapt import adapt
+from multimae_eo.model.heads import check_head
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.model.predictor import Predictor
+from multimae_eo.model.target import Target, TargetScan
+from multimae_eo.sources import Source
+from multimae_eo.sources.base import Indices
+from multimae_eo.statistics import Statistics
+from multimae_eo.store.loader import make_loader
+from multimae_eo.train.callbacks import Checkpoints, MetricsCsv
+from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
+from multimae_eo.train.finetune_module import FinetuneModule
+from multimae_eo.train.finetune_page import finetune_page
+from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.recipe import ModelRecipe
+from multimae_eo.train.run import (
+    RunResult,
+    claim_run,
+    last_checkpoint,
+    make_trainer,
+    quiet,
+    read_checkpoint,
+)
+
+
+def finetune(
+    recipe: FinetuneRecipe,
+    source: Source,
+    out: Path,
+    *,
+    model: MultiMAE | None,
+    init: Mapping[str, str] | None = None,
+    spec: str = "",
+) -> RunResult:
+    """Fine-tune ``model`` (None: an encoder of the recipe's, from scratch), or continue in ``out``.
+
+    Leaves ``recipe.yaml``, ``metrics.csv``, TensorBoard events, ``checkpoints/``, ``report.html``
+    and ``model/``, the weights that were best on validation. ``init``, ``spec``: how model and
+    source were named, for the record.
+
+    Raises:
+        ConfigError: the recipe does not fit the data, or ``out`` holds another run.
+        DataError: no labels, or labels that do not suit the task.
+        TrainingError: the loss is not finite.
+    """
+    started = time.monotonic()
+    inputs = _inputs(recipe, source, model)
+    train, val = source.train_val(val_fraction=recipe.data.val_fraction)
+    train, target = labelled(source, train, inputs, recipe)
+    if len(val):
+        val, _ = labelled(source, val, inputs, recipe, required=False)
+    check_head(recipe.head, dense=target.dense)
+    sizes = _shown(chip_sizes(source, inputs, train), recipe.data.chip)
+    record = yaml.safe_load(recipe.to_yaml()) | {"init": dict(init or {})}
+    claim_run(out, record, source, spec)
+
+    def measured(modalities: ModalitySet) -> Statistics:
+        limit, kept = recipe.data.statistics_chips, out / "statistics.json"
+        return train_statistics(source, modalities, train, limit=limit, kept=kept)
+
+    # The same new weights whenever a run is started again.
+    pl.seed_everything(recipe.run.seed, verbose=False)
+    encoder = _encoder(recipe, inputs, sizes, model, measured)
+    predictor = Predictor(encoder, target, recipe.head)
+    batches = TrainBatches(
+        source,
+        train,
+        inputs,
+        recipe.data,
+        seed=recipe.run.seed,
+        accumulate=recipe.run.accumulate,
+    )
+    metrics = MetricsCsv(out / "metrics.csv")
+    with quiet():
+        module = _fit(predictor, batches, _validation(source, val, inputs, recipe), metrics,
+                      recipe, out)  # fmt: skip
+    best = _best_row(metrics, module)
+    if module.global_rank == 0:
+        metrics.save()
+        _restore_best(module, out)
+        predictor.save_pretrained(out / "model", card=_card(record, source, spec, best))
+        finetune_page(out, module.metric_name).write(out / "report.html")
+    return RunResult(model=out / "model", metrics=best, seconds=time.monotonic() - started)
+
+
+def labelled(
+    source: Source,
+    indices: Indices,
+    inputs: ModalitySet,
+    recipe: FinetuneRecipe,
+    *,
+    required: bool = True,
+) -> tuple[Indices, Target]:
+    """The chips that have a label and any of ``inputs``, and what their labels are.
+
+    Reads every chip once. Raises DataError where labels do not suit the task, or, if ``required``,
+    where there are none.
+    """
+    scan = TargetScan(recipe.task, source.class_names, source.name)
+    kept = []
+    for i in indices.tolist():
+        sample = source.read(i, list(inputs))
+        seen = any(n not in sample.valid or sample.valid[n].any() for n in sample.pixels)
+        if seen and scan.add(sample.label):
+            kept.append(i)
+    if not required and not kept:
+        return np.array([], dtype=np.int64), Target(kind="value")
+    if len(kept) < len(indices):
+        _say(f"{len(indices) - len(kept)} of {len(indices)} chips have no label or no input")
+    return np.array(kept, dtype=np.int64), scan.target()
+
+
+def _inputs(recipe: FinetuneRecipe, source: Source, model: MultiMAE | None) -> ModalitySet:
+    names = recipe.inputs
+    if not names and model is not None:
+        names = [n for n in source.modalities if n in model.modalities]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"inputs: {', '.join(names)}: one is named twice")
+    return source.modalities.select(names or list(source.modalities))
+
+
+def _shown(sizes: Mapping[str, int], chip: int | None) -> dict[str, int]:
+    """Sides of the windows that are shown of chips with these ``sizes``, in each one's pixels."""
+    finest = max(sizes.values())
+    shown = {n: side * (chip or finest) / finest for n, side in sizes.items()}
+    if (chip or 0) > finest or any(side != int(side) for side in shown.values()):
+        raise ConfigError(
+            f"data.chip: a window of {chip} px does not fall on pixels of chips of "
+            + ", ".join(f"{side} px ({n})" for n, side in sizes.items())
+        )
+    return {n: int(side) for n, side in shown.items()}
+
+
+def _encoder(
+    recipe: FinetuneRecipe,
+    inputs: ModalitySet,
+    sizes: Mapping[str, int],
+    model: MultiMAE | None,
+    measured: Callable[[ModalitySet], Statistics],
+) -> MultiMAE:
+    """The encoder that is trained: the given model's for these inputs, or a new one."""
+    if model is None:
+        whole = replace(recipe.data, chip=None)
+        config = model_config(ModelRecipe(**vars(recipe.model)), whole, inputs, sizes)
+        return MultiMAE(inputs, (), config, measured(inputs))
+    adapted = adapt(model, inputs, sizes, measured)
+    for note in adapted.notes:
+        _say(note)
+    if adapted.notes and recipe.freeze != "none":
+        _say("new weights of inputs are frozen with the others, as they were drawn (--freeze)")
+    return adapted.encoder
+
+
+def _validation(source: Source, val: Indices, inputs: ModalitySet, recipe: FinetuneRecipe) -> Any:
+    """Batches of whole chips: what a prediction will be asked for."""
+    if not len(val):
+        _say("no validation chips: the last weights are taken for the best")
+        return None
+    return make_loader(
+        source,
+        val,
+        batch_size=recipe.data.batch_size,
+        modalities=list(inputs),
+        workers=recipe.data.workers,
+    )
+
+
+def _fit(
+    predictor: Predictor,
+    batches: TrainBatches,
+    validation: Any,
+    metrics: MetricsCsv,
+    recipe: FinetuneRecipe,
+    out: Path,
+) -> FinetuneModule:
+    """Train from the last checkpoint, if there is one."""
+    run, optim = recipe.run, recipe.optim
+    steps = batches.steps_per_epoch * run.epochs
+    module = FinetuneModule(
+        predictor,
+        recipe,
+        steps=steps,
+        warmup=round(batches.steps_per_epoch * optim.warmup_epochs),
+        lr=optim.lr * recipe.data.batch_size * run.accumulate / 256,
+    )
+    checkpoints = Checkpoints(
+        out / "checkpoints",
+        every_steps=run.checkpoint_steps,
+        monitor=f"val/{module.metric_name}",
+        sign=module.sign,
+        patience=run.patience,
+    )
+    trainer = make_trainer(
+        run, optim, recipe.data, out=out, metrics=metrics, steps=steps, callbacks=[checkpoints]
+    )
+    module.lr *= trainer.world_size
+    batches.attach(trainer)
+    trainer.fit(module, batches, validation, ckpt_path=last_checkpoint(out), weights_only=True)
+    return module
+
+
+def _restore_best(module: FinetuneModule, out: Path) -> None:
+    path = out / "checkpoints" / "best.ckpt"
+    if path.exists():
+        module.load_state_dict(read_checkpoint(path)["state_dict"])
+
+
+def _best_row(metrics: MetricsCsv, module: FinetuneModule) -> dict[str, float]:
+    """Validation of the weights that were best."""
+    name = f"val/{module.metric_name}"
+    rows = [r for _, r in sorted(metrics.rows.items()) if name in r]
+    if not rows:
+        return {}
+    best = min(rows, key=lambda r: (module.sign * r[name], r["val/loss"]))
+    return {k: v for k, v in best.items() if k.startswith("val")}
+
+
+def _card(record: Mapping[str, Any], source: Source, spec: str, best: dict[str, float]) -> str:
+    start = record["init"].get("model", "none")
+    lines = [
+        "## Training",
+        "",
+        f"Data: {source.name} ({len(source)} chips{f', {spec}' if spec else ''}); "
+        f"start: {'from scratch' if start == 'none' else start}; seed {record['run']['seed']}.",
+        "",
+    ]
+    if best:
+        lines += ["| validation | value |", "|---|---|"]
+        lines += [f"| {k.removeprefix('val/')} | {v:.4f} |" for k, v in sorted(best.items())]
+    text = yaml.safe_dump(dict(record), sort_keys=False).strip()
+    return "\n".join([*lines, "", "```yaml", text, "```"])
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

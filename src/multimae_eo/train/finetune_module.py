@@ -1,0 +1,166 @@
+"""The fine-tuning step as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from multimae_eo.errors import DataError, TrainingError
+from multimae_eo.model.encoder import Block
+from multimae_eo.model.predictor import Predictor
+from multimae_eo.model.target import Target
+from multimae_eo.sample import Batch
+from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.modules import mixed_seed
+from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
+from multimae_eo.train.supervised import SupervisedLoss, draw_mixing
+
+_INPUTS = ("embeddings", "modality", "global_tokens")
+
+
+class FinetuneModule(pl.LightningModule):
+    """Predicts labels, all observed tokens visible, and minimises a supervised loss.
+
+    What is random in a step (drop path, dropout, mixing) is a pure function of (seed, epoch,
+    batch, rank): a resumed run draws the same. ``steps``: optimiser steps of the whole run;
+    ``warmup``: of its warm-up; ``lr``: the head's peak rate.
+    """
+
+    def __init__(
+        self, predictor: Predictor, recipe: FinetuneRecipe, *, steps: int, warmup: int, lr: float
+    ) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.recipe = recipe
+        self.loss = SupervisedLoss(predictor.target, recipe.loss)
+        self.metric_name, self.sign, self.metric = validation_metric(predictor.target)
+        self.steps, self.warmup, self.lr = steps, warmup, lr
+        frozen = freeze(predictor, recipe.freeze)
+        blocks = predictor.encoder.encoder.blocks
+        for i, block in enumerate(blocks):
+            assert isinstance(block, Block)
+            share = i / max(1, len(blocks) - 1)
+            block.drop_path = 0.0 if i < frozen else recipe.optim.drop_path * share
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
+        seed = mixed_seed(self.recipe.run.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
+        labels = self._labels(batch)
+        mixing = draw_mixing(self.recipe.augment, len(batch), mixed_seed(seed, 1))
+        outputs = sized(self.predictor(batch, change=mixing), labels)
+        loss: Tensor = self.loss(outputs, labels, mixing)
+        self._guard(loss, batch)
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss of whole chips, beside that of the best constant prediction; and the metric."""
+        labels = self._labels(batch)
+        outputs = sized(self.predictor.predict(batch), labels)
+        losses = {"val/loss": self.loss(outputs, labels)}
+        losses["val_baseline/loss"] = self.loss.constant(labels)
+        self.log_dict(losses, batch_size=len(batch), sync_dist=True)
+        answers = self.predictor.answers(outputs.float())
+        kind = self.predictor.target.kind
+        wanted = labels.float() if kind == "value" else labels.long()
+        self.metric.update(answers, wanted)
+        self.log(f"val/{self.metric_name}", self.metric, batch_size=len(batch))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with layer-wise rates, warm-up and cosine decay, stepped every optimiser step."""
+        optim = self.recipe.optim
+        scale = layer_scale(self.predictor.encoder.config.encoder.depth, optim.layer_decay)
+        fused = may_fuse(optim, self.recipe.run.precision)
+        optimizer = build_layered_adamw(self, optim, lr=self.lr, scale_of=scale, fused=fused)
+        floor = optim.min_lr / optim.lr if optim.lr else 0.0
+        schedule = warmup_cosine(warmup=self.warmup, total=self.steps, floor=floor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
+        }
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if batch.labels is None:
+            raise DataError(
+                f"chips {', '.join(batch.keys[:4])} …: labels of different kinds or sizes; "
+                "cut chips alike with data.chip"
+            )
+        return batch.labels
+
+    def _guard(self, loss: Tensor, batch: Batch) -> None:
+        # Asking costs a synchronisation on an accelerator, so not at every step.
+        every = 1 if loss.device.type == "cpu" else self.recipe.run.log_every
+        if self.global_step % every or bool(loss.isfinite()):
+            return
+        keys = ", ".join(batch.keys[:8]) + (" …" if len(batch.keys) > 8 else "")
+        raise TrainingError(
+            f"the loss is not finite at step {self.global_step}; chips of the batch: {keys}. "
+            "Inspect them, lower optim.lr, or set optim.clip"
+        )
+
+
+def sized(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Interpolate maps of logits (B, O, H, W) to the labels' pixels, where they differ."""
+    if labels.ndim != 3 or outputs.ndim != 4 or outputs.shape[-2:] == labels.shape[-2:]:
+        return outputs
+    return F.interpolate(outputs.float(), size=labels.shape[-2:], mode="bilinear")
+
+
+def freeze(predictor: Predictor, how: str | int) -> int:
+    """Stop the gradient of the input projections and the first blocks; how many blocks.
+
+    ``how``: none, encoder (all but the head), or a number of blocks.
+    """
+    encoder = predictor.encoder
+    if how == "none":
+        return 0
+    blocks = encoder.encoder.blocks
+    count = len(blocks) if how == "encoder" else min(int(how), len(blocks))
+    for name in _INPUTS:
+        part = getattr(encoder, name)
+        part.requires_grad_(False)
+    for block in blocks[:count]:
+        block.requires_grad_(False)
+    return count
+
+
+def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
+    """Factor of the learning rate by a parameter's name: 1 for the head, ``decay`` per layer below.
+
+    Input projections and global tokens are the lowest layer.
+    """
+
+    def scale(name: str) -> float:
+        parts = name.split(".")
+        if "head" in parts:
+            return 1.0
+        layer = int(parts[parts.index("blocks") + 1]) + 1 if "blocks" in parts else 0
+        return float(decay ** (depth + 1 - layer))
+
+    return scale
+
+
+def validation_metric(target: Target) -> tuple[str, float, Any]:
+    """The metric that decides which weights are best: its name, -1 where more is better, itself."""
+    from torchmetrics.classification import (
+        MulticlassAccuracy,
+        MulticlassJaccardIndex,
+        MultilabelAveragePrecision,
+    )
+    from torchmetrics.regression import MeanSquaredError
+
+    size = target.outputs
+    if target.kind == "class":
+        return "accuracy", -1.0, MulticlassAccuracy(size, average="micro", ignore_index=-1)
+    if target.kind == "multilabel":
+        return "map", -1.0, MultilabelAveragePrecision(size)
+    if target.kind == "map":
+        return "miou", -1.0, MulticlassJaccardIndex(size, ignore_index=-1)
+    return "rmse", 1.0, MeanSquaredError(squared=False)

@@ -1,0 +1,170 @@
+"""A fine-tuning recipe: everything that decides such a run, typed, from YAML and back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.model.config import HeadConfig
+from multimae_eo.model.target import TaskName
+from multimae_eo.train.options import build, check_keys, check_least, one_line
+from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, EncoderRecipe, TrainingRecipe
+
+
+@dataclass(kw_only=True)
+class LossRecipe:
+    """What is minimised.
+
+    Args:
+        label_smoothing: Share of a label spread over all classes in training.
+        class_weights: none, balanced (inverse to the classes' frequency), or one per class.
+        regression: mse, l1 or huber, of standardised values.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+    regression: Literal["mse", "l1", "huber"] = "mse"
+
+
+@dataclass(kw_only=True)
+class AugmentRecipe:
+    """How chips of a batch are mixed; classification only.
+
+    Args:
+        mixup: Beta parameter of blending two chips (0: off).
+        cutmix: Beta parameter of pasting a box of another chip (0: off).
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+@dataclass(kw_only=True)
+class FinetuneOptim(AdamWRecipe):
+    """AdamW with warm-up, cosine decay, and smaller steps for layers nearer to the pixels.
+
+    Args:
+        layer_decay: Factor of the learning rate per layer below the head.
+        drop_path: Probability of leaving out a branch of the last block; less in those before.
+    """
+
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_epochs: float = 5.0
+    layer_decay: float = 0.75
+    drop_path: float = 0.1
+
+
+@dataclass(kw_only=True)
+class FinetuneData(DataRecipe):
+    """How chips are cut and batched; validation and prediction see whole chips."""
+
+    chip: int | None = None
+    batch_size: int = 32
+    turns: bool = True
+
+
+@dataclass(kw_only=True)
+class FinetuneRun(TrainingRecipe):
+    """How long, how precisely, and what is recorded.
+
+    Args:
+        patience: Stop after so many validations without improvement (0: never).
+    """
+
+    epochs: int = 50
+    patience: int = 0
+
+
+@dataclass(kw_only=True)
+class FinetuneRecipe:
+    """A fine-tuning run.
+
+    Args:
+        task: classification, segmentation or regression.
+        inputs: Modalities that are used (default: all that data and model share).
+        freeze: none, encoder, or a number: the input projections and so many blocks.
+        model: The network's size, where none is given.
+        head: What turns tokens into predictions.
+        loss: What is minimised.
+        augment: How chips of a batch are mixed.
+        optim: The optimiser.
+        data: How chips are cut and batched.
+        run: How long, how precisely, and what is recorded.
+    """
+
+    task: TaskName = "classification"
+    inputs: list[str] = field(default_factory=list)
+    freeze: Literal["none", "encoder"] | int = "none"
+    model: EncoderRecipe = field(default_factory=EncoderRecipe)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossRecipe = field(default_factory=LossRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    optim: FinetuneOptim = field(default_factory=FinetuneOptim)
+    data: FinetuneData = field(default_factory=FinetuneData)
+    run: FinetuneRun = field(default_factory=FinetuneRun)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; ``parse_finetune`` reads it."""
+        record = asdict(self)
+        record["optim"]["betas"] = list(self.optim.betas)
+        text = io.StringIO()
+        yaml.safe_dump(record, text, sort_keys=False)
+        return text.getvalue()
+
+
+def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneRecipe:
+    """Load a recipe from a YAML file (None: all defaults), then apply ``--a.b=value`` overrides.
+
+    Raises ConfigError for an unknown key, or a value of the wrong type or out of range.
+    """
+    if path is None:
+        return parse_finetune({}, overrides)
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
+    check_keys(record, FinetuneRecipe, where=str(path))
+    return parse_finetune(record, overrides, where=str(path))
+
+
+def parse_finetune(
+    record: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
+) -> FinetuneRecipe:
+    """Build a typed recipe from plain data and overrides; see ``load_finetune``."""
+    recipe = build(FinetuneRecipe, record, overrides, where=where)
+    least = {
+        "data.batch_size": (recipe.data.batch_size, 1),
+        "data.workers": (recipe.data.workers, 0),
+        "augment.mixup": (recipe.augment.mixup, 0),
+        "augment.cutmix": (recipe.augment.cutmix, 0),
+        "run.patience": (recipe.run.patience, 0),
+    }
+    for name in ("epochs", "accumulate", "val_every", "log_every"):
+        least[f"run.{name}"] = (getattr(recipe.run, name), 1)
+    if isinstance(recipe.freeze, int):
+        least["freeze"] = (recipe.freeze, 0)
+    check_least(where, least)
+    for name, value, inside in (
+        ("data.val_fraction", recipe.data.val_fraction, 0 <= recipe.data.val_fraction < 1),
+        ("optim.drop_path", recipe.optim.drop_path, 0 <= recipe.optim.drop_path < 1),
+        ("optim.layer_decay", recipe.optim.layer_decay, 0 < recipe.optim.layer_decay <= 1),
+        ("loss.label_smoothing", recipe.loss.label_smoothing, 0 <= recipe.loss.label_smoothing < 1),
+        ("optim.ema", recipe.optim.ema, recipe.optim.ema is None or 0 < recipe.optim.ema < 1),
+    ):
+        if not inside:
+            raise ConfigError(f"{where}: {name}: {value} is not a share between 0 and 1")
+    if recipe.task != "classification" and (recipe.augment.mixup or recipe.augment.cutmix):
+        raise ConfigError(
+            f"{where}: augment mixes chips of a classification only, not of a {recipe.task}; "
+            "leave mixup and cutmix at 0"
+        )
+    return recipe

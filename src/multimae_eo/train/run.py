@@ -1,0 +1,157 @@
+"""What pre-training and fine-tuning runs share: their folder, their trainer, their silence."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from multimae_eo.errors import CheckpointError, ConfigError
+from multimae_eo.report import write_whole
+from multimae_eo.sources import Source
+from multimae_eo.train.callbacks import (
+    Ema,
+    MetricsCsv,
+    Progress,
+    Resume,
+    ValidateLast,
+)
+from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, TrainingRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run left: its model folder, and the last validation's values by metric name."""
+
+    model: Path
+    metrics: dict[str, float]
+    seconds: float
+
+
+def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -> None:
+    """Make ``out`` the folder of the run that ``record``, its recipe, describes.
+
+    ConfigError when it holds a different run.
+    """
+    record = {
+        **record,
+        "source": {
+            "spec": spec,
+            "name": source.name,
+            "chips": len(source),
+            "fingerprint": source.modalities.fingerprint,
+        },
+    }
+    path = out / "recipe.yaml"
+    if path.exists():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = _differences(before, record)
+        if differing:
+            raise ConfigError(
+                f"{out}: holds another run ({'; '.join(differing[:4])}); "
+                "give the same recipe and data to resume it, or choose another --out"
+            )
+        return
+    write_whole(path, yaml.safe_dump(record, sort_keys=False).encode())
+
+
+# What may change between a run and its resumption: it decides no number.
+_FREE = (
+    "run.devices",
+    "run.accelerator",
+    "run.log_every",
+    "run.pictures_every",
+    "run.checkpoint_steps",
+    "data.workers",
+    "source.spec",
+    "init.model",
+)
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in dict.fromkeys([*before, *now]):
+            found += _differences(before.get(key), now.get(key), f"{prefix}{key}.")
+        return found
+    name = prefix.rstrip(".")
+    return [] if before == now or name in _FREE else [f"{name}: {before} there, {now} here"]
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The checkpoint to resume from, if any; CheckpointError where it is damaged."""
+    path = out / "checkpoints" / "last.ckpt"
+    if not path.exists():
+        return None
+    read_checkpoint(path, device="meta")
+    return str(path)
+
+
+def read_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """A checkpoint's record; CheckpointError for a damaged file."""
+    try:
+        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (EOFError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: damaged; delete it to start again, or put best.ckpt in its place"
+        ) from error
+    return record
+
+
+def make_trainer(
+    run: TrainingRecipe, optim: AdamWRecipe, data: DataRecipe, *, out: Path,
+    metrics: MetricsCsv, steps: int, callbacks: Sequence[Any],
+) -> pl.Trainer:  # fmt: skip
+    """A trainer for ``steps`` optimiser steps that shows and records its progress.
+
+    ``callbacks``: further ones, the checkpoints' among them.
+    """
+    progress = Progress(batch_size=data.batch_size, steps=steps, log_every=run.log_every)
+    every: list[Any] = [ValidateLast(), *callbacks, progress, Resume(metrics)]
+    if optim.ema is not None:
+        every.insert(0, Ema(optim.ema))
+    return pl.Trainer(
+        accelerator=run.accelerator,
+        devices=run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1,
+        precision=run.precision,
+        max_epochs=run.epochs,
+        accumulate_grad_batches=run.accumulate,
+        gradient_clip_val=optim.clip,
+        check_val_every_n_epoch=run.val_every,
+        # A run shorter than that still leaves a row to report.
+        log_every_n_steps=min(run.log_every, steps),
+        logger=[metrics, TensorBoardLogger(save_dir=out, name="", version="tensorboard")],
+        callbacks=every,
+        enable_checkpointing=True,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=out,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's banners and advice off stderr; our own bar and errors stay."""
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
