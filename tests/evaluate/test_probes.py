@@ -11,7 +11,8 @@ import pytest
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluate.baselines import image_statistics
 from multimae_eo.evaluate.features import encoder_features, extract
-from multimae_eo.evaluate.probes import STRENGTHS, bootstrap_interval, probe
+from multimae_eo.evaluate.probes import STRENGTHS, probe
+from multimae_eo.evaluate.statistics import bootstrap_interval
 from multimae_eo.modality import Task
 from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.model.multimae import MultiMAE
