@@ -202,3 +202,12 @@ def test_predictions_that_do_not_fit_are_refused():
         reliability(np.array([1.2]), np.array([True]))
     with pytest.raises(DataError, match="no confusion"):
         confusion(predictions("multilabel"))
+
+
+def test_confusion_equals_scikit_learns():
+    from sklearn.metrics import confusion_matrix
+
+    for kind in ("classification", "segmentation"):
+        p = predictions(kind)
+        seen = p.truth >= 0
+        assert np.array_equal(confusion(p), confusion_matrix(p.truth[seen], p.guess[seen]))

@@ -14,7 +14,7 @@ from multimae_eo.evaluate.features import FeatureTable
 from multimae_eo.evaluate.metrics import Predictions, TaskKind
 from multimae_eo.evaluate.readout import Array, Loss, Readout
 
-MOST_CELLS = 8192
+MOST_CELLS = 4096
 """Cells of grids that a probe of maps is fitted on; more are drawn from."""
 
 _AT_ONCE = 16  # chips whose grids are read out together

@@ -21,7 +21,7 @@ Loss = Literal["softmax", "sigmoid", "square"]
 Readout = Callable[[npt.NDArray[Any]], Array]
 """Features (n, D) → probabilities of the C classes, or values: (n, C)."""
 
-_MOST_ITERATIONS = 300
+_MOST_ITERATIONS = 200
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class _Descent:
         optimiser = torch.optim.LBFGS(
             [weight, bias],
             max_iter=_MOST_ITERATIONS,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-10,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-9,
             line_search_fn="strong_wolfe",
         )
 
