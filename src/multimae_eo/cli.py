@@ -314,59 +314,15 @@ def _reconstruct(options: Any, _: list[str]) -> None:
 
 
 def _probe_options(parser: Any) -> None:
-    parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
-    parser.add_argument(
-        "--inputs",
-        type=str,
-        default=None,
-        help="modalities, m1,m2 (default: all); several sets as 'm1;m1,m2;all'",
-    )
-    parser.add_argument(
-        "--methods", type=str, default=None, help="knn, linear (default: both; maps: linear)"
-    )
-    parser.add_argument(
-        "--features",
-        type=str,
-        default="layers-spread",
-        help="of tokens: mean, spread (and deviation), layers (every block's), layers-spread",
-    )
-    parser.add_argument("--fractions", type=str, default="100", help="label fractions in %, a,b,c")
-    parser.add_argument("--seeds", type=int, default=1, help="draws of each label fraction")
-    parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the baselines")
+    from multimae_eo.evaluate.probe_command import add_options
+
+    add_options(parser, _SOURCE)
 
 
 def _probe(options: Any, _: list[str]) -> None:
-    from multimae_eo.errors import ConfigError
-    from multimae_eo.evaluate.probes import ProbeOptions, probe
-    from multimae_eo.model.multimae import MultiMAE
-    from multimae_eo.sources import open_source
+    from multimae_eo.evaluate.probe_command import run
 
-    try:
-        fractions = tuple(float(f) for f in _names(options.fractions) or ())
-    except ValueError as error:
-        raise ConfigError(
-            f"fractions: expected percentages a,b,c, got {options.fractions!r}"
-        ) from (error)
-    rows = probe(
-        MultiMAE.from_pretrained(options.model),
-        open_source(options.data),
-        inputs=_input_sets(options.inputs),
-        methods=_names(options.methods),
-        out=Path(options.out),
-        seed=options.seed,
-        options=ProbeOptions(features=options.features, fractions=fractions, seeds=options.seeds),
-    )
-    _print_json(rows)
-
-
-def _input_sets(text: str | None) -> dict[str, list[str] | None] | list[str] | None:
-    """``m1;m1,m2;all`` by name, or one list."""
-    if text is None or ";" not in text:
-        return None if text == "all" else _names(text)
-    parts = [part.strip() for part in text.split(";") if part.strip()]
-    return {part: None if part == "all" else _names(part) for part in parts}
+    _print_json(run(options))
 
 
 # convert ------------------------------------------------------------------------------------

@@ -338,3 +338,21 @@ def test_options_out_of_range_are_told(model, tmp_path):
         ProbeOptions(seeds=0)
     with pytest.raises(ConfigError, match="'knn' is not offered for maps"):
         probe(model, Relabelled("map"), methods=["knn"], out=tmp_path)
+
+
+def test_the_command_line_takes_sets_and_fractions(made, run, refused, tmp_path):
+    import json
+
+    data = ("--model", made / "run/model", "--data", made / "store", "--methods", "knn")
+    sets = ("--inputs", "rgb;all", "--features", "mean", "--fractions", "50,100", "--seeds", "2")
+    code, out, _ = run("probe", *data, *sets, "--out", str(tmp_path / "out"))
+    assert code == 0
+    rows = json.loads(out)
+    assert {(r["inputs"], r["labels %"], r["seeds"]) for r in rows} == {
+        (name, percent, seeds) for name in ("rgb", "all") for percent, seeds in ((50, 2), (100, 1))
+    }
+    none = ("--out", str(tmp_path / "none"))
+    assert "got '5,ten'" in refused("probe", *data, *none, "--fractions", "5,ten")
+    assert "did you mean 'spread'" in refused("probe", *data, *none, "--features", "spred")
+    assert "no 'sky'" in refused("probe", *data, *none, "--inputs", "rgb;sky")
+    assert not (tmp_path / "none").exists()

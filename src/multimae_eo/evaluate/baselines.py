@@ -88,7 +88,7 @@ def _physical(batch: Batch, name: str) -> npt.NDArray[np.float32]:
         ok = ok & batch.valid[name].numpy()
     if modality.categorical:
         hot = raw == np.asarray(modality.class_ids)[None, :, None, None]
-        return (hot & ok).astype(np.float32)
+        return np.asarray(hot & ok, np.float32)
     scale, offset = (
         t[:, column].double().numpy()[:, None, None, None] for t in (batch.scale, batch.offset)
     )

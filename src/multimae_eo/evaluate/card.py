@@ -118,16 +118,20 @@ def _add_details(page: Report, predictions: Predictions, classes: list[dict[str,
     page.heading("Classes")
     page.table(classes, "A dash: neither true nor guessed anywhere.")
     pictures = [(class_figure([(r["class"], r[score]) for r in classes], score=score), "", score)]
-    if predictions.kind != "multilabel":
-        names = [str(r["class"]) for r in classes]
-        figure = confusion_figure(confusion(predictions), names)
-        pictures.append((figure, "Rows: the true class.", "Confusion matrix"))
     sure = reliability_of(predictions)
     if sure is not None:
         pictures.append(
             (reliability_figure(sure), "On the dashed line, confidence is honest.", "Reliability")
         )
     page.gallery(pictures)
+    if predictions.kind != "multilabel":
+        names = [str(r["class"]) for r in classes]
+        page.picture(
+            confusion_figure(confusion(predictions), names),
+            "Colours: shares of the true class. Numbers: "
+            + ("pixels." if predictions.kind == "segmentation" else "chips."),
+            "Confusion matrix",
+        )
 
 
 def _markdown(
