@@ -47,6 +47,7 @@ ADDED = {
     ("pretrain", "hls-water"): "--run.epochs 1",
     ("pretrain", "many-sensors-small"): "--run.epochs 1",
     ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
+    ("probe", "rgb;rgb,ired;all"): "--features mean --methods knn",
     ("reconstruct", "examples/hls_water.yaml"): "--limit 1 --draws 1",
 }
 

@@ -142,3 +142,11 @@ def test_a_card_that_cannot_be_written_is_told(source, tmp_path):
 def test_markdown_tables_keep_bars_in_their_cells():
     assert markdown_table([{"a": "x|y", "b": 1.5}]) == ["| a | b |", "|---|---|", "| x\\|y | 1.5 |"]
     assert markdown_table([]) == []
+
+
+def test_the_best_maps_show_several_classes_where_there_are_any():
+    truth = np.zeros((6, 4, 4), int)
+    truth[2:4, :2] = 1
+    guess = np.where(np.arange(6)[:, None, None] >= 4, 1, truth)
+    told = Predictions(kind="segmentation", keys=tuple("abcdef"), truth=truth, guess=guess)
+    assert chosen_chips(told, 4) == [2, 3, 4, 5]

@@ -76,8 +76,12 @@ def card(
         count = EXAMPLES // 2 if predictions.kind == "segmentation" else EXAMPLES
         page.picture(
             example_figure(predictions, source, count=count),
-            "The best and the worst predicted chips, half each. Where several are equally right "
-            "or wrong: those that the model was surest of.",
+            "The best and the worst predicted chips, half each. "
+            + (
+                "The best are of chips that show several classes, where there are any."
+                if predictions.kind == "segmentation"
+                else "Where several are equally right or wrong: those that the model was surest of."
+            ),
             "Example predictions",
         )
     write_whole(out / "card.md", _markdown(title, rows, classes, predictions, cost).encode())

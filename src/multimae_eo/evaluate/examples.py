@@ -49,7 +49,10 @@ def example_figure(predictions: Predictions, source: Source, *, count: int) -> F
 
 
 def chosen_chips(predictions: Predictions, count: int) -> list[int]:
-    """The best half and the worst half; of equal ones, those that the model was surest of."""
+    """The best half and the worst half; of equal ones, those that the model was surest of.
+
+    Of maps, the best are sought among chips of several classes, where there are any.
+    """
     outcome = chip_outcomes(predictions)
     sure = np.zeros(len(predictions))
     if predictions.kind == "classification" and predictions.probability is not None:
@@ -59,7 +62,11 @@ def chosen_chips(predictions: Predictions, count: int) -> list[int]:
     if len(known) <= count:
         return known
     worst = sorted(known, key=lambda i: (outcome[i], -sure[i]))[: count // 2]
-    return known[: count - len(worst)] + worst
+    rest = [i for i in known if i not in worst]
+    if predictions.kind == "segmentation":
+        varied = (predictions.counts.true > 0).sum(axis=1) > 1
+        rest.sort(key=lambda i: not varied[i])
+    return rest[: count - len(worst)] + worst
 
 
 def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:

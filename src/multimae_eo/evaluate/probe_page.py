@@ -51,6 +51,9 @@ def write_results(
     write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
     best = _card(out / "card", model, source, trials)
     page = Report(f"Frozen features on {source.name}", _lead(trials[0], rows))
+    page.heading(
+        f"{names[0]} by label fraction" if len({t.percent for t in trials}) > 1 else names[0]
+    )
     page.gallery(_curves(trials, rows, names[0]))
     page.heading("Scores on the test split").table(told, _INTERVALS)
     page.heading("Differences").table(tested, _TESTED)

@@ -38,7 +38,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]".replace("-", "−")
 
 
 def mean_score(outcomes: npt.ArrayLike) -> WeightedScore:
