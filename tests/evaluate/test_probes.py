@@ -240,6 +240,21 @@ def test_grids_of_larger_chips_are_their_windows_side_by_side(model):
         assert found[:, :, rows, columns] == pytest.approx(part, abs=1e-5)
 
 
+def test_grids_are_zero_where_nothing_was_observed(model):
+    large = SyntheticSource(chips=12, size=64, seed=0)
+    sample = large.read(0, INPUTS)
+    ok = np.ones((1, 64, 64), bool)
+    ok[:, :32, :32] = False
+    batch = collate([replace(sample, valid=dict.fromkeys(INPUTS, ok))], model.modalities)
+    found = encoder_grids(model, INPUTS, "layers")(batch)[0]
+    assert not found[:, :4, :4].any()
+    assert found[:, 4:].any(axis=0).all()
+    one = collate([sample.select(["rgb"])], model.modalities)
+    found = encoder_grids(model, INPUTS, "layers")(one)[0]
+    assert found[:32].any()
+    assert not found[32:].any(), "absent, and yet of the same width"
+
+
 class Relabelled(SyntheticSource):
     """The same chips with other kinds of labels, made of what lies in them."""
 

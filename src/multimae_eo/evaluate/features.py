@@ -175,23 +175,19 @@ def _pooled(
 
 
 def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKind) -> Tensor:
-    """Tokens in place on the finest grid of the inputs; zeros for chips without any."""
+    """Tokens in place on the finest grid of the inputs; zeros where nothing was observed."""
+    grids = {n: g for n, g in model.patchify(batch).layout.grids.items() if n in inputs}
+    finest = max(grids.values(), key=lambda grid: grid[0] * grid[1])
     rows = model.observed_rows(batch, inputs)
-    layers = _layers(model, batch.take(rows), inputs, kind) if len(rows) else []
-    if not layers:
-        raise DataError(f"{batch.keys[0]}: nothing observed in the inputs {', '.join(inputs)}")
-    grids = layers[0].layout.grids
-    finest = max((grids[n] for n in inputs if n in grids), key=lambda g: g[0] * g[1])
-    absent = layers[0].tokens.new_zeros(len(rows), layers[0].tokens.shape[2], *finest)
-    parts = [
-        F.interpolate(layer.grid(n), size=finest, mode="nearest") if n in grids else absent
-        for layer in layers
-        for n in inputs
-    ]
-    seen = torch.cat(parts, dim=1).float().cpu()
-    found = seen.new_zeros(len(batch), *seen.shape[1:])
-    found[rows.cpu()] = seen
-    return found
+    blocks = len(model.encoder.blocks) if kind.startswith("layers") else 1
+    found = torch.zeros(len(batch), blocks, len(inputs), model.config.encoder.width, *finest)
+    if len(rows):
+        for block, layer in enumerate(_layers(model, batch.take(rows), inputs, kind)):
+            for place, name in enumerate(inputs):
+                if name in grids:
+                    tokens = F.interpolate(layer.grid(name), size=finest, mode="nearest")
+                    found[rows.cpu(), block, place] = tokens.float().cpu()
+    return found.flatten(1, 3)
 
 
 def _array(values: Tensor) -> Array:
