@@ -50,6 +50,7 @@ ADDED = {
     ("finetune", "runs/frozen"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/scratch"): "--run.epochs 1 --run.accelerator cpu",
     ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
+    ("probe", "rgb;rgb,ired;all"): "--features mean --methods knn",
     ("reconstruct", "examples/hls_water.yaml"): "--limit 1 --draws 1",
 }
 

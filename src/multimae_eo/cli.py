@@ -287,28 +287,15 @@ def _reconstruct(options: Any, _: list[str]) -> None:
 
 
 def _probe_options(parser: Any) -> None:
-    parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, required=True, help=SOURCE)
-    parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
-    parser.add_argument("--methods", type=str, default="knn,linear", help="knn, linear")
-    parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the baselines")
+    from multimae_eo.evaluate.probe_command import add_options
+
+    add_options(parser, SOURCE)
 
 
 def _probe(options: Any, _: list[str]) -> None:
-    from multimae_eo.evaluate.probes import probe
-    from multimae_eo.model.multimae import MultiMAE
-    from multimae_eo.sources import open_source
+    from multimae_eo.evaluate.probe_command import run
 
-    rows = probe(
-        MultiMAE.from_pretrained(options.model),
-        open_source(options.data),
-        inputs=names_in(options.inputs),
-        methods=tuple(names_in(options.methods) or ()),
-        out=Path(options.out),
-        seed=options.seed,
-    )
-    print_json(rows)
+    print_json(run(options))
 
 
 # convert ------------------------------------------------------------------------------------

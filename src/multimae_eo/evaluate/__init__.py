@@ -1,1 +1,1 @@
-"""How good frozen features are, honestly: probes beside trivial baselines, with intervals."""
+"""How good a model is, honestly: probes, trivial baselines, intervals, paired tests, cards."""

@@ -1,4 +1,4 @@
-"""What any encoder has to beat: statistics of the image's bands."""
+"""What any encoder has to beat: statistics of a chip's bands, and the bands of its pixels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from multimae_eo.errors import DataError
 from multimae_eo.sample import Batch
 
 
@@ -19,9 +20,12 @@ def image_statistics(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.
     def compute(batch: Batch) -> npt.NDArray[np.float32]:
         columns: list[npt.NDArray[np.float64]] = []
         for name in inputs:
-            if name not in batch.pixels:
-                continue
             modality, column = batch.modalities[name], batch.modalities.index(name)
+            if name not in batch.pixels:
+                # As many columns in every batch, whatever its chips lack.
+                width = len(modality.classes) if modality.categorical else 2 * modality.channels
+                columns.append(np.zeros((len(batch), width)))
+                continue
             raw = batch.pixels[name].numpy().astype(np.float64)
             valid = batch.valid.get(name)
             ok = np.ones(raw.shape, bool)
@@ -45,3 +49,47 @@ def image_statistics(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.
         return np.concatenate(columns, axis=1).astype(np.float32)
 
     return compute
+
+
+def pixel_values(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.float32]]:
+    """Bands of every pixel, in physical units: the baseline of maps.
+
+    A batch → (B, bands, H, W) on the finest input's grid; class maps give a plane per class. What a
+    chip lacks is 0.
+    """
+
+    def compute(batch: Batch) -> npt.NDArray[np.float32]:
+        names = [n for n in inputs if n in batch.pixels]
+        if not names:
+            raise DataError(f"{batch.keys[0]}: has none of the inputs {', '.join(inputs)}")
+        height, width = max((batch.pixels[n].shape[-2:] for n in names), key=lambda s: s[0] * s[1])
+        planes = []
+        for name in inputs:
+            if name not in batch.pixels:
+                modality = batch.modalities[name]
+                planes_of = len(modality.classes) if modality.categorical else modality.channels
+                planes.append(np.zeros((len(batch), planes_of, height, width), np.float32))
+                continue
+            values = _physical(batch, name)
+            rows = np.arange(height) * values.shape[-2] // height
+            columns = np.arange(width) * values.shape[-1] // width
+            planes.append(values[..., rows, :][..., columns])
+        return np.concatenate(planes, axis=1)
+
+    return compute
+
+
+def _physical(batch: Batch, name: str) -> npt.NDArray[np.float32]:
+    """Physical values, or a plane per class; 0 where invalid or absent: (B, C, H, W)."""
+    modality, column = batch.modalities[name], batch.modalities.index(name)
+    raw = batch.pixels[name].numpy()
+    ok = batch.present[:, column].numpy()[:, None, None, None]
+    if name in batch.valid:
+        ok = ok & batch.valid[name].numpy()
+    if modality.categorical:
+        hot = raw == np.asarray(modality.class_ids)[None, :, None, None]
+        return np.asarray(hot & ok, np.float32)
+    scale, offset = (
+        t[:, column].double().numpy()[:, None, None, None] for t in (batch.scale, batch.offset)
+    )
+    return np.asarray(np.where(ok, raw * scale + offset, 0.0), np.float32)

@@ -1,22 +1,24 @@
-"""A fine-tuned model on a split: its predictions and its metrics."""
+"""A fine-tuned model on a split: its predictions, its metrics and its card."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
-from multimae_eo.evaluate.metrics import confusion, iou, scores
+from multimae_eo.evaluate.card import Cost, card
+from multimae_eo.evaluate.metrics import Predictions, TaskKind, class_iou, scores_of
+from multimae_eo.evaluate.statistics import hierarchical_interval
 from multimae_eo.model.predictor import Predictor
-from multimae_eo.model.target import kind_of
+from multimae_eo.model.target import LabelKind, kind_of
 from multimae_eo.report import write_whole
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Source
@@ -25,6 +27,68 @@ from multimae_eo.train.finetune_module import sized
 
 Array = npt.NDArray[Any]
 BATCH = 32
+
+_TASKS: Mapping[LabelKind, TaskKind] = {
+    "class": "classification",
+    "multilabel": "multilabel",
+    "map": "segmentation",
+    "value": "regression",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Predictions of a split's chips from ``inputs``, and the seconds they took."""
+
+    predictions: Predictions
+    inputs: tuple[str, ...]
+    seconds: float
+
+
+def predict_split(
+    predictor: Predictor,
+    source: Source,
+    *,
+    split: str = "test",
+    inputs: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Told:
+    """Predict the labelled chips of a split.
+
+    ``inputs``: give only these (default: all that data and model share).
+
+    Raises:
+        SplitError: an unknown or empty split. DataError: chips without labels, or of another kind.
+        ContractError: classes or inputs are not the model's. ConfigError: an unknown input.
+    """
+    target = predictor.target
+    if source.class_names and target.classes and tuple(source.class_names) != target.classes:
+        raise ContractError(
+            f"{source.name}: its classes ({', '.join(source.class_names)}) are not the model's "
+            f"({', '.join(target.classes)})"
+        )
+    names = _names(predictor, source, inputs)
+    indices = source.split(split)
+    keys: list[str] = []
+    parts: list[tuple[Array, Array, Array]] = []
+    predictor.eval()
+    start = time.perf_counter()
+    for batch in make_loader(source, indices, batch_size=BATCH, modalities=names):
+        parts.append(_predict(predictor, batch, names, source.name))
+        keys += batch.keys
+        if progress is not None:
+            progress(len(keys), len(indices))
+    seconds = time.perf_counter() - start
+    truth, guess, sure = (np.concatenate(column) for column in zip(*parts, strict=True))
+    predictions = Predictions(
+        kind=_TASKS[target.kind],
+        keys=tuple(keys),
+        truth=truth,
+        guess=guess,
+        class_names=target.classes,
+        probability=None if target.kind == "value" else sure,
+    )
+    return Told(predictions=predictions, inputs=tuple(names), seconds=seconds)
 
 
 def evaluate(
@@ -39,48 +103,40 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict a split's chips; metrics with 95 % bootstrap intervals over chips.
 
-    ``inputs``: give only these (default: all that data and model share). ``out``: folder for
-    ``metrics.json`` and ``predictions.parquet`` (key, label, prediction, probabilities; for maps
-    key, pixels, accuracy and mean IoU of each chip).
+    ``out``: folder for ``metrics.json``, ``predictions.parquet`` (key, label, prediction,
+    probabilities; for maps key, pixels, accuracy and mean IoU of each chip), ``card.md`` and
+    ``report.html``. Other arguments and errors as of ``predict_split``.
 
     Returns ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``.
-
-    Raises:
-        SplitError: an unknown or empty split. DataError: chips without labels, or of another kind.
-        ContractError: classes or inputs are not the model's. ConfigError: an unknown input.
     """
-    target = predictor.target
-    if source.class_names and target.classes and tuple(source.class_names) != target.classes:
-        raise ContractError(
-            f"{source.name}: its classes ({', '.join(source.class_names)}) are not the model's "
-            f"({', '.join(target.classes)})"
-        )
-    names = _names(predictor, source, inputs)
-    indices = source.split(split)
-    loader = make_loader(source, indices, batch_size=BATCH, modalities=names)
-    keys: list[str] = []
-    truth: list[Array] = []
-    guess: list[Array] = []
-    predictor.eval()
-    for batch in loader:
-        wanted, said = _predict(predictor, batch, names, source.name)
-        keys += batch.keys
-        truth.append(wanted)
-        guess.append(said)
-        if progress is not None:
-            progress(len(keys), len(indices))
-    whole = (np.concatenate(truth), np.concatenate(guess))
-    found = scores(target.kind, *whole, target.classes, seed=seed)
+    told = predict_split(predictor, source, split=split, inputs=inputs, progress=progress)
+    predictions = told.predictions
+    chips = len(predictions)
+    found = scores_of(predictions)
+    if predictions.kind == "segmentation":
+        found |= {f"IoU {name}": score for name, score in class_iou(predictions).items()}
     record = {
-        "task": target.task,
+        "task": predictor.target.task,
         "split": split,
-        "chips": len(keys),
-        "inputs": names,
-        "metrics": {name: asdict(score) for name, score in found.items()},
+        "chips": chips,
+        "inputs": list(told.inputs),
+        "metrics": {
+            name: asdict(hierarchical_interval([score], chips, seed=seed))
+            for name, score in found.items()
+        },
     }
     if out is not None:
-        write_whole(out / "predictions.parquet", _parquet(predictor, keys, *whole))
+        write_whole(out / "predictions.parquet", _parquet(predictions))
         write_whole(out / "metrics.json", (json.dumps(record, indent=1) + "\n").encode())
+        size = sum(p.numel() for p in predictor.parameters())
+        card(
+            predictions,
+            out,
+            title=f"{source.name}, {split}, from {', '.join(told.inputs)}",
+            source=source,
+            cost=Cost(parameters=size, seconds=told.seconds, chips=chips),
+            seed=seed,
+        )
     return record
 
 
@@ -99,8 +155,8 @@ def _names(predictor: Predictor, source: Source, inputs: Sequence[str] | None) -
 
 def _predict(
     predictor: Predictor, batch: Batch, names: Sequence[str], where: str
-) -> tuple[Array, Array]:
-    """Labels and answers of a batch as ``scores`` takes them."""
+) -> tuple[Array, Array, Array]:
+    """Labels, answers and probabilities of a batch as ``Predictions`` takes them."""
     target, labels = predictor.target, batch.labels
     kind = None if labels is None else kind_of(labels[0].numpy(), target.task)
     if labels is None or kind != target.kind:
@@ -108,43 +164,40 @@ def _predict(
             f"{where}: {batch.keys[0]}: no label, or none of the kind that the model predicts "
             f"({target.kind}); evaluate on the data set it was trained for"
         )
-    outputs = sized(predictor.predict(batch.to(_device(predictor)), names), labels).float()
-    answers = predictor.answers(outputs).cpu().numpy()
-    wanted = labels.numpy()
-    if kind != "map":
-        return wanted, answers
-    size = target.outputs
-    matrices = np.stack(
-        [confusion(t, g, size) for t, g in zip(wanted, answers.argmax(axis=1), strict=True)]
-    )
-    return matrices, matrices
+    device = next(predictor.parameters()).device
+    outputs = sized(predictor.predict(batch.to(device), names), labels).float()
+    answers = predictor.answers(outputs).cpu()
+    truth = labels.numpy()
+    if kind == "map":
+        best = answers.max(dim=1)
+        return truth, best.indices.numpy().astype(np.int16), best.values.numpy()
+    told = answers.numpy()
+    if kind == "class":
+        return truth, told.argmax(axis=1), told
+    return truth, (told > 0.5).astype(np.int64) if kind == "multilabel" else told, told
 
 
-def _device(predictor: Predictor) -> torch.device:
-    return next(predictor.parameters()).device
-
-
-def _parquet(predictor: Predictor, keys: list[str], truth: Array, guess: Array) -> bytes:
+def _parquet(predictions: Predictions) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    target = predictor.target
-    columns: dict[str, Any] = {"key": keys}
-    if target.kind == "map":
-        pixels = truth.sum(axis=(1, 2))
-        hit = np.trace(truth, axis1=1, axis2=2)
-        columns["pixels"] = pixels.tolist()
-        columns["accuracy"] = (hit / np.maximum(pixels, 1)).tolist()
-        columns["mean_iou"] = [
-            float(np.nanmean(iou(m))) if n else None for m, n in zip(truth, pixels, strict=True)
-        ]
-    elif target.kind == "value":
-        columns |= {"label": truth.tolist(), "prediction": guess.tolist()}
+    columns: dict[str, Any] = {"key": list(predictions.keys)}
+    if predictions.kind == "segmentation":
+        counts = predictions.counts
+        pixels = counts.true.sum(axis=1)
+        columns["pixels"] = pixels.astype(np.int64).tolist()
+        columns["accuracy"] = _listed(counts.accuracy, pixels)
+        columns["mean_iou"] = _listed(counts.mean_iou, pixels)
     else:
-        said = guess.argmax(axis=1) if target.kind == "class" else (guess > 0.5).astype(np.int64)
-        columns |= {"label": truth.tolist(), "prediction": said.tolist()}
-        columns |= {"probabilities": guess.tolist()}
-    table = pa.table(columns).replace_schema_metadata({"classes": json.dumps(target.classes)})
+        columns |= {"label": predictions.truth.tolist(), "prediction": predictions.guess.tolist()}
+        if predictions.probability is not None:
+            columns["probabilities"] = predictions.probability.tolist()
+    table = pa.table(columns)
+    table = table.replace_schema_metadata({"classes": json.dumps(predictions.class_names)})
     held = io.BytesIO()
     pq.write_table(table, held)
     return held.getvalue()
+
+
+def _listed(values: Array, pixels: Array) -> list[float | None]:
+    return [float(v) if n else None for v, n in zip(values, pixels, strict=True)]

@@ -1,58 +1,122 @@
 """kNN and linear probes on frozen features, beside baselines, with confidence intervals.
 
-Hyper-parameters (k, the strength of regularisation) are chosen on the validation split only; test
-chips are looked at once. Classifiers are scikit-learn's.
+Classes, several labels, maps and values are all read out by the same models, on features that are
+computed once per set of inputs. Hyper-parameters (k, the strength of regularisation) are chosen on
+the validation split only; test chips are looked at once.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.evaluate.baselines import image_statistics
-from multimae_eo.evaluate.features import FeatureTable, encoder_features, extract
+from multimae_eo.evaluate.baselines import image_statistics, pixel_values
+from multimae_eo.evaluate.features import (
+    DEFAULT_KIND,
+    KINDS,
+    Compute,
+    FeatureKind,
+    FeatureTable,
+    encoder_features,
+    encoder_grids,
+    extract,
+)
+from multimae_eo.evaluate.fractions import Strata, label_fractions
+from multimae_eo.evaluate.labelled import Task, take, task_of
+from multimae_eo.evaluate.metrics import (
+    Predictions,
+    chip_outcomes,
+    interval_rows,
+    scores_of,
+    values_of,
+)
+from multimae_eo.evaluate.readout import Readout, linear_readouts, neighbour_readouts
+from multimae_eo.evaluate.statistics import (
+    hierarchical_interval,
+    holm,
+    paired_interval,
+    permutation_test,
+)
 from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.report import write_whole
-from multimae_eo.sources.base import Source
+from multimae_eo.sources.base import Indices, Source
 
 NEIGHBOURS = (1, 3, 5, 10, 20)
 STRENGTHS = tuple(float(c) for c in 10.0 ** np.arange(-4, 3))
-RESAMPLES = 1000
+METHODS = ("knn", "linear")
+PRETRAINED = "pre-trained"
 
+Inputs = Sequence[str] | Mapping[str, Sequence[str] | None] | None
 Tables = dict[str, FeatureTable]
 
 
-def knn_classifier(neighbours: int) -> Any:
-    """k nearest neighbours by cosine similarity on standardised features, weighted by it."""
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """How much is probed.
 
-    return make_pipeline(
-        StandardScaler(), KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
-    )
+    ``features``: what is made of the encoder's tokens, one of ``features.KINDS``. ``fractions``:
+    label fractions in %, nested; ``seeds``: how many of each are drawn. Raises ConfigError for
+    values out of range.
+    """
+
+    features: FeatureKind = DEFAULT_KIND
+    fractions: tuple[float, ...] = (100.0,)
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.features not in KINDS:
+            raise ConfigError(
+                f"features: no {self.features!r}; {did_you_mean(self.features, KINDS)}"
+            )
+        if self.seeds < 1:
+            raise ConfigError(f"seeds: expected ≥ 1, got {self.seeds}")
+        if not self.fractions or not all(0 < f <= 100 for f in self.fractions):
+            raise ConfigError(
+                "fractions: percentages above 0 and up to 100, got "
+                + (", ".join(f"{f:g}" for f in self.fractions) or "none")
+            )
 
 
-def linear_classifier(strength: float) -> Any:
-    """Logistic regression (C = ``strength``) on standardised features."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One configuration at one label fraction: predictions of the test chips, one per seed."""
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+    inputs: str
+    features: str
+    method: str
+    percent: float
+    train_chips: int
+    chosen: tuple[float, ...]
+    predictions: tuple[Predictions, ...]
+    seconds: float
+    """What encoding the test chips took."""
 
-
-METHODS: dict[str, tuple[Callable[[Any], Any], tuple[Any, ...]]] = {
-    "knn": (knn_classifier, NEIGHBOURS),
-    "linear": (linear_classifier, STRENGTHS),
-}
+    def row(self, seed: int) -> dict[str, Any]:
+        """Its scores, means over seeds, with 95 % intervals over seeds and chips."""
+        chips = len(self.predictions[0])
+        by_seed = [scores_of(p) for p in self.predictions]
+        picked = list(dict.fromkeys(self.chosen))
+        return {
+            "inputs": self.inputs,
+            "features": self.features,
+            "method": self.method,
+            "labels %": self.percent,
+            "train chips": self.train_chips,
+            "seeds": len(self.predictions),
+            "chosen": picked[0] if len(picked) == 1 else ", ".join(f"{c:g}" for c in picked),
+            "test chips": chips,
+            **interval_rows(
+                {
+                    name: hierarchical_interval([s[name] for s in by_seed], chips, seed=seed)
+                    for name in by_seed[0]
+                }
+            ),
+        }
 
 
 def probe(
@@ -60,126 +124,186 @@ def probe(
     source: Source,
     *,
     out: Path,
-    inputs: Sequence[str] | None = None,
-    methods: Sequence[str] = ("knn", "linear"),
+    inputs: Inputs = None,
+    methods: Sequence[str] | None = None,
     seed: int = 0,
+    options: ProbeOptions | None = None,
 ) -> list[dict[str, Any]]:
-    """Probe the model, a random encoder and per-band image statistics on the same chips.
+    """Probe the model, a random encoder and what its pixels tell by themselves on the same chips.
 
-    Writes ``results.csv`` and ``results.md`` into ``out`` and returns their rows: features, method,
-    the value chosen on validation, accuracy and macro F1 on the test split with 95 % bootstrap
-    intervals.
+    ``inputs``: modalities (default: all of model and source), or several such sets by name.
+    ``methods``: "knn", "linear" (default: those the task has; maps have no kNN).
+
+    Writes ``results.parquet``, ``.csv`` and ``.md``, ``comparisons.csv``, ``report.html`` and, of
+    the model with the most labels, ``card/`` into ``out``. Returns the rows of results: inputs,
+    features, method, label fraction, the value chosen on validation, and scores on the test split.
 
     Raises:
         ConfigError: an unknown method or input. DataError: no labels. SplitError: no train or test
         split.
     """
-    for method in methods:
+    from multimae_eo.evaluate.probe_page import write_results
+
+    options = options or ProbeOptions()
+    for method in methods or ():
         if method not in METHODS:
             raise ConfigError(f"no method {method!r}; {did_you_mean(method, METHODS)}")
-    shared = [n for n in source.modalities if n in model.modalities]
-    for name in inputs or ():
-        if name not in shared:
-            raise ConfigError(f"inputs: no {name!r} in both; {did_you_mean(name, shared)}")
-    names = list(inputs or shared)
-    compared = {
-        "pre-trained": encoder_features(model, names),
-        "random encoder": encoder_features(model.reinitialised(seed).eval(), names),
-        "image statistics": image_statistics(names),
-    }
-    rows = []
-    for features, compute in compared.items():
-        tables = _tables(source, compute, names, seed)
-        rows += [{"features": features, **_score(m, tables, seed)} for m in methods]
-    _write(out, rows)
+    sets = _input_sets(model, source, inputs)
+    trials = [
+        trial
+        for label, names in sets.items()
+        for trial in _trials(model, source, (label, names), methods, (seed, options))
+    ]
+    rows = [trial.row(seed) for trial in trials]
+    write_results(out, (model, source), trials, rows, comparisons(trials, seed))
     return rows
 
 
-def _tables(source: Source, compute: Any, names: list[str], seed: int) -> Tables:
-    """Features of train, val and test; a fifth of train serves as val where there is none."""
-    indices = {"train": source.split("train"), "test": source.split("test")}
-    if "val" in source.splits:
-        indices["val"] = source.split("val")
-    else:
-        order = np.random.default_rng(seed).permutation(indices["train"])
-        cut = max(1, len(order) // 5)
-        indices |= {"val": order[:cut], "train": order[cut:]}
+def _input_sets(model: MultiMAE, source: Source, inputs: Inputs) -> dict[str, list[str]]:
+    shared = [n for n in source.modalities if n in model.modalities]
+    if not shared:
+        raise ConfigError(
+            f"{source.name} and the model share no modality: {', '.join(source.modalities)} there, "
+            f"{', '.join(model.modalities)} here"
+        )
+    if not isinstance(inputs, Mapping):
+        inputs = {", ".join(inputs or shared): inputs}
+    for names in inputs.values():
+        for name in names or ():
+            if name not in shared:
+                raise ConfigError(f"inputs: no {name!r} in both; {did_you_mean(name, shared)}")
+    return {label: list(names or shared) for label, names in inputs.items()}
+
+
+def _trials(
+    model: MultiMAE,
+    source: Source,
+    named: tuple[str, list[str]],
+    methods: Sequence[str] | None,
+    how: tuple[int, ProbeOptions],
+) -> Iterator[Trial]:
+    """All trials on one set of inputs."""
+    label, names = named
+    splits = _splits(source, how[0])
+    kind = _task_kind(source, splits["train"], names)
+    if kind == "segmentation" and methods and "knn" in methods:
+        raise ConfigError("method 'knn' is not offered for maps; valid: linear")
+    methods = methods or (("linear",) if kind == "segmentation" else METHODS)
+    for features, compute in _compared(model, names, kind == "segmentation", how).items():
+        tables = {s: extract(source, i, compute, modalities=names) for s, i in splits.items()}
+        task = Task.of([t.labels for t in tables.values()], source.class_names)
+        subsets = _subsets(tables["train"], task, how)
+        for method in methods:
+            for percent, chosen in subsets.items():
+                found = [_fit(method, task, tables, rows, i) for i, rows in enumerate(chosen)]
+                yield Trial(
+                    inputs=label,
+                    features=features,
+                    method=method,
+                    percent=percent,
+                    train_chips=len(chosen[0]),
+                    chosen=tuple(c for c, _ in found),
+                    predictions=tuple(p for _, p in found),
+                    seconds=tables["test"].seconds,
+                )
+
+
+def _task_kind(source: Source, train: Indices, names: list[str]) -> str:
+    label = source.read(int(train[0]), names).label
+    return "" if label is None else task_of(np.asarray(label)[None])
+
+
+def _compared(
+    model: MultiMAE, names: list[str], maps: bool, how: tuple[int, ProbeOptions]
+) -> dict[str, Compute]:
+    seed, options = how
+    encoder = encoder_grids if maps else encoder_features
+    own: tuple[str, Callable[[Sequence[str]], Compute]] = (
+        ("pixel values", pixel_values) if maps else ("image statistics", image_statistics)
+    )
     return {
-        split: extract(source, chosen, compute, modalities=names)
-        for split, chosen in indices.items()
+        PRETRAINED: encoder(model, names, options.features),
+        "random encoder": encoder(model.reinitialised(seed).eval(), names, options.features),
+        own[0]: own[1](names),
     }
 
 
-def _score(method: str, tables: Tables, seed: int) -> dict[str, Any]:
-    from sklearn.metrics import f1_score
+def _splits(source: Source, seed: int) -> dict[str, Indices]:
+    """Train, val and test; a fifth of train serves as val where there is none."""
+    indices = {"train": source.split("train"), "test": source.split("test")}
+    if "val" in source.splits:
+        return indices | {"val": source.split("val")}
+    order = np.random.default_rng(seed).permutation(indices["train"])
+    cut = max(1, len(order) // 5)
+    return indices | {"val": order[:cut], "train": order[cut:]}
 
-    build, grid = METHODS[method]
-    train, val, test = (tables[s] for s in ("train", "val", "test"))
-    grid = tuple(g for g in grid if method != "knn" or g <= len(train.labels))
-    found = [
-        (
-            float(
-                (
-                    build(g).fit(train.features, train.labels).predict(val.features) == val.labels
-                ).mean()
-            ),
-            g,
-        )
-        for g in grid
+
+def _subsets(
+    train: FeatureTable, task: Task, how: tuple[int, ProbeOptions]
+) -> dict[float, list[Indices]]:
+    """Rows of each label fraction, one per seed; all of the labels can be drawn only once."""
+    seed, options = how
+    strata = Strata.of(train.labels, task.classes)
+    drawn = [
+        label_fractions(strata, options.fractions, seed=seed + i) for i in range(options.seeds)
     ]
-    # The first best: the smallest k, the strongest regularisation.
-    best = max(found, key=lambda pair: pair[0])[1]
-    guess = build(best).fit(train.features, train.labels).predict(test.features)
-    classes = np.unique(np.concatenate([train.labels, test.labels]))
-
-    def macro_f1(truth: Any, said: Any) -> float:
-        return float(f1_score(truth, said, labels=classes, average="macro", zero_division=0))
-
-    def accuracy(truth: Any, said: Any) -> float:
-        return float((truth == said).mean())
-
-    row: dict[str, Any] = {"method": method, "chosen": best, "test chips": len(test.labels)}
-    for name, metric in (("accuracy", accuracy), ("macro F1", macro_f1)):
-        low, high = bootstrap_interval(metric, test.labels, guess, seed=seed)
-        row |= {name: metric(test.labels, guess), f"{name} low": low, f"{name} high": high}
-    return row
+    return {
+        percent: [d[percent] for d in (drawn[:1] if len(rows) == len(strata) else drawn)]
+        for percent, rows in drawn[0].items()
+    }
 
 
-def bootstrap_interval(
-    metric: Callable[[Any, Any], float],
-    truth: npt.NDArray[Any],
-    guess: npt.NDArray[Any],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """95 % percentile interval of a metric over resampled test chips."""
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(truth), size=(resamples, len(truth)))
-    values = [metric(truth[p], guess[p]) for p in picks]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+def _fit(
+    method: str, task: Task, tables: Tables, rows: Indices, seed: int
+) -> tuple[float, Predictions]:
+    """Fit on some training chips, choose on val; the value chosen and the test predictions."""
+    features, targets = task.rows(take(tables["train"], rows), seed=seed)
+    candidates: Iterator[tuple[float, Readout]]
+    if method == "knn":
+        candidates = neighbour_readouts(features, targets, NEIGHBOURS)
+    else:
+        candidates = linear_readouts(features, targets, task.loss, STRENGTHS)
+    best: tuple[float, float, Readout] | None = None
+    for value, readout in candidates:
+        score = next(iter(values_of(task.predict(readout, tables["val"])).values()))
+        # The first best: the smallest k, the strongest regularisation.
+        if best is None or score > best[0]:
+            best = (score, value, readout)
+    assert best is not None
+    return best[1], task.predict(best[2], tables["test"])
 
 
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(out / "results.csv", text.getvalue().encode())
-    lines = [
-        "| features | method | accuracy | macro F1 |",
-        "|---|---|---|---|",
-        *(
-            f"| {r['features']} | {r['method']} | {_shown(r, 'accuracy')} | "
-            f"{_shown(r, 'macro F1')} |"
-            for r in rows
-        ),
-        "",
-        f"Test chips: {rows[0]['test chips']}. Brackets: 95 % bootstrap intervals.",
+def comparisons(trials: Sequence[Trial], seed: int) -> list[dict[str, Any]]:
+    """The model against each baseline, and its input sets against one another, chip by chip.
+
+    Differences of the first score with 95 % intervals over seeds and chips, and p-values of the
+    permutation test on the chips' outcomes (means over seeds), as they are and after Holm.
+    """
+    pairs = [
+        (a, b)
+        for a, b in combinations(trials, 2)
+        if (a.method, a.percent) == (b.method, b.percent)
+        and a.features == PRETRAINED
+        and (a.inputs == b.inputs or b.features == PRETRAINED)
     ]
-    write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
+    rows = [_compare(a, b, seed) for a, b in pairs]
+    corrected = holm([row["p"] for row in rows])
+    return [{**row, "p (Holm)": p} for row, p in zip(rows, corrected, strict=True)]
 
 
-def _shown(row: dict[str, Any], name: str) -> str:
-    return f"{row[name]:.3f} [{row[f'{name} low']:.3f}, {row[f'{name} high']:.3f}]"
+def _compare(first: Trial, second: Trial, seed: int) -> dict[str, Any]:
+    scored = [[scores_of(p) for p in t.predictions] for t in (first, second)]
+    name = next(iter(scored[0][0]))
+    a, b = ([s[name] for s in by_seed] for by_seed in scored)
+    difference = paired_interval(a, b, len(first.predictions[0]), seed=seed)
+    outcomes = [np.mean([chip_outcomes(p) for p in t.predictions], axis=0) for t in (first, second)]
+    known = np.isfinite(outcomes[0]) & np.isfinite(outcomes[1])
+    p = permutation_test(outcomes[0][known], outcomes[1][known], seed=seed) if known.any() else 1.0
+    return {
+        "first": f"{first.features} ({first.inputs})",
+        "second": f"{second.features} ({second.inputs})",
+        "method": first.method,
+        "labels %": first.percent,
+        **interval_rows({f"{name}, difference": difference}),
+        "p": p,
+    }

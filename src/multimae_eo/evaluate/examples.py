@@ -1,0 +1,158 @@
+"""Pictures of chips with what is true and what was predicted of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.evaluate.metrics import Predictions, chip_outcomes
+from multimae_eo.infer.pictures import RGB, Look, look_of, picture
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Sample
+from multimae_eo.sources.base import Source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ACROSS = 6
+_LOOKS = (Look.COLOUR, Look.SCALAR, Look.RELIEF, Look.PAIR, Look.CLASSES)
+# Okabe and Ito's hues, then lighter ones; told apart by name in the legend.
+_PALETTE = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167), (120, 120, 120), (60, 20, 90), (150, 90, 40), (180, 220, 170), (250, 200, 200),
+)  # fmt: skip
+_IGNORED = (236, 236, 236)
+
+
+def example_figure(predictions: Predictions, source: Source, *, count: int) -> Figure:
+    """The best and the worst predicted chips of ``source``, half each, with truth and guess.
+
+    Raises DataError where ``source`` lacks a chip of the predictions.
+    """
+    rows = chosen_chips(predictions, count)
+    samples = [source.read(source.index_of(predictions.keys[i])) for i in rows]
+    images = [chip_picture(sample, source.modalities) for sample in samples]
+    if predictions.kind == "segmentation":
+        return _map_figure(predictions, rows, images)
+    across = min(_ACROSS, len(rows))
+    down = -(-len(rows) // across)
+    figure = _figure(1.75 * across, 2.25 * down)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.ravel():
+        axes.axis("off")
+    for axes, row, image in zip(grid.ravel(), rows, images, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(_caption(predictions, row), fontsize=7.5, loc="left", parse_math=False)
+    return figure
+
+
+def chosen_chips(predictions: Predictions, count: int) -> list[int]:
+    """The best half and the worst half; of equal ones, those that the model was surest of.
+
+    Of maps, the best are sought among chips of several classes, where there are any.
+    """
+    outcome = chip_outcomes(predictions)
+    sure = np.zeros(len(predictions))
+    if predictions.kind == "classification" and predictions.probability is not None:
+        sure = predictions.probability.max(axis=1)
+    order = np.lexsort((-sure, -np.nan_to_num(outcome, nan=-np.inf)))
+    known = [int(i) for i in order if np.isfinite(outcome[i])]
+    if len(known) <= count:
+        return known
+    worst = sorted(known, key=lambda i: (outcome[i], -sure[i]))[: count // 2]
+    rest = [i for i in known if i not in worst]
+    if predictions.kind == "segmentation":
+        varied = (predictions.counts.true > 0).sum(axis=1) > 1
+        rest.sort(key=lambda i: not varied[i])
+    return rest[: count - len(worst)] + worst
+
+
+def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:
+    """A chip as its most telling modality shows it: colour before any other."""
+    ranked = sorted(sample.pixels, key=lambda n: _LOOKS.index(look_of(modalities[n])))
+    modality = modalities[ranked[0]]
+    return picture(modality, _values(sample, modality), valid=sample.valid.get(modality.name))
+
+
+def _values(sample: Sample, modality: Modality) -> npt.NDArray[Any]:
+    """Physical values, or indices into the legend, -1 where the id is not in it."""
+    pixels = sample.pixels[modality.name]
+    if modality.categorical:
+        index = np.full(pixels.shape, -1.0)
+        for place, known in enumerate(modality.class_ids):
+            index[pixels == known] = place
+        return index
+    how = sample.calibration_of(modality)
+    return np.asarray(pixels.astype(np.float64) * how.scale + how.offset)
+
+
+def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:
+    """Three rows: the chip, the truth, the guess; a column per chip, and a legend."""
+    from matplotlib.patches import Patch
+
+    figure = _figure(1.6 * len(rows) + 0.5, 5.9)
+    grid = figure.subplots(3, len(rows), squeeze=False)
+    accuracy = chip_outcomes(predictions)
+    shown: set[int] = set()
+    for column, (row, image) in enumerate(zip(rows, images, strict=True)):
+        truth = predictions.truth[row]
+        guess = predictions.guess[row]
+        shown |= {int(c) for c in np.unique(np.concatenate([truth, guess])) if c >= 0}
+        for axes, part in zip(
+            grid[:, column], (image, painted(truth), painted(guess)), strict=True
+        ):
+            axes.imshow(part, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        key = _clipped(predictions.keys[row], 18)
+        grid[0, column].set_title(
+            f"{key}\n{100 * accuracy[row]:.0f} % right", fontsize=7.5, loc="left", parse_math=False
+        )
+    for axes, name in zip(grid[:, 0], ("chip", "truth", "guess"), strict=True):
+        axes.set_ylabel(name, fontsize=9)
+    entries = [
+        Patch(color=np.divide(_PALETTE[c % len(_PALETTE)], 255), label=predictions.name_of(c))
+        for c in sorted(shown)
+    ]
+    figure.legend(handles=entries, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def painted(index: npt.NDArray[Any]) -> RGB:
+    """A map of class indices (H, W) in colours (H, W, 3); ignored pixels are light grey."""
+    palette = np.array(_PALETTE, np.uint8)
+    colours = palette[np.maximum(index, 0).astype(np.int64) % len(palette)]
+    return np.where((index < 0)[..., None], np.array(_IGNORED, np.uint8), colours).astype(np.uint8)
+
+
+def _caption(predictions: Predictions, row: int) -> str:
+    truth, guess = predictions.truth[row], predictions.guess[row]
+    if predictions.kind == "regression":
+        return f"true {truth:.4g}\npredicted {guess:.4g}"
+    if predictions.kind == "classification":
+        right = "✓" if truth == guess else "✗"
+        said = _clipped(predictions.name_of(int(guess)), 20)
+        if predictions.probability is not None:
+            said += f" {100 * predictions.probability[row, int(guess)]:.0f} %"
+        return f"{_clipped(predictions.name_of(int(truth)), 22)}\n{right} {said}"
+    lacking = np.flatnonzero((truth > 0) & (guess == 0))
+    extra = np.flatnonzero((truth == 0) & (guess > 0))
+    hits = int(((truth > 0) & (guess > 0)).sum())
+    wrong = [f"−{predictions.name_of(int(i))}" for i in lacking]
+    wrong += [f"+{predictions.name_of(int(i))}" for i in extra]
+    return f"{hits} right\n" + _clipped(", ".join(wrong) or "✓", 26)
+
+
+def _clipped(words: str, most: int) -> str:
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure as NewFigure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    edge = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05)
+    return NewFigure(figsize=(width, height), dpi=120, layout=edge, facecolor="white")

@@ -1,0 +1,158 @@
+"""Labelled feature tables as rows to fit on, and a readout's answers as predictions of chips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import DataError
+from multimae_eo.evaluate.features import FeatureTable
+from multimae_eo.evaluate.metrics import Predictions, TaskKind
+from multimae_eo.evaluate.readout import Array, Loss, Readout
+
+MOST_CELLS = 4096
+"""Cells of grids that a probe of maps is fitted on; more are drawn from."""
+
+_AT_ONCE = 16  # chips whose grids are read out together
+
+
+def task_of(labels: npt.NDArray[Any]) -> TaskKind:
+    """What kind of task stacked labels pose: by their axes, and whether they are whole numbers."""
+    if labels.ndim == 1:
+        return "regression" if labels.dtype.kind == "f" else "classification"
+    return "multilabel" if labels.ndim == 2 else "segmentation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be told of chips, and with which loss a linear readout learns it."""
+
+    kind: TaskKind
+    classes: int
+    class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, labels: Sequence[npt.NDArray[Any]], class_names: tuple[str, ...]) -> Task:
+        """The task of the splits' labels; DataError where they differ or there is one class."""
+        kinds = {task_of(part) for part in labels}
+        if len(kinds) > 1:
+            raise DataError(f"the splits' labels are of several kinds: {', '.join(sorted(kinds))}")
+        kind = kinds.pop()
+        if kind == "regression":
+            return cls(kind=kind, classes=1)
+        if kind == "multilabel":
+            return cls(kind=kind, classes=labels[0].shape[1], class_names=class_names)
+        most = max(int(part.max(initial=-1)) for part in labels)
+        return cls(kind=kind, classes=max(len(class_names), most + 1), class_names=class_names)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of a linear readout."""
+        if self.kind == "regression":
+            return "square"
+        return "sigmoid" if self.kind == "multilabel" else "softmax"
+
+    def rows(self, table: FeatureTable, *, seed: int) -> tuple[npt.NDArray[Any], Array]:
+        """Features (n, D) and targets (n, C) to fit on.
+
+        Of maps: a row per labelled cell, at most MOST_CELLS of them drawn by ``seed``; its target
+        is each class's share of its pixels.
+        """
+        if self.kind == "segmentation":
+            return _cell_rows(table, self.classes, seed)
+        if self.kind == "classification":
+            if table.labels.min() < 0:
+                raise DataError(f"a chip has the class {table.labels.min()}; expected 0 or more")
+            return table.features, np.eye(self.classes)[table.labels]
+        return table.features, table.labels.astype(np.float64).reshape(len(table.keys), -1)
+
+    def predict(self, readout: Readout, table: FeatureTable) -> Predictions:
+        """A readout's answers for the chips of a table."""
+        if self.kind == "segmentation":
+            guess, sure = _read_maps(readout, table)
+            return self._predictions(table, guess, sure)
+        told = readout(table.features)
+        if self.kind == "regression":
+            return self._predictions(table, told[:, 0], None)
+        told = np.clip(told, 0.0, 1.0)
+        if self.kind == "multilabel":
+            return self._predictions(table, (told >= 0.5).astype(np.int64), told)
+        return self._predictions(table, told.argmax(axis=1), told)
+
+    def _predictions(
+        self, table: FeatureTable, guess: npt.NDArray[Any], probability: npt.NDArray[Any] | None
+    ) -> Predictions:
+        return Predictions(
+            kind=self.kind,
+            keys=table.keys,
+            truth=table.labels,
+            guess=guess,
+            class_names=self.class_names,
+            probability=probability,
+        )
+
+
+def take(table: FeatureTable, rows: npt.NDArray[np.int64]) -> FeatureTable:
+    """Some chips of a table."""
+    return replace(
+        table,
+        keys=tuple(table.keys[i] for i in rows.tolist()),
+        features=table.features[rows],
+        labels=table.labels[rows],
+    )
+
+
+def _cell_rows(table: FeatureTable, classes: int, seed: int) -> tuple[npt.NDArray[Any], Array]:
+    count, _, rows, columns = table.features.shape
+    cell = _cell_of(table.labels.shape[1:], (rows, columns))
+    shares = np.zeros((count, rows * columns, classes), np.float32)
+    for row, label in enumerate(table.labels):
+        seen = label >= 0
+        at = cell[seen] * classes + label[seen]
+        tally = np.bincount(at, minlength=rows * columns * classes)
+        shares[row] = tally.reshape(-1, classes)
+    labelled = np.flatnonzero(shares.sum(axis=2).ravel())
+    if not len(labelled):
+        raise DataError("no pixel of the training chips is labelled")
+    if len(labelled) > MOST_CELLS:
+        labelled = np.random.default_rng(seed).choice(labelled, MOST_CELLS, replace=False)
+        labelled.sort()
+    chip, place = np.divmod(labelled, rows * columns)
+    features = table.features[chip, :, place // columns, place % columns]
+    targets = shares.reshape(-1, classes)[labelled].astype(np.float64)
+    return features, targets / targets.sum(axis=1, keepdims=True)
+
+
+def _cell_of(pixels: tuple[int, ...], grid: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """The cell that each pixel lies in: (H, W)."""
+    (height, width), (rows, columns) = pixels, grid
+    down = np.arange(height) * rows // height
+    across = np.arange(width) * columns // width
+    found: npt.NDArray[np.int64] = down[:, None] * columns + across[None, :]
+    return found
+
+
+def _read_maps(
+    readout: Readout, table: FeatureTable
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+    """The likeliest class of each pixel and its probability, interpolated between cells."""
+    import torch
+    from torch.nn import functional as F
+
+    size = table.labels.shape[1:]
+    guess, sure = np.empty(table.labels.shape, np.int16), np.empty(table.labels.shape, np.float32)
+    for start in range(0, len(table.keys), _AT_ONCE):
+        part = table.features[start : start + _AT_ONCE]
+        count, depth, rows, columns = part.shape
+        told = readout(part.transpose(0, 2, 3, 1).reshape(-1, depth)).astype(np.float32)
+        grid = torch.from_numpy(told).reshape(count, rows, columns, -1).permute(0, 3, 1, 2)
+        if (rows, columns) != size:
+            grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+        best = grid.clamp(0, 1).max(dim=1)
+        guess[start : start + count] = best.indices.numpy()
+        sure[start : start + count] = best.values.numpy()
+    return guess, sure

@@ -1,0 +1,152 @@
+"""What a probe writes: tables for programs, a Markdown file, and a page with curves and a card."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimae_eo.evaluate.card import Cost, card, markdown_table
+from multimae_eo.evaluate.charts import Line, fraction_figure
+from multimae_eo.evaluate.metrics import scores_of
+from multimae_eo.evaluate.statistics import Interval
+from multimae_eo.report import Report, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from multimae_eo.evaluate.probes import Trial
+    from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.sources.base import Source
+
+Row = dict[str, Any]
+_INTERVALS = (
+    "Brackets: 95 % bootstrap intervals over test chips and, where there are several, over seeds."
+)
+_TESTED = (
+    "Differences on the same chips, first minus second, with 95 % intervals. p: permutation test "
+    "on the chips' outcomes; Holm: corrected for the number of rows."
+)
+
+
+def write_results(
+    out: Path,
+    probed: tuple[MultiMAE, Source],
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    compared: Sequence[Row],
+) -> None:
+    """Write all of a probe's files into ``out``; raises OutputError."""
+    model, source = probed
+    names = tuple(scores_of(trials[0].predictions[0]))
+    told = [told_row(row, names) for row in rows]
+    tested = [_told_comparison(row, names[0]) for row in compared]
+    write_whole(out / "results.csv", _csv(rows))
+    write_whole(out / "results.parquet", _parquet(rows))
+    write_whole(out / "comparisons.csv", _csv(compared))
+    lines = [*markdown_table(told), "", f"Test chips: {rows[0]['test chips']}. {_INTERVALS}", ""]
+    lines += [*markdown_table(tested), "", _TESTED]
+    write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
+    best = _card(out / "card", model, source, trials)
+    page = Report(f"Frozen features on {source.name}", _lead(trials[0], rows))
+    page.heading(
+        f"{names[0]} by label fraction" if len({t.percent for t in trials}) > 1 else names[0]
+    )
+    page.gallery(_curves(trials, rows, names[0]))
+    page.heading("Scores on the test split").table(told, _INTERVALS)
+    page.heading("Differences").table(tested, _TESTED)
+    page.text(
+        "The value chosen is the number of neighbours or the strength of regularisation, chosen on "
+        f"the validation split. Details of {best.features} features ({best.method}, {best.inputs}, "
+        f"{best.percent:g} % of the labels): card/report.html."
+    )
+    page.write(out / "report.html")
+
+
+def told_row(row: Row, scores: Sequence[str]) -> Row:
+    """A row of results for people: each score with its interval in one cell."""
+    rest = {k: v for k, v in row.items() if k != "test chips" and not k.startswith(tuple(scores))}
+    return {**rest, **{name: str(_interval(row, name)) for name in scores}}
+
+
+def _told_comparison(row: Row, score: str) -> Row:
+    name = f"{score}, difference"
+    rest = {k: v for k, v in row.items() if not k.startswith(name)}
+    p = {k: rest.pop(k) for k in ("p", "p (Holm)")}
+    return {**rest, name: str(_interval(row, name)), **p}
+
+
+def _interval(row: Row, name: str) -> Interval:
+    return Interval(value=row[name], low=row[f"{name} low"], high=row[f"{name} high"])
+
+
+def _lead(trial: Trial, rows: Sequence[Row]) -> str:
+    inputs = list(dict.fromkeys(r["inputs"] for r in rows))
+    kind = trial.predictions[0].kind
+    return f"{kind}, {rows[0]['test chips']} test chips, inputs: {'; '.join(inputs)}"
+
+
+def _curves(
+    trials: Sequence[Trial], rows: Sequence[Row], score: str
+) -> Iterator[tuple[Figure, str, str]]:
+    """A chart per input set and method: a line per kind of features."""
+    scored = [(t, _interval(r, score)) for t, r in zip(trials, rows, strict=True)]
+    for inputs, method in dict.fromkeys((t.inputs, t.method) for t in trials):
+        mine = [(t, i) for t, i in scored if (t.inputs, t.method) == (inputs, method)]
+        lines = []
+        for features in dict.fromkeys(t.features for t, _ in mine):
+            points = sorted(((t.percent, i) for t, i in mine if t.features == features),
+                            key=lambda point: point[0])  # fmt: skip
+            lines.append(
+                Line(
+                    label=features,
+                    percents=tuple(p for p, _ in points),
+                    scores=tuple(i for _, i in points),
+                )
+            )
+        title = f"{method}, {inputs}"
+        yield fraction_figure(lines, title=title, score=score), "", f"{score}, {title}"
+
+
+def _card(out: Path, model: MultiMAE, source: Source, trials: Sequence[Trial]) -> Trial:
+    """The card of the model's features with the most labels; of several, the last method."""
+    own = [t for t in trials if t.features == trials[0].features and t.inputs == trials[0].inputs]
+    best = max(reversed(own), key=lambda t: t.percent)
+    others = [
+        (t.features, t.predictions[0])
+        for t in trials
+        if t is not best
+        and (t.inputs, t.method, t.percent) == (best.inputs, best.method, best.percent)
+    ]
+    encoder = sum(
+        p.numel() for n, p in model.named_parameters() if not n.startswith("decoder")
+    )  # fmt: skip
+    card(
+        best.predictions[0],
+        out,
+        title=f"Frozen features on {source.name}: {best.method} probe",
+        baselines=others,
+        source=source,
+        cost=Cost(parameters=encoder, seconds=best.seconds, chips=len(best.predictions[0])),
+    )
+    return best
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _parquet(rows: Sequence[Row]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = io.BytesIO()
+    # One type per column: with several seeds there are several chosen values.
+    pq.write_table(pa.Table.from_pylist([{**r, "chosen": str(r["chosen"])} for r in rows]), data)
+    return data.getvalue()
