@@ -6,19 +6,15 @@ stdout. ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from multimae_eo.cli_parts import SOURCE, counter, names, print_json
+from multimae_eo.cli_scenes import SCENE_VERBS
 from multimae_eo.errors import MultiMAEError, did_you_mean
-
-_SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; "
-    "several separated by commas become one"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,14 +113,6 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     return rest, overrides
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
-
-
-def _print_json(record: Any) -> None:
-    print(json.dumps(record, indent=1, default=str))
-
-
 # quickstart ---------------------------------------------------------------------------------
 
 
@@ -146,7 +134,7 @@ def _quickstart(options: Any, _: list[str]) -> None:
 def _inspect_options(parser: Any) -> None:
     from multimae_eo.doctor import CHIPS
 
-    parser.add_argument("source", type=str, help=_SOURCE)
+    parser.add_argument("source", type=str, help=SOURCE)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--html", type=str, default=None, help="report to write, with pictures")
     parser.add_argument("--chips", type=int, default=CHIPS, help="most chips to examine")
@@ -160,14 +148,14 @@ def _inspect(options: Any, _: list[str]) -> None:
     from multimae_eo.sources import open_source
 
     source = open_source(options.source)
-    with _counter("chips") as progress:
+    with counter("chips") as progress:
         diagnosis = inspect(source, chips=options.chips, progress=progress)
     if options.html is not None:
         from multimae_eo.doctor.page import write_page
 
         write_page(diagnosis, source, Path(options.html))
     if options.json:
-        _print_json(diagnosis.to_dict())
+        print_json(diagnosis.to_dict())
     else:
         width = min(shutil.get_terminal_size().columns, 120)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -178,7 +166,7 @@ def _inspect(options: Any, _: list[str]) -> None:
 
 
 def _prepare_options(parser: Any) -> None:
-    parser.add_argument("source", type=str, help=_SOURCE)
+    parser.add_argument("source", type=str, help=SOURCE)
     parser.add_argument("--out", type=str, required=True, help="chip store to write")
     parser.add_argument("--workers", type=int, default=1, help="processes that read")
     parser.add_argument("--shard_chips", type=int, default=512, help="chips per shard")
@@ -188,7 +176,7 @@ def _prepare(options: Any, _: list[str]) -> None:
     from multimae_eo.sources import open_source
     from multimae_eo.store.writer import prepare
 
-    with _counter("chips") as progress:
+    with counter("chips") as progress:
         store = prepare(
             open_source(options.source),
             Path(options.out),
@@ -199,25 +187,6 @@ def _prepare(options: Any, _: list[str]) -> None:
     print(f"{options.out}: {len(store)} chips, {', '.join(store.modalities)}")
 
 
-class _counter:  # noqa: N801 - reads as a noun in a with statement
-    """A progress bar on stderr, for callbacks of (done, total)."""
-
-    def __init__(self, unit: str) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(unit=unit, file=sys.stderr, disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self._show
-
-    def _show(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-
-
 # pretrain -----------------------------------------------------------------------------------
 
 
@@ -226,7 +195,7 @@ def _pretrain_options(parser: Any) -> None:
 
     shown = ", ".join(recipe_names())
     parser.add_argument("--recipe", type=str, required=True, help=f"a YAML file, or one of {shown}")
-    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
+    parser.add_argument("--data", type=str, required=True, help=SOURCE)
     parser.add_argument("--out", type=str, required=True, help="run folder; run again to resume")
     parser.epilog = (
         "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help()
@@ -246,69 +215,12 @@ def _pretrain(options: Any, overrides: list[str]) -> None:
     print(done.model)
 
 
-# reconstruct --------------------------------------------------------------------------------
-
-
-def _reconstruct_options(parser: Any) -> None:
-    parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, default=None, help=_SOURCE)
-    parser.add_argument("--scene", type=str, default=None, help="scene file (YAML)")
-    parser.add_argument("--inputs", type=str, required=True, help="given modalities, m1,m2")
-    parser.add_argument("--outputs", type=str, default=None, help="predicted ones (default: all)")
-    parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_argument("--split", type=str, default=None, help="chips of this split only")
-    parser.add_argument("--limit", type=int, default=8, help="chips to picture")
-    parser.add_argument("--arrays", action="store_true", help="write arrays (.npz), too")
-    parser.add_argument("--draws", type=int, default=8, help="random subsets for the spread")
-
-
-def _reconstruct(options: Any, _: list[str]) -> None:
-    from multimae_eo.errors import ConfigError
-    from multimae_eo.model.multimae import MultiMAE
-
-    if (options.data is None) == (options.scene is None):
-        raise ConfigError("reconstruct: give either --data or --scene")
-    model = MultiMAE.from_pretrained(options.model)
-    inputs = _names(options.inputs) or []
-    if options.scene is not None:
-        from multimae_eo.infer.engine import reconstruct_scene
-        from multimae_eo.sources.scene import Scene
-
-        for path in reconstruct_scene(
-            model,
-            Scene(Path(options.scene)),
-            inputs=inputs,
-            outputs=_names(options.outputs),
-            out=Path(options.out),
-        ):
-            print(path)
-        return
-    from multimae_eo.infer.reconstruct import ReconstructOptions, reconstruct_chips
-    from multimae_eo.sources import open_source
-
-    outputs = _names(options.outputs)
-    result = reconstruct_chips(
-        model,
-        open_source(options.data),
-        inputs=inputs,
-        out=Path(options.out),
-        split=options.split,
-        options=ReconstructOptions(
-            limit=options.limit,
-            outputs=None if outputs is None else tuple(outputs),
-            arrays=options.arrays,
-            draws=options.draws,
-        ),
-    )
-    _print_json(result)
-
-
 # probe --------------------------------------------------------------------------------------
 
 
 def _probe_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, required=True, help=_SOURCE)
+    parser.add_argument("--data", type=str, required=True, help=SOURCE)
     parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
     parser.add_argument("--methods", type=str, default="knn,linear", help="knn, linear")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
@@ -323,12 +235,12 @@ def _probe(options: Any, _: list[str]) -> None:
     rows = probe(
         MultiMAE.from_pretrained(options.model),
         open_source(options.data),
-        inputs=_names(options.inputs),
-        methods=tuple(_names(options.methods) or ()),
+        inputs=names(options.inputs),
+        methods=tuple(names(options.methods) or ()),
         out=Path(options.out),
         seed=options.seed,
     )
-    _print_json(rows)
+    print_json(rows)
 
 
 # convert ------------------------------------------------------------------------------------
@@ -369,7 +281,7 @@ def _info(options: Any, _: list[str]) -> None:
 
     record = describe(Path(options.path), verify=options.verify)
     if options.json:
-        _print_json(record)
+        print_json(record)
     else:
         for key, value in record.items():
             print(f"{key:>14}  {value}")
@@ -380,7 +292,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     "inspect": (_inspect_options, _inspect, "the data doctor: what is wrong with a source"),
     "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
-    "reconstruct": (_reconstruct_options, _reconstruct, "any modality from any others"),
+    **SCENE_VERBS,
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),
     "info": (_info_options, _info, "what a store, model or run folder is"),
