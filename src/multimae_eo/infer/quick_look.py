@@ -62,7 +62,7 @@ def quick_look(path: Path, layer: Layer) -> Path:
 
 
 def _look(layer: Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Look:
-    about, modality = layer.stem, layer.modality
+    modality = layer.modality
     if layer.kind == "value":
         return _value(modality, values, ok)
     if layer.kind == "probabilities":
@@ -71,7 +71,9 @@ def _look(layer: Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> 
         return _ramp(likeliest, "cividis", (0.0, 1.0), "probability of the likeliest class", "")
     unit = layer.profile.tags["unit"]
     if layer.kind == "error" and modality.categorical:
-        return _ramp(values[0], "magma", (0.0, 1.0), f"{about}: 1 where the class is wrong", "")
+        return _ramp(
+            values[0], "magma", (0.0, 1.0), f"{modality.name}: 1 where the class is wrong", ""
+        )
     signed = layer.kind == "error" and len(values) == 1
     if signed:
         flat, words = values[0], "prediction − truth"
@@ -146,7 +148,7 @@ def _figure(look: _Look) -> Figure:
         y, right = y + _LINE, page_width - _MARGIN
         text(look.bar.low, _MARGIN, y)
         text(look.bar.high, right, y, ha="right")
-        place(look.bar.colours[None], _MARGIN + 60, y - 5, (right - _MARGIN - 200, 10))
+        place(look.bar.colours[None], _MARGIN + 60, y - 5, (right - _MARGIN - 180, 10))
     for number, entry in enumerate(look.classes):
         x = _MARGIN + 200 * (number % columns)
         below = y + _LINE * (1 + number // columns)
