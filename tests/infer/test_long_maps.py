@@ -41,11 +41,11 @@ def test_reading_ahead_keeps_the_order_and_its_bound():
         return number
 
     asked = iter(range(40))
-    for number, done in enumerate(ahead(work, asked, threads=3)):
+    for number, done in enumerate(ahead(work, asked, lambda i: i, threads=3)):
         assert done == number
     assert 1 < most <= 3
     asked = iter(range(40))
-    next(ahead(work, asked, threads=3))
+    next(ahead(work, asked, lambda i: i, threads=3))
     assert next(asked) <= 6, "no more is taken than may wait"
 
 

@@ -24,11 +24,12 @@ _TILE_ROWS, _TILE_COLUMNS = 4, 16
 @dataclass(frozen=True)
 class Tile:
     """What is read at once: ``windows`` within ``bounds``. No window of this tile or of a later
-    one reaches above the row ``floor``."""
+    one reaches above the row ``floor``. ``column``: its place from the left, from 0."""
 
     bounds: Window
     windows: tuple[Window, ...]
     floor: int
+    column: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Cut:
         first, last = block
         touching = [t for t in self.tops if t < last and t + self.chip > first]
         for rows in _runs(touching, _TILE_ROWS):
-            for cols in _runs(self.lefts, _TILE_COLUMNS):
+            for column, cols in enumerate(_runs(self.lefts, _TILE_COLUMNS)):
                 windows = tuple(
                     Window(row=row, col=col, height=self.chip, width=self.chip)
                     for row in rows
@@ -76,7 +77,7 @@ class Cut:
                     height=rows[-1] + self.chip - rows[0],
                     width=cols[-1] + self.chip - cols[0],
                 )
-                yield Tile(bounds, windows, rows[0])
+                yield Tile(bounds, windows, rows[0], column)
 
 
 def cut_scene(

@@ -28,18 +28,28 @@ READERS = 4
 _BEHIND = 4
 
 
-def ahead(work: Callable[[A], B], items: Iterable[A], *, threads: int) -> Iterator[B]:
-    """``work`` of each item, in order, done by threads; at most ``threads`` + 1 results wait."""
+def ahead(
+    work: Callable[[A], B], items: Iterable[A], lane: Callable[[A], int], *, threads: int
+) -> Iterator[B]:
+    """``work`` of each item, in order, done by threads; at most ``threads`` + 1 results wait.
+
+    Items of equal ``lane`` (modulo the number of threads) are done by the same thread.
+    """
     left = iter(items)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+    pools = [ThreadPoolExecutor(1, thread_name_prefix="reader") for _ in range(threads)]
+
+    def begun(count: int) -> list[Future[B]]:
+        return [pools[lane(item) % threads].submit(work, item) for item in islice(left, count)]
+
     try:
-        waiting = deque(pool.submit(work, item) for item in islice(left, threads + 1))
+        waiting = deque(begun(threads + 1))
         while waiting:
             done = waiting.popleft().result()
-            waiting.extend(pool.submit(work, item) for item in islice(left, 1))
+            waiting.extend(begun(1))
             yield done
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Behind:
@@ -100,7 +110,8 @@ def pieces(
         found = (_piece(area, whole, tile, w, cut) for w in tile.windows) if whole.pixels else ()
         return [p for p in found if p is not None]
 
-    for tile in ahead(read, cut.tiles(block), threads=readers):
+    # A thread has GDAL handles of its own, with blocks in their cache: it reads its own columns.
+    for tile in ahead(read, cut.tiles(block), lambda t: t.column, threads=readers):
         yield from tile
 
 
