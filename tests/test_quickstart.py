@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import multimae_eo.evaluate.probes
-import multimae_eo.infer.engine
 import multimae_eo.infer.reconstruct
+import multimae_eo.infer.scene_maps
 from multimae_eo import MultiMAE, open_source, quickstart
 from multimae_eo.catalog import legend
 from multimae_eo.errors import OutputError
@@ -138,7 +138,7 @@ def only_train(monkeypatch) -> None:
         return {}
 
     monkeypatch.setattr(multimae_eo.infer.reconstruct, "reconstruct_chips", nothing)
-    monkeypatch.setattr(multimae_eo.infer.engine, "reconstruct_scene", nothing)
+    monkeypatch.setattr(multimae_eo.infer.scene_maps, "reconstruct_scene", nothing)
     monkeypatch.setattr(multimae_eo.evaluate.probes, "probe", nothing)
     monkeypatch.setattr(quickstart, "_report", lambda out, *rest: out / "report.html")
 

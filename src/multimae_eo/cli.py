@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.cli_parts import SOURCE, counter, names_in, print_json
-from multimae_eo.cli_transfer import evaluate, evaluate_options, finetune, finetune_options
+from multimae_eo.cli_parts import SOURCE, counter, print_json
+from multimae_eo.cli_scenes import SCENE_VERBS
+from multimae_eo.cli_transfer import TRANSFER_VERBS
 from multimae_eo.errors import MultiMAEError, did_you_mean
 
 
@@ -226,63 +227,6 @@ def _pretrain(options: Any, overrides: list[str]) -> None:
     print(done.model)
 
 
-# reconstruct --------------------------------------------------------------------------------
-
-
-def _reconstruct_options(parser: Any) -> None:
-    parser.add_argument("--model", type=str, required=True, help="model folder")
-    parser.add_argument("--data", type=str, default=None, help=SOURCE)
-    parser.add_argument("--scene", type=str, default=None, help="scene file (YAML)")
-    parser.add_argument("--inputs", type=str, required=True, help="given modalities, m1,m2")
-    parser.add_argument("--outputs", type=str, default=None, help="predicted ones (default: all)")
-    parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_argument("--split", type=str, default=None, help="chips of this split only")
-    parser.add_argument("--limit", type=int, default=8, help="chips to picture")
-    parser.add_argument("--arrays", action="store_true", help="write arrays (.npz), too")
-    parser.add_argument("--draws", type=int, default=8, help="random subsets for the spread")
-
-
-def _reconstruct(options: Any, _: list[str]) -> None:
-    from multimae_eo.errors import ConfigError
-    from multimae_eo.model.multimae import MultiMAE
-
-    if (options.data is None) == (options.scene is None):
-        raise ConfigError("reconstruct: give either --data or --scene")
-    model = MultiMAE.from_pretrained(options.model)
-    inputs = names_in(options.inputs) or []
-    if options.scene is not None:
-        from multimae_eo.infer.engine import reconstruct_scene
-        from multimae_eo.sources.scene import Scene
-
-        for path in reconstruct_scene(
-            model,
-            Scene(Path(options.scene)),
-            inputs=inputs,
-            outputs=names_in(options.outputs),
-            out=Path(options.out),
-        ):
-            print(path)
-        return
-    from multimae_eo.infer.reconstruct import ReconstructOptions, reconstruct_chips
-    from multimae_eo.sources import open_source
-
-    outputs = names_in(options.outputs)
-    result = reconstruct_chips(
-        model,
-        open_source(options.data),
-        inputs=inputs,
-        out=Path(options.out),
-        split=options.split,
-        options=ReconstructOptions(
-            limit=options.limit,
-            outputs=None if outputs is None else tuple(outputs),
-            arrays=options.arrays,
-            draws=options.draws,
-        ),
-    )
-    print_json(result)
-
-
 # probe --------------------------------------------------------------------------------------
 
 
@@ -347,9 +291,8 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     "inspect": (_inspect_options, _inspect, "the data doctor: what is wrong with a source"),
     "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
-    "finetune": (finetune_options, finetune, "transfer to labels; run again to resume"),
-    "evaluate": (evaluate_options, evaluate, "a fine-tuned model's metrics with intervals"),
-    "reconstruct": (_reconstruct_options, _reconstruct, "any modality from any others"),
+    **TRANSFER_VERBS,
+    **SCENE_VERBS,
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),
     "info": (_info_options, _info, "what a store, model or run folder is"),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.cli_parts import SOURCE, counter, names_in, print_json
+from multimae_eo.cli_parts import SOURCE, Verb, counter, names_in, print_json
 from multimae_eo.errors import ConfigError
 
 OPTIONS = ("task", "inputs", "model", "head", "data")
 """Options of ``finetune`` that share their first word with parts of its recipe."""
 
 
-def finetune_options(parser: Any) -> None:
-    """Declare the options of ``finetune``."""
+def _finetune_options(parser: Any) -> None:
     from multimae_eo.train.finetune_recipe import FinetuneRecipe
     from multimae_eo.train.options import options_help
 
@@ -32,8 +31,7 @@ def finetune_options(parser: Any) -> None:
     )
 
 
-def finetune(options: Any, overrides: list[str]) -> None:
-    """Fine-tune; prints the best validation's values, and the model folder."""
+def _finetune(options: Any, overrides: list[str]) -> None:
     from multimae_eo.sources import open_source
     from multimae_eo.train.finetune import finetune as run
     from multimae_eo.train.finetune_recipe import load_finetune
@@ -75,8 +73,7 @@ def _encoder(folder: Path) -> tuple[Any, str]:
     return MultiMAE.from_pretrained(folder), model_hash(folder)
 
 
-def evaluate_options(parser: Any) -> None:
-    """Declare the options of ``evaluate``."""
+def _evaluate_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="fine-tuned model folder")
     parser.add_argument("--data", type=str, required=True, help=SOURCE)
     parser.add_argument("--split", type=str, default="test", help="chips of this split")
@@ -86,8 +83,7 @@ def evaluate_options(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def evaluate(options: Any, _: list[str]) -> None:
-    """Evaluate; prints the metrics with their intervals."""
+def _evaluate(options: Any, _: list[str]) -> None:
     from multimae_eo.evaluate.predictions import evaluate as run
     from multimae_eo.model.predictor import Predictor
     from multimae_eo.sources import open_source
@@ -107,3 +103,9 @@ def evaluate(options: Any, _: list[str]) -> None:
         return
     for name, score in record["metrics"].items():
         print(f"{name}\t{score['value']:.4f}\t[{score['low']:.4f}, {score['high']:.4f}]")
+
+
+TRANSFER_VERBS: dict[str, Verb] = {
+    "finetune": (_finetune_options, _finetune, "transfer to labels; run again to resume"),
+    "evaluate": (_evaluate_options, _evaluate, "a fine-tuned model's metrics with intervals"),
+}

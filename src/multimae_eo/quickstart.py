@@ -47,8 +47,8 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     Raises OutputError when ``out`` holds something else.
     """
     from multimae_eo.evaluate.probes import probe
-    from multimae_eo.infer.engine import reconstruct_scene
     from multimae_eo.infer.reconstruct import ReconstructOptions, reconstruct_chips
+    from multimae_eo.infer.scene_maps import reconstruct_scene
     from multimae_eo.model.multimae import MultiMAE
     from multimae_eo.sources import open_source
     from multimae_eo.sources.scene import Scene

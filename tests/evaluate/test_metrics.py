@@ -66,6 +66,7 @@ def test_scores_equal_scikit_learns():
         {
             "mAP": sk.average_precision_score(p.truth, p.probability, average="macro"),
             "macro F1": sk.f1_score(p.truth, p.guess, average="macro"),
+            "micro F1": sk.f1_score(p.truth, p.guess, average="micro"),
         }
     )
     p = predictions("segmentation")

@@ -114,7 +114,7 @@ def test_features_of_larger_chips_are_the_mean_of_their_windows(
 ):
     model = make_model().eval()
     batch = collate([make_sample(0, size=32), make_sample(1, size=32)], modalities)
-    got = encoder_features(model, ["rgb"])(batch)
+    got = encoder_features(model, ["rgb"], "mean")(batch)
     parts = [
         model.encode(batch.cut(w), ["rgb"]).pooled for w in chip_windows(SIZES, batch, overlap=0.0)
     ]

@@ -1,247 +1,262 @@
-"""Windows of a scene through a model and back into one map, in memory that does not grow with it.
+"""A scene through a model, window by window, in memory that does not grow with its height.
 
-Windows overlap; each pixel is the weighted mean of all windows over it, with smooth weights that
-fall towards a window's edge and sum to one. At the right and bottom the last window is moved back,
-never shrunk; a scene smaller than a chip is padded with invalid pixels.
+Windows overlap and are blended. At the right and bottom the last window is moved back, never
+shrunk; a scene smaller than a chip is padded with invalid pixels. Rows are finished in blocks that
+do not depend on one another: an interrupted map goes on with the next, and processes share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+import multimae_eo
+from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.infer.blend import Canvas, Rows
+from multimae_eo.infer.blocks import Blocks, assemble
+from multimae_eo.infer.cutting import Cut
+from multimae_eo.infer.layers import Layer
+from multimae_eo.infer.pipeline import Behind, Mapper, mapped, pieces
+from multimae_eo.infer.quick_look import quick_look
+from multimae_eo.sources.scene import Scene
 
-from multimae_eo.errors import ConfigError, ContractError, did_you_mean
-from multimae_eo.geo import Window, window_starts
-from multimae_eo.infer.raster_out import RowWriter, profile_of
-from multimae_eo.infer.reconstruct import Reconstructor
-from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.report import write_whole
-from multimae_eo.sample import Sample, collate
-from multimae_eo.sources.scene import Grid, Scene, require_scene_modalities
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
-Array = npt.NDArray[np.float32]
-_QUICK_LOOK = 1024
-
-
-class SceneModel(Reconstructor, Protocol):
-    """A reconstructor that knows the size of its chips."""
-
-    @property
-    def config(self) -> Any:
-        """Its ``sizes`` are the chips' sides at pre-training, by modality."""
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """How a scene is cut. ``chip``: side of a window (default: the model's). ``overlap``: share of
-    a window's side. ``draws``: random subsets for the spread (0: no spread is written)."""
+    """How a scene is cut and computed.
+
+    ``chip``: side of a window in pixels of the scene's grid (default: the model's). ``overlap``:
+    share of a window's side. ``batch_size``: windows at once (default: by the device). ``draws``:
+    random subsets for the spread (0: no spread is written). ``device``: where the model is.
+    ``workers``: processes that share the scene. ``model_hash``: the model's identity, for the
+    rasters' tags; without it an interrupted map is begun again. ``progress`` is told pixels done
+    and pixels in all.
+    """
 
     chip: int | None = None
     overlap: float = 0.5
-    batch_size: int = 16
+    batch_size: int | None = None
     draws: int = 0
     seed: int = 0
+    precision: Precision = "32-true"
+    device: str = "cpu"
+    workers: int = 1
+    model_hash: str = ""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap must be in [0, 1), got {self.overlap}")
+        for name, least in (("draws", 0), ("workers", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be ≥ {least}, got {value}")
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ConfigError(f"precision must be 32-true or bf16-mixed, got {self.precision!r}")
+
+    @property
+    def batch(self) -> int:
+        """Windows at once: as asked, else by the device and its memory."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if not self.device.startswith("cuda"):
+            return 16
+        import torch
+
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return int(min(512, max(16, 64 * (memory >> 33))))
 
 
-def reconstruct_scene(
-    model: SceneModel,
-    scene: Scene,
-    *,
-    inputs: Sequence[str],
-    out: Path,
-    outputs: Sequence[str] | None = None,
-    options: SceneOptions | None = None,
-) -> list[Path]:
-    """Predict modalities over a whole scene; a COG and a quick-look PNG for each.
+class SceneMapper(Mapper, Protocol):
+    """A mapper that can be put on a device and says what it was asked."""
 
-    Writes ``out/<modality>.tif`` on the scene's grid: float32 in physical units with NaN for
-    nodata, or legend ids with a colour table; with draws also ``out/<modality>.spread.tif``. A
-    pixel without any valid input is nodata.
+    def to(self, device: str) -> SceneMapper:
+        """The same on another device."""
 
-    Raises:
-        ConfigError: unknown inputs or outputs. ContractError: the model's modalities differ in
-        resolution. OutputError: ``out`` cannot be written.
+    def describe(self) -> dict[str, Any]:
+        """What decides its answers, JSON-ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A scene to be mapped; it travels to worker processes by pickling."""
+
+    scene: Scene
+    cut: Cut
+    mapper: SceneMapper
+    layers: tuple[Layer, ...]
+    options: SceneOptions
+
+
+def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
+    """Write a COG and a quick-look PNG for each layer: ``folder/<stem>.tif``.
+
+    ``keep``: name of the hidden folder of finished blocks in ``folder``, which is there while the
+    map is made and after it was interrupted. The same job goes on with the next block.
+
+    Raises OutputError where the results cannot be written, or an interrupted map of another job is
+    in the way.
     """
-    chosen = options or SceneOptions()
-    require_scene_modalities(scene, inputs)
-    sizes = {model.config.sizes[n] for n in model.modalities}
-    if len(sizes) > 1:
-        raise ContractError(
-            f"the model's modalities have chips of {sorted(sizes)} px; scenes are mapped on one "
-            "grid so far"
-        )
-    chip = chosen.chip or sizes.pop()
-    names = _outputs(model, outputs)
-    writers = {
-        n: RowWriter(out / f"{n}.tif", scene.grid, profile_of(model.modalities[n])) for n in names
-    }
-    if chosen.draws:
-        for n in names:
-            profile = profile_of(model.modalities[n], spread=True)
-            writers[f"{n}.spread"] = RowWriter(out / f"{n}.spread.tif", scene.grid, profile)
+    blocks = Blocks(folder / keep, _plan(job) if job.options.model_hash else None)
     try:
-        predict = _predictor(model, scene, list(inputs), names, chosen)
-        for rows in blended_rows(predict, scene.grid, chip=chip, options=chosen):
-            _write_rows(writers, model.modalities, rows)
-        paths = [w.finish() for w in writers.values()]
+        _compute(job, blocks)
+        tags = {"software": f"multimae-eo {multimae_eo.__version__}"}
+        if job.options.model_hash:
+            tags["model_hash"] = job.options.model_hash
+        paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
+        for layer, path in zip(job.layers, paths, strict=True):
+            assemble(blocks, layer, job.cut, path, tags)
+            quick_look(path, layer)
     except BaseException:
-        for writer in writers.values():
-            writer.discard()
+        blocks.leave()
         raise
-    for name in names:
-        _quick_look(out / f"{name}.tif", model.modalities[name])
-    return [out / f"{n}.tif" for n in names] if not chosen.draws else paths
+    blocks.delete()
+    return paths
 
 
-def _outputs(model: SceneModel, outputs: Sequence[str] | None) -> list[str]:
-    able = list(dict.fromkeys(t.modality for t in model.tasks if not t.patch_normalise))
-    for name in outputs or ():
-        if name not in able:
-            raise ConfigError(f"the model cannot predict {name!r}; {did_you_mean(name, able)}")
-    return [n for n in able if outputs is None or n in outputs]
+def _plan(job: Job) -> dict[str, Any]:
+    options = job.options
+    return {
+        "software": multimae_eo.__version__,
+        "model": options.model_hash,
+        "scene": job.scene.stamp(),
+        "chip": job.cut.chip,
+        "overlap": options.overlap,
+        "batch_size": options.batch,
+        "precision": options.precision,
+        "layers": [layer.stem for layer in job.layers],
+        **job.mapper.describe(),
+    }
 
 
-Predict = Callable[[Sequence[Window]], Iterator[tuple[Window, Mapping[str, Array], Any]]]
-"""From windows to (window, {name: (C, h, w)}, observed (h, w)); windows without inputs are left
-out."""
+def _compute(job: Job, blocks: Blocks) -> None:
+    ranges, width = job.cut.blocks, job.cut.grid.width
+    left = [n for n in range(len(ranges)) if not blocks.done(n)]
+    height = job.cut.grid.height
+
+    def rows_of(number: int) -> int:
+        return min(ranges[number][1], height) - ranges[number][0]
+
+    done = height - sum(rows_of(n) for n in left)
+
+    def told(rows: int) -> None:
+        if job.options.progress is not None:
+            job.options.progress(rows * width, height * width)
+
+    told(done)
+    if job.options.workers > 1 and len(left) > 1:
+        for number in _in_processes(job, blocks, left):
+            done += rows_of(number)
+            told(done)
+        return
+    for number in left:
+        before = done
+        run_block(job, blocks, number, lambda rows: told(before + rows))  # noqa: B023
+        done += rows_of(number)
 
 
-def _predictor(
-    model: SceneModel, scene: Scene, inputs: list[str], names: list[str], options: SceneOptions
-) -> Predict:
-    shared = [n for n in scene.modalities if n in model.modalities]
-    known = scene.modalities.select(shared)
+def run_block(
+    job: Job, blocks: Blocks, number: int, progress: Callable[[int], None] | None = None
+) -> None:
+    """Compute one block of rows and write it; ``progress`` is told how many rows are done."""
+    block = job.cut.blocks[number]
+    writer = blocks.writer(number, job.layers)
 
-    def predict(
-        windows: Sequence[Window],
-    ) -> Iterator[tuple[Window, Mapping[str, Array], Any]]:
-        read = [(w, scene.read(w, inputs)) for w in windows]
-        read = [(w, s) for w, s in read if s.pixels]
-        for start in range(0, len(read), options.batch_size):
-            part = read[start : start + options.batch_size]
-            batch = collate([s for _, s in part], known)
-            said = model.reconstruct(
-                batch, inputs, outputs=names, draws=options.draws, seed=options.seed
-            )
-            for row, (window, sample) in enumerate(part):
-                values = {n: said[n].mean[row].numpy() for n in names}
-                if options.draws:
-                    values |= {f"{n}.spread": said[n].spread[row].numpy() for n in names}
-                yield window, values, _observed(sample)
+    def write(rows: Rows) -> None:
+        for layer in job.layers:
+            writer.write(layer.stem, layer.rows(rows, job.scene))
+        if progress is not None:
+            below = min(rows.top + len(rows.observed), job.cut.grid.height)
+            progress(below - block[0])
 
-    return predict
+    canvas = Canvas(job.cut, block, {la.field: la.ratio for la in job.layers}, write)
 
+    def add(batch: list[Any]) -> None:
+        for piece, values in batch:
+            canvas.add(piece.window, values, piece.observed, piece.floor)
 
-def _observed(sample: Sample) -> npt.NDArray[np.bool_]:
-    """Pixels where any input was observed: bool (H, W)."""
-    first = next(iter(sample.pixels.values()))
-    found = np.zeros(first.shape[-2:], dtype=bool)
-    for name in sample.pixels:
-        found |= True if name not in sample.valid else sample.valid[name].any(axis=0)
-    return found
+    try:
+        with computing(job.options), Behind() as behind:
+            found = pieces(job.scene, job.mapper, job.cut, block)
+            for batch in mapped(found, job.mapper, job.options.batch):
+                behind.do(add, batch)
+            behind.do(canvas.finish)
+        writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Finished rows: values (C, n, W) per name, and which pixels were observed (n, W)."""
+@contextmanager
+def computing(options: SceneOptions) -> Iterator[None]:
+    """No gradients, in the precision that was asked for."""
+    import torch
 
-    values: Mapping[str, Array]
-    observed: npt.NDArray[np.bool_]
-
-
-def blend_weights(chip: int) -> Array:
-    """Smooth weights of a window, (chip, chip): a raised cosine in each direction, all > 0."""
-    wave = np.sin(np.pi * (np.arange(chip) + 0.5) / chip) ** 2
-    return np.outer(wave, wave).astype(np.float32)
+    kind = options.device.split(":", maxsplit=1)[0]
+    mixed = options.precision == "bf16-mixed"
+    half = torch.autocast(kind, torch.bfloat16) if mixed else nullcontext()
+    with torch.no_grad(), half:
+        yield
 
 
-def blended_rows(
-    predict: Predict, grid: Grid, *, chip: int, options: SceneOptions
-) -> Iterator[Rows]:
-    """Run all windows, a row of windows at a time, and give rows as soon as they are final."""
-    step = max(1, round(chip * (1 - options.overlap)))
-    tops = window_starts(grid.height, chip, step)
-    lefts = window_starts(grid.width, chip, step)
-    weights = blend_weights(chip)
-    sums: dict[str, Array] = {}
-    total = np.zeros((chip, grid.width), np.float32)
-    observed = np.zeros((chip, grid.width), dtype=bool)
-    for number, top in enumerate(tops):
-        windows = [Window(row=top, col=left, height=chip, width=chip) for left in lefts]
-        for window, values, seen in predict(windows):
-            width = min(chip, grid.width - window.col)
-            at = slice(window.col, window.col + width)
-            weight = weights[:, :width]
-            total[:, at] += weight
-            observed[:, at] |= seen[:, :width]
-            for name, value in values.items():
-                if name not in sums:
-                    sums[name] = np.zeros((len(value), chip, grid.width), np.float32)
-                sums[name][:, :, at] += value[:, :, :width] * weight
-        last = number == len(tops) - 1
-        done = min(chip, grid.height - top) if last else tops[number + 1] - top
-        share: Array = np.maximum(total[:done], np.float32(1e-30))
-        yield Rows({n: s[:, :done] / share for n, s in sums.items()}, observed[:done].copy())
-        _shift(total[None], done)
-        _shift(observed[None], done)
-        for s in sums.values():
-            _shift(s, done)
-        if options.progress is not None:
-            options.progress(number + 1, len(tops))
+# Several processes ----------------------------------------------------------------------------
+
+_HERE: dict[str, tuple[Job, Blocks]] = {}
 
 
-def _shift(rows: npt.NDArray[Any], count: int) -> None:
-    """Drop the first rows and make room for new ones at the end."""
-    rows[:, : rows.shape[1] - count] = rows[:, count:].copy()
-    rows[:, rows.shape[1] - count :] = 0
+def _begin(job: Job, blocks: Blocks, counter: Synchronized[int], threads: int) -> None:
+    """In a new process: take the job, a share of the cores, and the next device."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with counter.get_lock():
+        rank = counter.value
+        counter.value += 1
+    device = job.options.device
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    options = replace(job.options, device=device)
+    _HERE["job"] = replace(job, mapper=job.mapper.to(device), options=options), blocks
 
 
-def _write_rows(writers: Mapping[str, RowWriter], modalities: ModalitySet, rows: Rows) -> None:
-    for key, writer in writers.items():
-        modality = modalities[key.removesuffix(".spread")]
-        count, width = rows.observed.shape
-        values = rows.values.get(key)
-        nodata = writer.profile.nodata
-        if values is None:
-            # No window with any input so far: nothing was observed in these rows.
-            block = np.full((len(writer.profile.bands), count, width), nodata, np.float32)
-        else:
-            if modality.categorical and not key.endswith(".spread"):
-                ids = np.array(modality.class_ids)
-                values = ids[values.argmax(axis=0)][None]
-            block = np.where(rows.observed, values, nodata)
-        writer.write(block)
+def _one(number: int) -> int:
+    job, blocks = _HERE["job"]
+    run_block(job, blocks, number)
+    return number
 
 
-def _quick_look(path: Path, modality: Modality) -> None:
-    """A PNG beside a raster, at most 1024 px a side."""
-    import io
+def _in_processes(job: Job, blocks: Blocks, numbers: list[int]) -> Iterator[int]:
+    """Blocks as they are finished."""
+    import torch
 
-    import rasterio
-    from PIL import Image
-
-    from multimae_eo.infer.pictures import class_picture, picture
-    from multimae_eo.infer.scores import legend_index
-
-    with rasterio.open(path) as dataset:
-        scale = max(1, -(-max(dataset.shape) // _QUICK_LOOK))
-        shape = (-(-dataset.height // scale), -(-dataset.width // scale))
-        values = dataset.read(out_shape=(dataset.count, *shape))
-        ok = np.isfinite(values) if values.dtype.kind == "f" else values != dataset.nodata
-    if modality.categorical:
-        image = class_picture(modality, legend_index(values[0], modality), ok)
-    else:
-        image = picture(modality, np.where(ok, values, 0.0).astype(np.float64), valid=ok)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    write_whole(path.with_name(path.name + ".png"), buffer.getvalue())
+    context = multiprocessing.get_context("spawn")
+    count = min(job.options.workers, len(numbers))
+    sent = replace(job, mapper=job.mapper.to("cpu"), options=replace(job.options, progress=None))
+    threads = max(1, torch.get_num_threads() // count)
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=context,
+        initializer=_begin,
+        initargs=(sent, blocks, context.Value("i", 0), threads),
+    )
+    try:
+        for future in as_completed([pool.submit(_one, n) for n in numbers]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{blocks.folder}: a worker process ended unexpectedly, perhaps for want of memory; "
+            "run again to go on, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

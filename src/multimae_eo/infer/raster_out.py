@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from multimae_eo.errors import OutputError
 from multimae_eo.modality import Modality
 from multimae_eo.sources.scene import Grid
 
-_ROWS = 512
+_CHUNK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,11 @@ def profile_of(modality: Modality, *, spread: bool = False) -> Profile:
         colors={c.id: c.color for c in modality.classes},
         tags=tags,
     )
+
+
+def tagged(profile: Profile, tags: Mapping[str, str]) -> Profile:
+    """A profile with more tags."""
+    return replace(profile, tags={**profile.tags, **tags})
 
 
 class RowWriter:
@@ -109,6 +114,7 @@ class RowWriter:
                 PREDICTOR="YES",
                 OVERVIEW_RESAMPLING="AVERAGE" if floating else "NEAREST",
                 BIGTIFF="IF_SAFER",
+                NUM_THREADS="ALL_CPUS",
             )
             self._compare(whole)
             whole.replace(self.path)
@@ -120,8 +126,9 @@ class RowWriter:
         import rasterio
 
         with rasterio.open(self._plain) as written, rasterio.open(whole) as read:
-            for top in range(0, self.grid.height, _ROWS):
-                bottom = min(top + _ROWS, self.grid.height)
+            step = rows_at_once(self.grid.width, self.profile)
+            for top in range(0, self.grid.height, step):
+                bottom = min(top + step, self.grid.height)
                 window = ((top, bottom), (0, self.grid.width))
                 ours, theirs = written.read(window=window), read.read(window=window)
                 if not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
@@ -131,6 +138,12 @@ class RowWriter:
         """Leave nothing behind."""
         self._file.close()
         self._folder.cleanup()
+
+
+def rows_at_once(width: int, profile: Profile) -> int:
+    """How many rows to handle at once, so that memory stays small."""
+    row = width * len(profile.bands) * np.dtype(profile.dtype).itemsize
+    return max(1, _CHUNK_BYTES // row)
 
 
 @contextmanager

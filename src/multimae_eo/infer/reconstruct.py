@@ -103,7 +103,7 @@ def reconstruct_chips(
     names, outputs = _check(model, source, inputs, chosen.outputs)
     indices = _indices(source, keys, split)
     tally = _Tally(model, inputs, outputs)
-    for samples in _batches(source, indices, names, inputs, chosen.batch_size):
+    for samples in chip_batches(source, indices, names, inputs, chosen.batch_size):
         batch = collate(samples, source.modalities.select(names))
         said = model.reconstruct(
             batch.to(chosen.device),
@@ -209,7 +209,7 @@ def _indices(source: Source, keys: Sequence[str] | None, split: str | None) -> l
     return [int(i) for i in source.split(split)] if split else list(range(len(source)))
 
 
-def _batches(
+def chip_batches(
     source: Source,
     indices: Sequence[int],
     names: Sequence[str],

@@ -8,6 +8,7 @@ measurements, nearest for classes. See docs/scenes.md.
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from multimae_eo.sources.chip_rule import CloudRule, chip_rule
 from multimae_eo.sources.dataset_schema import MODALITY_KEYS, ModalitySpec, PerChip, modality_spec
 from multimae_eo.sources.grid import Grid
 from multimae_eo.sources.rasters import read_header
-from multimae_eo.sources.warped import Mosaic, describe, reading, view_on
+from multimae_eo.sources.warped import Mosaic, describe, reading, stamp, view_on
 from multimae_eo.sources.yaml_section import Section, load_yaml
 
 __all__ = ["Grid", "Scene", "require_scene_modalities"]
@@ -60,6 +61,7 @@ class Scene:
         records = top.get("modalities", {})
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
+        self.path = path
         self.name = top.text("name", path.stem)
         self.time = _time(top)
         root = path.parent / top.text("root", ".")
@@ -111,6 +113,14 @@ class Scene:
             geometry=self.grid.footprint(window),
             time=self.time,
         )
+
+    def stamp(self) -> str:
+        """16 hex digits that change with the scene's file, or when a raster is replaced."""
+        digest = hashlib.sha256(self.path.read_bytes())
+        for layer in self._layers.values():
+            for view in layer.mosaic.views:
+                digest.update(f"\n{view.path} {stamp(view.path)}".encode())
+        return digest.hexdigest()[:16]
 
     def wanted(self, window: Window) -> bool:
         """Whether a chip may lie here: anywhere on the grid."""

@@ -6,6 +6,7 @@ What a window holds does not depend on which windows were read, nor on their siz
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,8 +191,11 @@ def stamp(path: str) -> int:
 Handles = OrderedDict[tuple[View, int], tuple[Any, Any]]
 
 
-class _Pool:
-    """The open rasters of one process, the least recently read closed first."""
+class _Pool(threading.local):
+    """The open rasters of one thread of one process, the least recently read closed first.
+
+    GDAL's handles may not be used by two threads at once.
+    """
 
     def __init__(self) -> None:
         self.process = os.getpid()
