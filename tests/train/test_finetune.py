@@ -31,7 +31,7 @@ from multimae_eo.train.finetune_recipe import (
     load_finetune,
     parse_finetune,
 )
-from multimae_eo.train.supervised import Mixing, SupervisedLoss, draw_mixing
+from multimae_eo.train.supervised import Mixing, SupervisedLoss, draw_mixing, hide
 
 RECIPE = {
     "inputs": ["rgb", "ired", "elevation"],
@@ -361,6 +361,31 @@ def test_mixing_mixes_patches_and_labels_alike(pretrained, source):
     top, bottom, left, right = drawn.box
     assert drawn.kept == pytest.approx(1 - (bottom - top) * (right - left))
     assert draw_mixing(AugmentRecipe(), 8, seed=5) is None
+
+
+def test_hidden_tokens_are_drawn_as_in_pretraining(source, make_model):
+    model = make_model()
+    batch = source.batch(source.keys[:16], ["rgb", "elevation"])
+    patches = model.patchify(batch)
+    assert hide(patches, AugmentRecipe(), seed=1) is patches
+    few = hide(patches, AugmentRecipe(visible=5, alpha=0.05), seed=1)
+    assert few.observed is not None
+    assert (few.observed.sum(dim=1) == 5).all()
+    by_modality = torch.stack([few.observed[:, s].sum(1) for s in few.layout.slices.values()], 1)
+    assert (by_modality.max(dim=1).values == 5).float().mean() > 0.5, "small alpha: often one only"
+    again = hide(patches, AugmentRecipe(visible=5, alpha=0.05), seed=1).observed
+    assert torch.equal(few.observed, again)
+    features = model.encode_patches(few, batch.keys)
+    assert features.slots.count == 5
+
+
+def test_fine_tuning_on_few_tokens_learns_and_costs_less(source, tmp_path):
+    done = finetune(
+        recipe("--run.epochs=12", "--augment.visible=8"), source, tmp_path / "run", model=None
+    )
+    assert done.metrics["val/loss"] < done.metrics["val_baseline/loss"]
+    with pytest.raises(ConfigError, match=r"augment\.visible"):
+        recipe("--augment.visible=0")
 
 
 # recipes ------------------------------------------------------------------------------------

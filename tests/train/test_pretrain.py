@@ -71,6 +71,7 @@ OPTIONS = {
         "--data.batch_size=4",
         "--optim.learned_task_weights=true",
     ),
+    "agreement": ("--agreement.weight=0.5",),
 }
 
 

@@ -15,11 +15,12 @@ from multimae_eo.errors import DataError, TrainingError
 from multimae_eo.model.encoder import Block
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import Target
+from multimae_eo.model.tokens import Patches
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.modules import mixed_seed
 from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
-from multimae_eo.train.supervised import SupervisedLoss, draw_mixing
+from multimae_eo.train.supervised import SupervisedLoss, draw_mixing, hide
 
 _INPUTS = ("embeddings", "modality", "global_tokens")
 
@@ -53,8 +54,14 @@ class FinetuneModule(pl.LightningModule):
         seed = mixed_seed(self.recipe.run.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed)
         labels = self._labels(batch)
-        mixing = draw_mixing(self.recipe.augment, len(batch), mixed_seed(seed, 1))
-        outputs = sized(self.predictor(batch, change=mixing), labels)
+        augment = self.recipe.augment
+        mixing = draw_mixing(augment, len(batch), mixed_seed(seed, 1))
+
+        def change(patches: Patches) -> Patches:
+            mixed = patches if mixing is None else mixing(patches)
+            return hide(mixed, augment, mixed_seed(seed, 2))
+
+        outputs = sized(self.predictor(batch, change=change), labels)
         loss: Tensor = self.loss(outputs, labels, mixing)
         self._guard(loss, batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch))

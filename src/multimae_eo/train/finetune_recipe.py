@@ -34,15 +34,19 @@ class LossRecipe:
 
 @dataclass(kw_only=True)
 class AugmentRecipe:
-    """How chips of a batch are mixed; classification only.
+    """How chips of a batch are mixed (classification only), and which tokens are hidden.
 
     Args:
         mixup: Beta parameter of blending two chips (0: off).
         cutmix: Beta parameter of pasting a box of another chip (0: off).
+        visible: Tokens left of each chip in training, drawn as in pre-training (none: all).
+        alpha: Dirichlet concentration of that draw; small values hide whole modalities.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
+    visible: int | None = None
+    alpha: float = 1.0
 
 
 @dataclass(kw_only=True)
@@ -146,6 +150,7 @@ def parse_finetune(
         "data.workers": (recipe.data.workers, 0),
         "augment.mixup": (recipe.augment.mixup, 0),
         "augment.cutmix": (recipe.augment.cutmix, 0),
+        "augment.visible": (1 if recipe.augment.visible is None else recipe.augment.visible, 1),
         "run.patience": (recipe.run.patience, 0),
     }
     for name in ("epochs", "accumulate", "val_every", "log_every"):
@@ -162,6 +167,8 @@ def parse_finetune(
     ):
         if not inside:
             raise ConfigError(f"{where}: {name}: {value} is not a share between 0 and 1")
+    if recipe.augment.alpha <= 0:
+        raise ConfigError(f"{where}: augment.alpha must be > 0, got {recipe.augment.alpha}")
     if recipe.task != "classification" and (recipe.augment.mixup or recipe.augment.cutmix):
         raise ConfigError(
             f"{where}: augment mixes chips of a classification only, not of a {recipe.task}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from multimae_eo.model.masking import sample_states, visible_count
 from multimae_eo.model.multimae import MultiMAE, Reconstruction
 from multimae_eo.model.tokens import Patches
 from multimae_eo.sample import Batch
+from multimae_eo.train.agreement import Agreement
 from multimae_eo.train.objective import Losses, Objective
 from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.recipe import Recipe
@@ -36,11 +38,21 @@ class PretrainModule(pl.LightningModule):
         self.model = model
         self.recipe = recipe
         self.objective = Objective(model.tasks, learned_weights=recipe.optim.learned_task_weights)
+        self.agreement = (
+            Agreement(model.config.encoder.width, recipe.agreement)
+            if recipe.agreement.weight
+            else None
+        )
         self.steps, self.warmup, self.lr = steps, warmup, lr
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
-        losses, _ = self._losses(batch, (self.current_epoch, batch_idx, self.global_rank))
+        draws = 1 if self.agreement is None else self.recipe.agreement.views
+        seed = (self.current_epoch, batch_idx, self.global_rank)
+        losses, reconstruction = self._losses(batch, seed, draws=draws)
+        if self.agreement is not None:
+            said: Tensor = self.agreement(reconstruction.pooled)
+            losses = losses.plus("agreement", self.recipe.agreement.weight, said)
         self._guard(losses, batch)
         self._log("train", losses, len(batch), sync=False)
         return losses.total
@@ -64,8 +76,10 @@ class PretrainModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
         }
 
-    def _losses(self, batch: Batch, seed: tuple[int, int, int]) -> tuple[Losses, Reconstruction]:
-        patches = self.model.patchify(batch)
+    def _losses(
+        self, batch: Batch, seed: tuple[int, int, int], *, draws: int = 1
+    ) -> tuple[Losses, Reconstruction]:
+        patches = self.model.patchify(batch).repeat(draws)
         states, visible = self.draw(patches, seed)
         reconstruction = self.model(patches, states, visible=visible)
         losses: Losses = self.objective(reconstruction)
@@ -142,4 +156,4 @@ def constant_prediction(model: MultiMAE, reconstruction: Reconstruction) -> Reco
             positions = predicted.shape[-1] // len(log_share)
             constant = constant + log_share.repeat_interleave(positions)
         predictions[task.name] = constant
-    return Reconstruction(predictions, reconstruction.states, reconstruction.patches)
+    return replace(reconstruction, predictions=predictions)

@@ -7,7 +7,7 @@ any (paper, section 3). Computed in patch space and in float32; nothing is asked
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,14 @@ class Losses:
     total: Tensor
     by_task: Mapping[str, Tensor]
     samples: Mapping[str, Tensor]
+
+    def plus(self, name: str, weight: float, loss: Tensor) -> Losses:
+        """These losses and another, weighted."""
+        return replace(
+            self,
+            total=self.total + weight * loss,
+            by_task={**self.by_task, name: loss.detach()},
+        )
 
 
 class Objective(nn.Module):

@@ -86,6 +86,21 @@ class MaskingRecipe:
 
 
 @dataclass(kw_only=True)
+class AgreementRecipe:
+    """Whether draws of one chip's tokens shall be known for the same (not in the paper).
+
+    Args:
+        weight: Of this loss beside the tasks' (0: off, and one draw of each chip).
+        views: Draws of each chip in a step.
+        temperature: Smaller values look harder at the most similar other chips.
+    """
+
+    weight: float = 0.0
+    views: int = 2
+    temperature: float = 0.2
+
+
+@dataclass(kw_only=True)
 class AdamWRecipe:
     """AdamW with warm-up and cosine decay.
 
@@ -191,6 +206,7 @@ class Recipe:
         tasks: Outputs by name (default: one per modality).
         model: The network's size.
         masking: Which tokens the encoder sees.
+        agreement: Whether draws of one chip shall be known for the same.
         optim: The optimiser.
         data: How chips are cut and batched.
         run: How long, how precisely, and what is recorded.
@@ -200,6 +216,7 @@ class Recipe:
     tasks: dict[str, TaskRecipe] = field(default_factory=dict)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     masking: MaskingRecipe = field(default_factory=MaskingRecipe)
+    agreement: AgreementRecipe = field(default_factory=AgreementRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
@@ -274,6 +291,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
         {
             "model.patch": (recipe.model.patch, 1),
             "masking.visible": (recipe.masking.visible, 1),
+            "agreement.weight": (recipe.agreement.weight, 0),
+            "agreement.views": (recipe.agreement.views, 2),
             "data.batch_size": (recipe.data.batch_size, 1),
             "data.workers": (recipe.data.workers, 0),
             "run.epochs": (recipe.run.epochs, 1),
@@ -284,6 +303,10 @@ def _check_values(recipe: Recipe, where: str) -> None:
     )
     if recipe.masking.alpha <= 0:
         raise ConfigError(f"{where}: masking.alpha must be > 0, got {recipe.masking.alpha}")
+    if recipe.agreement.temperature <= 0:
+        raise ConfigError(
+            f"{where}: agreement.temperature must be > 0, got {recipe.agreement.temperature}"
+        )
     if not 0 <= recipe.data.val_fraction < 1:
         raise ConfigError(
             f"{where}: data.val_fraction must be in [0, 1), got {recipe.data.val_fraction}"

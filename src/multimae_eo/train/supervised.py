@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.model.masking import sample_states
 from multimae_eo.model.target import Target
-from multimae_eo.model.tokens import Patches
+from multimae_eo.model.tokens import Patches, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
 
 
@@ -93,6 +94,26 @@ def draw_mixing(recipe: AugmentRecipe, size: int, seed: int) -> Mixing | None:
     top, bottom = max(0.0, cy - half), min(1.0, cy + half)
     left, right = max(0.0, cx - half), min(1.0, cx + half)
     return Mixing(partner, 1 - (bottom - top) * (right - left), (top, bottom, left, right))
+
+
+def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
+    """Leave ``recipe.visible`` tokens of each chip, drawn as in pre-training; all where it is None.
+
+    Fewer tokens cost less, no chip looks the same twice, and a small ``alpha`` hides whole
+    modalities (patch dropout, Liu et al. 2022, with the paper's Dirichlet draw).
+    """
+    if recipe.visible is None:
+        return patches
+    states = sample_states(
+        patches.layout,
+        None if patches.observed is None else patches.observed.cpu(),
+        batch_size=patches.batch_size,
+        visible=recipe.visible,
+        alpha=recipe.alpha,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    seen = states == TokenState.VISIBLE
+    return replace(patches, observed=seen.to(patches.device, non_blocking=True))
 
 
 class SupervisedLoss(nn.Module):

@@ -1,0 +1,205 @@
+"""A U-Net trained from scratch on maps: what a model for one input configuration reaches.
+
+The comparison for fine-tuned segmentation: the same chips, splits, normalisation, augmentation
+(flips and quarter turns), loss (cross-entropy), choice of the best epoch on validation and metrics;
+only the network is another. Prints a JSON record per seed, and means over seeds with intervals.
+
+    python benchmarks/unet.py --data STORE --inputs optical,elevation [--seeds 3] [--epochs 60]
+
+Results are recorded in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from multimae_eo.evaluate.metrics import Predictions, class_iou, scores_of, values_of
+from multimae_eo.evaluate.statistics import hierarchical_interval
+from multimae_eo.model.config import InputConfig, ModelConfig
+from multimae_eo.model.normalize import Normalizer
+from multimae_eo.model.tokens import unpatchify
+from multimae_eo.sample import Batch
+from multimae_eo.sources import open_source
+from multimae_eo.sources.base import Source
+from multimae_eo.statistics import Statistics
+from multimae_eo.store.loader import make_loader
+
+
+class UNet(nn.Module):
+    """Ronneberger et al. 2015 with batch norm: (B, C, H, W) → logits (B, classes, H, W)."""
+
+    def __init__(self, channels: int, classes: int, width: int = 32, depth: int = 4) -> None:
+        super().__init__()
+        widths = [width * 2**i for i in range(depth)]
+        self.down = nn.ModuleList(
+            _double(a, b) for a, b in zip([channels, *widths], widths, strict=False)
+        )
+        self.up = nn.ModuleList(
+            _double(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.out = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        for i, block in enumerate(self.down):
+            x = block(x if i == 0 else F.max_pool2d(x, 2))
+            kept.append(x)
+        for block, beside in zip(self.up, kept[-2::-1], strict=True):
+            larger = F.interpolate(x, beside.shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([larger, beside], dim=1))
+        found: Tensor = self.out(x)
+        return found
+
+
+def _double(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            layer
+            for a in (before, after)
+            for layer in (
+                nn.Conv2d(a, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            )
+        )
+    )
+
+
+class Planes:
+    """Batches as normalised planes (B, C, H, W), 0 where nothing was observed."""
+
+    def __init__(self, source: Source, inputs: Sequence[str], side: int) -> None:
+        modalities = source.modalities.select(inputs)
+        found = Statistics(modalities)
+        for index in source.split("train"):
+            found.update(source.read(int(index), list(inputs)))
+        config = ModelConfig(inputs={n: InputConfig(size=side, patch=1) for n in inputs})
+        self.normalizer = Normalizer(modalities, config, found)
+        self.channels = sum(m.channels for m in modalities.values())
+
+    def __call__(self, batch: Batch) -> Tensor:
+        patches = self.normalizer(batch)
+        planes = []
+        for name, values in patches.values.items():
+            seen = (
+                torch.where(patches.valid[name], values, 0.0) if name in patches.valid else values
+            )
+            planes.append(unpatchify(seen, patches.layout.grids[name], 1))
+        return torch.cat(planes, dim=1)
+
+
+def predictions(
+    net: UNet, planes: Planes, source: Source, split: str, names: list[str]
+) -> Predictions:
+    """The network's maps of a split."""
+    net.eval()
+    keys: list[str] = []
+    truth, guess, sure = [], [], []
+    with torch.no_grad():
+        for batch in make_loader(source, source.split(split), batch_size=16, modalities=names):
+            best = net(planes(batch)).softmax(dim=1).max(dim=1)
+            assert batch.labels is not None
+            keys += batch.keys
+            truth.append(batch.labels.numpy())
+            guess.append(best.indices.numpy().astype(np.int16))
+            sure.append(best.values.numpy())
+    return Predictions(
+        kind="segmentation",
+        keys=tuple(keys),
+        truth=np.concatenate(truth),
+        guess=np.concatenate(guess),
+        class_names=tuple(source.class_names),
+        probability=np.concatenate(sure),
+    )
+
+
+def train(source: Source, names: list[str], options: Any, seed: int) -> tuple[Predictions, float]:
+    """Train one network; the best validation epoch's predictions of the test split."""
+    torch.manual_seed(seed)
+    side = max(source.read(0).pixels[n].shape[-1] for n in names)
+    planes = Planes(source, names, side)
+    net = UNet(planes.channels, len(source.class_names), options.width)
+    if seed == 0:
+        with FlopCounterMode(display=False) as counter:
+            net.eval()(torch.zeros(1, planes.channels, side, side))
+        size = sum(p.numel() for p in net.parameters())
+        flops = counter.get_total_flops() / 1e9
+        print(f"U-Net: {size / 1e6:.2f} M parameters, {flops:.2f} GFLOP a chip")
+    optim = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=0.05)
+    steps = options.epochs * (len(source.split("train")) // options.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optim, options.lr, total_steps=steps + 1, pct_start=0.1
+    )
+    best, kept = -1.0, net.state_dict()
+    start = time.perf_counter()
+    for epoch in range(options.epochs):
+        net.train()
+        loader = make_loader(
+            source,
+            source.split("train"),
+            batch_size=options.batch,
+            modalities=names,
+            train=True,
+            seed=seed,
+            epoch=epoch,
+            turns=True,
+            chip=options.chip,
+        )
+        for batch in loader:
+            assert batch.labels is not None
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                out = net(planes(batch))
+            loss = F.cross_entropy(out.float(), batch.labels.long(), ignore_index=-1)
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+            schedule.step()
+        if epoch % 5 == 4 or epoch == options.epochs - 1:
+            value = values_of(predictions(net, planes, source, "val", names))["mIoU"]
+            if value > best:
+                best, kept = value, {k: v.clone() for k, v in net.state_dict().items()}
+    seconds = time.perf_counter() - start
+    net.load_state_dict(kept)
+    return predictions(net, planes, source, "test", names), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--inputs", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--chip", type=int, default=None)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    source, names = open_source(options.data), options.inputs.split(",")
+    told = []
+    for seed in range(options.seeds):
+        found, seconds = train(source, names, options, seed)
+        told.append(found)
+        ones = np.ones((1, len(found)))
+        scores = {n: float(s(ones)[0]) for n, s in class_iou(found).items()}
+        print(json.dumps({"seed": seed, "seconds": seconds, **values_of(found), "IoU": scores}))
+    tables = [{**scores_of(t), **{f"IoU {n}": s for n, s in class_iou(t).items()}} for t in told]
+    for name in tables[0]:
+        interval = hierarchical_interval([t[name] for t in tables], len(told[0]))
+        print(f"{name}\t{interval}")
+
+
+if __name__ == "__main__":
+    main()
