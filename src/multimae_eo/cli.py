@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.cli_parts import SOURCE, counter, print_json
+from multimae_eo.cli_predict import PREDICT_VERBS
 from multimae_eo.cli_scenes import SCENE_VERBS
 from multimae_eo.cli_transfer import TRANSFER_VERBS
 from multimae_eo.errors import MultiMAEError, did_you_mean
@@ -292,6 +293,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     "prepare": (_prepare_options, _prepare, "any source into a chip store, with statistics"),
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
     **TRANSFER_VERBS,
+    **PREDICT_VERBS,
     **SCENE_VERBS,
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),

@@ -14,7 +14,15 @@ from multimae_eo.errors import ConfigError
 
 def _scene_options(parser: Any) -> None:
     parser.add_argument("--overlap", type=float, default=0.5, help="of a scene's windows, [0, 1)")
+    share_options(parser)
+
+
+def share_options(parser: Any) -> None:
+    """How a scene is computed, and by whom."""
     parser.add_argument("--workers", type=int, default=1, help="processes that share a scene")
+    parser.add_argument(
+        "--dask", type=str, default="", help="address of a Dask scheduler whose workers share it"
+    )
     parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
     parser.add_argument("--batch_size", type=int, default=None, help="windows at once")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, …")
@@ -53,11 +61,11 @@ def _reconstruct(options: Any, _: list[str]) -> None:
         with counter("px", scaled=True) as progress:
             paths = reconstruct_scene(
                 model,
-                open_for(model, Path(options.scene)),
+                open_for(model, place(options.scene, options)),
                 inputs=inputs,
                 outputs=outputs,
-                out=Path(options.out),
-                options=_how(options, progress, draws=options.draws or 0),
+                out=place(options.out, options),
+                options=scene_how(options, progress, draws=options.draws or 0),
                 error=options.error,
             )
         for path in paths:
@@ -82,7 +90,7 @@ def _reconstruct(options: Any, _: list[str]) -> None:
     print_json(result)
 
 
-def _how(options: Any, progress: Any, *, draws: int = 0) -> Any:
+def scene_how(options: Any, progress: Any, *, draws: int = 0) -> Any:
     """The options of a scene's engine."""
     import torch
 
@@ -93,12 +101,13 @@ def _how(options: Any, progress: Any, *, draws: int = 0) -> Any:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device="cpu" if options.dask else device)  # Dask's workers have their own
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: cannot be used here; try --device cpu") from error
     return SceneOptions(
         overlap=options.overlap,
         workers=options.workers,
+        dask=options.dask,
         precision=options.precision,
         batch_size=options.batch_size,
         device=device,
@@ -106,6 +115,11 @@ def _how(options: Any, progress: Any, *, draws: int = 0) -> Any:
         model_hash=model_hash(Path(options.model)),
         progress=progress,
     )
+
+
+def place(path: str, options: Any) -> Path:
+    """A path; whole where other machines have to find it, too."""
+    return Path(path).resolve() if options.dask else Path(path)
 
 
 # embed --------------------------------------------------------------------------------------
@@ -131,10 +145,10 @@ def _embed(options: Any, _: list[str]) -> None:
     if (options.data is None) == (options.scene is None):
         raise ConfigError("embed: give either --data or --scene")
     model = MultiMAE.from_pretrained(options.model)
-    options.overlap, options.workers = 0.0, 1
+    options.overlap, options.workers, options.dask = 0.0, 1, ""
     unit = "px" if options.scene is not None else "chips"
     with counter(unit, scaled=options.scene is not None) as progress:
-        how = _how(options, progress)
+        how = scene_how(options, progress)
         what = {"inputs": names_in(options.inputs), "per": options.per, "half": options.half}
         if options.scene is not None:
             from multimae_eo.infer.scene_maps import open_for

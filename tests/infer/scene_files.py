@@ -59,6 +59,7 @@ class Fake:
     """Says elevation = 100 × the first optical band, and class by threshold; sees no position."""
 
     class_names = ("land", "water")
+    per_chip = False
 
     def __init__(self, size: int = 16) -> None:
         self.modalities = ModalitySet(

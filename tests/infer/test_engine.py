@@ -16,7 +16,8 @@ from multimae_eo.geo import Window
 from multimae_eo.infer.blend import Canvas
 from multimae_eo.infer.cutting import cut_scene
 from multimae_eo.infer.engine import SceneOptions
-from multimae_eo.infer.scene_maps import open_for, predict_scene, reconstruct_scene
+from multimae_eo.infer.scene_maps import open_for, reconstruct_scene
+from multimae_eo.infer.scene_predict import predict_scene
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.model.multimae import MultiMAE
@@ -196,7 +197,7 @@ def test_a_large_map_has_tiles_and_overviews(tmp_path):
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (5, 7), (16, 16), (33, 17)])
 def test_predictions_over_scenes_of_any_size(tmp_path, shape):
     scene = Scene(optical_scene(tmp_path, *shape))
-    paths = predict_scene(Fake(), scene, out=tmp_path / "map.tif", probabilities=True)
+    paths = predict_scene(Fake(), scene, out=tmp_path / "map.tif", extras=["probabilities"])
     red = np.load(tmp_path / "red.npy")[0] * 1e-4
     with rasterio.open(paths[0]) as cog:
         assert cog.shape == shape
@@ -211,23 +212,27 @@ def test_predictions_over_scenes_of_any_size(tmp_path, shape):
     assert np.abs(both[0] - np.where(red > 0.2, 0.9, 0.1)).max() < 1e-5
 
 
-def test_values_and_answers_for_whole_chips_are_mapped(tmp_path):
-    class Mean(Fake):
+def test_values_are_mapped_as_float_with_nan(tmp_path):
+    class Value(Fake):
         class_names = ()
 
         def predict(self, batch, inputs=None):
-            return torch.full((len(batch), 1), 7.5)
+            return self.red(batch) * 7.5
 
     scene = Scene(optical_scene(tmp_path, 20, 40, hole=np.s_[:5, :5]))
-    (path,) = predict_scene(Mean(), scene, out=tmp_path / "map.tif")
+    (path,) = predict_scene(Value(), scene, out=tmp_path / "map.tif")
     with rasterio.open(path) as cog:
         values = cog.read(1)
+        assert cog.dtypes == ("float32",)
+        assert np.isnan(cog.nodata)
+    red = np.load(tmp_path / "red.npy")[0] * 7.5e-4
     assert np.isnan(values[:5, :5]).all()
-    assert np.abs(np.nan_to_num(values, nan=7.5) - 7.5).max() < 1e-5
+    red[:5, :5] = np.nan
+    assert np.allclose(values, red, atol=1e-5, equal_nan=True)
     with pytest.raises(ConfigError, match="predicts values, not classes"):
-        predict_scene(Mean(), scene, out=tmp_path / "map.tif", probabilities=True)
+        predict_scene(Value(), scene, out=tmp_path / "map.tif", extras=["probabilities"])
     with pytest.raises(ConfigError, match=r"end in \.tif"):
-        predict_scene(Mean(), scene, out=tmp_path / "map.png")
+        predict_scene(Value(), scene, out=tmp_path / "map.png")
 
     class Wrong(Fake):
         def predict(self, batch, inputs=None):

@@ -2,7 +2,8 @@
 
 A hidden folder beside the results holds ``plan.json`` (what was asked, of which scene and model)
 and a folder per finished block with a plain file of rows per raster. Blocks are written under
-another name and renamed when whole; they do not depend on one another.
+another name and renamed when whole; they do not depend on one another. A block that two machines
+came to write is the first one's: both are equal.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +42,7 @@ class Blocks:
             self.delete()
         elif mark.is_file():
             _require_equal(folder, plan)
+            self._sweep()
             return
         write_whole(mark, json.dumps(plan or {}, indent=1).encode())
 
@@ -69,10 +72,13 @@ class Blocks:
 
     def leave(self) -> None:
         """After a failure: keep the finished blocks, or nothing where there are none."""
-        for part in self.folder.glob("*.part"):
-            shutil.rmtree(part, ignore_errors=True)
+        self._sweep()
         if not any(self.folder.glob("block-*")):
             self.delete()
+
+    def _sweep(self) -> None:
+        for part in self.folder.glob("*.part"):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 class BlockWriter:
@@ -80,10 +86,9 @@ class BlockWriter:
 
     def __init__(self, path: Path, layers: Sequence[Layer]) -> None:
         self.path = path
-        self._part = path.with_name(path.name + ".part")
+        self._part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         self._files: dict[str, BinaryIO] = {}
         try:
-            shutil.rmtree(self._part, ignore_errors=True)
             self._part.mkdir(parents=True)
             for layer in layers:
                 self._files[layer.stem] = (self._part / f"{layer.stem}.rows").open("wb")
@@ -106,6 +111,9 @@ class BlockWriter:
                 file.close()
             os.replace(self._part, self.path)
         except OSError as error:
+            if self.path.is_dir():
+                self.discard()
+                return
             raise self._told(error) from error
 
     def discard(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from multimae_eo.errors import ConfigError, ContractError
@@ -121,6 +121,22 @@ def cut_scene(
         for size in (grid.height, grid.width)
     )
     return Cut(grid=grid, chip=length, ratios=ratios, tops=tops, lefts=lefts)
+
+
+def cut_in_cells(cut: Cut, field: str, overlap: float) -> Cut:
+    """The same scene cut for one answer per window, told as ``field`` on a grid of cells.
+
+    A cell is the part of a window's side that does not overlap, as nearly as it divides the window.
+    Windows start at cells; the last reach over the edges, and none is moved.
+    """
+    most = max(1, round(1 / (1 - overlap)))
+    parts = max(p for p in range(1, most + 1) if cut.chip % (p * cut.unit) == 0)
+    cell = cut.chip // parts
+    tops, lefts = (
+        tuple(cell * s for s in window_starts(-(-size // cell), parts, 1))
+        for size in (cut.grid.height, cut.grid.width)
+    )
+    return replace(cut, ratios={**cut.ratios, field: cell}, tops=tops, lefts=lefts)
 
 
 def _up(length: int, unit: int) -> int:

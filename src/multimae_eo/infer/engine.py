@@ -7,27 +7,22 @@ do not depend on one another: an interrupted map goes on with the next, and proc
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import multimae_eo
-from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.errors import ConfigError
 from multimae_eo.infer.blend import Canvas, Rows
 from multimae_eo.infer.blocks import Blocks, assemble
 from multimae_eo.infer.cutting import Cut
 from multimae_eo.infer.layers import Layer
 from multimae_eo.infer.pipeline import Behind, Mapper, mapped, pieces
 from multimae_eo.infer.quick_look import quick_look
+from multimae_eo.infer.sharing import by_dask, by_processes
 from multimae_eo.sources.scene import Scene
-
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -39,9 +34,10 @@ class SceneOptions:
     ``chip``: side of a window in pixels of the scene's grid (default: the model's). ``overlap``:
     share of a window's side. ``batch_size``: windows at once (default: by the device). ``draws``:
     random subsets for the spread (0: no spread is written). ``device``: where the model is.
-    ``workers``: processes that share the scene. ``model_hash``: the model's identity, for the
-    rasters' tags; without it an interrupted map is begun again. ``progress`` is told pixels done
-    and pixels in all.
+    ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler whose workers
+    share it instead; they read the scene and write its blocks under the paths given here.
+    ``model_hash``: the model's identity, for the rasters' tags; without it an interrupted map is
+    begun again. ``progress`` is told pixels done and pixels in all.
     """
 
     chip: int | None = None
@@ -52,6 +48,7 @@ class SceneOptions:
     precision: Precision = "32-true"
     device: str = "cpu"
     workers: int = 1
+    dask: str = ""
     model_hash: str = ""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
@@ -62,6 +59,8 @@ class SceneOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be ≥ {least}, got {value}")
+        if self.dask and self.workers > 1:
+            raise ConfigError("workers: give either workers (here) or dask (elsewhere)")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ConfigError(f"precision must be 32-true or bf16-mixed, got {self.precision!r}")
 
@@ -155,8 +154,9 @@ def _compute(job: Job, blocks: Blocks) -> None:
             job.options.progress(rows * width, height * width)
 
     told(done)
-    if job.options.workers > 1 and len(left) > 1:
-        for number in _in_processes(job, blocks, left):
+    if left and (job.options.dask or (job.options.workers > 1 and len(left) > 1)):
+        share = by_dask if job.options.dask else by_processes
+        for number in share(run_block, job, blocks, left):
             done += rows_of(number)
             told(done)
         return
@@ -208,55 +208,3 @@ def computing(options: SceneOptions) -> Iterator[None]:
     half = torch.autocast(kind, torch.bfloat16) if mixed else nullcontext()
     with torch.no_grad(), half:
         yield
-
-
-# Several processes ----------------------------------------------------------------------------
-
-_HERE: dict[str, tuple[Job, Blocks]] = {}
-
-
-def _begin(job: Job, blocks: Blocks, counter: Synchronized[int], threads: int) -> None:
-    """In a new process: take the job, a share of the cores, and the next device."""
-    import torch
-
-    torch.set_num_threads(threads)
-    with counter.get_lock():
-        rank = counter.value
-        counter.value += 1
-    device = job.options.device
-    if device == "cuda":
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-    options = replace(job.options, device=device)
-    _HERE["job"] = replace(job, mapper=job.mapper.to(device), options=options), blocks
-
-
-def _one(number: int) -> int:
-    job, blocks = _HERE["job"]
-    run_block(job, blocks, number)
-    return number
-
-
-def _in_processes(job: Job, blocks: Blocks, numbers: list[int]) -> Iterator[int]:
-    """Blocks as they are finished."""
-    import torch
-
-    context = multiprocessing.get_context("spawn")
-    count = min(job.options.workers, len(numbers))
-    sent = replace(job, mapper=job.mapper.to("cpu"), options=replace(job.options, progress=None))
-    threads = max(1, torch.get_num_threads() // count)
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=context,
-        initializer=_begin,
-        initargs=(sent, blocks, context.Value("i", 0), threads),
-    )
-    try:
-        for future in as_completed([pool.submit(_one, n) for n in numbers]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise OutputError(
-            f"{blocks.folder}: a worker process ended unexpectedly, perhaps for want of memory; "
-            "run again to go on, with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

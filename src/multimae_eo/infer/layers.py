@@ -14,7 +14,7 @@ from multimae_eo.infer.raster_out import Profile, profile_of
 from multimae_eo.modality import Modality
 from multimae_eo.sources.scene_chips import Area
 
-LayerKind = Literal["value", "spread", "error", "probabilities"]
+LayerKind = Literal["value", "spread", "error", "probabilities", "confidence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class Layer:
     """One raster of a scene. ``stem``: of its file's name.
 
     ``field``: what it is made of. A "value" is the field itself, or its likeliest class;
-    an "error" is prediction − truth, or 1 where the class is wrong. ``ratio``: of its pixels to the
+    an "error" is prediction − truth, or 1 where the class is wrong; "confidence" is the likeliest
+    class's probability. ``ratio``: of its pixels to the
     grid's. ``modality``: what it is about.
     """
 
@@ -43,9 +44,9 @@ class Layer:
         plain = Profile(
             bands=(), dtype="float32", nodata=float("nan"), tags={"modality": about.name}
         )
-        if self.kind == "probabilities":
-            tags = {**plain.tags, "unit": "probability"}
-            return replace(plain, bands=about.class_names, tags=tags)
+        if self.kind in ("probabilities", "confidence"):
+            bands = about.class_names if self.kind == "probabilities" else ("confidence",)
+            return replace(plain, bands=bands, tags={**plain.tags, "unit": "probability"})
         unit = "1 where the class is wrong" if about.categorical else about.unit
         bands = tuple(f"{b} error" for b in about.band_names)
         return replace(plain, bands=bands, tags={**plain.tags, "unit": unit})
@@ -63,6 +64,8 @@ class Layer:
         values: Any = rows.values[self.field][:, :height, : grid.width]
         if self.modality.categorical and self.kind in ("value", "error"):
             values = np.array(self.modality.class_ids)[values.argmax(axis=0)][None]
+        if self.kind == "confidence":
+            values = values.max(axis=0)[None]
         if self.kind == "error":
             values = self._error(values, rows, area)
         return np.where(seen, values, profile.nodata).astype(profile.dtype, copy=False)

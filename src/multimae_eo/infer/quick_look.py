@@ -65,7 +65,7 @@ def _look(layer: Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> 
     modality = layer.modality
     if layer.kind == "value":
         return _value(modality, values, ok)
-    if layer.kind == "probabilities":
+    if layer.kind in ("probabilities", "confidence"):
         # One picture of many bands: how sure the map is of its likeliest class.
         likeliest = np.where(ok.all(axis=0), values.max(axis=0), np.nan)
         return _ramp(likeliest, "cividis", (0.0, 1.0), "probability of the likeliest class", "")

@@ -39,8 +39,8 @@ def profile_of(modality: Modality, *, spread: bool = False) -> Profile:
     if spread:
         tags["unit"] = "nat"
         return Profile(bands=("entropy",), dtype="float32", nodata=float("nan"), tags=tags)
-    free = [v for v in (0, 255, *range(1, 255)) if v not in modality.class_ids]
-    dtype = "uint8" if max(modality.class_ids) < 256 else "uint16"
+    free = [v for v in (0, 255, 65535, *range(1, 255)) if v not in modality.class_ids]
+    dtype = "uint8" if max(*modality.class_ids, free[0]) < 256 else "uint16"
     tags |= {f"class_{c.id}": c.name for c in modality.classes}
     return Profile(
         bands=(modality.bands[0].name,),

@@ -1,4 +1,4 @@
-"""Maps of a scene: modalities reconstructed, or what a fine-tuned model predicts."""
+"""Maps of a scene: modalities reconstructed; and what all maps of a scene begin with."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from multimae_eo.infer.cutting import Cut, cut_scene
 from multimae_eo.infer.engine import Job, SceneOptions, map_scene
 from multimae_eo.infer.layers import Layer, LayerKind
 from multimae_eo.infer.reconstruct import Reconstructor
-from multimae_eo.modality import Band, LegendClass, Modality, ModalitySet
+from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch
 from multimae_eo.sources.scene import Scene, require_scene_modalities
 
 if TYPE_CHECKING:
     import torch
-
-# Okabe and Ito's hues, then darker ones; beyond them colours repeat.
-_PALETTE = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
-    (204, 121, 167), (120, 120, 120), (128, 70, 0), (0, 70, 110), (0, 90, 60), (110, 40, 90),
-)  # fmt: skip
 
 
 class Sized(Protocol):
@@ -50,18 +44,6 @@ class Observing(Protocol):
 
 class SceneModel(Sized, Reconstructor, Protocol):
     """A reconstructor that knows the size of its chips."""
-
-
-class ScenePredictor(Sized, Protocol):
-    """A fine-tuned model. ``class_names``: of its classes; empty where it predicts values."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of its classes, in the order of its probabilities."""
-
-    def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> torch.Tensor:
-        """Probabilities (B, classes, H, W) or values (B, 1, H, W); without H and W one answer
-        for the whole chip."""
 
 
 def require_inputs(model: Sized, scene: Scene, inputs: Sequence[str] | None) -> list[str]:
@@ -136,44 +118,15 @@ def reconstruct_scene(
         ]  # fmt: skip
     mapper = _Reconstruct(
         model, scene.modalities.select(names), tuple(wanted), chosen.draws, chosen.seed
-    ).to(chosen.device)
-    job = Job(scene=scene, cut=cut, mapper=mapper, layers=tuple(layers), options=chosen)
+    )
+    job = Job(
+        scene=scene,
+        cut=cut,
+        mapper=mapper if chosen.dask else mapper.to(chosen.device),
+        layers=tuple(layers),
+        options=chosen,
+    )
     return map_scene(job, out, keep=".scene.partial")
-
-
-def predict_scene(
-    model: ScenePredictor,
-    scene: Scene,
-    *,
-    out: Path,
-    inputs: Sequence[str] | None = None,
-    probabilities: bool = False,
-    options: SceneOptions | None = None,
-) -> list[Path]:
-    """Map a scene with a fine-tuned model; a COG and a quick-look PNG for each raster.
-
-    Writes ``out`` (a ``.tif``): class ids from 0 with a colour table, nodata 255, or float32 values
-    with NaN; with ``probabilities`` also ``<out's stem>.probabilities.tif``, a band per class.
-
-    Raises as ``reconstruct_scene``; ConfigError for probabilities of a model without classes.
-    """
-    chosen = options or SceneOptions()
-    if out.suffix != ".tif":
-        raise ConfigError(f"{out}: the map is a GeoTIFF; let its name end in .tif")
-    if probabilities and not model.class_names:
-        raise ConfigError("probabilities: the model predicts values, not classes")
-    names = require_inputs(model, scene, inputs)
-    cut = scene_cut(model, scene, names, chosen)
-    about = _prediction(tuple(model.class_names))
-    kinds: list[LayerKind] = ["value", "probabilities"] if probabilities else ["value"]
-    layers = tuple(
-        Layer(stem=out.stem if k == "value" else f"{out.stem}.{k}", kind=k, field="prediction",
-              ratio=1, modality=about)
-        for k in kinds
-    )  # fmt: skip
-    mapper = _Predict(model, scene.modalities.select(names), cut.chip).to(chosen.device)
-    job = Job(scene=scene, cut=cut, mapper=mapper, layers=layers, options=chosen)
-    return map_scene(job, out.parent, keep=f".{out.name}.partial")
 
 
 def _outputs(model: SceneModel, outputs: Sequence[str] | None) -> list[str]:
@@ -182,18 +135,6 @@ def _outputs(model: SceneModel, outputs: Sequence[str] | None) -> list[str]:
         if name not in able:
             raise ConfigError(f"the model cannot predict {name!r}; {did_you_mean(name, able)}")
     return [n for n in able if outputs is None or n in outputs]
-
-
-def _prediction(class_names: tuple[str, ...]) -> Modality:
-    """What a fine-tuned model predicts, as a modality."""
-    if not class_names:
-        return Modality(name="prediction", bands=(Band(name="value"),))
-    classes = tuple(
-        LegendClass(id=i, name=name, color=_PALETTE[i % len(_PALETTE)])
-        for i, name in enumerate(class_names)
-    )
-    bands = (Band(name="class"),)
-    return Modality(name="prediction", bands=bands, kind="categorical", classes=classes)
 
 
 @dataclass(frozen=True)
@@ -208,58 +149,24 @@ class _Reconstruct:
 
     def __call__(self, batch: Batch) -> tuple[Sequence[int], Mapping[str, Any]]:
         inputs = list(self.modalities)
-        batch = batch.to(_device(self.model))
+        batch = batch.to(device_of(self.model))
         rows, batch = observed(self.model, batch, inputs)
         if not rows:
             return rows, {}
         said = self.model.reconstruct(
             batch, inputs, outputs=list(self.outputs), draws=self.draws, seed=self.seed
         )
-        found = {n: _array(said[n].mean) for n in self.outputs}
+        found = {n: array_of(said[n].mean) for n in self.outputs}
         if self.draws:
-            found |= {f"{n}.spread": _array(said[n].spread) for n in self.outputs}
+            found |= {f"{n}.spread": array_of(said[n].spread) for n in self.outputs}
         return rows, found
 
     def to(self, device: str) -> _Reconstruct:
-        return replace(self, model=_moved(self.model, device))
+        return replace(self, model=moved(self.model, device))
 
     def describe(self) -> dict[str, Any]:
         return {"verb": "reconstruct", "inputs": list(self.modalities),
                 "outputs": list(self.outputs), "draws": self.draws, "seed": self.seed}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Predict:
-    """Predicts windows: one field, ``prediction``, at the grid's resolution."""
-
-    model: ScenePredictor
-    modalities: ModalitySet
-    chip: int
-
-    def __call__(self, batch: Batch) -> tuple[Sequence[int], Mapping[str, Any]]:
-        inputs = list(self.modalities)
-        batch = batch.to(_device(self.model))
-        rows, batch = observed(self.model, batch, inputs)
-        if not rows:
-            return rows, {}
-        said = _array(self.model.predict(batch, inputs))
-        if said.ndim == 2:  # one answer for a whole chip
-            said = said[:, :, None, None]
-        count = max(1, len(self.model.class_names))
-        if said.ndim != 4 or said.shape[1] != count or self.chip % said.shape[-1]:
-            raise ContractError(
-                f"the model's prediction has shape {said.shape}; expected (B, {count}, H, W) with "
-                f"H and W that divide {self.chip}"
-            )
-        times = self.chip // said.shape[-1]
-        return rows, {"prediction": said.repeat(times, axis=2).repeat(times, axis=3)}
-
-    def to(self, device: str) -> _Predict:
-        return replace(self, model=_moved(self.model, device))
-
-    def describe(self) -> dict[str, Any]:
-        return {"verb": "predict", "inputs": list(self.modalities),
-                "classes": list(self.model.class_names)}  # fmt: skip
 
 
 def observed(model: object, batch: Batch, inputs: Sequence[str]) -> tuple[list[int], Batch]:
@@ -272,11 +179,12 @@ def observed(model: object, batch: Batch, inputs: Sequence[str]) -> tuple[list[i
     return found, batch if len(found) == len(batch) else batch.take(rows)
 
 
-def _array(values: torch.Tensor) -> Any:
+def array_of(values: torch.Tensor) -> Any:
+    """float32 in the host's memory."""
     return values.detach().float().cpu().numpy().astype(np.float32, copy=False)
 
 
-def _device(model: object) -> torch.device:
+def device_of(model: object) -> torch.device:
     """Where a model's weights are; the CPU for one without."""
     import torch
 
@@ -287,7 +195,8 @@ def _device(model: object) -> torch.device:
     return torch.device("cpu")
 
 
-def _moved(model: Any, device: str) -> Any:
+def moved(model: Any, device: str) -> Any:
+    """A model on a device; what is no module stays."""
     import torch
 
     return model.to(device) if isinstance(model, torch.nn.Module) else model

@@ -15,7 +15,7 @@ from multimae_eo.modality import ModalitySet
 from multimae_eo.sources.base import hashed_fraction
 from multimae_eo.sources.yaml_section import Section, as_number
 
-CHIP_KEYS = ("size", "stride", "min_valid", "cloud", "split")
+CHIP_KEYS = ("size", "stride", "min_valid", "cloud", "split", "label", "columns")
 CLOUD_KEYS = ("modality", "path", "classes", "max_fraction")
 
 
@@ -46,6 +46,8 @@ class ChipRule:
     """Side and distance of chips in pixels of the area's grid, and which are kept.
 
     ``min_valid``: by modality, the least fraction of valid pixels, above 0 in any case.
+    ``label``: the class map that is the chips' label rather than an input, "" for none.
+    ``columns``: first and last share of the area's width that chips may touch.
     """
 
     size: int
@@ -53,11 +55,16 @@ class ChipRule:
     min_valid: Mapping[str, float] = field(default_factory=dict)
     cloud: CloudRule | None = None
     split: SplitRule | None = None
+    label: str = ""
+    columns: tuple[float, float] = (0.0, 1.0)
 
     def windows(self, height: int, width: int) -> Iterator[Window]:
         """All chips of a grid, row by row, covering it where the stride is not above the size."""
+        first, last = (share * width for share in self.columns)
         for row in range(0, height, self.stride):
             for col in range(0, width, self.stride):
+                if col < first or (last < width and col + self.size > last):
+                    continue
                 # The chip before may have covered the rest.
                 if _needed(row, height, self) and _needed(col, width, self):
                     yield Window(row=row, col=col, height=self.size, width=self.size)
@@ -79,7 +86,31 @@ def chip_rule(top: Section, modalities: ModalitySet) -> ChipRule | None:
         min_valid=_min_valid(section, modalities),
         cloud=_cloud(section, modalities) if "cloud" in section else None,
         split=_split(section) if "split" in section else None,
+        label=_label(section, modalities),
+        columns=_columns(section),
     )
+
+
+def _label(section: Section, modalities: ModalitySet) -> str:
+    name = section.text("label")
+    if not name:
+        return ""
+    maps = [n for n, m in modalities.items() if m.categorical]
+    if name not in maps:
+        raise section.error("label", f"no class map {name!r}; {did_you_mean(name, maps)}")
+    if len(modalities) == 1:
+        raise section.error("label", "the scene has no other modality to predict it from")
+    return name
+
+
+def _columns(section: Section) -> tuple[float, float]:
+    value = section.get("columns", [0, 1])
+    ends = [as_number(v) for v in value] if isinstance(value, list) else []
+    if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+        first, last = ends[0], ends[1]
+        if 0 <= first < last <= 1:
+            return first, last
+    raise section.error("columns", "expected two shares of the width, such as [0, 0.5]")
 
 
 def _count(section: Section, key: str, default: int | None = None) -> int:

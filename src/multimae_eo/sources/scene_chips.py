@@ -55,9 +55,11 @@ class SceneChips(Source):
                 f"{area.name}: to be cut into chips it needs a section `chips: {{size: 128}}`"
             )
         self.name = area.name
-        self.modalities = area.modalities
         self._area = area
         self._rule = rule = area.chip_rule
+        self.modalities = area.modalities.select([n for n in area.modalities if n != rule.label])
+        if rule.label:
+            self.class_names = area.modalities[rule.label].class_names
         for name, ratio in area.ratios.items():
             if rule.size % ratio or rule.stride % ratio:
                 raise ConfigError(
@@ -86,8 +88,25 @@ class SceneChips(Source):
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one chip; see ``Source.read`` and ``Scene.read`` for errors."""
-        chosen = None if names is None else self.modalities.select(names).names
-        return replace(self._area.read(self._windows[index], chosen), key=self.keys[index])
+        chosen = self.modalities.names if names is None else self.modalities.select(names).names
+        window, label = self._windows[index], self._rule.label
+        sample = self._area.read(window, [*chosen, label] if label else chosen)
+        if not label:
+            return replace(sample, key=self.keys[index])
+        classes = self._classes(sample, window)
+        return replace(sample.select(chosen), key=self.keys[index], label=classes)
+
+    def _classes(self, sample: Sample, window: Window) -> npt.NDArray[np.int64]:
+        """The label: indices of classes (H, W), -1 where none is valid."""
+        name = self._rule.label
+        ratio = self._area.ratios[name]
+        found = np.full((window.height // ratio, window.width // ratio), -1, dtype=np.int64)
+        if name in sample.pixels:
+            ids = sample.pixels[name][0]
+            ok = sample.valid[name][0] if name in sample.valid else np.ones(ids.shape, dtype=bool)
+            for index, own in enumerate(self._area.modalities[name].class_ids):
+                found[ok & (ids == own)] = index
+        return found
 
     def _keep(self, window: Window) -> bool:
         if not self._area.wanted(window):
