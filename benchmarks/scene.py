@@ -6,7 +6,10 @@ map and an elevation. Printed are the megapixels per second, the chips per secon
 (overlapping by half) against the pure model's on the same machine in batches of the same size, and
 the process's peak memory, before and after.
 
-    python benchmarks/scene.py [--size 10980] [--encoder tiny] [--device cuda]
+    python benchmarks/scene.py [--size 10980] [--encoder tiny] [--device cuda] [--kill]
+
+With ``--kill`` another process first maps the scene and is killed (SIGKILL) when the first block of
+rows is finished; the map that is timed goes on from there, and is compared with one made at once.
 
 Results are recorded in docs/scenes.md.
 """
@@ -14,7 +17,11 @@ Results are recorded in docs/scenes.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import multiprocessing
+import os
 import resource
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -111,6 +118,33 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def killed_map(model: MultiMAE, scene: Scene, out: Path, options: SceneOptions) -> int:
+    """Map in another process that is killed after its first block; how many blocks are left."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_map, args=(model.cpu(), scene.path, out, options))
+    process.start()
+    first = out / ".scene.partial" / "block-00000"
+    while process.is_alive() and not first.is_dir():
+        time.sleep(0.05)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    kept = list(first.parent.glob("block-?????"))
+    if process.exitcode != -signal.SIGKILL or not kept:
+        raise RuntimeError("the map ended before it could be killed; take a larger --size")
+    return len(scene_cut(model, scene, ["optical"], options).blocks) - len(kept)
+
+
+def _map(model: MultiMAE, path: Path, out: Path, options: SceneOptions) -> None:
+    scene = Scene(path)
+    model = model.to(options.device)
+    reconstruct_scene(model, scene, inputs=["optical"], out=out, options=options)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Of the maps' bytes."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.tif"))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--size", type=int, default=10_980)
@@ -119,13 +153,17 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="to time the model alone")
+    parser.add_argument("--kill", action="store_true", help="and go on after a SIGKILL")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scene = Scene(write_scene(folder, asked.size))
         model = make_model(scene, asked.encoder).to(asked.device)
         options = SceneOptions(
-            device=asked.device, precision=asked.precision, workers=asked.workers
+            device=asked.device,
+            precision=asked.precision,
+            workers=asked.workers,
+            model_hash="benchmark",
         )
         pure = pure_rate(model, scene, options, asked.seconds)
         before = peak_gib()
@@ -143,6 +181,14 @@ def main() -> None:
         seconds = time.perf_counter() - start
         cut = scene_cut(model, scene, ["optical"], options)
         windows = len(cut.tops) * len(cut.lefts)
+        peak = peak_gib()
+        if asked.kill:
+            model.reconstruct = said  # type: ignore[method-assign]
+            left = killed_map(model, scene, folder / "again", options)
+            _map(model, scene.path, folder / "again", options)
+            same = hashes(folder / "again") == hashes(folder / "out")
+            print(f"killed with {left} of {len(cut.blocks)} blocks left; goes on to "
+                  f"{'the same bytes' if same else 'OTHER BYTES'}")  # fmt: skip
     pixels = asked.size**2
     print(f"{asked.size} × {asked.size} px, 13 bands, encoder {asked.encoder}, {asked.device}")
     print(f"mapped in {seconds:.1f} s: {pixels / seconds / 1e6:.2f} Mpx/s")
@@ -150,7 +196,7 @@ def main() -> None:
     if computed:
         rate = computed / seconds
         print(f"chips/s: {rate:.0f}, the model alone {pure:.0f} ({100 * rate / pure:.0f} %)")
-    print(f"peak memory: {before:.2f} GiB before, {peak_gib():.2f} GiB after")
+    print(f"peak memory: {before:.2f} GiB before, {peak:.2f} GiB after")
 
 
 if __name__ == "__main__":

@@ -278,3 +278,39 @@ def test_the_command_line_embeds_and_searches(run, refused, make_model, scene, t
         "embed", "--model", str(tmp_path / "model"), "--device", "abacus", "--out", out,
         "--scene", str(scene.path),
     )  # fmt: skip
+
+
+def test_geopandas_opens_it_in_the_right_place(make_model, scene, tmp_path):
+    geopandas = pytest.importorskip("geopandas")
+    out = tmp_path / "emb.parquet"
+    embed_scene(make_model().eval(), scene, out)
+    frame = geopandas.read_parquet(out)
+    assert frame.crs.to_epsg() == 4326
+    assert len(frame) == 11
+    assert frame.geometry.is_valid.all()
+    back = frame.geometry.to_crs(frame["crs"][0]).bounds.to_numpy()
+    assert np.abs(back - np.array(frame["bounds"].tolist())).max() < 0.01, "metres"
+
+
+def test_a_water_pixel_finds_water(made, run, tmp_path):
+    out = tmp_path / "emb.parquet"
+    scene = Scene(Path(made / "world/scene.yaml"))
+    words = ["--model", made / "run/model", "--scene", made / "world/scene.yaml"]
+    assert run("embed", *words, "--inputs", "rgb", "--per", "patch", "--out", str(out))[0] == 0
+    cover = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"][0] == 80
+    table = pq.read_table(out)
+    shares = {}
+    for key, (left, bottom, right, top) in zip(
+        table["key"].to_pylist(), table["bounds"].to_pylist(), strict=True
+    ):
+        col, row = ~scene.grid.transform @ (left, top)
+        end, last = ~scene.grid.transform @ (right, bottom)
+        shares[key] = float(cover[round(row) : round(last), round(col) : round(end)].mean())
+    water = next(k for k, s in shares.items() if s == 1)
+    box = table["bbox"][table["key"].to_pylist().index(water)].as_py()
+    at = f"--at={(box['xmin'] + box['xmax']) / 2},{(box['ymin'] + box['ymax']) / 2}"
+    code, said, _ = run("search", "--embeddings", str(out), at, "--k", "6", "--json")
+    assert code == 0
+    found = [row["key"] for row in json.loads(said)]
+    assert found[0] == water
+    assert np.mean([shares[k] for k in found[1:]]) > 0.8 > 2 * np.mean(list(shares.values()))
