@@ -444,3 +444,34 @@ def test_aberystwyth_is_one_store_equal_to_a_direct_warp(tmp_path: Path) -> None
     assert set(store.modalities) == {"optical", "elevation", "elevation_local", "landcover"}
     sample = store.read(224)
     assert np.array_equal(sample.pixels["optical"], source.read(224).pixels["optical"])
+
+
+def test_a_class_map_becomes_the_label_of_chips_in_some_columns(folder: Path) -> None:
+    landcover = {"path": "classes.tif", "legend": {1: "a", 2: "b", 3: "c", 4: "d"}}
+    plain = open_scene(scene_file(folder, modalities={"landcover": landcover}))
+    width = Scene(scene_file(folder)).grid.width
+    chips = {"size": 8, "label": "landcover", "columns": [0, 0.5]}
+    source = open_scene(scene_file(folder, modalities={"landcover": landcover}, chips=chips))
+    assert "landcover" not in source.modalities
+    assert source.class_names == ("a", "b", "c", "d")
+    area = plain._area
+    for index in range(len(source)):
+        sample = source.read(index)
+        geometry = sample.geometry
+        assert geometry is not None
+        assert geometry.bounds[2] <= area.grid.footprint(area.grid.whole).bounds[2]
+        col = int(source.keys[index].split("c")[1])
+        row = int(source.keys[index][1:].split("c")[0])
+        assert col + 8 <= width / 2
+        known = area.read(Window(row=row, col=col, height=8, width=8), ["landcover"])
+        ids, ok = known.pixels["landcover"][0], known.valid.get("landcover")
+        expected = np.where(True if ok is None else ok[0], ids.astype(np.int64) - 1, -1)
+        assert np.array_equal(sample.label, expected)
+        assert "landcover" not in sample.pixels
+    assert len(source) > 1
+    for bad in ({"label": "rgb"}, {"columns": [0.5, 0.5]}, {"columns": 0.5}):
+        with pytest.raises(ConfigError, match="label|columns"):
+            scene = scene_file(
+                folder, modalities={"landcover": landcover}, chips={"size": 8, **bad}
+            )
+            open_scene(scene)
