@@ -470,8 +470,6 @@ def test_a_class_map_becomes_the_label_of_chips_in_some_columns(folder: Path) ->
         assert "landcover" not in sample.pixels
     assert len(source) > 1
     for bad in ({"label": "rgb"}, {"columns": [0.5, 0.5]}, {"columns": 0.5}):
-        with pytest.raises(ConfigError, match="label|columns"):
-            scene = scene_file(
-                folder, modalities={"landcover": landcover}, chips={"size": 8, **bad}
-            )
-            open_scene(scene)
+        path = scene_file(folder, modalities={"landcover": landcover}, chips={"size": 8, **bad})
+        with pytest.raises(ConfigError, match=f"{next(iter(bad))}: "):
+            open_scene(path)
