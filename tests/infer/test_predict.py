@@ -337,6 +337,7 @@ class Deadly(Fake):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_without_a_cluster_or_with_workers_that_always_die_it_is_told(
     cluster, tall, tmp_path, monkeypatch
 ):
