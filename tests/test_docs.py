@@ -15,7 +15,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from multimae_eo.cli import _VERBS, _split_overrides, main
+from multimae_eo.cli import _VERBS, OVERRIDDEN, _split_overrides, main
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -94,7 +94,7 @@ def check_options(words: list[str], where: str) -> None:
     """Words after ``multimae-eo``: a verb that exists, and options that it has."""
     verb = words[0]
     assert verb in _VERBS, f"{where}: there is no verb {verb!r}"
-    rest = _split_overrides(words, verb)[0] if verb in ("pretrain", "finetune") else words
+    rest = _split_overrides(words, verb)[0] if verb in OVERRIDDEN else words
     for word in rest:
         option = word.split("=", maxsplit=1)[0]
         assert not option.startswith("--") or option in verb_options(verb), f"{where}: {option}"

@@ -25,6 +25,9 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#5c636e", "marker": "^", "linestyle": ":"},
     {"color": "#009E73", "marker": "D", "linestyle": "-."},
     {"color": "#CC79A7", "marker": "v", "linestyle": "-"},
+    {"color": "#E69F00", "marker": "P", "linestyle": "--"},
+    {"color": "#56B4E9", "marker": "X", "linestyle": ":"},
+    {"color": "#1d2026", "marker": "<", "linestyle": "-."},
 )
 _MOST_NAMED = 24  # classes whose names fit along an axis
 _MOST_NUMBERED = 14  # classes whose counts fit into the cells

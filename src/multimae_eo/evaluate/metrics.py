@@ -86,6 +86,22 @@ class Predictions:
         return self.class_names[index] if 0 <= index < len(self.class_names) else str(index)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tallied:
+    """Predicted maps of which only each chip's ``counts`` are kept: all that their scores need."""
+
+    kind: TaskKind
+    keys: tuple[str, ...]
+    counts: Counts
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+Judged = Predictions | Tallied
+
+
 @dataclass(frozen=True)
 class Counts:
     """Chips or pixels (N, C) of each class: guessed right, true, and guessed."""
@@ -124,14 +140,14 @@ class Counts:
         return _ratio(self.hit.sum(axis=1), self.true.sum(axis=1))
 
 
-def scores_of(predictions: Predictions) -> dict[str, WeightedScore]:
+def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
     """The scores of a kind of task, by name, the one that matters first.
 
     classification: accuracy, macro F1. multilabel: mAP, macro and micro F1. segmentation: mIoU,
     accuracy (over pixels that are not ignored). regression: R², RMSE, MAE (lower is better). Means
     over classes leave out classes that neither truth nor guess hold, as scikit-learn does.
     """
-    if predictions.kind == "regression":
+    if isinstance(predictions, Predictions) and predictions.kind == "regression":
         return {"R2": _r2(predictions), "RMSE": _rmse(predictions), "MAE": _mae(predictions)}
     counts = predictions.counts
 
@@ -146,7 +162,7 @@ def scores_of(predictions: Predictions) -> dict[str, WeightedScore]:
 
     if predictions.kind == "classification":
         return {"accuracy": accuracy, "macro F1": macro_f1}
-    if predictions.kind == "segmentation":
+    if isinstance(predictions, Tallied) or predictions.kind == "segmentation":
         return {"mIoU": mean_iou, "accuracy": accuracy}
     return {
         "mAP": _mean_average_precision(predictions),
@@ -166,19 +182,19 @@ def class_iou(predictions: Predictions) -> dict[str, WeightedScore]:
     return {predictions.name_of(i): score(i) for i in there.tolist()}
 
 
-def values_of(predictions: Predictions) -> dict[str, float]:
+def values_of(predictions: Judged) -> dict[str, float]:
     """The scores of all chips, each weighing the same."""
     ones = np.ones((1, len(predictions)))
     return {name: float(score(ones)[0]) for name, score in scores_of(predictions).items()}
 
 
-def chip_outcomes(predictions: Predictions) -> Array:
+def chip_outcomes(predictions: Judged) -> Array:
     """How right each chip is, higher is better: (N,), what paired tests compare.
 
     1 or 0; F1 of the chip's labels; share of its labelled pixels, NaN without any; or minus the
     squared error.
     """
-    if predictions.kind == "regression":
+    if isinstance(predictions, Predictions) and predictions.kind == "regression":
         error: Array = -((predictions.truth - predictions.guess).astype(np.float64) ** 2)
         return error
     counts = predictions.counts

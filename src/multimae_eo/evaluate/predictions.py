@@ -21,7 +21,7 @@ from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import LabelKind, kind_of
 from multimae_eo.report import write_whole
 from multimae_eo.sample import Batch
-from multimae_eo.sources.base import Source
+from multimae_eo.sources.base import Indices, Source
 from multimae_eo.store.loader import make_loader
 from multimae_eo.train.finetune_module import sized
 
@@ -49,11 +49,11 @@ def predict_split(
     predictor: Predictor,
     source: Source,
     *,
-    split: str = "test",
+    split: str | Indices = "test",
     inputs: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Told:
-    """Predict the labelled chips of a split.
+    """Predict the labelled chips of a split, or those at some indices.
 
     ``inputs``: give only these (default: all that data and model share).
 
@@ -68,7 +68,7 @@ def predict_split(
             f"({', '.join(target.classes)})"
         )
     names = _names(predictor, source, inputs)
-    indices = source.split(split)
+    indices = source.split(split) if isinstance(split, str) else split
     keys: list[str] = []
     parts: list[tuple[Array, Array, Array]] = []
     predictor.eval()
