@@ -97,9 +97,7 @@ def _grid(texts: list[str]) -> dict[str, list[str]]:
     for text in texts:
         name, given, values = text.partition("=")
         if not given or not names_in(values):
-            raise ConfigError(
-                f"grid: expected OPTION=a,b,…, as in optim.lr=1e-4,1e-3; got {text!r}"
-            )
+            raise ConfigError(f"grid: expected OPTION=a,b, as in optim.lr=1e-4,1e-3; got {text!r}")
         grid[name.removeprefix("--")] = names_in(values) or []
     return grid
 
@@ -113,6 +111,33 @@ def _tell(rows: list[dict[str, Any]]) -> None:
     print("\n".join(markdown_table([told_row(row, scores) for row in rows])))
 
 
+def _benchmark_options(parser: Any) -> None:
+    from multimae_eo.sources.geobench_bands import DATASETS
+
+    add = parser.add_argument
+    add("suite", type=str, choices=["geobench"], help="geobench: GEO-Bench version 1")
+    _common(parser, "knn,linear,finetune")
+    add("--root", type=str, required=True, help="folder of the benchmark as it was downloaded")
+    add("--datasets", type=str, default="all", help=f"of {', '.join(DATASETS)}; all: those there")
+    add("--partitions", type=str, default="default", help="such as default,0.10x_train")
+
+
+def _benchmark(options: Any, overrides: list[str]) -> None:
+    from multimae_eo.evaluate.benchmark import Benchmark, benchmark
+    from multimae_eo.evaluate.card import markdown_table
+
+    about = _studied(options, None, "")
+    runs = Benchmark(
+        root=Path(options.root),
+        datasets=tuple(names_in(options.datasets) or ()),
+        partitions=tuple(names_in(options.partitions) or ()),
+        plan_of=lambda more: _plan(options, [*overrides, *more], "100"),
+    )
+    rows, _ = benchmark(about.model, runs, Path(options.out), digest=about.digest)
+    print("\n".join(markdown_table(rows)))
+
+
 STUDY_VERBS: dict[str, Verb] = {
     "study": (_study_options, _study, "label fractions, seeds and grids beside baselines"),
+    "benchmark": (_benchmark_options, _benchmark, "probes and fine-tuning on GEO-Bench"),
 }

@@ -29,6 +29,7 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#56B4E9", "marker": "X", "linestyle": ":"},
     {"color": "#1d2026", "marker": "<", "linestyle": "-."},
 )
+_MOST_INSIDE = 4  # lines whose legend finds room between them
 _MOST_NAMED = 24  # classes whose names fit along an axis
 _MOST_NUMBERED = 14  # classes whose counts fit into the cells
 _MOST_POINTS = 4000
@@ -46,7 +47,8 @@ class Line:
 def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
     """Scores against label fractions, with bands of 95 %; dots with bars where there is one."""
     single = all(len(line.percents) < 2 for line in lines)
-    figure = _new_figure(4.6, 0.9 + 0.32 * len(lines) if single else 3.1)
+    many = len(lines) > _MOST_INSIDE
+    figure = _new_figure(4.6, 0.9 + 0.32 * len(lines) if single else 3.1 + 0.1 * len(lines) * many)
     axes = figure.add_subplot()
     for i, line in enumerate(lines):
         style = _STYLES[i % len(_STYLES)]
@@ -57,7 +59,10 @@ def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
             bar = np.clip([values - lows, highs - values], 0, None)
             axes.errorbar(values, [i], xerr=bar, capsize=3, linewidth=1.6, **style)
             continue
-        axes.fill_between(line.percents, lows, highs, color=style["color"], alpha=0.14, linewidth=0)
+        shade = 0.07 if many else 0.14
+        axes.fill_between(
+            line.percents, lows, highs, color=style["color"], alpha=shade, linewidth=0
+        )
         axes.plot(line.percents, values, label=line.label, linewidth=1.6, markersize=4, **style)
     if single:
         axes.set_yticks(range(len(lines)), [line.label for line in lines], parse_math=False)
@@ -65,6 +70,10 @@ def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
         axes.set_xlabel(score, fontsize=9, parse_math=False)
     else:
         _label_fractions(axes, sorted({p for line in lines for p in line.percents}), score)
+        if many:
+            figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+        else:
+            axes.legend(fontsize=8.5, frameon=False, loc="best")
     _finish(axes, title, grid="x" if single else "y")
     return figure
 
@@ -77,7 +86,6 @@ def _label_fractions(axes: Axes, percents: Sequence[float], score: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("labels used, % of the training split", fontsize=9)
     axes.set_ylabel(score, fontsize=9, parse_math=False)
-    axes.legend(fontsize=8.5, frameon=False, loc="best")
 
 
 def confusion_figure(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Figure:

@@ -179,7 +179,7 @@ def _unpacked(arrays: Any) -> Trial:
 def comparisons(trials: Sequence[Trial], seed: int) -> list[dict[str, Any]]:
     """The model against each baseline, and its input sets against one another, chip by chip.
 
-    A fine-tuned model is also compared with frozen features on the same inputs. Differences of the
+    A fine-tuned model is also compared with linear probes on the same inputs. Differences of the
     first score with 95 % intervals over seeds and chips, and p-values of the permutation test on
     the chips' outcomes (means over seeds), as they are and after Holm.
     """
@@ -195,7 +195,8 @@ def comparisons(trials: Sequence[Trial], seed: int) -> list[dict[str, Any]]:
 
 def _comparable(first: Trial, second: Trial) -> bool:
     if first.method != second.method:
-        return first.method == FINETUNING and first.inputs == second.inputs
+        tuned = first.method == FINETUNING and second.method == "linear"
+        return tuned and first.inputs == second.inputs
     return first.inputs == second.inputs or second.features == PRETRAINED
 
 
