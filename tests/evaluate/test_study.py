@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from functools import partial
-from pathlib import Path
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -42,7 +41,10 @@ def about(tmp_path_factory) -> Studied:
 def plan(*options: str, methods=("finetune", "scratch"), grid=None, **how) -> Plan:
     probing = ProbeOptions(features="mean", fractions=how.pop("fractions", (50, 100)),
                            seeds=how.pop("seeds", 1))  # fmt: skip
-    make = partial(lambda more: load_finetune(None, [*OPTIONS, *options, *more]))
+
+    def make(more):
+        return load_finetune(None, [*OPTIONS, *options, *more])
+
     return Plan(make=make, methods=methods, probing=probing, grid=grid, **how)
 
 
@@ -130,6 +132,7 @@ def test_trials_are_kept_as_they_are(kind, tmp_path):
     shape = {"multilabel": (6, 3), "segmentation": (6, 4, 4)}.get(kind, (6,))
     guesses = [rng.integers(0, 2, shape) for _ in range(2)]
     truth = rng.integers(0, 2, shape)
+    truth.flat[:2] = 0, 1
     made = [
         Predictions(kind=kind, keys=keys, truth=truth, guess=g, class_names=("a", "b"),
                     probability=rng.random((6, 3)) if kind == "multilabel" else None)
@@ -192,4 +195,4 @@ def test_fine_tuning_is_compared_with_scratch_and_linear_probes():
 
 def test_file_names_are_unique_and_plain():
     assert slug("a b", "c") != slug("a", "b c")
-    assert "/" not in slug("../../x", "y;z") and Path(slug("../../x", "y;z")).name != ".."
+    assert re.fullmatch(r"[\w=+-][\w.=+-]*", slug("../../x", "y;z"))
