@@ -78,6 +78,22 @@ def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
     return figure
 
 
+def subset_figure(points: Sequence[tuple[int, float]], *, score: str) -> Figure:
+    """Scores of sets of inputs against their number, and the means of each number."""
+    figure = _new_figure(4.6, 3.1)
+    axes = figure.add_subplot()
+    counts = sorted({count for count, _ in points})
+    means = [float(np.mean([v for c, v in points if c == count])) for count in counts]
+    x, y = zip(*points, strict=True)
+    axes.scatter(x, y, s=14, alpha=0.55, color="#5c636e", linewidths=0)
+    axes.plot(counts, means, linewidth=1.6, markersize=5, **_STYLES[0])
+    axes.set_xticks(counts)
+    axes.set_xlabel("inputs given", fontsize=9)
+    axes.set_ylabel(score, fontsize=9, parse_math=False)
+    _finish(axes, f"{score} by number of inputs", grid="y")
+    return figure
+
+
 def _label_fractions(axes: Axes, percents: Sequence[float], score: str) -> None:
     from matplotlib.ticker import NullLocator
 

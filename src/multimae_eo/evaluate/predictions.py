@@ -67,7 +67,7 @@ def predict_split(
             f"{source.name}: its classes ({', '.join(source.class_names)}) are not the model's "
             f"({', '.join(target.classes)})"
         )
-    names = _names(predictor, source, inputs)
+    names = input_names(predictor, source, inputs)
     indices = source.split(split) if isinstance(split, str) else split
     keys: list[str] = []
     parts: list[tuple[Array, Array, Array]] = []
@@ -140,7 +140,11 @@ def evaluate(
     return record
 
 
-def _names(predictor: Predictor, source: Source, inputs: Sequence[str] | None) -> list[str]:
+def input_names(predictor: Predictor, source: Source, inputs: Sequence[str] | None) -> list[str]:
+    """Check ``inputs``; all that data and model share by default.
+
+    Raises ConfigError for an unknown input, ContractError where they share none.
+    """
     shared = [n for n in source.modalities if n in predictor.encoder.modalities]
     for name in inputs or ():
         if name not in shared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ from multimae_eo.sample import Batch
 DENSE_OVERLAP = 0.5
 """Of the windows that a larger chip's map is blended from."""
 
+_MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+_MAP_AXES = 4
+
 Change = Callable[[Patches], Patches]
 
 
@@ -31,7 +35,11 @@ class Predictor(nn.Module):
         encoder: a MultiMAE; where it has decoders, a copy without them is taken.
         target: the labels.
         config: the head's.
+
+    ``flips``: whether ``predict`` averages over a chip and its mirror images; not saved.
     """
+
+    flips = False
 
     def __init__(self, encoder: MultiMAE, target: Target, config: HeadConfig) -> None:
         super().__init__()
@@ -69,6 +77,16 @@ class Predictor(nn.Module):
         Windows have the size of the chips the model was trained on. Their features are averaged
         where labels are one per chip, and their logits blended where they are maps.
         """
+        if not self.flips:
+            return self._predict(batch, inputs)
+        outputs = [
+            out.flip(axes) if out.ndim == _MAP_AXES else out
+            for axes in _MIRRORS
+            for out in [self._predict(_mirrored(batch, axes), inputs)]
+        ]
+        return torch.stack(outputs).mean(dim=0)
+
+    def _predict(self, batch: Batch, inputs: Sequence[str] | None) -> Tensor:
         overlap = DENSE_OVERLAP if self.target.dense else 0.0
         windows = chip_windows(self.encoder.config.sizes, batch, overlap)
         if not windows:
@@ -129,3 +147,11 @@ class Predictor(nn.Module):
         from multimae_eo.model.folder import load_predictor
 
         return load_predictor(Path(folder))
+
+
+def _mirrored(batch: Batch, axes: tuple[int, ...]) -> Batch:
+    return replace(
+        batch,
+        pixels={n: pixels.flip(axes) for n, pixels in batch.pixels.items()},
+        valid={n: valid.flip(axes) for n, valid in batch.valid.items()},
+    )

@@ -1,9 +1,10 @@
-"""Supervised losses, and the mixing of chips that softens their labels."""
+"""Supervised losses, the mixing of chips that softens their labels, and the hiding of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.model.masking import sample_states
+from multimae_eo.model.predictor import Change
 from multimae_eo.model.target import Target
 from multimae_eo.model.tokens import Patches, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
@@ -114,6 +116,43 @@ def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
     )
     seen = states == TokenState.VISIBLE
     return replace(patches, observed=seen.to(patches.device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """Hides each input of each chip with a ``probability``, but never all that a chip has."""
+
+    probability: float
+    seed: int
+
+    def __call__(self, patches: Patches) -> Patches:
+        """Hidden tokens count as not observed."""
+        layout = patches.layout
+        seen = patches.observed
+        if seen is None:
+            size = (patches.batch_size, layout.count)
+            seen = torch.ones(size, dtype=torch.bool, device=patches.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.rand(len(seen), len(layout.slices), generator=generator).to(seen.device)
+        has = torch.stack([seen[:, part].any(dim=1) for part in layout.slices.values()], dim=1)
+        hidden = drawn < self.probability
+        # The greatest draw of a chip's inputs is hidden only where all are: it stays.
+        last = torch.where(has, drawn, -1.0).argmax(dim=1, keepdim=True)
+        hidden = hidden.scatter(1, last, False)
+        of = layout.modality_of.to(seen.device)
+        return replace(patches, observed=seen & ~hidden[:, of])
+
+
+def changes(recipe: AugmentRecipe, mixing: Mixing | None, seed: int) -> Change | None:
+    """Mixing, then hiding of inputs and of tokens; None where nothing is changed."""
+    steps: list[Change] = [] if mixing is None else [mixing]
+    if recipe.drop_inputs > 0:
+        steps.append(Hiding(recipe.drop_inputs, seed ^ 1))
+    if recipe.visible is not None:
+        steps.append(partial(hide, recipe=recipe, seed=seed))
+    if not steps:
+        return None
+    return lambda patches: reduce(lambda made, step: step(made), steps, patches)
 
 
 class SupervisedLoss(nn.Module):
