@@ -98,8 +98,11 @@ def test_flips_average_the_mirror_images(tuned, run):
     predictor = Predictor.from_pretrained(tuned / "fine/model")
 
     def mirrored(*axes):
-        return replace(batch, pixels={n: p.flip(axes) for n, p in batch.pixels.items()},
-                       valid={n: v.flip(axes) for n, v in batch.valid.items()})  # fmt: skip
+        def flip(values):
+            return torch.from_numpy(np.flip(values.numpy(), axes).copy())
+
+        return replace(batch, pixels={n: flip(p) for n, p in batch.pixels.items()},
+                       valid={n: flip(v) for n, v in batch.valid.items()})  # fmt: skip
 
     each = [predictor.predict(mirrored(*axes)) for axes in ((), (-1,), (-2,), (-2, -1))]
     assert not torch.allclose(each[0], each[1])

@@ -149,9 +149,20 @@ class Predictor(nn.Module):
         return load_predictor(Path(folder))
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+
+
+def _flipped(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Unsigned numbers cannot be flipped on a CPU; their bits can."""
+    signed = _SIGNED.get(values.dtype)
+    return (
+        values.flip(axes) if signed is None else values.view(signed).flip(axes).view(values.dtype)
+    )
+
+
 def _mirrored(batch: Batch, axes: tuple[int, ...]) -> Batch:
     return replace(
         batch,
-        pixels={n: pixels.flip(axes) for n, pixels in batch.pixels.items()},
+        pixels={n: _flipped(pixels, axes) for n, pixels in batch.pixels.items()},
         valid={n: valid.flip(axes) for n, valid in batch.valid.items()},
     )
