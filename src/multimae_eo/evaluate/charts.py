@@ -165,9 +165,11 @@ def reliability_figure(found: Reliability) -> Figure:
 
 
 def scatter_figure(predictions: Predictions) -> Figure:
-    """Predicted against true values; at most 4000 chips, evenly taken."""
-    step = max(1, math.ceil(len(predictions) / _MOST_POINTS))
-    truth, guess = predictions.truth[::step], predictions.guess[::step]
+    """Predicted against true values; at most 4000 chips or pixels, evenly taken."""
+    known = np.isfinite(predictions.truth)
+    truth, guess = predictions.truth[known], predictions.guess[known]
+    step = max(1, math.ceil(len(truth) / _MOST_POINTS))
+    truth, guess = truth[::step], guess[::step]
     figure = _new_figure(3.8, 3.8)
     axes = figure.add_subplot()
     ends = [float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))]

@@ -15,7 +15,13 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
 from multimae_eo.evaluate.card import Cost, card
-from multimae_eo.evaluate.metrics import Predictions, TaskKind, class_iou, scores_of
+from multimae_eo.evaluate.metrics import (
+    Predictions,
+    TaskKind,
+    chip_outcomes,
+    class_iou,
+    scores_of,
+)
 from multimae_eo.evaluate.statistics import hierarchical_interval
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import LabelKind, kind_of
@@ -33,6 +39,7 @@ _TASKS: Mapping[LabelKind, TaskKind] = {
     "multilabel": "multilabel",
     "map": "segmentation",
     "value": "regression",
+    "value map": "regression",
 }
 
 
@@ -86,7 +93,7 @@ def predict_split(
         truth=truth,
         guess=guess,
         class_names=target.classes,
-        probability=None if target.kind == "value" else sure,
+        probability=None if target.numeric else sure,
     )
     return Told(predictions=predictions, inputs=tuple(names), seconds=seconds)
 
@@ -186,7 +193,11 @@ def _parquet(predictions: Predictions) -> bytes:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"key": list(predictions.keys)}
-    if predictions.kind == "segmentation":
+    if predictions.kind == "regression" and predictions.truth.ndim > 1:
+        pixels = np.isfinite(predictions.truth).sum(axis=(1, 2))
+        columns["pixels"] = pixels.tolist()
+        columns["squared_error"] = _listed(-chip_outcomes(predictions), pixels)
+    elif predictions.kind == "segmentation":
         counts = predictions.counts
         pixels = counts.true.sum(axis=1)
         columns["pixels"] = pixels.astype(np.int64).tolist()

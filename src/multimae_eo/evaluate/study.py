@@ -52,6 +52,8 @@ SCRATCH = "from scratch"
 STUDIED = ("finetune", "scratch", *METHODS)
 """What a study may do: the last two are probes of frozen features, with their baselines."""
 
+_MAP_AXES = 2
+
 Grid = Mapping[str, Sequence[str]]
 Make = Callable[[Sequence[str]], FinetuneRecipe]
 """A recipe from options such as ``--optim.lr=1e-4``."""
@@ -145,13 +147,20 @@ def set_trials(
         for method in tuned:
             for percent, drawn in fractions.items():
                 yield _tuned(_Case(about, plan, label, names, method, percent), drawn, cells, out)
-    probed = [m for m in METHODS if m in plan.methods]
-    if plan.make(()).task == "segmentation":
-        probed = [m for m in probed if m != "knn"]
+    probed = _probes(about.source, names, plan)
     if probed:
         frozen = _frozen(about, plan, names, out)
         how = (plan.seed, plan.probing)
         yield from frozen_trials(frozen, about.source, (label, names), probed, how, cells=cells)
+
+
+def _probes(source: Source, names: list[str], plan: Plan) -> list[str]:
+    """The probes that the labels have: maps have no kNN, and maps of values none at all."""
+    label = np.asarray(source.read(int(source.split("train")[0]), names).label)
+    if label.ndim == _MAP_AXES:
+        offered = METHODS[1:] if label.dtype.kind in "biu" else ()
+        return [m for m in offered if m in plan.methods]
+    return [m for m in METHODS if m in plan.methods]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Predictor(nn.Module):
     def forward(
         self, batch: Batch, inputs: Sequence[str] | None = None, *, change: Change | None = None
     ) -> Tensor:
-        """Raw outputs: logits (B, O), standardised values (B, 1), or logits of maps (B, O, H, W).
+        """Raw outputs: logits (B, O) or standardised values (B, 1), or maps of them (B, O, H, W).
 
         Chips are encoded whole, whatever their size; H and W are those of the finest input.
         ``change``: applied to the patches first.
@@ -118,7 +118,7 @@ class Predictor(nn.Module):
 
         ``outputs``: (B, O, …) as of ``forward``.
         """
-        if self.target.kind == "value":
+        if self.target.numeric:
             return outputs[:, 0] * self.target.std + self.target.mean
         return outputs.sigmoid() if self.target.kind == "multilabel" else outputs.softmax(dim=1)
 

@@ -69,9 +69,13 @@ class FinetuneModule(pl.LightningModule):
         losses["val_baseline/loss"] = self.loss.constant(labels)
         self.log_dict(losses, batch_size=len(batch), sync_dist=True)
         answers = self.predictor.answers(outputs.float())
-        kind = self.predictor.target.kind
-        wanted = labels.float() if kind == "value" else labels.long()
-        self.metric.update(answers, wanted)
+        if self.predictor.target.numeric:
+            known = labels.isfinite()
+            answers, wanted = answers[known], labels[known].float()
+        else:
+            wanted = labels.long()
+        if wanted.numel():
+            self.metric.update(answers, wanted)
         self.log(f"val/{self.metric_name}", self.metric, batch_size=len(batch))
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class SupervisedLoss(nn.Module):
     """The loss of outputs against labels; labels of -1 are ignored.
 
     Classes and maps: cross-entropy, averaged over labels (by class weight). Multi-hot labels:
-    binary cross-entropy. Values: of standardised values.
+    binary cross-entropy. Values: of standardised values that are known.
     """
 
     weight: Tensor
@@ -177,10 +177,15 @@ class SupervisedLoss(nn.Module):
         """
         outputs = outputs.float()
         kind = self.target.kind
-        if kind == "value":
+        if self.target.numeric:
             wanted = (labels.to(outputs) - self.target.mean) / self.target.std
-            loss: Tensor = _REGRESSION[self.recipe.regression](outputs[:, 0], wanted)
-            return loss
+            known = wanted.isfinite()
+            # Where nothing is known, 0 with a gradient: not the mean of nothing.
+            guess = torch.where(known, outputs[:, 0], 0.0)
+            each = _REGRESSION[self.recipe.regression](
+                guess, torch.where(known, wanted, 0.0), reduction="sum"
+            )
+            return each / known.sum().clamp_min(1)
         smooth = self.recipe.label_smoothing if self.training else 0.0
         if kind == "map":
             nll = F.cross_entropy(
@@ -207,8 +212,8 @@ class SupervisedLoss(nn.Module):
         """The loss of the best prediction that looks at no chip: the labels' (weighted) shares."""
         target = self.target
         counts = torch.tensor(target.counts, device=labels.device)
-        if target.kind == "value":
-            outputs = torch.zeros(len(labels), 1, device=labels.device)
+        if target.numeric:
+            outputs = torch.zeros(len(labels), 1, *labels.shape[1:], device=labels.device)
         elif target.kind == "multilabel":
             there, not_there = (counts + 0.5) * self.weight, target.total - counts + 0.5
             outputs = (there / not_there).log().expand(len(labels), -1)
@@ -220,7 +225,7 @@ class SupervisedLoss(nn.Module):
         return loss
 
 
-_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_REGRESSION: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
     "huber": F.huber_loss,
@@ -235,7 +240,7 @@ def class_weights(target: Target, recipe: LossRecipe) -> Tensor:
     """
     chosen = recipe.class_weights
     size = target.outputs
-    if chosen == "none" or target.kind == "value":
+    if chosen == "none" or target.numeric:
         return torch.ones(size)
     counts = torch.tensor(target.counts)
     if chosen == "balanced":
