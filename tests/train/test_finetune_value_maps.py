@@ -72,7 +72,8 @@ def test_it_learns_the_map_and_scores_it(folder, capsys):
         "finetune", "--model", "none", "--data", folder / "data.yaml", "--task", "regression",
         "--head", "linear", "--out", out, "--model.patch", 4, "--data.batch_size", 8,
         "--model.encoder", "{width: 32, depth: 1, heads: 2}", "--optim.lr", 0.3,
-        "--run.epochs", 40, "--run.val_every", 20, "--run.accelerator", "cpu", "--optim.drop_path", 0,
+        "--run.epochs", 40, "--run.val_every", 20, "--run.accelerator", "cpu",
+        "--optim.drop_path", 0,
     )  # fmt: skip
     assert code == 0, capsys.readouterr().err
     evaluate = ("evaluate", "--model", out / "model", "--data", folder / "data.yaml", "--json")
