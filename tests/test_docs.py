@@ -15,7 +15,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from multimae_eo.cli import _VERBS, _split_overrides, main
+from multimae_eo.cli import _VERBS, OVERRIDDEN, _split_overrides, main
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -50,6 +50,11 @@ ADDED = {
     ("finetune", "runs/classes"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/frozen"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/scratch"): "--run.epochs 1 --run.accelerator cpu",
+    ("evaluate", "results/dropped"): "--drop rgb,ired",
+    ("study", "studies/classes"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
+    "--features mean --steps 0 --grid optim.lr=1e-3 --fractions 50 --inputs rgb",
+    ("benchmark", "geobench"): "--methods knn,finetune --run.epochs 1 --run.accelerator cpu "
+    "--features mean --data.batch_size 4 --seeds 1",
     ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
     ("probe", "rgb;rgb,ired;all"): "--features mean --methods knn",
     ("reconstruct", "examples/hls_water.yaml"): "--limit 1 --draws 1",
@@ -94,7 +99,7 @@ def check_options(words: list[str], where: str) -> None:
     """Words after ``multimae-eo``: a verb that exists, and options that it has."""
     verb = words[0]
     assert verb in _VERBS, f"{where}: there is no verb {verb!r}"
-    rest = _split_overrides(words, verb)[0] if verb in ("pretrain", "finetune") else words
+    rest = _split_overrides(words, verb)[0] if verb in OVERRIDDEN else words
     for word in rest:
         option = word.split("=", maxsplit=1)[0]
         assert not option.startswith("--") or option in verb_options(verb), f"{where}: {option}"

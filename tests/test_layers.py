@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sources", "store", "model"),
     ("report", "plots", "run_page", "infer", "evaluate", "train", "convert", "doctor", "info"),
     ("quickstart",),
-    ("cli_parts", "cli_scenes", "cli_predict", "cli_transfer", "cli"),
+    ("cli_parts", "cli_scenes", "cli_predict", "cli_study", "cli_transfer", "cli"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

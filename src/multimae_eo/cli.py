@@ -15,8 +15,12 @@ from typing import Any
 from multimae_eo.cli_parts import SOURCE, counter, print_json
 from multimae_eo.cli_predict import PREDICT_VERBS
 from multimae_eo.cli_scenes import SCENE_VERBS
+from multimae_eo.cli_study import STUDY_VERBS
 from multimae_eo.cli_transfer import TRANSFER_VERBS
 from multimae_eo.errors import MultiMAEError, did_you_mean
+
+OVERRIDDEN = ("pretrain", "finetune", "study", "benchmark")
+"""Verbs that take options of a recipe beside their own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +90,7 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
         commands.add_subcommand(name, own, help=about)
     rest: list[str] = arguments
     overrides: list[str] = []
-    if wanted in ("pretrain", "finetune"):
+    if wanted in OVERRIDDEN:
         rest, overrides = _split_overrides(arguments, wanted)
     parsed = parser.parse_args(rest)
     return parsed.verb, parsed[parsed.verb], overrides
@@ -294,6 +298,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     "pretrain": (_pretrain_options, _pretrain, "pre-train; run again to resume"),
     **TRANSFER_VERBS,
     **PREDICT_VERBS,
+    **STUDY_VERBS,
     **SCENE_VERBS,
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),

@@ -79,18 +79,24 @@ def _evaluate_options(parser: Any) -> None:
     parser.add_argument("--split", type=str, default="test", help="chips of this split")
     parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
     parser.add_argument("--out", type=str, default=None, help="folder for metrics and predictions")
+    parser.add_argument(
+        "--drop", type=str, default=None, help="leave inputs out in all combinations: all, or m1,m2"
+    )
+    parser.add_argument("--flips", action="store_true", help="average over mirror images")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def _evaluate(options: Any, _: list[str]) -> None:
+def _evaluate(options: Any, overrides: list[str]) -> None:
+    if options.drop is not None:
+        _drop(options, overrides)
+        return
     from multimae_eo.evaluate.predictions import evaluate as run
-    from multimae_eo.model.predictor import Predictor
     from multimae_eo.sources import open_source
 
     with counter("chips") as progress:
         record = run(
-            Predictor.from_pretrained(options.model),
+            _predictor(options),
             open_source(options.data),
             split=options.split,
             inputs=names_in(options.inputs),
@@ -103,6 +109,38 @@ def _evaluate(options: Any, _: list[str]) -> None:
         return
     for name, score in record["metrics"].items():
         print(f"{name}\t{score['value']:.4f}\t[{score['low']:.4f}, {score['high']:.4f}]")
+
+
+def _predictor(options: Any) -> Any:
+    from multimae_eo.model.predictor import Predictor
+
+    predictor = Predictor.from_pretrained(options.model)
+    predictor.flips = options.flips
+    return predictor
+
+
+def _drop(options: Any, _: list[str]) -> None:
+    from multimae_eo.evaluate.card import markdown_table
+    from multimae_eo.evaluate.probe_page import told_row
+    from multimae_eo.evaluate.robustness import drop_inputs, score_names
+    from multimae_eo.sources import open_source
+
+    if options.inputs is not None:
+        raise ConfigError("--drop tries sets of inputs by itself: leave --inputs out")
+    with counter("sets of inputs") as progress:
+        rows = drop_inputs(
+            _predictor(options),
+            open_source(options.data),
+            None if options.drop == "all" else names_in(options.drop),
+            split=options.split,
+            out=None if options.out is None else Path(options.out),
+            seed=options.seed,
+            progress=progress,
+        )
+    if options.json:
+        print_json(rows)
+    else:
+        print("\n".join(markdown_table([told_row(r, score_names(rows)) for r in rows])))
 
 
 TRANSFER_VERBS: dict[str, Verb] = {

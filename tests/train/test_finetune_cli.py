@@ -83,3 +83,33 @@ def test_evaluate_needs_a_fine_tuned_model_and_its_split(tuned, refused):
     arguments = ("--model", tuned / "fine/model", "--data", tuned / "store")
     assert "split 'tset' is empty" in refused("evaluate", *arguments, "--split", "tset")
     assert "no 'radar' in both" in refused("evaluate", *arguments, "--inputs", "radar")
+
+
+def test_flips_average_the_mirror_images(tuned, run):
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from multimae_eo import Predictor, open_source
+
+    source = open_source(str(tuned / "store"))
+    batch = source.batch(source.keys[:3], ["rgb", "elevation"])
+    predictor = Predictor.from_pretrained(tuned / "fine/model")
+
+    def mirrored(*axes):
+        def flip(values):
+            return torch.from_numpy(np.flip(values.numpy(), axes).copy())
+
+        return replace(batch, pixels={n: flip(p) for n, p in batch.pixels.items()},
+                       valid={n: flip(v) for n, v in batch.valid.items()})  # fmt: skip
+
+    each = [predictor.predict(mirrored(*axes)) for axes in ((), (-1,), (-2,), (-2, -1))]
+    assert not torch.allclose(each[0], each[1])
+    predictor.flips = True
+    np.testing.assert_allclose(predictor.predict(batch), torch.stack(each).mean(dim=0), rtol=1e-5)
+    np.testing.assert_allclose(  # the same for a chip and its mirror image
+        predictor.predict(mirrored(-1)), predictor.predict(batch), rtol=1e-5
+    )
+    arguments = ("evaluate", "--model", tuned / "fine/model", "--data", tuned / "store")
+    assert run(*arguments, "--flips", "--json")[0] == 0

@@ -139,13 +139,15 @@ class ClassScan:
     def _classes_of(self, label: Any) -> dict[int, int]:
         """Class index to count: chips, or pixels of a label map."""
         array = np.asarray(label)
+        if array.dtype.kind == "f" and array.ndim != 1:
+            return {}  # values
         if array.ndim == 2:
             self._by_pixel = True
             values, counts = np.unique(array[array >= 0], return_counts=True)
             return dict(zip(values.tolist(), counts.tolist(), strict=True))
         if array.ndim == 1:
             return {int(i): 1 for i in np.flatnonzero(array)}
-        return {int(array): 1} if array.dtype.kind in "iu" else {}
+        return {int(array): 1}
 
     def findings(self) -> Iterator[Finding]:
         """Findings about every class map, then about labels."""

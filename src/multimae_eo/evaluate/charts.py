@@ -25,7 +25,11 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#5c636e", "marker": "^", "linestyle": ":"},
     {"color": "#009E73", "marker": "D", "linestyle": "-."},
     {"color": "#CC79A7", "marker": "v", "linestyle": "-"},
+    {"color": "#E69F00", "marker": "P", "linestyle": "--"},
+    {"color": "#56B4E9", "marker": "X", "linestyle": ":"},
+    {"color": "#1d2026", "marker": "<", "linestyle": "-."},
 )
+_MOST_INSIDE = 4  # lines whose legend finds room between them
 _MOST_NAMED = 24  # classes whose names fit along an axis
 _MOST_NUMBERED = 14  # classes whose counts fit into the cells
 _MOST_POINTS = 4000
@@ -43,7 +47,8 @@ class Line:
 def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
     """Scores against label fractions, with bands of 95 %; dots with bars where there is one."""
     single = all(len(line.percents) < 2 for line in lines)
-    figure = _new_figure(4.6, 0.9 + 0.32 * len(lines) if single else 3.1)
+    many = len(lines) > _MOST_INSIDE
+    figure = _new_figure(4.6, 0.9 + 0.32 * len(lines) if single else 3.1 + 0.1 * len(lines) * many)
     axes = figure.add_subplot()
     for i, line in enumerate(lines):
         style = _STYLES[i % len(_STYLES)]
@@ -54,7 +59,10 @@ def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
             bar = np.clip([values - lows, highs - values], 0, None)
             axes.errorbar(values, [i], xerr=bar, capsize=3, linewidth=1.6, **style)
             continue
-        axes.fill_between(line.percents, lows, highs, color=style["color"], alpha=0.14, linewidth=0)
+        shade = 0.07 if many else 0.14
+        axes.fill_between(
+            line.percents, lows, highs, color=style["color"], alpha=shade, linewidth=0
+        )
         axes.plot(line.percents, values, label=line.label, linewidth=1.6, markersize=4, **style)
     if single:
         axes.set_yticks(range(len(lines)), [line.label for line in lines], parse_math=False)
@@ -62,7 +70,27 @@ def fraction_figure(lines: Sequence[Line], *, title: str, score: str) -> Figure:
         axes.set_xlabel(score, fontsize=9, parse_math=False)
     else:
         _label_fractions(axes, sorted({p for line in lines for p in line.percents}), score)
+        if many:
+            figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+        else:
+            axes.legend(fontsize=8.5, frameon=False, loc="best")
     _finish(axes, title, grid="x" if single else "y")
+    return figure
+
+
+def subset_figure(points: Sequence[tuple[int, float]], *, score: str) -> Figure:
+    """Scores of sets of inputs against their number, and the means of each number."""
+    figure = _new_figure(4.6, 3.1)
+    axes = figure.add_subplot()
+    counts = sorted({count for count, _ in points})
+    means = [float(np.mean([v for c, v in points if c == count])) for count in counts]
+    x, y = zip(*points, strict=True)
+    axes.scatter(x, y, s=14, alpha=0.55, color="#5c636e", linewidths=0)
+    axes.plot(counts, means, linewidth=1.6, markersize=5, **_STYLES[0])
+    axes.set_xticks(counts)
+    axes.set_xlabel("inputs given", fontsize=9)
+    axes.set_ylabel(score, fontsize=9, parse_math=False)
+    _finish(axes, f"{score} by number of inputs", grid="y")
     return figure
 
 
@@ -74,7 +102,6 @@ def _label_fractions(axes: Axes, percents: Sequence[float], score: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("labels used, % of the training split", fontsize=9)
     axes.set_ylabel(score, fontsize=9, parse_math=False)
-    axes.legend(fontsize=8.5, frameon=False, loc="best")
 
 
 def confusion_figure(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Figure:
@@ -138,9 +165,11 @@ def reliability_figure(found: Reliability) -> Figure:
 
 
 def scatter_figure(predictions: Predictions) -> Figure:
-    """Predicted against true values; at most 4000 chips, evenly taken."""
-    step = max(1, math.ceil(len(predictions) / _MOST_POINTS))
-    truth, guess = predictions.truth[::step], predictions.guess[::step]
+    """Predicted against true values; at most 4000 chips or pixels, evenly taken."""
+    known = np.isfinite(predictions.truth)
+    truth, guess = predictions.truth[known], predictions.guess[known]
+    step = max(1, math.ceil(len(truth) / _MOST_POINTS))
+    truth, guess = truth[::step], guess[::step]
     figure = _new_figure(3.8, 3.8)
     axes = figure.add_subplot()
     ends = [float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))]

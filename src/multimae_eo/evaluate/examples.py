@@ -36,6 +36,8 @@ def example_figure(predictions: Predictions, source: Source, *, count: int) -> F
     images = [chip_picture(sample, source.modalities) for sample in samples]
     if predictions.kind == "segmentation":
         return _map_figure(predictions, rows, images)
+    if predictions.truth.ndim > 1 and predictions.kind == "regression":
+        return _value_figure(predictions, rows, images)
     across = min(_ACROSS, len(rows))
     down = -(-len(rows) // across)
     figure = _figure(1.75 * across, 2.25 * down)
@@ -92,32 +94,58 @@ def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) ->
     """Three rows: the chip, the truth, the guess; a column per chip, and a legend."""
     from matplotlib.patches import Patch
 
-    figure = _figure(1.6 * len(rows) + 0.5, 5.9)
-    grid = figure.subplots(3, len(rows), squeeze=False)
     accuracy = chip_outcomes(predictions)
-    shown: set[int] = set()
-    for column, (row, image) in enumerate(zip(rows, images, strict=True)):
-        truth = predictions.truth[row]
-        guess = predictions.guess[row]
-        shown |= {int(c) for c in np.unique(np.concatenate([truth, guess])) if c >= 0}
-        for axes, part in zip(
-            grid[:, column], (image, painted(truth), painted(guess)), strict=True
-        ):
-            axes.imshow(part, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        key = _clipped(predictions.keys[row], 18)
-        grid[0, column].set_title(
-            f"{key}\n{100 * accuracy[row]:.0f} % right", fontsize=7.5, loc="left", parse_math=False
-        )
-    for axes, name in zip(grid[:, 0], ("chip", "truth", "guess"), strict=True):
-        axes.set_ylabel(name, fontsize=9)
+    maps = np.stack([predictions.truth[rows], predictions.guess[rows]])
+    shown = {int(c) for c in np.unique(maps) if c >= 0}
+    figure = _columns(
+        [
+            (f"{_clipped(predictions.keys[row], 18)}\n{100 * accuracy[row]:.0f} % right",
+             (image, painted(predictions.truth[row]), painted(predictions.guess[row])))
+            for row, image in zip(rows, images, strict=True)
+        ]
+    )  # fmt: skip
     entries = [
         Patch(color=np.divide(_PALETTE[c % len(_PALETTE)], 255), label=predictions.name_of(c))
         for c in sorted(shown)
     ]
     figure.legend(handles=entries, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def _value_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:
+    """The same of maps of values, all in one scale of colours; unknown ones are light grey."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    truth, guess = predictions.truth[rows], predictions.guess[rows]
+    span = Normalize(float(np.nanmin(truth)), float(np.nanmax(truth)))
+    colours = ScalarMappable(span, colormaps["viridis"].with_extremes(bad=np.divide(_IGNORED, 255)))
+    apart = np.sqrt(-chip_outcomes(predictions)[rows])
+    figure = _columns(
+        [
+            (f"{_clipped(predictions.keys[row], 18)}\nRMSE {apart[i]:.3g}",
+             (image, *(colours.to_rgba(np.ma.masked_invalid(m[i])) for m in (truth, guess))))
+            for i, (row, image) in enumerate(zip(rows, images, strict=True))
+        ]
+    )  # fmt: skip
+    figure.colorbar(colours, ax=figure.axes, shrink=0.6)
+    return figure
+
+
+def _columns(columns: list[tuple[str, tuple[npt.NDArray[Any], ...]]]) -> Figure:
+    """A titled column per chip: the chip, the truth, the guess."""
+    figure = _figure(1.6 * len(columns) + 0.5, 5.9)
+    grid = figure.subplots(3, len(columns), squeeze=False)
+    for (title, parts), own in zip(columns, grid.T, strict=True):
+        for axes, part in zip(own, parts, strict=True):
+            axes.imshow(part, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        own[0].set_title(title, fontsize=7.5, loc="left", parse_math=False)
+    for axes, name in zip(grid[:, 0], ("chip", "truth", "guess"), strict=True):
+        axes.set_ylabel(name, fontsize=9)
     return figure
 
 

@@ -224,7 +224,9 @@ def extract(
         features.append(compute(batch))
         seconds += time.perf_counter() - start
         found = batch.labels.numpy()
-        labels.append(found.astype(np.int16) if found.ndim == 3 else found)
+        labels.append(
+            found.astype(np.int16) if found.ndim == 3 and found.dtype.kind in "iu" else found
+        )
     for what, arrays in (("labels", labels), ("chips", features)):
         shapes = {a.shape[1:] for a in arrays}
         if len(shapes) > 1:

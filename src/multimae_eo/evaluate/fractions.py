@@ -35,7 +35,8 @@ class Strata:
         """Strata of chips' labels, by their kind.
 
         A class index: itself. A multi-hot vector (C,): the rarest class that the chip has. A map
-        (H, W) of class indices, -1 ignored: the class with most pixels. A number: its decile.
+        (H, W) of class indices, -1 ignored: the class with most pixels. A number: its decile; a
+        map of numbers: that of their mean.
         Raises DataError for labels of several kinds or beyond ``classes``.
         """
         values = [np.asarray(label) for label in labels]
@@ -45,10 +46,10 @@ class Strata:
         if len(kinds) > 1:
             raise DataError("labels are of several kinds; expected one class, vector, map or value")
         (dimensions, is_float), *_ = kinds
-        if dimensions == 0 and is_float:
-            return cls(
-                stratum=_deciles(np.array(values)), presence=np.zeros((len(values), 0), bool)
-            )
+        if is_float and dimensions != 1:
+            means = np.array([v[np.isfinite(v)].mean() if np.isfinite(v).any() else 0.0
+                              for v in values])  # fmt: skip
+            return cls(stratum=_deciles(means), presence=np.zeros((len(values), 0), bool))
         if dimensions == 1:
             presence = np.stack(values) > 0
             return cls(stratum=_rarest(presence), presence=presence)

@@ -24,6 +24,8 @@ def task_of(labels: npt.NDArray[Any]) -> TaskKind:
     """What kind of task stacked labels pose: by their axes, and whether they are whole numbers."""
     if labels.ndim == 1:
         return "regression" if labels.dtype.kind == "f" else "classification"
+    if labels.ndim == 3 and labels.dtype.kind == "f":
+        raise DataError("maps of values are not probed; fine-tune on them")
     return "multilabel" if labels.ndim == 2 else "segmentation"
 
 

@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import DataError
+from multimae_eo.evaluate.moments import Moments
 from multimae_eo.evaluate.statistics import WeightedScore
 
 Array = npt.NDArray[np.float64]
 TaskKind = Literal["classification", "multilabel", "segmentation", "regression"]
 BINS = 15
+_MAP_AXES = 3
 _ROWS = 64  # weightings sorted at once
 
 
@@ -28,7 +30,8 @@ class Predictions:
     """What a model said of labelled chips; nothing here asks which model.
 
     ``truth``, ``guess``: class indices (N,); 0 and 1 (N, C) for several labels per chip; maps
-    (N, H, W) of class indices, truth -1 where ignored; or values (N,). ``probability``: (N, C), or
+    (N, H, W) of class indices, truth -1 where ignored; or values (N,), or maps of values
+    (N, H, W), truth NaN where there is none. ``probability``: (N, C), or
     (N, H, W), that of the guessed class, in [0, 1]; for several labels it is what ranks chips.
     Raises DataError for shapes that do not fit.
     """
@@ -47,11 +50,13 @@ class Predictions:
                 f"guess {self.guess.shape}; these must agree"
             )
         axes = {"classification": 1, "multilabel": 2, "segmentation": 3, "regression": 1}[self.kind]
-        if self.truth.ndim != axes or not len(self.truth):
+        maps = self.kind == "regression" and self.truth.ndim == _MAP_AXES
+        if (self.truth.ndim != axes and not maps) or not len(self.truth):
             raise DataError(
                 f"predictions: {self.kind} needs {axes} axes and chips, got {self.truth.shape}"
             )
-        if self.kind == "regression" and not np.isfinite([self.truth, self.guess]).all():
+        known = (self.guess,) if maps else (self.guess, self.truth)
+        if self.kind == "regression" and not all(np.isfinite(v).all() for v in known):
             raise DataError("predictions: values that are not finite")
         if self.kind == "multilabel" and self.probability is None:
             raise DataError("predictions: several labels per chip need probabilities to rank by")
@@ -84,6 +89,22 @@ class Predictions:
     def name_of(self, index: int) -> str:
         """A class's name, or its index where it has none."""
         return self.class_names[index] if 0 <= index < len(self.class_names) else str(index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tallied:
+    """Predicted maps of which only each chip's ``counts`` are kept: all that their scores need."""
+
+    kind: TaskKind
+    keys: tuple[str, ...]
+    counts: Counts
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+Judged = Predictions | Tallied
 
 
 @dataclass(frozen=True)
@@ -124,15 +145,15 @@ class Counts:
         return _ratio(self.hit.sum(axis=1), self.true.sum(axis=1))
 
 
-def scores_of(predictions: Predictions) -> dict[str, WeightedScore]:
+def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
     """The scores of a kind of task, by name, the one that matters first.
 
     classification: accuracy, macro F1. multilabel: mAP, macro and micro F1. segmentation: mIoU,
     accuracy (over pixels that are not ignored). regression: R², RMSE, MAE (lower is better). Means
     over classes leave out classes that neither truth nor guess hold, as scikit-learn does.
     """
-    if predictions.kind == "regression":
-        return {"R2": _r2(predictions), "RMSE": _rmse(predictions), "MAE": _mae(predictions)}
+    if isinstance(predictions, Predictions) and predictions.kind == "regression":
+        return Moments.of(predictions.truth, predictions.guess).scores()
     counts = predictions.counts
 
     def accuracy(weights: Array) -> Array:
@@ -146,7 +167,7 @@ def scores_of(predictions: Predictions) -> dict[str, WeightedScore]:
 
     if predictions.kind == "classification":
         return {"accuracy": accuracy, "macro F1": macro_f1}
-    if predictions.kind == "segmentation":
+    if isinstance(predictions, Tallied) or predictions.kind == "segmentation":
         return {"mIoU": mean_iou, "accuracy": accuracy}
     return {
         "mAP": _mean_average_precision(predictions),
@@ -166,20 +187,21 @@ def class_iou(predictions: Predictions) -> dict[str, WeightedScore]:
     return {predictions.name_of(i): score(i) for i in there.tolist()}
 
 
-def values_of(predictions: Predictions) -> dict[str, float]:
+def values_of(predictions: Judged) -> dict[str, float]:
     """The scores of all chips, each weighing the same."""
     ones = np.ones((1, len(predictions)))
     return {name: float(score(ones)[0]) for name, score in scores_of(predictions).items()}
 
 
-def chip_outcomes(predictions: Predictions) -> Array:
+def chip_outcomes(predictions: Judged) -> Array:
     """How right each chip is, higher is better: (N,), what paired tests compare.
 
     1 or 0; F1 of the chip's labels; share of its labelled pixels, NaN without any; or minus the
     squared error.
     """
-    if predictions.kind == "regression":
-        error: Array = -((predictions.truth - predictions.guess).astype(np.float64) ** 2)
+    if isinstance(predictions, Predictions) and predictions.kind == "regression":
+        moments = Moments.of(predictions.truth, predictions.guess)
+        error: Array = moments.outcomes()
         return error
     counts = predictions.counts
     if predictions.kind != "multilabel":
@@ -314,33 +336,6 @@ def _mean_average_precision(predictions: Predictions) -> WeightedScore:
 def _scores(predictions: Predictions) -> npt.NDArray[Any]:
     assert predictions.probability is not None
     return predictions.probability
-
-
-def _moments(predictions: Predictions) -> tuple[Array, Array]:
-    truth = predictions.truth.astype(np.float64)
-    return truth, (truth - predictions.guess.astype(np.float64)) ** 2
-
-
-def _r2(predictions: Predictions) -> WeightedScore:
-    truth, error = _moments(predictions)
-    truth = truth - truth.mean()  # exact sums
-
-    def score(weights: Array) -> Array:
-        size = np.maximum(weights.sum(axis=1), 1e-300)
-        total = weights @ truth**2 - (weights @ truth) ** 2 / size
-        return 1 - _ratio(weights @ error, np.where(total > 1e-12, total, 0.0))
-
-    return score
-
-
-def _rmse(predictions: Predictions) -> WeightedScore:
-    _, error = _moments(predictions)
-    return lambda weights: np.sqrt(_ratio(weights @ error, weights.sum(axis=1)))
-
-
-def _mae(predictions: Predictions) -> WeightedScore:
-    error = np.sqrt(_moments(predictions)[1])
-    return lambda weights: _ratio(weights @ error, weights.sum(axis=1))
 
 
 def _class_mean(values: Array) -> Array:

@@ -15,13 +15,19 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
 from multimae_eo.evaluate.card import Cost, card
-from multimae_eo.evaluate.metrics import Predictions, TaskKind, class_iou, scores_of
+from multimae_eo.evaluate.metrics import (
+    Predictions,
+    TaskKind,
+    chip_outcomes,
+    class_iou,
+    scores_of,
+)
 from multimae_eo.evaluate.statistics import hierarchical_interval
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import LabelKind, kind_of
 from multimae_eo.report import write_whole
 from multimae_eo.sample import Batch
-from multimae_eo.sources.base import Source
+from multimae_eo.sources.base import Indices, Source
 from multimae_eo.store.loader import make_loader
 from multimae_eo.train.finetune_module import sized
 
@@ -33,6 +39,7 @@ _TASKS: Mapping[LabelKind, TaskKind] = {
     "multilabel": "multilabel",
     "map": "segmentation",
     "value": "regression",
+    "value map": "regression",
 }
 
 
@@ -49,11 +56,11 @@ def predict_split(
     predictor: Predictor,
     source: Source,
     *,
-    split: str = "test",
+    split: str | Indices = "test",
     inputs: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Told:
-    """Predict the labelled chips of a split.
+    """Predict the labelled chips of a split, or those at some indices.
 
     ``inputs``: give only these (default: all that data and model share).
 
@@ -67,8 +74,8 @@ def predict_split(
             f"{source.name}: its classes ({', '.join(source.class_names)}) are not the model's "
             f"({', '.join(target.classes)})"
         )
-    names = _names(predictor, source, inputs)
-    indices = source.split(split)
+    names = input_names(predictor, source, inputs)
+    indices = source.split(split) if isinstance(split, str) else split
     keys: list[str] = []
     parts: list[tuple[Array, Array, Array]] = []
     predictor.eval()
@@ -86,7 +93,7 @@ def predict_split(
         truth=truth,
         guess=guess,
         class_names=target.classes,
-        probability=None if target.kind == "value" else sure,
+        probability=None if target.numeric else sure,
     )
     return Told(predictions=predictions, inputs=tuple(names), seconds=seconds)
 
@@ -140,7 +147,11 @@ def evaluate(
     return record
 
 
-def _names(predictor: Predictor, source: Source, inputs: Sequence[str] | None) -> list[str]:
+def input_names(predictor: Predictor, source: Source, inputs: Sequence[str] | None) -> list[str]:
+    """Check ``inputs``; all that data and model share by default.
+
+    Raises ConfigError for an unknown input, ContractError where they share none.
+    """
     shared = [n for n in source.modalities if n in predictor.encoder.modalities]
     for name in inputs or ():
         if name not in shared:
@@ -182,7 +193,11 @@ def _parquet(predictions: Predictions) -> bytes:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"key": list(predictions.keys)}
-    if predictions.kind == "segmentation":
+    if predictions.kind == "regression" and predictions.truth.ndim > 1:
+        pixels = np.isfinite(predictions.truth).sum(axis=(1, 2))
+        columns["pixels"] = pixels.tolist()
+        columns["squared_error"] = _listed(-chip_outcomes(predictions), pixels)
+    elif predictions.kind == "segmentation":
         counts = predictions.counts
         pixels = counts.true.sum(axis=1)
         columns["pixels"] = pixels.astype(np.int64).tolist()

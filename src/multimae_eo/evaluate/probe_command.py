@@ -39,7 +39,7 @@ def run(options: Any) -> list[dict[str, Any]]:
     from multimae_eo.sources import open_source
 
     how = ProbeOptions(
-        features=options.features, fractions=_percents(options.fractions), seeds=options.seeds
+        features=options.features, fractions=percents(options.fractions), seeds=options.seeds
     )
     return probe(
         MultiMAE.from_pretrained(options.model),
@@ -62,7 +62,8 @@ def input_sets(text: str | None) -> dict[str, list[str] | None] | list[str] | No
     return {part: None if part == "all" else _names(part) for part in parts}
 
 
-def _percents(text: str) -> tuple[float, ...]:
+def percents(text: str) -> tuple[float, ...]:
+    """``5,10,100`` as numbers; ConfigError for what is none."""
     try:
         return tuple(float(part) for part in _names(text))
     except ValueError as error:

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import Cost, card, markdown_table
 from multimae_eo.evaluate.charts import Line, fraction_figure
-from multimae_eo.evaluate.metrics import scores_of
+from multimae_eo.evaluate.metrics import Predictions, scores_of
 from multimae_eo.evaluate.statistics import Interval
 from multimae_eo.report import Report, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from multimae_eo.evaluate.probes import Trial
+    from multimae_eo.evaluate.trials import Trial
     from multimae_eo.model.multimae import MultiMAE
     from multimae_eo.sources.base import Source
 
 Row = dict[str, Any]
-_INTERVALS = (
+INTERVALS = (
     "Brackets: 95 % bootstrap intervals over test chips and, where there are several, over seeds."
 )
-_TESTED = (
+TESTED = (
     "Differences on the same chips, first minus second, with 95 % intervals. p: permutation test "
     "on the chips' outcomes; Holm: corrected for the number of rows."
 )
@@ -42,12 +42,12 @@ def write_results(
     model, source = probed
     names = tuple(scores_of(trials[0].predictions[0]))
     told = [told_row(row, names) for row in rows]
-    tested = [_told_comparison(row, names[0]) for row in compared]
-    write_whole(out / "results.csv", _csv(rows))
-    write_whole(out / "results.parquet", _parquet(rows))
-    write_whole(out / "comparisons.csv", _csv(compared))
-    lines = [*markdown_table(told), "", f"Test chips: {rows[0]['test chips']}. {_INTERVALS}", ""]
-    lines += [*markdown_table(tested), "", _TESTED]
+    tested = [told_comparison(row, names[0]) for row in compared]
+    write_whole(out / "results.csv", csv_bytes(rows))
+    write_whole(out / "results.parquet", parquet_bytes(rows))
+    write_whole(out / "comparisons.csv", csv_bytes(compared))
+    lines = [*markdown_table(told), "", f"Test chips: {rows[0]['test chips']}. {INTERVALS}", ""]
+    lines += [*markdown_table(tested), "", TESTED]
     write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
     best = _card(out / "card", model, source, trials)
     page = Report(f"Frozen features on {source.name}", _lead(trials[0], rows))
@@ -55,8 +55,8 @@ def write_results(
         f"{names[0]} by label fraction" if len({t.percent for t in trials}) > 1 else names[0]
     )
     page.gallery(_curves(trials, rows, names[0]))
-    page.heading("Scores on the test split").table(told, _INTERVALS)
-    page.heading("Differences").table(tested, _TESTED)
+    page.heading("Scores on the test split").table(told, INTERVALS)
+    page.heading("Differences").table(tested, TESTED)
     page.text(
         "The value chosen is the number of neighbours or the strength of regularisation, chosen on "
         f"the validation split. Details of {best.features} features ({best.method}, {best.inputs}, "
@@ -68,17 +68,19 @@ def write_results(
 def told_row(row: Row, scores: Sequence[str]) -> Row:
     """A row of results for people: each score with its interval in one cell."""
     rest = {k: v for k, v in row.items() if k != "test chips" and not k.startswith(tuple(scores))}
-    return {**rest, **{name: str(_interval(row, name)) for name in scores}}
+    return {**rest, **{name: str(interval_in(row, name)) for name in scores}}
 
 
-def _told_comparison(row: Row, score: str) -> Row:
+def told_comparison(row: Row, score: str) -> Row:
+    """A row of comparisons for people: the difference with its interval in one cell."""
     name = f"{score}, difference"
     rest = {k: v for k, v in row.items() if not k.startswith(name)}
     p = {k: rest.pop(k) for k in ("p", "p (Holm)")}
-    return {**rest, name: str(_interval(row, name)), **p}
+    return {**rest, name: str(interval_in(row, name)), **p}
 
 
-def _interval(row: Row, name: str) -> Interval:
+def interval_in(row: Row, name: str) -> Interval:
+    """A score of a row of results."""
     return Interval(value=row[name], low=row[f"{name} low"], high=row[f"{name} high"])
 
 
@@ -92,22 +94,22 @@ def _curves(
     trials: Sequence[Trial], rows: Sequence[Row], score: str
 ) -> Iterator[tuple[Figure, str, str]]:
     """A chart per input set and method: a line per kind of features."""
-    scored = [(t, _interval(r, score)) for t, r in zip(trials, rows, strict=True)]
+    scored = [(t, interval_in(r, score)) for t, r in zip(trials, rows, strict=True)]
     for inputs, method in dict.fromkeys((t.inputs, t.method) for t in trials):
         mine = [(t, i) for t, i in scored if (t.inputs, t.method) == (inputs, method)]
-        lines = []
-        for features in dict.fromkeys(t.features for t, _ in mine):
-            points = sorted(((t.percent, i) for t, i in mine if t.features == features),
-                            key=lambda point: point[0])  # fmt: skip
-            lines.append(
-                Line(
-                    label=features,
-                    percents=tuple(p for p, _ in points),
-                    scores=tuple(i for _, i in points),
-                )
-            )
+        lines = [
+            line_of(features, [(t.percent, i) for t, i in mine if t.features == features])
+            for features in dict.fromkeys(t.features for t, _ in mine)
+        ]
         title = f"{method}, {inputs}"
         yield fraction_figure(lines, title=title, score=score), "", f"{score}, {title}"
+
+
+def line_of(label: str, points: Sequence[tuple[float, Interval]]) -> Line:
+    """Scores by label fraction as a line of a chart."""
+    ordered = sorted(points, key=lambda point: point[0])
+    percents, scores = zip(*ordered, strict=True)
+    return Line(label=label, percents=percents, scores=scores)
 
 
 def _card(out: Path, model: MultiMAE, source: Source, trials: Sequence[Trial]) -> Trial:
@@ -115,26 +117,30 @@ def _card(out: Path, model: MultiMAE, source: Source, trials: Sequence[Trial]) -
     own = [t for t in trials if t.features == trials[0].features and t.inputs == trials[0].inputs]
     best = max(reversed(own), key=lambda t: t.percent)
     others = [
-        (t.features, t.predictions[0])
+        (t.features, told)
         for t in trials
         if t is not best
+        and isinstance(told := t.predictions[0], Predictions)
         and (t.inputs, t.method, t.percent) == (best.inputs, best.method, best.percent)
     ]
     encoder = sum(
         p.numel() for n, p in model.named_parameters() if not n.startswith("decoder")
     )  # fmt: skip
+    told = best.predictions[0]
+    assert isinstance(told, Predictions)
     card(
-        best.predictions[0],
+        told,
         out,
         title=f"Frozen features on {source.name}: {best.method} probe",
         baselines=others,
         source=source,
-        cost=Cost(parameters=encoder, seconds=best.seconds, chips=len(best.predictions[0])),
+        cost=Cost(parameters=encoder, seconds=best.seconds, chips=len(told)),
     )
     return best
 
 
-def _csv(rows: Sequence[Row]) -> bytes:
+def csv_bytes(rows: Sequence[Row]) -> bytes:
+    """Rows as CSV: a column per key of the first."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -142,7 +148,8 @@ def _csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parquet(rows: Sequence[Row]) -> bytes:
+def parquet_bytes(rows: Sequence[Row]) -> bytes:
+    """Rows of results as Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +28,15 @@ from multimae_eo.evaluate.features import (
 )
 from multimae_eo.evaluate.fractions import Strata, label_fractions
 from multimae_eo.evaluate.labelled import Task, take, task_of
-from multimae_eo.evaluate.metrics import (
-    Predictions,
-    chip_outcomes,
-    interval_rows,
-    scores_of,
-    values_of,
-)
+from multimae_eo.evaluate.metrics import Predictions, values_of
 from multimae_eo.evaluate.readout import Readout, linear_readouts, neighbour_readouts
-from multimae_eo.evaluate.statistics import (
-    hierarchical_interval,
-    holm,
-    paired_interval,
-    permutation_test,
-)
+from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.sources.base import Indices, Source
 
 NEIGHBOURS = (1, 3, 5, 10, 20)
 STRENGTHS = tuple(float(c) for c in 10.0 ** np.arange(-4, 3))
 METHODS = ("knn", "linear")
-PRETRAINED = "pre-trained"
 
 Inputs = Sequence[str] | Mapping[str, Sequence[str] | None] | None
 Tables = dict[str, FeatureTable]
@@ -80,43 +67,6 @@ class ProbeOptions:
                 "fractions: percentages above 0 and up to 100, got "
                 + (", ".join(f"{f:g}" for f in self.fractions) or "none")
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One configuration at one label fraction: predictions of the test chips, one per seed."""
-
-    inputs: str
-    features: str
-    method: str
-    percent: float
-    train_chips: int
-    chosen: tuple[float, ...]
-    predictions: tuple[Predictions, ...]
-    seconds: float
-    """What encoding the test chips took."""
-
-    def row(self, seed: int) -> dict[str, Any]:
-        """Its scores, means over seeds, with 95 % intervals over seeds and chips."""
-        chips = len(self.predictions[0])
-        by_seed = [scores_of(p) for p in self.predictions]
-        picked = list(dict.fromkeys(self.chosen))
-        return {
-            "inputs": self.inputs,
-            "features": self.features,
-            "method": self.method,
-            "labels %": self.percent,
-            "train chips": self.train_chips,
-            "seeds": len(self.predictions),
-            "chosen": picked[0] if len(picked) == 1 else ", ".join(f"{c:g}" for c in picked),
-            "test chips": chips,
-            **interval_rows(
-                {
-                    name: hierarchical_interval([s[name] for s in by_seed], chips, seed=seed)
-                    for name in by_seed[0]
-                }
-            ),
-        }
 
 
 def probe(
@@ -152,7 +102,7 @@ def probe(
     trials = [
         trial
         for label, names in sets.items()
-        for trial in _trials(model, source, (label, names), methods, (seed, options))
+        for trial in frozen_trials(model, source, (label, names), methods, (seed, options))
     ]
     rows = [trial.row(seed) for trial in trials]
     write_results(out, (model, source), trials, rows, comparisons(trials, seed))
@@ -175,28 +125,43 @@ def _input_sets(model: MultiMAE, source: Source, inputs: Inputs) -> dict[str, li
     return {label: list(names or shared) for label, names in inputs.items()}
 
 
-def _trials(
+def frozen_trials(
     model: MultiMAE,
     source: Source,
     named: tuple[str, list[str]],
     methods: Sequence[str] | None,
     how: tuple[int, ProbeOptions],
+    *,
+    cells: Cells | None = None,
 ) -> Iterator[Trial]:
-    """All trials on one set of inputs."""
+    """All trials on one set of inputs, called by its label; ``how``: seed and options.
+
+    ``cells``: where trials are kept, so that those that are there are not made again.
+    """
     label, names = named
-    splits = _splits(source, how[0])
+    cells = cells or Cells(None)
+    splits = splits_of(source, how[0])
     kind = _task_kind(source, splits["train"], names)
     if kind == "segmentation" and methods and "knn" in methods:
         raise ConfigError("method 'knn' is not offered for maps; valid: linear")
     methods = methods or (("linear",) if kind == "segmentation" else METHODS)
     for features, compute in _compared(model, names, kind == "segmentation", how).items():
+        names_of = {
+            (m, p): (label, features, how[1].features, m, f"{p:g}", f"{how[1].seeds} draws")
+            for m in methods
+            for p in how[1].fractions
+        }
+        finished = {key: cells.get(*name) for key, name in names_of.items()}
+        if all(finished.values()):
+            yield from (trial for trial in finished.values() if trial)
+            continue
         tables = {s: extract(source, i, compute, modalities=names) for s, i in splits.items()}
         task = Task.of([t.labels for t in tables.values()], source.class_names)
         subsets = _subsets(tables["train"], task, how)
         for method in methods:
             for percent, chosen in subsets.items():
                 found = [_fit(method, task, tables, rows, i) for i, rows in enumerate(chosen)]
-                yield Trial(
+                trial = Trial(
                     inputs=label,
                     features=features,
                     method=method,
@@ -206,6 +171,7 @@ def _trials(
                     predictions=tuple(p for _, p in found),
                     seconds=tables["test"].seconds,
                 )
+                yield cells.put(trial, *names_of[method, percent])
 
 
 def _task_kind(source: Source, train: Indices, names: list[str]) -> str:
@@ -228,8 +194,8 @@ def _compared(
     }
 
 
-def _splits(source: Source, seed: int) -> dict[str, Indices]:
-    """Train, val and test; a fifth of train serves as val where there is none."""
+def splits_of(source: Source, seed: int) -> dict[str, Indices]:
+    """Indices of train, val and test; a fifth of train serves as val where there is none."""
     indices = {"train": source.split("train"), "test": source.split("test")}
     if "val" in source.splits:
         return indices | {"val": source.split("val")}
@@ -242,15 +208,17 @@ def _subsets(
     train: FeatureTable, task: Task, how: tuple[int, ProbeOptions]
 ) -> dict[float, list[Indices]]:
     """Rows of each label fraction, one per seed; all of the labels can be drawn only once."""
-    seed, options = how
-    strata = Strata.of(train.labels, task.classes)
-    drawn = [
-        label_fractions(strata, options.fractions, seed=seed + i) for i in range(options.seeds)
-    ]
+    drawn = draw_fractions(Strata.of(train.labels, task.classes), how)
     return {
-        percent: [d[percent] for d in (drawn[:1] if len(rows) == len(strata) else drawn)]
+        percent: [d[percent] for d in (drawn[:1] if len(rows) == len(train.keys) else drawn)]
         for percent, rows in drawn[0].items()
     }
+
+
+def draw_fractions(strata: Strata, how: tuple[int, ProbeOptions]) -> list[dict[float, Indices]]:
+    """Positions of the chips of each label fraction, one such dictionary per seed."""
+    seed, options = how
+    return [label_fractions(strata, options.fractions, seed=seed + i) for i in range(options.seeds)]
 
 
 def _fit(
@@ -271,39 +239,3 @@ def _fit(
             best = (score, value, readout)
     assert best is not None
     return best[1], task.predict(best[2], tables["test"])
-
-
-def comparisons(trials: Sequence[Trial], seed: int) -> list[dict[str, Any]]:
-    """The model against each baseline, and its input sets against one another, chip by chip.
-
-    Differences of the first score with 95 % intervals over seeds and chips, and p-values of the
-    permutation test on the chips' outcomes (means over seeds), as they are and after Holm.
-    """
-    pairs = [
-        (a, b)
-        for a, b in combinations(trials, 2)
-        if (a.method, a.percent) == (b.method, b.percent)
-        and a.features == PRETRAINED
-        and (a.inputs == b.inputs or b.features == PRETRAINED)
-    ]
-    rows = [_compare(a, b, seed) for a, b in pairs]
-    corrected = holm([row["p"] for row in rows])
-    return [{**row, "p (Holm)": p} for row, p in zip(rows, corrected, strict=True)]
-
-
-def _compare(first: Trial, second: Trial, seed: int) -> dict[str, Any]:
-    scored = [[scores_of(p) for p in t.predictions] for t in (first, second)]
-    name = next(iter(scored[0][0]))
-    a, b = ([s[name] for s in by_seed] for by_seed in scored)
-    difference = paired_interval(a, b, len(first.predictions[0]), seed=seed)
-    outcomes = [np.mean([chip_outcomes(p) for p in t.predictions], axis=0) for t in (first, second)]
-    known = np.isfinite(outcomes[0]) & np.isfinite(outcomes[1])
-    p = permutation_test(outcomes[0][known], outcomes[1][known], seed=seed) if known.any() else 1.0
-    return {
-        "first": f"{first.features} ({first.inputs})",
-        "second": f"{second.features} ({second.inputs})",
-        "method": first.method,
-        "labels %": first.percent,
-        **interval_rows({f"{name}, difference": difference}),
-        "p": p,
-    }

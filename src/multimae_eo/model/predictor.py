@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ from multimae_eo.sample import Batch
 DENSE_OVERLAP = 0.5
 """Of the windows that a larger chip's map is blended from."""
 
+_MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+_MAP_AXES = 4
+
 Change = Callable[[Patches], Patches]
 
 
@@ -31,7 +35,11 @@ class Predictor(nn.Module):
         encoder: a MultiMAE; where it has decoders, a copy without them is taken.
         target: the labels.
         config: the head's.
+
+    ``flips``: whether ``predict`` averages over a chip and its mirror images; not saved.
     """
+
+    flips = False
 
     def __init__(self, encoder: MultiMAE, target: Target, config: HeadConfig) -> None:
         super().__init__()
@@ -52,7 +60,7 @@ class Predictor(nn.Module):
     def forward(
         self, batch: Batch, inputs: Sequence[str] | None = None, *, change: Change | None = None
     ) -> Tensor:
-        """Raw outputs: logits (B, O), standardised values (B, 1), or logits of maps (B, O, H, W).
+        """Raw outputs: logits (B, O) or standardised values (B, 1), or maps of them (B, O, H, W).
 
         Chips are encoded whole, whatever their size; H and W are those of the finest input.
         ``change``: applied to the patches first.
@@ -69,6 +77,16 @@ class Predictor(nn.Module):
         Windows have the size of the chips the model was trained on. Their features are averaged
         where labels are one per chip, and their logits blended where they are maps.
         """
+        if not self.flips:
+            return self._predict(batch, inputs)
+        outputs = [
+            out.flip(axes) if out.ndim == _MAP_AXES else out
+            for axes in _MIRRORS
+            for out in [self._predict(_mirrored(batch, axes), inputs)]
+        ]
+        return torch.stack(outputs).mean(dim=0)
+
+    def _predict(self, batch: Batch, inputs: Sequence[str] | None) -> Tensor:
         overlap = DENSE_OVERLAP if self.target.dense else 0.0
         windows = chip_windows(self.encoder.config.sizes, batch, overlap)
         if not windows:
@@ -100,7 +118,7 @@ class Predictor(nn.Module):
 
         ``outputs``: (B, O, …) as of ``forward``.
         """
-        if self.target.kind == "value":
+        if self.target.numeric:
             return outputs[:, 0] * self.target.std + self.target.mean
         return outputs.sigmoid() if self.target.kind == "multilabel" else outputs.softmax(dim=1)
 
@@ -129,3 +147,22 @@ class Predictor(nn.Module):
         from multimae_eo.model.folder import load_predictor
 
         return load_predictor(Path(folder))
+
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+
+
+def _flipped(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Unsigned numbers cannot be flipped on a CPU; their bits can."""
+    signed = _SIGNED.get(values.dtype)
+    return (
+        values.flip(axes) if signed is None else values.view(signed).flip(axes).view(values.dtype)
+    )
+
+
+def _mirrored(batch: Batch, axes: tuple[int, ...]) -> Batch:
+    return replace(
+        batch,
+        pixels={n: _flipped(pixels, axes) for n, pixels in batch.pixels.items()},
+        valid={n: valid.flip(axes) for n, valid in batch.valid.items()},
+    )

@@ -11,13 +11,14 @@ import numpy as np
 from multimae_eo.errors import DataError
 
 TaskName = Literal["classification", "segmentation", "regression"]
-LabelKind = Literal["class", "multilabel", "map", "value"]
+LabelKind = Literal["class", "multilabel", "map", "value", "value map"]
 
 _KINDS: Mapping[LabelKind, tuple[TaskName, str]] = {
     "class": ("classification", "one class per chip"),
     "multilabel": ("classification", "a multi-hot vector per chip"),
     "map": ("segmentation", "a map of classes per chip"),
     "value": ("regression", "a number per chip"),
+    "value map": ("regression", "a map of numbers per chip"),
 }
 
 
@@ -27,7 +28,7 @@ class Target:
 
     ``classes``: names, in the order of the outputs; empty for values. ``counts``: training chips
     (pixels, for maps) of each class. ``total``: labelled training chips (pixels). ``mean``,
-    ``std``: of values, which are predicted standardised.
+    ``std``: of values, which are predicted standardised; in maps, NaN says nothing.
     """
 
     kind: LabelKind
@@ -45,7 +46,12 @@ class Target:
     @property
     def dense(self) -> bool:
         """Whether labels are maps."""
-        return self.kind == "map"
+        return self.kind in ("map", "value map")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether labels are values, not classes."""
+        return self.kind in ("value", "value map")
 
     @property
     def task(self) -> TaskName:
@@ -91,13 +97,11 @@ class TargetScan:
                 f"{self._where}: labels are {_KINDS[kind][1]}; {self._task} needs "
                 + " or ".join(text for task, text in _KINDS.values() if task == self._task)
             )
-        if kind == "value":
-            value = float(array)
-            if not np.isfinite(value):
-                return False
-            self._total, self._sum = self._total + 1, self._sum + value
-            self._square += value**2
-            return True
+        if kind in ("value", "value map"):
+            known = array[np.isfinite(array)].astype(np.float64)
+            self._total, self._sum = self._total + known.size, self._sum + float(known.sum())
+            self._square += float((known**2).sum())
+            return bool(known.size)
         return self._count(array, kind)
 
     def _count(self, array: Any, kind: LabelKind) -> bool:
@@ -126,10 +130,10 @@ class TargetScan:
                 f"{self._where}: no training chip has a label; declare `labels:` in the dataset "
                 "file, or prepare the store again from labelled data"
             )
-        if self._kind == "value":
+        if self._kind in ("value", "value map"):
             mean = self._sum / self._total
             std = float(np.sqrt(max(self._square / self._total - mean**2, 0.0)))
-            return Target(kind="value", total=self._total, mean=mean, std=std or 1.0)
+            return Target(kind=self._kind, total=self._total, mean=mean, std=std or 1.0)
         names = self._names or tuple(str(i) for i in range(len(self._counts)))
         if len(names) < 2 and self._kind != "multilabel":
             raise DataError(f"{self._where}: labels are all of one class; need two or more")
@@ -144,11 +148,13 @@ class TargetScan:
 def kind_of(label: Any, task: TaskName) -> LabelKind | None:
     """The kind of a label, a NumPy array; None where it is of no kind known.
 
-    A whole number per chip is a value where the task is regression, else a class.
+    Whole numbers are values where the task is regression, else classes.
     """
     whole = label.dtype.kind in "biu"
     if label.ndim == 0:
         return "class" if whole and task != "regression" else "value"
     if label.ndim == 1:
         return "multilabel"
-    return "map" if label.ndim == 2 and whole else None
+    if label.ndim > 2:
+        return None
+    return "map" if whole and task != "regression" else "value map"

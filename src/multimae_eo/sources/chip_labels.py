@@ -61,8 +61,9 @@ class ChipLabels:
         return cls(spec=labels, classes=classes, values=values, masked=masked, sizes=known)
 
     def read(self, key: str, open_file: Callable[[str], Raster]) -> Any:
-        """A class index (int), a multi-hot vector or number (float32), an (H, W) int64 map with
-        -1 where ignored, or None where the chip has no label.
+        """A class index (int), a multi-hot vector or number (float32), an (H, W) map, or None.
+
+        Maps hold classes (int64, -1 where ignored) or values (float32, NaN where there is none).
         """
         if self.spec.mask is None:
             return self.values.get(key)
@@ -70,7 +71,7 @@ class ChipLabels:
             return None
         return self._map(open_file(self.spec.mask.path(key)))
 
-    def _map(self, raster: Raster) -> npt.NDArray[np.int64]:
+    def _map(self, raster: Raster) -> npt.NDArray[Any]:
         header = raster.header
         if header.count != 1:
             raise FormatError(f"{header.path}: a label mask has one band, got {header.count}")
@@ -80,6 +81,10 @@ class ChipLabels:
                 f"the chips are {' or '.join(f'{h}×{w}' for h, w in sorted(self.sizes))}"
             )
         own = header.nodata[0]
+        if self.spec.numeric:
+            ok = valid_pixels(raster.pixels, [() if own is None else (own,)], raster.mask)
+            values = raster.pixels[0].astype(np.float32)
+            return values if ok is None else np.where(ok[0], values, np.float32(np.nan))
         nodata = [()] if own is None or own in self.spec.ids else [(own,)]
         ok = valid_pixels(raster.pixels, nodata, raster.mask)
         ids = raster.pixels[0] if ok is None else np.where(ok[0], raster.pixels[0], 0)

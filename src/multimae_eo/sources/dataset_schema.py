@@ -74,7 +74,7 @@ class LabelSpec:
     """Where labels come from: exactly one of ``column``, ``folder``, ``mask``.
 
     ``ids``: raw mask id → class index, -1 for ignored ones. ``separator``: splits a column's text
-    into several classes (multi-label). ``numeric``: the column holds values, not classes.
+    into several classes (multi-label). ``numeric``: the column or mask holds values, not classes.
     """
 
     column: str = ""
@@ -345,6 +345,10 @@ def _splits(top: Section, root: Path) -> tuple[Path | None, dict[str, float]]:
     return None, found
 
 
+_ONLY_WITH = {"separator": ("column",), "numeric": ("column", "mask"), "ignore": ("mask",),
+              "ids": ("mask",), "optional": ("mask",)}  # fmt: skip
+
+
 def _labels(top: Section) -> LabelSpec:
     section = Section.of(f"{top.where}: labels", top.get("labels"), LABEL_KEYS)
     given = [k for k in ("column", "folder", "mask") if k in section]
@@ -352,24 +356,24 @@ def _labels(top: Section) -> LabelSpec:
         raise ConfigError(f"{section.where}: give one of column, folder, mask; got {given}")
     classes = section.names("classes") or ()
     mask = _pattern(section, "mask")
-    if mask and not classes:
-        raise section.error("classes", "a mask needs the names of its classes")
+    values = section.flag("numeric")
+    if mask and bool(classes) == values:
+        raise section.error("classes", "a mask needs its classes' names, or numeric: true")
     if "folder" in section and not section.flag("folder"):
         raise section.error("folder", "expected true")
-    for key in ("numeric", "separator"):
-        if key in section and "column" not in section:
-            raise section.error(key, "only a `column:` label has it")
-    for key in ("ignore", "ids", "optional"):
-        if key in section and mask is None:
-            raise section.error(key, "only a `mask:` label has it")
+    for key, holders in _ONLY_WITH.items():
+        if key in section and given[0] not in holders:
+            raise section.error(key, f"only a `{':` or `'.join(holders)}:` label has it")
+    if values and ("ignore" in section or "ids" in section):
+        raise section.error("numeric", "values have no `ids:`; those to ignore are nodata or NaN")
     return LabelSpec(
         column=section.text("column"),
         folder="folder" in section,
         mask=mask,
         classes=classes,
-        ids=_mask_ids(section, classes) if mask else {},
+        ids=_mask_ids(section, classes) if mask and not values else {},
         optional=section.flag("optional"),
-        numeric=section.flag("numeric"),
+        numeric=values,
         separator=section.text("separator"),
     )
 

@@ -48,12 +48,14 @@ def finetune(
     model: MultiMAE | None,
     init: Mapping[str, str] | None = None,
     spec: str = "",
+    splits: tuple[Indices, Indices] | None = None,
 ) -> RunResult:
     """Fine-tune ``model`` (None: an encoder of the recipe's, from scratch), or continue in ``out``.
 
     Leaves ``recipe.yaml``, ``metrics.csv``, TensorBoard events, ``checkpoints/``, ``report.html``
     and ``model/``, the weights that were best on validation. ``init``, ``spec``: how model and
-    source were named, for the record.
+    source were named, for the record. ``splits``: training and validation chips (default: the
+    source's).
 
     Raises:
         ConfigError: the recipe does not fit the data, or ``out`` holds another run.
@@ -62,12 +64,12 @@ def finetune(
     """
     started = time.monotonic()
     inputs = _inputs(recipe, source, model)
-    train, val = source.train_val(val_fraction=recipe.data.val_fraction)
+    train, val = splits or source.train_val(val_fraction=recipe.data.val_fraction)
     train, target = labelled(source, train, inputs, recipe)
     if len(val):
         val, _ = labelled(source, val, inputs, recipe, required=False)
     check_head(recipe.head, dense=target.dense)
-    sizes = _shown(chip_sizes(source, inputs, train), recipe.data.chip)
+    sizes = shown_sizes(chip_sizes(source, inputs, train), recipe.data.chip)
     record = yaml.safe_load(recipe.to_yaml()) | {"init": dict(init or {})}
     claim_run(out, record, source, spec)
 
@@ -136,7 +138,7 @@ def _inputs(recipe: FinetuneRecipe, source: Source, model: MultiMAE | None) -> M
     return source.modalities.select(names or list(source.modalities))
 
 
-def _shown(sizes: Mapping[str, int], chip: int | None) -> dict[str, int]:
+def shown_sizes(sizes: Mapping[str, int], chip: int | None) -> dict[str, int]:
     """Sides of the windows that are shown of chips with these ``sizes``, in each one's pixels."""
     finest = max(sizes.values())
     shown = {n: side * (chip or finest) / finest for n, side in sizes.items()}

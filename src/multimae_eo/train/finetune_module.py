@@ -15,12 +15,11 @@ from multimae_eo.errors import DataError, TrainingError
 from multimae_eo.model.encoder import Block
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import Target
-from multimae_eo.model.tokens import Patches
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.modules import mixed_seed
 from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
-from multimae_eo.train.supervised import SupervisedLoss, draw_mixing, hide
+from multimae_eo.train.supervised import SupervisedLoss, changes, draw_mixing
 
 _INPUTS = ("embeddings", "modality", "global_tokens")
 
@@ -28,8 +27,8 @@ _INPUTS = ("embeddings", "modality", "global_tokens")
 class FinetuneModule(pl.LightningModule):
     """Predicts labels, all observed tokens visible, and minimises a supervised loss.
 
-    What is random in a step (drop path, dropout, mixing) is a pure function of (seed, epoch,
-    batch, rank): a resumed run draws the same. ``steps``: optimiser steps of the whole run;
+    What is random in a step (drop path, dropout, mixing, hiding) is a pure function of (seed,
+    epoch, batch, rank): a resumed run draws the same. ``steps``: optimiser steps of the whole run;
     ``warmup``: of its warm-up; ``lr``: the head's peak rate.
     """
 
@@ -54,13 +53,8 @@ class FinetuneModule(pl.LightningModule):
         seed = mixed_seed(self.recipe.run.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed)
         labels = self._labels(batch)
-        augment = self.recipe.augment
-        mixing = draw_mixing(augment, len(batch), mixed_seed(seed, 1))
-
-        def change(patches: Patches) -> Patches:
-            mixed = patches if mixing is None else mixing(patches)
-            return hide(mixed, augment, mixed_seed(seed, 2))
-
+        mixing = draw_mixing(self.recipe.augment, len(batch), mixed_seed(seed, 1))
+        change = changes(self.recipe.augment, mixing, mixed_seed(seed, 2))
         outputs = sized(self.predictor(batch, change=change), labels)
         loss: Tensor = self.loss(outputs, labels, mixing)
         self._guard(loss, batch)
@@ -75,9 +69,13 @@ class FinetuneModule(pl.LightningModule):
         losses["val_baseline/loss"] = self.loss.constant(labels)
         self.log_dict(losses, batch_size=len(batch), sync_dist=True)
         answers = self.predictor.answers(outputs.float())
-        kind = self.predictor.target.kind
-        wanted = labels.float() if kind == "value" else labels.long()
-        self.metric.update(answers, wanted)
+        if self.predictor.target.numeric:
+            known = labels.isfinite()
+            answers, wanted = answers[known], labels[known].float()
+        else:
+            wanted = labels.long()
+        if wanted.numel():
+            self.metric.update(answers, wanted)
         self.log(f"val/{self.metric_name}", self.metric, batch_size=len(batch))
 
     def configure_optimizers(self) -> dict[str, Any]:

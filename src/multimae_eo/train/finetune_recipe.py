@@ -34,19 +34,21 @@ class LossRecipe:
 
 @dataclass(kw_only=True)
 class AugmentRecipe:
-    """How chips of a batch are mixed (classification only), and which tokens are hidden.
+    """How chips of a batch are mixed (classification only), and what of them is hidden.
 
     Args:
         mixup: Beta parameter of blending two chips (0: off).
         cutmix: Beta parameter of pasting a box of another chip (0: off).
         visible: Tokens left of each chip in training, drawn as in pre-training (none: all).
         alpha: Dirichlet concentration of that draw; small values hide whole modalities.
+        drop_inputs: Probability that an input of a chip is hidden; never all.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     visible: int | None = None
     alpha: float = 1.0
+    drop_inputs: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -97,7 +99,7 @@ class FinetuneRecipe:
         model: The network's size, where none is given.
         head: What turns tokens into predictions.
         loss: What is minimised.
-        augment: How chips of a batch are mixed.
+        augment: How chips of a batch are mixed, and inputs hidden.
         optim: The optimiser.
         data: How chips are cut and batched.
         run: How long, how precisely, and what is recorded.
@@ -160,6 +162,11 @@ def parse_finetune(
     check_least(where, least)
     for name, value, inside in (
         ("data.val_fraction", recipe.data.val_fraction, 0 <= recipe.data.val_fraction < 1),
+        (
+            "augment.drop_inputs",
+            recipe.augment.drop_inputs,
+            0 <= recipe.augment.drop_inputs < 1,
+        ),
         ("optim.drop_path", recipe.optim.drop_path, 0 <= recipe.optim.drop_path < 1),
         ("optim.layer_decay", recipe.optim.layer_decay, 0 < recipe.optim.layer_decay <= 1),
         ("loss.label_smoothing", recipe.loss.label_smoothing, 0 <= recipe.loss.label_smoothing < 1),

@@ -1,9 +1,10 @@
-"""Supervised losses, and the mixing of chips that softens their labels."""
+"""Supervised losses, the mixing of chips that softens their labels, and the hiding of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.model.masking import sample_states
+from multimae_eo.model.predictor import Change
 from multimae_eo.model.target import Target
 from multimae_eo.model.tokens import Patches, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
@@ -116,11 +118,48 @@ def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
     return replace(patches, observed=seen.to(patches.device, non_blocking=True))
 
 
+@dataclass(frozen=True)
+class Hiding:
+    """Hides each input of each chip with a ``probability``, but never all that a chip has."""
+
+    probability: float
+    seed: int
+
+    def __call__(self, patches: Patches) -> Patches:
+        """Hidden tokens count as not observed."""
+        layout = patches.layout
+        seen = patches.observed
+        if seen is None:
+            size = (patches.batch_size, layout.count)
+            seen = torch.ones(size, dtype=torch.bool, device=patches.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.rand(len(seen), len(layout.slices), generator=generator).to(seen.device)
+        has = torch.stack([seen[:, part].any(dim=1) for part in layout.slices.values()], dim=1)
+        hidden = drawn < self.probability
+        # The greatest draw of a chip's inputs is hidden only where all are: it stays.
+        last = torch.where(has, drawn, -1.0).argmax(dim=1, keepdim=True)
+        hidden = hidden.scatter(1, last, False)
+        of = layout.modality_of.to(seen.device)
+        return replace(patches, observed=seen & ~hidden[:, of])
+
+
+def changes(recipe: AugmentRecipe, mixing: Mixing | None, seed: int) -> Change | None:
+    """Mixing, then hiding of inputs and of tokens; None where nothing is changed."""
+    steps: list[Change] = [] if mixing is None else [mixing]
+    if recipe.drop_inputs > 0:
+        steps.append(Hiding(recipe.drop_inputs, seed ^ 1))
+    if recipe.visible is not None:
+        steps.append(partial(hide, recipe=recipe, seed=seed))
+    if not steps:
+        return None
+    return lambda patches: reduce(lambda made, step: step(made), steps, patches)
+
+
 class SupervisedLoss(nn.Module):
     """The loss of outputs against labels; labels of -1 are ignored.
 
     Classes and maps: cross-entropy, averaged over labels (by class weight). Multi-hot labels:
-    binary cross-entropy. Values: of standardised values.
+    binary cross-entropy. Values: of standardised values that are known.
     """
 
     weight: Tensor
@@ -138,10 +177,15 @@ class SupervisedLoss(nn.Module):
         """
         outputs = outputs.float()
         kind = self.target.kind
-        if kind == "value":
+        if self.target.numeric:
             wanted = (labels.to(outputs) - self.target.mean) / self.target.std
-            loss: Tensor = _REGRESSION[self.recipe.regression](outputs[:, 0], wanted)
-            return loss
+            known = wanted.isfinite()
+            # Where nothing is known, 0 with a gradient: not the mean of nothing.
+            guess = torch.where(known, outputs[:, 0], 0.0)
+            each = _REGRESSION[self.recipe.regression](
+                guess, torch.where(known, wanted, 0.0), reduction="sum"
+            )
+            return each / known.sum().clamp_min(1)
         smooth = self.recipe.label_smoothing if self.training else 0.0
         if kind == "map":
             nll = F.cross_entropy(
@@ -168,8 +212,8 @@ class SupervisedLoss(nn.Module):
         """The loss of the best prediction that looks at no chip: the labels' (weighted) shares."""
         target = self.target
         counts = torch.tensor(target.counts, device=labels.device)
-        if target.kind == "value":
-            outputs = torch.zeros(len(labels), 1, device=labels.device)
+        if target.numeric:
+            outputs = torch.zeros(len(labels), 1, *labels.shape[1:], device=labels.device)
         elif target.kind == "multilabel":
             there, not_there = (counts + 0.5) * self.weight, target.total - counts + 0.5
             outputs = (there / not_there).log().expand(len(labels), -1)
@@ -181,7 +225,7 @@ class SupervisedLoss(nn.Module):
         return loss
 
 
-_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_REGRESSION: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
     "huber": F.huber_loss,
@@ -196,7 +240,7 @@ def class_weights(target: Target, recipe: LossRecipe) -> Tensor:
     """
     chosen = recipe.class_weights
     size = target.outputs
-    if chosen == "none" or target.kind == "value":
+    if chosen == "none" or target.numeric:
         return torch.ones(size)
     counts = torch.tensor(target.counts)
     if chosen == "balanced":

@@ -1,0 +1,185 @@
+"""GEO-Bench's data sets and partitions, one after another: probes and fine-tuning in one table.
+
+Every pair of data set and partition is a small study in a folder of its own, resumed cell by cell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.evaluate.benchmark_page import write_benchmark
+from multimae_eo.evaluate.geobench import Normaliser, aggregate, load_normaliser
+from multimae_eo.evaluate.metrics import values_of
+from multimae_eo.evaluate.study import Plan, Studied, default_inputs, plain, set_trials
+from multimae_eo.evaluate.trials import Trial
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.sources.geobench import GeoBenchSource
+from multimae_eo.sources.geobench_bands import DATASETS, Metric, find_dataset
+from multimae_eo.train.run import claim_run
+
+Row = dict[str, Any]
+METRICS: dict[Metric, str] = {"accuracy": "accuracy", "f1": "micro F1", "miou": "mIoU"}
+"""What our tables call the benchmark's metrics."""
+
+_PARTITION = re.compile(r"(?P<share>\d+\.\d+)x_train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What is run: data sets ("all": those in ``root``), partitions, and how.
+
+    ``plan_of``: the plan of a study, with some more options of the recipe.
+    """
+
+    root: Path
+    datasets: tuple[str, ...]
+    partitions: tuple[str, ...]
+    plan_of: Callable[[Sequence[str]], Plan]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A trial on a data set's partition, of which ``percent`` of the training chips are used."""
+
+    dataset: str
+    partition: str
+    percent: float
+    metric: str
+    trial: Trial
+
+    @property
+    def configuration(self) -> str:
+        """Kind of features and method, in words."""
+        return f"{self.trial.features}, {self.trial.method}"
+
+    @property
+    def by_seed(self) -> list[float]:
+        """The benchmark's metric, one per seed."""
+        return [values_of(p)[self.metric] for p in self.trial.predictions]
+
+    def row(self, seed: int) -> Row:
+        """Its score with a 95 % interval over seeds and chips."""
+        row = self.trial.row(seed)
+        kept = ("features", "method", "train chips", "test chips", "seeds", "chosen")
+        return {
+            "data set": self.dataset,
+            "partition": self.partition,
+            "inputs": row["inputs"],
+            **{name: row[name] for name in kept},
+            "metric": self.metric,
+            "score": row[self.metric],
+            "score low": row[f"{self.metric} low"],
+            "score high": row[f"{self.metric} high"],
+        }
+
+
+def benchmark(
+    model: MultiMAE, runs: Benchmark, out: Path, *, digest: str = ""
+) -> tuple[list[Row], list[Row]]:
+    """Run what is not finished; rows of scores, and rows of aggregates by configuration.
+
+    ``out`` receives ``results.parquet``, ``.csv`` and ``.md``, ``aggregate.csv``, ``report.html``,
+    and a folder per data set and partition. ``digest``: the model's hash, for the record. A model
+    that knows none of a data set's modalities is adapted to them, as for fine-tuning.
+
+    Raises ConfigError for unknown data sets and partitions, or another run in ``out``, and what the
+    reader, probes and fine-tuning raise.
+    """
+    names = _datasets(runs)
+    plan = runs.plan_of(["--task=classification"])
+    scored = [
+        found
+        for name in names
+        for partition in runs.partitions
+        for found in _run(model, runs, (name, partition), out, digest)
+    ]
+    rows = [found.row(plan.seed) for found in scored]
+    totals = _aggregates(scored, _normaliser(runs.root), plan.seed)
+    write_benchmark(out, [(s.dataset, s.configuration, s.percent) for s in scored], rows, totals)
+    return rows, totals
+
+
+def _datasets(runs: Benchmark) -> list[str]:
+    if runs.datasets != ("all",):
+        return [find_dataset(name).name for name in runs.datasets]
+    here = [d.name for d in DATASETS.values() if _folders(runs.root, d.name)]
+    if not here:
+        raise ConfigError(f"{runs.root}: none of GEO-Bench's data sets is there")
+    return here
+
+
+def _folders(root: Path, name: str) -> list[Path]:
+    names = dict.fromkeys((name, *DATASETS[name].folders))
+    return [p for n in names for p in (root / n, *root.glob(f"*_v*/{n}")) if p.is_dir()]
+
+
+def _run(
+    model: MultiMAE, runs: Benchmark, which: tuple[str, str], out: Path, digest: str
+) -> list[Scored]:
+    name, partition = which
+    data = DATASETS[name]
+    source = GeoBenchSource(_folder(runs.root, name), partition=partition)
+    task = "segmentation" if data.label == "map" else "classification"
+    # A head for maps is of no use to labels of whole chips.
+    head = [] if data.label == "map" else ["--head.name=linear"]
+    plan = runs.plan_of([f"--task={task}", *head])
+    about = Studied(model=model, source=source, digest=digest, spec=f"{name}?partition={partition}")
+    folder = out / name / partition
+    record = {"model": digest, "seed": plan.seed, "steps": plan.steps}
+    claim_run(folder, record | {"recipe": plain(plan.make(()))}, source, about.spec)
+    inputs = plan.make(()).inputs or default_inputs(about)
+    trials = set_trials(about, plan, ("+".join(inputs), inputs), folder)
+    found = _PARTITION.fullmatch(partition)
+    return [
+        Scored(
+            dataset=name,
+            partition=partition,
+            percent=100 * float(found["share"]) if found else 100.0,
+            metric=METRICS[data.metric],
+            trial=trial,
+        )
+        for trial in trials
+    ]
+
+
+def _folder(root: Path, name: str) -> Path:
+    found = _folders(root, name)
+    return found[0] if found else root / name
+
+
+def _normaliser(root: Path) -> Normaliser:
+    """The spans of all benchmarks in ``root``; empty where there is no file."""
+    found: dict[str, tuple[float, float]] = {}
+    for path in sorted({*root.glob("normalizer.json"), *root.glob("*_v*/normalizer.json")}):
+        found |= load_normaliser(path)
+    return found
+
+
+def _aggregates(scored: Sequence[Scored], spans: Normaliser, seed: int) -> list[Row]:
+    """The benchmark's aggregate by suite, partition and configuration, of normalised data sets."""
+    groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for found in scored:
+        if found.dataset in spans:
+            suite = DATASETS[found.dataset].benchmark
+            key = (suite, found.partition, found.configuration)
+            groups.setdefault(key, {})[found.dataset] = found.by_seed
+    rows = []
+    for (suite, partition, configuration), scores in groups.items():
+        total = aggregate(scores, spans, seed=seed)
+        rows.append(
+            {
+                "suite": suite,
+                "partition": partition,
+                "configuration": configuration,
+                "data sets": len(scores),
+                "aggregate": total.score,
+                "aggregate low": total.low,
+                "aggregate high": total.high,
+            }
+        )
+    return rows

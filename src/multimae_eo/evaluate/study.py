@@ -1,0 +1,372 @@
+"""A study of transfer: label fractions, seeds, input sets and small grids, as one command.
+
+Fine-tuning of the pre-trained encoder stands beside the same network from scratch, and beside
+frozen features (pre-trained, random, and statistics of the pixels), all on the same chips. What a
+grid offers is chosen on the validation split with the first seed; test chips choose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.evaluate.fractions import Strata
+from multimae_eo.evaluate.metrics import Predictions, Tallied, values_of
+from multimae_eo.evaluate.predictions import evaluate, predict_split
+from multimae_eo.evaluate.probes import (
+    METHODS,
+    ProbeOptions,
+    draw_fractions,
+    frozen_trials,
+    splits_of,
+)
+from multimae_eo.evaluate.trials import (
+    FINETUNING,
+    PRETRAINED,
+    Cells,
+    Trial,
+    comparisons,
+    merged,
+    slug,
+)
+from multimae_eo.model.adapt import adapt
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.model.predictor import Predictor
+from multimae_eo.sources.base import Indices, Source
+from multimae_eo.train.data import chip_sizes, train_statistics
+from multimae_eo.train.finetune import finetune, shown_sizes
+from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.run import claim_run
+
+SCRATCH = "from scratch"
+STUDIED = ("finetune", "scratch", *METHODS)
+"""What a study may do: the last two are probes of frozen features, with their baselines."""
+
+_MAP_AXES = 2
+
+Grid = Mapping[str, Sequence[str]]
+Make = Callable[[Sequence[str]], FinetuneRecipe]
+"""A recipe from options such as ``--optim.lr=1e-4``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is studied.
+
+    ``make``: the recipe of fine-tuning with some more options. ``probing``: features, label
+    fractions (%), and how many seeds. ``methods``: of STUDIED. ``grid``: values to try, by option
+    of the recipe. ``steps``: optimiser steps at least; small fractions get more epochs.
+    ``seed``: the first one.
+    """
+
+    make: Make
+    probing: ProbeOptions
+    methods: tuple[str, ...] = STUDIED
+    grid: Grid | None = None
+    steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in STUDIED:
+                raise ConfigError(f"methods: no {method!r}; {did_you_mean(method, STUDIED)}")
+        if self.steps < 0:
+            raise ConfigError(f"steps: expected ≥ 0, got {self.steps}")
+
+    def points(self) -> list[tuple[str, ...]]:
+        """All points of the grid, as options of the recipe."""
+        grid = self.grid or {}
+        return [
+            tuple(f"--{k}={v}" for k, v in zip(grid, values, strict=True))
+            for values in product(*grid.values())
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studied:
+    """A model, the data, and how they are called in records."""
+
+    model: MultiMAE
+    source: Source
+    digest: str = ""
+    spec: str = ""
+
+
+def study(
+    about: Studied, plan: Plan, out: Path, *, inputs: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[str, Any]]:
+    """Run what of the study is not finished yet, and write its tables, plots and pages to ``out``.
+
+    ``inputs``: sets of modalities by name (default: all that model and data share). ``out``
+    receives ``results.parquet``, ``.csv`` and ``.md``, ``comparisons.csv``, ``grid.csv``,
+    ``report.html``, ``card/`` and ``models/`` of the first input set with the most labels, and
+    ``cells/``, the finished trials. Returns the rows of results.
+
+    Raises ConfigError where ``out`` holds another study or options do not fit, and what probes and
+    fine-tuning raise.
+    """
+    from multimae_eo.evaluate.study_page import write_study
+
+    record = {"model": about.digest, "seed": plan.seed, "steps": plan.steps}
+    claim_run(out, record | {"recipe": plain(plan.make(()))}, about.source, about.spec)
+    sets = inputs or {"all": default_inputs(about)}
+    trials = [t for named in sets.items() for t in set_trials(about, plan, named, out)]
+    rows = [trial.row(plan.seed) for trial in trials]
+    tried = [row for label in sets for row in _grid_rows(plan, label, Cells(out / "cells"))]
+    write_study(out, about.source.name, (trials, rows), comparisons(trials, plan.seed), tried)
+    _write_card(about, plan, trials, out, sets)
+    return rows
+
+
+def default_inputs(about: Studied) -> list[str]:
+    """The modalities that model and data share; all of the data's where there is none."""
+    known = [n for n in about.source.modalities if n in about.model.modalities]
+    return known or list(about.source.modalities)
+
+
+def set_trials(
+    about: Studied, plan: Plan, named: tuple[str, Sequence[str]], out: Path
+) -> Iterator[Trial]:
+    """All trials on one set of inputs, called by its label; finished ones are read."""
+    label, names = named[0], list(named[1])
+    about.source.modalities.select(names)
+    cells = Cells(out / "cells")
+    tuned = [m for m in ("finetune", "scratch") if m in plan.methods]
+    if tuned:
+        fractions = _fractions(about.source, names, plan)
+        for method in tuned:
+            for percent, drawn in fractions.items():
+                yield _tuned(_Case(about, plan, label, names, method, percent), drawn, cells, out)
+    probed = _probes(about.source, names, plan)
+    if probed:
+        frozen = _frozen(about, plan, names, out)
+        how = (plan.seed, plan.probing)
+        yield from frozen_trials(frozen, about.source, (label, names), probed, how, cells=cells)
+
+
+def _probes(source: Source, names: list[str], plan: Plan) -> list[str]:
+    """The probes that the labels have: maps have no kNN, and maps of values none at all."""
+    label = np.asarray(source.read(int(source.split("train")[0]), names).label)
+    if label.ndim == _MAP_AXES:
+        offered = METHODS[1:] if label.dtype.kind in "biu" else ()
+        return [m for m in offered if m in plan.methods]
+    return [m for m in METHODS if m in plan.methods]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One way of fine-tuning, on one set of inputs, with one label fraction."""
+
+    about: Studied
+    plan: Plan
+    label: str
+    names: list[str]
+    method: str
+    percent: float
+
+    @property
+    def features(self) -> str:
+        return PRETRAINED if self.method == "finetune" else SCRATCH
+
+
+def _fractions(source: Source, names: list[str], plan: Plan) -> dict[float, list[Indices]]:
+    """Training chips of each label fraction, one draw per seed: those that probes take, too."""
+    train = splits_of(source, plan.seed)["train"]
+    labels = [source.read(int(i), names).label for i in train]
+    known = [i for i, label in enumerate(labels) if label is not None]
+    strata = Strata.of([labels[i] for i in known], len(source.class_names) or _classes(labels))
+    drawn = draw_fractions(strata, (plan.seed, plan.probing))
+    chips = train[known]
+    return {p: [chips[d[p]] for d in drawn] for p in plan.probing.fractions}
+
+
+def _classes(labels: Sequence[Any]) -> int:
+    most = [int(np.max(x)) for x in labels if x is not None and np.asarray(x).dtype.kind in "iu"]
+    return max(most, default=0) + 1
+
+
+def _tuned(case: _Case, drawn: Sequence[Indices], cells: Cells, out: Path) -> Trial:
+    """Choose a point of the grid with the first seed, then run it with the others."""
+    points = case.plan.points()
+    first = [_cell(case, (0, drawn[0]), point, cells, out) for point in points]
+    # The first of equals: grids are written with the usual value first.
+    best = max(range(len(points)), key=lambda i: first[i].validation[0])
+    rest = [
+        _cell(case, (i, chips), points[best], cells, out)
+        for i, chips in enumerate(drawn[1:], start=1)
+    ]
+    return merged([first[best], *rest])
+
+
+def _cell(
+    case: _Case, seeded: tuple[int, Indices], point: tuple[str, ...], cells: Cells, out: Path
+) -> Trial:
+    """One fine-tuning run, unless it is finished."""
+    seed = case.plan.seed + seeded[0]
+    name = _cell_name(case.label, case.method, case.percent, seed, point)
+    found = cells.get(*name)
+    if found is not None:
+        return found
+    sys.stderr.write(f"{' '.join(name)}\n")
+    source, run = case.about.source, out / "runs" / slug(*name)
+    recipe = _recipe(case, len(seeded[1]), (f"--run.seed={seed}", *point))
+    splits = splits_of(source, case.plan.seed)
+    model = case.about.model
+    done = finetune(
+        recipe,
+        source,
+        run,
+        model=model if case.method == "finetune" else model.reinitialised(seed),
+        init={"model": case.features, "hash": case.about.digest},
+        spec=case.about.spec,
+        splits=(seeded[1], splits["val"]),
+    )
+    predictor = Predictor.from_pretrained(done.model).to(_device(recipe))
+    val = predict_split(predictor, source, split=splits["val"], inputs=case.names)
+    told = predict_split(predictor, source, split=splits["test"], inputs=case.names)
+    trial = Trial(
+        inputs=case.label,
+        features=case.features,
+        method=FINETUNING,
+        percent=case.percent,
+        train_chips=len(seeded[1]),
+        chosen=(_said(point),),
+        predictions=(_kept(told.predictions),),
+        seconds=told.seconds,
+        validation=(next(iter(values_of(val.predictions).values())),),
+    )
+    if seeded[0] == 0 and case.percent == max(case.plan.probing.fractions):
+        _keep_model(done.model, out / "models" / slug(*name))
+    cells.put(trial, *name)
+    shutil.rmtree(run, ignore_errors=True)
+    return trial
+
+
+def _recipe(case: _Case, chips: int, options: Sequence[str]) -> FinetuneRecipe:
+    """The case's recipe; epochs, warm-up and validations stretched to the plan's steps."""
+    recipe = case.plan.make(options)
+    recipe = replace(recipe, inputs=case.names)
+    if case.method == "scratch" and not any("optim.layer_decay" in o for o in options):
+        # There is nothing in the lower layers to be kept.
+        recipe = replace(recipe, optim=replace(recipe.optim, layer_decay=1.0))
+    per_epoch = math.ceil(chips / (recipe.data.batch_size * recipe.run.accumulate))
+    epochs = max(recipe.run.epochs, math.ceil(case.plan.steps / per_epoch))
+    factor = epochs / recipe.run.epochs
+    every = max(1, round(recipe.run.val_every * factor))
+    return replace(
+        recipe,
+        run=replace(recipe.run, epochs=epochs, val_every=every),
+        optim=replace(recipe.optim, warmup_epochs=recipe.optim.warmup_epochs * factor),
+    )
+
+
+def _frozen(about: Studied, plan: Plan, names: list[str], out: Path) -> MultiMAE:
+    """The model whose features are probed: adapted where an input is not one of its own."""
+    inputs = about.source.modalities.select(names)
+    known = about.model.modalities
+    if all(n in known and known[n].meaning() == m.meaning() for n, m in inputs.items()):
+        return about.model
+    train = splits_of(about.source, plan.seed)["train"]
+    recipe = plan.make(())
+    sizes = shown_sizes(chip_sizes(about.source, inputs, train), recipe.data.chip)
+    limit = recipe.data.statistics_chips
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return adapt(
+            about.model,
+            inputs,
+            sizes,
+            lambda unknown: train_statistics(
+                about.source,
+                unknown,
+                train,
+                limit=limit,
+                kept=out / "runs" / f"{slug('statistics', *unknown)}.json",
+            ),
+        ).encoder.eval()
+
+
+def _kept(predictions: Predictions) -> Predictions | Tallied:
+    """Of maps, their counts: a study holds hundreds of predictions at once."""
+    if predictions.kind != "segmentation":
+        return predictions
+    return Tallied(
+        kind=predictions.kind,
+        keys=predictions.keys,
+        counts=predictions.counts,
+        class_names=predictions.class_names,
+    )
+
+
+def _device(recipe: FinetuneRecipe) -> str:
+    wanted = recipe.run.accelerator in ("auto", "gpu", "cuda")
+    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+
+
+def _keep_model(model: Path, kept: Path) -> None:
+    """Move a model's folder; one that an interrupted study left is replaced."""
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(model, kept)
+
+
+def _grid_rows(plan: Plan, label: str, cells: Cells) -> list[dict[str, Any]]:
+    """Validation scores of the points of a grid, with the first seed."""
+    found = []
+    for method, percent, point in product(plan.methods, plan.probing.fractions, plan.points()):
+        trial = cells.get(*_cell_name(label, method, percent, plan.seed, point))
+        if trial is not None and point:
+            score = {f"validation {trial.score}": trial.validation[0]}
+            named = {"inputs": label, "features": trial.features, "labels %": percent}
+            found.append({**named, "point": trial.chosen[0], **score})
+    return found
+
+
+def _write_card(
+    about: Studied,
+    plan: Plan,
+    trials: Sequence[Trial],
+    out: Path,
+    sets: Mapping[str, Sequence[str]],
+) -> None:
+    """The card of the model that was fine-tuned on the first inputs with the most labels."""
+    percent = max(plan.probing.fractions)
+    tuned = [t for t in trials if t.method == FINETUNING and t.features == PRETRAINED]
+    best = next((t for t in tuned if t.percent == percent), None)
+    if best is None or (out / "card" / "report.html").exists():
+        return
+    chosen = str(best.chosen[0])
+    point = next(p for p in plan.points() if _said(p) == chosen)
+    name = _cell_name(best.inputs, "finetune", percent, plan.seed, point)
+    path = out / "models" / slug(*name)
+    if path.is_dir():
+        model = Predictor.from_pretrained(path)
+        evaluate(model, about.source, inputs=sets[best.inputs], out=out / "card", seed=plan.seed)
+
+
+def _cell_name(
+    label: str, method: str, percent: float, seed: int, point: Sequence[str]
+) -> tuple[str, ...]:
+    return (label, method, f"{percent:g}", f"seed {seed}", *point)
+
+
+def _said(point: Sequence[str]) -> str:
+    return " ".join(option.removeprefix("--") for option in point) or "–"
+
+
+def plain(recipe: FinetuneRecipe) -> dict[str, Any]:
+    """A recipe as plain data, for the record of a run."""
+    import yaml
+
+    record: dict[str, Any] = yaml.safe_load(recipe.to_yaml())
+    return record

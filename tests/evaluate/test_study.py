@@ -1,0 +1,198 @@
+"""``study``: fair splits, choices on validation only, the same numbers again, and resumption."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from multimae_eo.errors import ConfigError, FormatError
+from multimae_eo.evaluate.metrics import Counts, Predictions, Tallied, scores_of, values_of
+from multimae_eo.evaluate.probes import ProbeOptions
+from multimae_eo.evaluate.study import Plan, Studied, set_trials, study
+from multimae_eo.evaluate.trials import Cells, Trial, comparisons, merged, slug
+from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.sources import open_source
+from multimae_eo.sources.geobench_files import write_geobench
+from multimae_eo.train.finetune_recipe import load_finetune
+
+OPTIONS = ("--run.epochs=1", "--run.accelerator=cpu", "--data.batch_size=8", "--optim.lr=0.3")
+
+
+@pytest.fixture(scope="module")
+def about(tmp_path_factory) -> Studied:
+    root = tmp_path_factory.mktemp("study")
+    write_geobench(root, "m-eurosat", chips=(40, 10, 20), size=16)
+    source = open_source(f"geobench:{root}/m-eurosat")
+    config = ModelConfig(
+        encoder=EncoderConfig(width=16, depth=1, heads=2),
+        inputs={n: InputConfig(size=16, patch=4) for n in source.modalities},
+    )
+    torch.manual_seed(0)
+    model = MultiMAE(source.modalities, (), config, source.statistics()).eval()
+    return Studied(model=model, source=source, digest="none", spec="m-eurosat")
+
+
+def plan(*options: str, methods=("finetune", "scratch"), grid=None, **how) -> Plan:
+    probing = ProbeOptions(features="mean", fractions=how.pop("fractions", (50, 100)),
+                           seeds=how.pop("seeds", 1))  # fmt: skip
+
+    def make(more):
+        return load_finetune(None, [*OPTIONS, *options, *more])
+
+    return Plan(make=make, methods=methods, probing=probing, grid=grid, **how)
+
+
+def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypatch):
+    sets = {"rgb": ["rgb"], "both": ["rgb", "ired"]}
+    whole = plan(methods=("finetune", "scratch", "linear"), seeds=2)
+    rows = study(about, whole, tmp_path, inputs=sets)
+    assert {(r["features"], r["method"]) for r in rows} == {
+        ("pre-trained", "fine-tuning"), ("from scratch", "fine-tuning"),
+        ("pre-trained", "linear"), ("random encoder", "linear"), ("image statistics", "linear"),
+    }  # fmt: skip
+    assert {r["train chips"] for r in rows} == {20, 40}
+    assert {r["seeds"] for r in rows if r["method"] == "fine-tuning"} == {2}
+    written = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    assert [r["accuracy"] for r in written] == [r["accuracy"] for r in rows]
+    for name in ("results.md", "report.html", "card/card.md", "comparisons.csv"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert list((tmp_path / "models").glob("*/config.json"))
+    monkeypatch.setattr("multimae_eo.evaluate.study.finetune", None)
+    monkeypatch.setattr("multimae_eo.evaluate.probes.extract", None)
+    assert study(about, whole, tmp_path, inputs=sets) == rows
+
+
+def test_a_repeated_study_gives_the_same_numbers(about, tmp_path):
+    few = plan(fractions=(100,))
+    first, again = (study(about, few, tmp_path / n, inputs={"rgb": ["rgb"]}) for n in "ab")
+    assert first == again
+
+
+def test_the_grid_is_chosen_on_validation(about, tmp_path):
+    tried = plan(methods=("finetune",), grid={"optim.lr": ("1e-9", "0.5")}, fractions=(100,))
+    (row,) = study(about, tried, tmp_path, inputs={"all": ["rgb", "ired", "sired"]})
+    with (tmp_path / "grid.csv").open(encoding="utf-8") as file:
+        points = {r["point"]: float(r["validation accuracy"]) for r in csv.DictReader(file)}
+    assert set(points) == {"optim.lr=1e-9", "optim.lr=0.5"}
+    assert points[row["chosen"]] == max(points.values())
+
+
+def test_test_chips_decide_nothing(about, tmp_path, monkeypatch):
+    """Were the test split's labels others, the choices and the training would be the same."""
+    tried = plan(methods=("finetune",), grid={"optim.lr": ("1e-9", "0.5")}, fractions=(100,))
+    (honest,) = set_trials(about, tried, ("rgb", ["rgb"]), tmp_path / "a")
+    read = type(about.source).read
+    test = set(about.source.split("test").tolist())
+
+    def moved(self, index, names=None):
+        from dataclasses import replace
+
+        sample = read(self, index, names)
+        return replace(sample, label=(sample.label + 1) % 10) if index in test else sample
+
+    monkeypatch.setattr(type(about.source), "read", moved)
+    (other,) = set_trials(about, tried, ("rgb", ["rgb"]), tmp_path / "b")
+    assert (other.chosen, other.validation) == (honest.chosen, honest.validation)
+    np.testing.assert_array_equal(other.predictions[0].guess, honest.predictions[0].guess)
+    assert values_of(other.predictions[0]) != values_of(honest.predictions[0])
+
+
+def test_small_fractions_get_their_steps(about, tmp_path):
+    whole = plan("--optim.warmup_epochs=0.5", fractions=(25,), steps=8)
+    (trial,) = set_trials(about, plan(methods=("finetune",), fractions=(25,), steps=8),
+                          ("rgb", ["rgb"]), tmp_path)  # fmt: skip
+    assert trial.train_chips == 10
+    from multimae_eo.evaluate.study import _Case, _recipe
+
+    case = _Case(about, whole, "rgb", ["rgb"], "scratch", 25)
+    recipe = _recipe(case, 10, ())
+    assert (recipe.run.epochs, recipe.optim.warmup_epochs) == (4, 2.0)  # 2 steps an epoch
+    assert recipe.optim.layer_decay == 1.0
+    assert _recipe(case, 40, ()).run.epochs == 2
+
+
+def test_another_study_in_the_folder_is_refused(about, tmp_path):
+    one = plan(methods=("finetune",), fractions=(100,))
+    study(about, one, tmp_path, inputs={"rgb": ["rgb"]})
+    other = plan("--optim.lr=0.1", methods=("finetune",), fractions=(100,))
+    with pytest.raises(ConfigError, match="holds another run"):
+        study(about, other, tmp_path, inputs={"rgb": ["rgb"]})
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "segmentation"])
+def test_trials_are_kept_as_they_are(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    keys = tuple(f"chip-{i}" for i in range(6))
+    shape = {"multilabel": (6, 3), "segmentation": (6, 4, 4)}.get(kind, (6,))
+    guesses = [rng.integers(0, 2, shape) for _ in range(2)]
+    truth = rng.integers(0, 2, shape)
+    truth.flat[:2] = 0, 1
+    made = [
+        Predictions(kind=kind, keys=keys, truth=truth, guess=g, class_names=("a", "b"),
+                    probability=rng.random((6, 3)) if kind == "multilabel" else None)
+        for g in guesses
+    ]  # fmt: skip
+    trials = [
+        Trial(inputs="rgb", features="pre-trained", method="linear", percent=5.0, train_chips=3,
+              chosen=(0.1,), predictions=(p,), seconds=1.0, validation=(0.5,))
+        for p in made
+    ]  # fmt: skip
+    both = merged(trials)
+    cells = Cells(tmp_path)
+    assert cells.get("a", "b") is None
+    cells.put(both, "a", "b")
+    found = cells.get("a", "b")
+    assert found is not None
+    assert found.row(0) == both.row(0)
+    assert (found.chosen, found.validation) == ((0.1, 0.1), (0.5, 0.5))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(FormatError, match="damaged"):
+        cells.get("a", "b")
+
+
+def test_tallied_maps_score_as_the_maps_do():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(-1, 3, (5, 8, 8))
+    maps = Predictions(kind="segmentation", keys=tuple("abcde"), truth=truth,
+                       guess=rng.integers(0, 3, truth.shape))  # fmt: skip
+    counts = maps.counts
+    assert isinstance(counts, Counts)
+    tallied = Tallied(kind="segmentation", keys=maps.keys, counts=counts)
+    weights = rng.integers(0, 3, (4, 5)).astype(float)
+    for name, score in scores_of(tallied).items():
+        np.testing.assert_array_equal(score(weights), scores_of(maps)[name](weights))
+
+
+def test_fine_tuning_is_compared_with_scratch_and_linear_probes():
+    def trial(features: str, method: str, right: int) -> Trial:
+        guess = np.r_[np.zeros(right, int), np.ones(20 - right, int)]
+        told = Predictions(kind="classification", keys=tuple(map(str, range(20))),
+                           truth=np.zeros(20, int), guess=guess)  # fmt: skip
+        return Trial(inputs="rgb", features=features, method=method, percent=5, train_chips=1,
+                     chosen=("–",), predictions=(told,), seconds=0)  # fmt: skip
+
+    trials = [
+        trial("pre-trained", "fine-tuning", 20), trial("from scratch", "fine-tuning", 4),
+        trial("pre-trained", "knn", 5), trial("pre-trained", "linear", 10),
+        trial("image statistics", "linear", 10),
+    ]  # fmt: skip
+    rows = comparisons(trials, seed=0)
+    assert [r["second"] for r in rows] == [
+        "from scratch (rgb)", "pre-trained (rgb)", "image statistics (rgb)",
+        "image statistics (rgb)",
+    ]  # fmt: skip
+    assert rows[0]["accuracy, difference"] == pytest.approx(0.8)
+    assert rows[0]["p (Holm)"] < 0.01
+    assert rows[3]["p"] == 1.0
+
+
+def test_file_names_are_unique_and_plain():
+    assert slug("a b", "c") != slug("a", "b c")
+    assert re.fullmatch(r"[\w=+-][\w.=+-]*", slug("../../x", "y;z"))
