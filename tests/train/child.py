@@ -29,7 +29,7 @@ RECIPE = {
     },
     "masking": {"visible": 16},
     "optim": {"lr": 0.01, "clip": 1.0},
-    "data": {"chip": 32, "batch_size": 8, "val_fraction": 0.2},
+    "data": {"chip": 32, "batch_size": 8},
     "run": {"epochs": 2, "log_every": 1, "pictures_every": 0, "accelerator": "cpu"},
 }
 """40 chips to train on: 5 steps of 8 an epoch."""
@@ -40,8 +40,7 @@ def made(overrides: Sequence[str]) -> Recipe:
 
 
 def world() -> SyntheticSource:
-    # Some chips lack a modality, as real ones do.
-    return SyntheticSource(chips=50, size=32, seed=3)
+    return SyntheticSource(chips=57, size=32, seed=3)
 
 
 def record(out: Path, stop: int | None) -> None:

@@ -140,12 +140,12 @@ class Preemption(Callback):
 
     def __init__(self, *, every: int) -> None:
         self.every = every
-        self._told = False
+        self._told = self._saved = False
         self._before: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen. Signals reach the main thread only."""
-        self._told = False
+        self._told = self._saved = False
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._tell)
 
@@ -162,6 +162,14 @@ class Preemption(Callback):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, Checkpoints):
                     callback.save(trainer)
+            # Lightning has still to write this step's losses.
+            self._saved = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave once the step that was saved is over."""
+        if self._saved:
             self._leave(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
