@@ -134,6 +134,7 @@ def test_sigterm_saves_exits_0_and_is_continued_bit_for_bit(one, tmp_path, monke
     assert read_checkpoint(out / "checkpoints/last.ckpt")["global_step"] == step + 1
     monkeypatch.setattr(PretrainModule, "training_step", original)
     assert same(train(out), one)
+    assert signal.getsignal(signal.SIGTERM) == before
     lines = (out / "metrics.csv").read_text().splitlines()
     assert len(lines) == 11, "a row per step"
 

@@ -86,7 +86,7 @@ def test_half_precision_keeps_losses_norms_and_weights_in_float32(make_model, ba
     assert set(seen) == {torch.float32}
     assert {v.dtype for v in (losses.total, *losses.by_task.values())} == {torch.float32}
     assert {p.grad.dtype for p in module.parameters() if p.grad is not None} == {torch.float32}
-    assert float(losses.total) == pytest.approx(float(full.total), rel=2e-2)
+    assert losses.total.item() == pytest.approx(full.total.item(), rel=2e-2)
 
 
 class Asked(TorchDispatchMode):
