@@ -25,6 +25,7 @@ import naive
 import numpy as np
 import torch
 
+from multimae_eo.model.compiled import compile_parts
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.sample import Batch, collate, crop
 from multimae_eo.sources.base import Source
@@ -129,7 +130,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for name in ("naive", "ours") if options.naive else ("ours",):
             model = made.make_model(source, encoder=options.encoder, tasks=made.seven_tasks())
             if name == "ours" and options.compile:
-                model.compile_parts()
+                compile_parts(model)
             model.to(options.device)
             ways[name] = Way(store, model, options, ours=name == "ours")
         for turn in range(options.steps + options.warmup):

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from multimae_eo.model.compiled import compile_parts
 from multimae_eo.model.draws import PerSample
 from multimae_eo.model.embedding import ClassEmbedding
 from multimae_eo.model.masking import sample_states
@@ -84,7 +85,7 @@ class Bench:
         if options.compile:
             # The same weights in modules of their own.
             self.compiled = made.make_model(source, encoder=options.encoder, tasks=tasks)
-            self.compiled.to(self.device).compile_parts()
+            compile_parts(self.compiled.to(self.device))
         self.objective = Objective(self.model.tasks)
         self.batch = source.batch(source.keys).to(self.device)
         # A learning rate of nothing: the step is whole, and all rows keep the same weights.

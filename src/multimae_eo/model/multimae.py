@@ -172,7 +172,7 @@ class MultiMAE(nn.Module):
         self.decoders = nn.ModuleDict(decoders)
         # None: together on devices to which many small launches matter, which is not the CPU.
         self.decode_together: bool | None = None
-        self._decode_together = decode_together
+        self.group_decoder = decode_together
         self.positions = PositionTable(width, config.position_grid)
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
@@ -243,7 +243,7 @@ class MultiMAE(nn.Module):
             if len(members) == 1:
                 found[group[0]] = members[0](tokens, slots, layout, positions)
             else:
-                said = self._decode_together(members, tokens, slots, layout, positions)
+                said = self.group_decoder(members, tokens, slots, layout, positions)
                 found |= zip(group, said, strict=True)
         return {n: found[n] for n in names}
 
@@ -357,14 +357,6 @@ class MultiMAE(nn.Module):
             if name not in self.modalities:
                 raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.modalities)}")
         return tuple(n for n in patches.values if inputs is None or n in inputs)
-
-    def compile_parts(self) -> None:
-        """Compile what has fixed shapes: the same function up to rounding; slow at first."""
-        for block in self.encoder.blocks:
-            block.compile()
-        for decoder in self.decoders.values():
-            decoder.compile()
-        self._decode_together = torch.compile(decode_together)
 
     def without_decoders(self) -> MultiMAE:
         """A copy of the encoder and its inputs, without tasks."""

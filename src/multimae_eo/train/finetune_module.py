@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import DataError, TrainingError
+from multimae_eo.model.compiled import compile_parts
 from multimae_eo.model.draws import mixed_seed
 from multimae_eo.model.encoder import Block
 from multimae_eo.model.predictor import Predictor
@@ -45,7 +46,7 @@ class FinetuneModule(pl.LightningModule):
         frozen = freeze(predictor, recipe.freeze)
         predictor.encoder.encoder.recompute = recipe.run.recompute
         if recipe.run.compile:
-            predictor.encoder.compile_parts()
+            compile_parts(predictor.encoder)
         blocks = predictor.encoder.encoder.blocks
         for i, block in enumerate(blocks):
             assert isinstance(block, Block)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import TrainingError
+from multimae_eo.model.compiled import compile_parts
 from multimae_eo.model.draws import PerSample
 from multimae_eo.model.masking import sample_states, visible_count
 from multimae_eo.model.multimae import MultiMAE, Reconstruction
@@ -49,7 +50,7 @@ class PretrainModule(pl.LightningModule):
         self.steps, self.warmup, self.lr = steps, warmup, lr
         model.encoder.recompute = recipe.run.recompute
         if recipe.run.compile:
-            model.compile_parts()
+            compile_parts(model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
@@ -81,9 +82,7 @@ class PretrainModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
         }
 
-    def _losses(
-        self, batch: Batch, epoch: int, *, draws: int = 1
-    ) -> tuple[Losses, Reconstruction]:
+    def _losses(self, batch: Batch, epoch: int, *, draws: int = 1) -> tuple[Losses, Reconstruction]:
         patches = self.model.patchify(batch).repeat(draws)
         keys = [k if d == 0 else f"{k} draw {d}" for d in range(draws) for k in batch.keys]
         states, visible = self.draw(patches, keys, epoch)
