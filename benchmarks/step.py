@@ -1,202 +1,287 @@
-"""What a training step costs: ViT-B, six modalities, 56 px, each technique on and off.
+"""What a training step costs: ViT-B, six modalities, 56 px, 49 of 294 tokens visible.
 
-The model and objective of the recipe ``paper-mmearth64`` on a made-up MMEarth batch. *Naive* is an
-honest plain implementation of the same function: all patches embedded and then picked from, class
-maps by a convolution over embedded pixels, positions interpolated anew, decoders one by one, a
-step's losses fetched one by one, AdamW without fusing. Each other row is this package's step with
-one thing changed. Rows are measured turn by turn; the losses of all
-fp32 rows agree to 1e-5 (checked).
+The model and objective of the recipe ``paper-mmearth64`` on chips of noise. *naive* is the
+implementation in naive.py, *ours* this package's step; every other row is ours with one thing
+changed. All rows use the same weights and masks, are measured turn by turn, and all fp32 losses
+agree to 1e-5 (checked; so do gradients, in tests/benchmarks).
 
-    python benchmarks/step.py [--batch 32] [--rounds 3] [--encoder base] [--device cpu]
+    python benchmarks/step.py [--batch 32] [--rounds 5] [--encoder base] [--device cpu] [--compile]
 
-Results are recorded in docs/performance.md.
+Results go to benchmarks/results/step_DEVICE.json; benchmarks/report.py draws them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
-import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import numpy as np
+import made
+import measure
+import naive
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from multimae_eo.model.compiled import compile_parts
+from multimae_eo.model.draws import PerSample
 from multimae_eo.model.embedding import ClassEmbedding
+from multimae_eo.model.masking import sample_states
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.tokens import Patches, TokenState
-from multimae_eo.sources import open_source
-from multimae_eo.sources.mmearth_files import write_mmearth
-from multimae_eo.store.loader import make_loader
-from multimae_eo.train.data import chip_sizes, model_config
-from multimae_eo.train.modules import PretrainModule
+from multimae_eo.train.objective import Objective
 from multimae_eo.train.optim import build_adamw
-from multimae_eo.train.recipe import load_recipe
+from multimae_eo.train.recipe import OptimRecipe
 
-
-class Habits(MultiMAE):
-    """The same function with plain habits, each of which can be switched on."""
-
-    all_patches = convolution = interpolate = False
-
-    def _embed(self, patches: Patches, states: Tensor, count: int) -> Tensor:
-        if self.interpolate:
-            self.positions._kept.clear()
-            self.decoder_positions._kept.clear()
-        if not self.all_patches:
-            return super()._embed(patches, states, count)
-        embedded = []
-        for name, values in patches.values.items():
-            embed = self.embeddings[name]
-            flat = values.flatten(0, 1)
-            vectors = self._classes(embed, flat) if values.dtype == torch.int64 else embed(flat)
-            positions = self.positions(patches.layout.grids[name], embed.interpolation)
-            embedded.append(vectors.unflatten(0, values.shape[:2]) + positions)
-        every = torch.cat(embedded, dim=1)
-        seen = (states == TokenState.VISIBLE).to(every.device)
-        order = torch.argsort((~seen).to(torch.int8), dim=1, stable=True)[:, :count]
-        return every.gather(1, order[:, :, None].expand(-1, -1, every.shape[2]))
-
-    def _classes(self, embed: Any, patches: Tensor) -> Tensor:
-        if not (self.convolution and isinstance(embed, ClassEmbedding)):
-            found: Tensor = embed(patches)
-            return found
-        side = round(embed.positions**0.5)
-        pixels = F.embedding(patches.clamp(min=0), embed.classes)
-        pixels = pixels * (patches >= 0)[:, :, None]
-        planes = pixels.transpose(1, 2).unflatten(2, (side, side))
-        weight = embed.projection.weight.unflatten(1, (-1, side, side))
-        return F.conv2d(planes, weight, embed.projection.bias).flatten(1)
+VISIBLE, CHIP = 49, 56
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """How a step is made. All false: this package's step."""
+    """How a step is made. All defaults: this package's step."""
 
+    plain: bool = False
     all_patches: bool = False
     convolution: bool = False
     interpolate: bool = False
+    other_attention: bool = False
+    other_decoders: bool = False
+    loop_masks: bool = False
     unfused: bool = False
     fetch: bool = False
-    together: bool = False
-    bf16: bool = False
+    recompute: bool = False
+    compiled: bool = False
 
 
-NAIVE = Row(all_patches=True, convolution=True, interpolate=True, unfused=True, fetch=True)
-ROWS = {
-    "naive, fp32": NAIVE,
-    "ours, fp32": Row(),
-    "  all patches embedded": Row(all_patches=True),
-    "  and class maps by convolution": Row(all_patches=True, convolution=True),
-    "  positions interpolated anew": Row(interpolate=True),
-    "  AdamW not fused": Row(unfused=True),
-    "  decoders together": Row(together=True),
-    "naive, bf16": replace(NAIVE, bf16=True),
-    "ours, bf16": Row(bf16=True),
-    "  decoders together, bf16": Row(together=True, bf16=True),
+NAIVE = Row(plain=True, loop_masks=True, unfused=True, fetch=True)
+CHANGES = {
+    "all patches embedded": Row(all_patches=True),
+    "class maps by convolution": Row(convolution=True),
+    "positions interpolated anew": Row(interpolate=True),
+    "the other attention": Row(other_attention=True),
+    "the other decoders": Row(other_decoders=True),
+    "masks drawn by loops": Row(loop_masks=True),
+    "AdamW not fused": Row(unfused=True),
+    "losses fetched every step": Row(fetch=True),
+    "activations recomputed": Row(recompute=True),
 }
 
 
 class Bench:
     """One model, one batch, and a step of any kind."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        recipe = load_recipe("paper-mmearth64", [f"--model.encoder={options.encoder}"])
-        source = open_source(f"mmearth:{folder}")
-        modalities, tasks = recipe.resolve(source.modalities)
-        # Chips without holes: the common case of real data.
-        chosen = np.array([i for i in range(len(source)) if i % 4 in (0, 3)])
-        sizes = chip_sizes(source, modalities, chosen)
-        config = model_config(recipe.model, recipe.data, modalities, sizes)
-        found = source.statistics(range(8)).select(list(modalities))
-        torch.manual_seed(0)
-        self.model = Habits(modalities, tasks, config, found)
-        self.module = PretrainModule(self.model, recipe, steps=1000, warmup=10, lr=1e-4)
-        self.module.to(options.device)
-        loader = make_loader(
-            source, chosen, batch_size=options.batch, modalities=list(modalities), chip=56
-        )
-        self.batch = next(iter(loader)).to(options.device)
+    def __init__(self, options: argparse.Namespace) -> None:
+        source = made.MadeSource(made.six_modalities(), chips=options.batch, size=CHIP)
+        tasks = made.seven_tasks()
         self.device = options.device
+        self.model = made.make_model(source, encoder=options.encoder, tasks=tasks)
+        self.model.to(self.device)
+        self.compiled: MultiMAE | None = None
+        if options.compile:
+            # The same weights in modules of their own.
+            self.compiled = made.make_model(source, encoder=options.encoder, tasks=tasks)
+            compile_parts(self.compiled.to(self.device))
+        self.objective = Objective(self.model.tasks)
+        self.batch = source.batch(source.keys).to(self.device)
         # A learning rate of nothing: the step is whole, and all rows keep the same weights.
-        self.fused = build_adamw(self.module, recipe.optim, lr=0.0)
-        groups = [{k: g[k] for k in ("params", "weight_decay")} for g in self.fused.param_groups]
-        self.unfused = torch.optim.AdamW(groups, lr=0.0, betas=recipe.optim.betas, foreach=False)
+        self.optimizers = {id(m): self._optimizers(m) for m in (self.model, self.compiled) if m}
+        self.states = self._drawn()
 
-    def step(self, row: Row) -> tuple[float, float]:
-        """Seconds and loss of a whole optimiser step."""
-        for name in ("all_patches", "convolution", "interpolate"):
-            setattr(self.model, name, getattr(row, name))
-        self.model.decode_together = row.together
-        optimizer = self.unfused if row.unfused else self.fused
-        start = time.perf_counter()
+    @staticmethod
+    def _optimizers(model: MultiMAE) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        fused = build_adamw(model, OptimRecipe(), lr=0.0)
+        groups = [{k: g[k] for k in ("params", "weight_decay")} for g in fused.param_groups]
+        return fused, torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), foreach=False)
+
+    def _drawn(self) -> Tensor:
+        layout = self.model.patchify(self.batch).layout
+        return sample_states(
+            layout,
+            None,
+            batch_size=len(self.batch),
+            visible=VISIBLE,
+            generator=PerSample(self.batch.keys, 0, 0),
+        )
+
+    def losses(self, row: Row) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss and those of the tasks."""
+        model = self.compiled if row.compiled and self.compiled else self.model
+        patches = model.patchify(self.batch)
+        # Drawn for their time; the loss is of the same ones in every row.
+        if row.loop_masks:
+            naive.draw_states(patches.layout, batch=len(self.batch), visible=VISIBLE, seed=0)
+        else:
+            self._drawn()
+        if row.plain:
+            said = naive.predict(model, patches, self.states)
+            by_task = naive.losses(model, patches, self.states, said)
+            return naive.total(model, by_task), by_task
+        with habits(model, row):
+            found = self.objective(model(patches, self.states, visible=VISIBLE))
+        return found.total, dict(found.by_task)
+
+    def step(self, row: Row, dtype: torch.dtype) -> float:
+        """A whole optimiser step; its loss."""
+        model = self.compiled if row.compiled and self.compiled else self.model
+        optimizer = self.optimizers[id(model)][row.unfused]
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device, torch.bfloat16) if row.bf16 else nullcontext():
-            losses, _ = self.module._losses(self.batch, (0, 0, 0))
-        losses.total.backward()
+        mixed = dtype != torch.float32
+        with torch.autocast(self.device, dtype) if mixed else nullcontext():
+            total, by_task = self.losses(row)
+        total.backward()
         optimizer.step()
         if row.fetch:
-            for value in losses.by_task.values():
+            for value in by_task.values():
                 value.item()
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, float(losses.total.detach())
+        return total.detach()
 
 
-def ceiling(device: str, dtype: torch.dtype) -> float:
-    """GFLOP/s of a large matrix product."""
-    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        c = a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - start) / 1e9)
-    assert c.shape == (2048, 2048)
-    return best
+@contextmanager
+def habits(model: MultiMAE, row: Row) -> Iterator[None]:
+    """The model with one habit changed."""
+    before = model.decode_together, model.encoder.recompute
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    model.decode_together = (not on_cpu) ^ row.other_decoders
+    model.encoder.recompute = row.recompute
+    if row.interpolate:
+        model.positions._kept.clear()
+        model.decoder_positions._kept.clear()
+    patched: list[Any] = []
+    if row.all_patches:
+        patched.append(mock.patch.object(model, "_embed", _embed_all(model)))
+    if row.convolution:
+        patched.append(mock.patch.object(ClassEmbedding, "forward", _convolved))
+    if row.other_attention:
+        other = _fused if on_cpu else _products
+        places = ("multimae_eo.model.encoder.attend", "multimae_eo.model.decoder_group.attend")
+        patched += [mock.patch(place, other) for place in places]
+    for patch in patched:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patched:
+            patch.stop()
+        model.decode_together, model.encoder.recompute = before
+
+
+def _embed_all(model: MultiMAE) -> Callable[[Patches, Tensor, int], Tensor]:
+    def embed(patches: Patches, states: Tensor, count: int) -> Tensor:
+        every = naive.embedded(model, patches)
+        seen = (states == TokenState.VISIBLE).to(every.device)
+        order = torch.argsort((~seen).to(torch.int8), dim=1, stable=True)[:, :count]
+        return every.gather(1, order[:, :, None].expand(-1, -1, every.shape[2]))
+
+    return embed
+
+
+def _convolved(self: ClassEmbedding, patches: Tensor) -> Tensor:
+    return naive.class_vectors(self, patches[None])[0]
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+    mask = None if real is None else real[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if real is not None:
+        scores = scores.masked_fill(~real[:, None, None, :], float("-inf"))
+    return scores.softmax(dim=-1) @ value
+
+
+def rows(options: argparse.Namespace) -> dict[str, tuple[Row, torch.dtype]]:
+    """Every row by name: how, and in what precision."""
+    found: dict[str, tuple[Row, torch.dtype]] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if name not in options.precision.split(","):
+            continue
+        found[f"naive, {name}"] = (NAIVE, dtype)
+        found[f"ours, {name}"] = (Row(), dtype)
+        if options.compile:
+            found[f"ours compiled, {name}"] = (replace(Row(), compiled=True), dtype)
+        if options.changes:
+            found |= {f"{what}, {name}": (row, dtype) for what, row in CHANGES.items()}
+    return found
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure; the record that is written."""
+    about = measure.machine(options.device)
+    bench = Bench(options)
+    with FlopCounterMode(display=False) as counter:
+        bench.losses(Row())[0].backward()
+    flops = counter.get_total_flops() / options.batch
+    ways = rows(options)
+    losses = {n: float(bench.step(row, dtype)) for n, (row, dtype) in ways.items()}
+    for name, (_, dtype) in ways.items():
+        agrees = 1e-5 if dtype == torch.float32 else 2e-2
+        reference = losses[next(iter(ways))]
+        if abs(losses[name] / reference - 1) > agrees:
+            raise SystemExit(f"{name}: loss {losses[name]}, naive {reference}")
+    steps = {n: (lambda w=way: bench.step(*w)) for n, way in ways.items()}
+    times = measure.interleaved(steps, options.device, rounds=options.rounds, warmup=2)
+    side = options.ceiling
+    tops = {
+        "fp32": measure.ceiling(options.device, torch.float32, side=side),
+        "bf16": measure.ceiling(options.device, torch.bfloat16, side=side),
+    }
+    found = {}
+    for name, taken in times.items():
+        own = measure.summary(taken)
+        rate = options.batch / own["median_s"]
+        found[name] = own | {
+            "samples_per_s": rate,
+            "flops_per_s": rate * flops,
+            "share_of_ceiling": rate * flops / tops[name.rsplit(", ", maxsplit=1)[1]],
+            "memory_bytes": measure.memory_bytes(steps[name], options.device),
+            "loss": losses[name],
+        }
+    return {
+        "machine": about,
+        "batch": options.batch,
+        "encoder": options.encoder,
+        "rounds": options.rounds,
+        "flops_per_sample": flops,
+        "ceiling_flops_per_s": tops,
+        "rows": found,
+    }
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--encoder", default="base")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32,bf16")
+    parser.add_argument("--compile", action="store_true", help="a row of the compiled step, too")
+    parser.add_argument("--changes", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--ceiling", type=int, default=2048, help="side of the matrices")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    return parser.parse_args(given)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--encoder", default="base")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "mmearth"
-        write_mmearth(folder, chips=2 * options.batch + 8, size=64, seed=0)
-        bench = Bench(options, folder)
-    with FlopCounterMode(display=False) as counter:
-        bench.module._losses(bench.batch, (0, 0, 0))[0].total.backward()
-    flops = counter.get_total_flops() / options.batch
-    losses = {n: bench.step(row)[1] for n, row in ROWS.items()}
-    for n, row in ROWS.items():
-        assert row.bf16 or abs(losses[n] / losses["naive, fp32"] - 1) < 1e-5, (n, losses)
-    times: dict[str, list[float]] = {n: [] for n in ROWS}
-    for _ in range(options.rounds):
-        for n, row in ROWS.items():
-            times[n].append(bench.step(row)[0])
-    base = statistics.median(times["naive, fp32"])
-    print(f"batch {options.batch}, {options.encoder}, {options.device}, torch {torch.__version__}")
-    print(f"{torch.get_num_threads()} threads; {flops / 1e9:.1f} GFLOP per sample and step")
-    for dtype in (torch.float32, torch.bfloat16):
-        print(f"matrix product, {dtype}: {ceiling(options.device, dtype):.0f} GFLOP/s")
-    print(f"{'':>32}  {'s (median)':>10}  {'samples/s':>9}  {'GFLOP/s':>8}  {'ratio':>6}")
-    for n, found in times.items():
-        middle = statistics.median(found)
-        rate = options.batch / middle
+    options = arguments()
+    record = run(options)
+    path = measure.write_results(f"step_{options.device}", record, options.out)
+    base = record["rows"][next(iter(record["rows"]))]["median_s"]
+    print(f"{record['flops_per_sample'] / 1e9:.1f} GFLOP per sample and step; {record['machine']}")
+    print(f"{'':<36} {'s':>8} {'samples/s':>10} {'ceiling':>8} {'GB':>8} {'× naive':>8}")
+    for name, row in record["rows"].items():
         print(
-            f"{n:<32}  {middle:10.2f}  {rate:9.1f}  {rate * flops / 1e9:8.0f}  {base / middle:6.2f}"
+            f"{name:<36} {row['median_s']:8.3f} {row['samples_per_s']:10.1f} "
+            f"{row['share_of_ceiling']:8.0%} {row['memory_bytes'] / 1e9:8.2f} "
+            f"{base / row['median_s']:8.2f}"
         )
+    print(path)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ NOT_RUN = {
 }
 # By the verb and a word after it.
 ADDED = {
+    ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto",
     ("pretrain", "paper-mmearth64"): "--model.encoder nano --run.epochs 1 --data.batch_size 4 "
     "--data.workers 0 --run.precision 32-true --run.accelerator cpu --data.val_fraction 0.3",
     ("pretrain", "sentinel2-groups-small"): "--run.epochs 1",

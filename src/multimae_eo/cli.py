@@ -227,6 +227,8 @@ def _pretrain(options: Any, overrides: list[str]) -> None:
     recipe = load_recipe(options.recipe, overrides)
     source = open_source(options.data)
     done = pretrain(recipe, source, Path(options.out), spec=options.data)
+    if not done.first_process:
+        return
     for name, value in sorted(done.metrics.items()):
         print(f"{name}\t{value:.5f}")
     print(done.model)
@@ -277,7 +279,7 @@ def _convert(options: Any, _: list[str]) -> None:
 def _info_options(parser: Any) -> None:
     parser.add_argument("path", type=str, help="a chip store, model folder or run folder")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--verify", action="store_true", help="check a store's checksums")
+    parser.add_argument("--verify", action="store_true", help="check a store or run's checksums")
 
 
 def _info(options: Any, _: list[str]) -> None:

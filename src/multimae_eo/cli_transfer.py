@@ -57,6 +57,8 @@ def _finetune(options: Any, overrides: list[str]) -> None:
         init={"model": options.model, "hash": digest},
         spec=options.data,
     )
+    if not done.first_process:
+        return
     for name, value in sorted(done.metrics.items()):
         print(f"{name}\t{value:.5f}")
     print(done.model)

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     """Facts about a store, model or run folder, ready for JSON.
 
-    ``verify``: also check every checksum of a store. Raises ConfigError when it is none of these,
-    FormatError when a store's files were changed.
+    ``verify``: also check every checksum of a store, or of a run's checkpoints. Raises ConfigError
+    when it is none of these, FormatError when a store's files were changed, CheckpointError for
+    damaged checkpoints.
     """
     if (path / "store.json").is_file() or (path / "plan.json").is_file():
         return _store(path, verify)
     if (path / "config.json").is_file() and (path / "modalities.json").is_file():
         return _model(path)
     if (path / "recipe.yaml").is_file():
-        return _run(path)
+        return _run(path, verify)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     raise ConfigError(
@@ -79,7 +80,7 @@ def _described(model: MultiMAE, digest: str) -> dict[str, Any]:
     }
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: Path, verify: bool) -> dict[str, Any]:
     recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
     record: dict[str, Any] = {
         "what": "run",
@@ -101,4 +102,10 @@ def _run(path: Path) -> dict[str, Any]:
                 for k, v in last.items()
                 if k.startswith("val/") and v
             }
+    if verify:
+        from multimae_eo.train.run import read_checkpoint
+
+        found = sorted((path / "checkpoints").glob("*.ckpt"))
+        steps = {p.name: read_checkpoint(p, device="meta")["global_step"] for p in found}
+        record["checkpoints"] = {name: f"whole, step {step}" for name, step in steps.items()}
     return record

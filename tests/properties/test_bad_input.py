@@ -306,7 +306,7 @@ def test_nodata_gives_no_token_no_loss_and_no_influence(
         module = PretrainModule(odd_model, Recipe(), steps=1, warmup=0, lr=1e-3)
         module.recipe.masking.visible = 6
         patches = odd_model.patchify(batch)
-        states, visible = module.draw(patches, (0, 0, 0))
+        states, visible = module.draw(patches, batch.keys, 0)
         for name in blind:
             tokens = states[1, patches.layout.slices[name]]
             assert bool((tokens == TokenState.ABSENT).all())

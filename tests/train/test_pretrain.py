@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -98,45 +93,6 @@ def test_resumed_equals_uninterrupted_bit_for_bit(source, tmp_path, monkeypatch,
     assert same(broken, whole)
     assert rows(broken)[-1] == rows(whole)[-1]
     assert [r["step"] for r in rows(broken)] == [r["step"] for r in rows(whole)]
-
-
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_pretrain import recipe
-from multimae_eo.sources.synthetic import SyntheticSource
-from multimae_eo.train.pretrain import pretrain
-import torch; torch.set_num_threads(1)
-source = SyntheticSource(chips=48, size=32, seed=3)
-print("ready", flush=True)
-pretrain(recipe("--run.epochs=6", "--run.checkpoint_steps=1"), source, Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_bitwise_equal(source, tmp_path):
-    """SIGKILL, three times, at moments spread over the run."""
-    torch.set_num_threads(1)
-    pretrain(recipe("--run.epochs=6", "--run.checkpoint_steps=1"), source, tmp_path / "whole")
-    code = CHILD.format(tests=str(Path(__file__).parent))
-    out = tmp_path / "killed"
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(float(rng.uniform(0.1, 2.0)))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-    pretrain(recipe("--run.epochs=6", "--run.checkpoint_steps=1"), source, out)
-    assert same(out, tmp_path / "whole")
 
 
 def test_a_run_learns_and_says_so(tmp_path):

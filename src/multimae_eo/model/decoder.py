@@ -96,6 +96,8 @@ class Decoder(nn.Module):
             extra = real.new_ones(len(real), context.shape[1] - count)
             real = torch.cat([real, extra], dim=1)
         x = self.cross(self.query_norm(queries), self.context_norm(embedded), real)
+        # In mixed precision what norms read stays in float32, here without a residual to see to it.
+        x = x.to(queries.dtype)
         x = x + self.mlp(self.out_norm(x))
         for block in self.blocks:
             x = block(x)

@@ -65,7 +65,7 @@ def decode_together(
         real = torch.cat([real, extra], dim=1).repeat(group, 1)
     x = _normed(decoders, lambda d: d.query_norm, queries)
     context = _normed(decoders, lambda d: d.context_norm, embedded)
-    x = _cross(decoders, x, context, real)
+    x = _cross(decoders, x, context, real).to(queries.dtype)
     x = x + _mlp(decoders, lambda d: d.mlp, _normed(decoders, lambda d: d.out_norm, x))
     for depth in range(len(decoders[0].blocks)):
         blocks = [d.blocks[depth] for d in decoders]

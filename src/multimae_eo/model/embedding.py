@@ -31,6 +31,10 @@ class PatchEmbedding(nn.Module):
         projected: Tensor = self.projection(patches)
         return projected
 
+    def no_patches(self) -> Tensor:
+        """Patches (0, 0, C·p·p)."""
+        return self.projection.weight.new_zeros(0, 0, self.projection.in_features)
+
 
 class ClassEmbedding(nn.Module):
     """A class map's patches: each class has a vector, each position in a patch a projection.
@@ -59,6 +63,11 @@ class ClassEmbedding(nn.Module):
         entry = torch.where(patches >= 0, patches * self.positions + position, len(table))
         bags = F.embedding_bag(entry, torch.cat([table, nothing]), mode="sum")
         return bags + self.projection.bias
+
+    def no_patches(self) -> Tensor:
+        """Patches (0, 0, p·p)."""
+        device = self.projection.weight.device
+        return torch.zeros(0, 0, self.positions, dtype=torch.int64, device=device)
 
 
 class PositionTable(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from multimae_eo.model.config import EncoderConfig
 
@@ -22,11 +23,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Te
     mask = None if real is None else real[:, None, None, :]
     if query.device.type == "cpu" and key.shape[2] <= _SHORT:
         # For short sequences plain products beat the fused kernel's backward on CPUs 5-10 times.
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        shape = query.shape
+        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
+        # The scale rides along with the product.
+        none, scale = query.new_empty(1, 1, 1), query.shape[-1] ** -0.5
+        scores = torch.baddbmm(none, query, key.transpose(1, 2), beta=0, alpha=scale)
         if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        mixed: Tensor = scores.softmax(dim=-1) @ value
-        return mixed
+            hidden = ~mask.expand(*shape[:3], -1).flatten(0, 1)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        return torch.bmm(scores.softmax(dim=-1), value).reshape(shape)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -112,7 +117,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of blocks; no final norm (paper)."""
+    """The stack of blocks; no final norm (paper).
+
+    ``recompute``: in training, keep no block's activations but compute them again in the backward
+    pass, for less memory and the same gradients.
+    """
+
+    recompute = False
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -123,14 +134,21 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """Encode (B, K, D); padding slots (``real`` False) are never attended to."""
         for block in self.blocks:
-            x = block(x, real)
+            x = self._through(block, x, real)
         return x
 
     def stages(self, x: Tensor, real: Tensor | None = None) -> Iterator[Tensor]:
         """The tokens (B, K, D) after each block; the last are those of ``forward``."""
         for block in self.blocks:
-            x = block(x, real)
+            x = self._through(block, x, real)
             yield x
+
+    def _through(self, block: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, x, real, use_reentrant=False)
+        else:
+            out = block(x, real)
+        return out
 
 
 def initialise(module: nn.Module) -> None:

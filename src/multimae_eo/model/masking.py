@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.model.draws import PerSample
 from multimae_eo.model.tokens import Patches, TokenLayout, TokenState
 
 
@@ -24,9 +25,11 @@ def sample_states(
     visible: int,
     alpha: float = 1.0,
     inputs: tuple[str, ...] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | PerSample | None = None,
 ) -> Tensor:
     """Draw states for a batch: int8 (B, L), on the generator's device.
+
+    With ``PerSample`` a sample's states depend on its own seed alone, not on its batch.
 
     Exactly ``visible`` tokens are VISIBLE in every sample that has so many observed tokens among
     ``inputs`` (all modalities by default), and all of them in a sample that has fewer. The other
@@ -52,7 +55,7 @@ def sample_states(
 
     # Rank of each token within its modality in random order, observed ones first: one sort of
     # (modality, noise) keys, then positions minus the modality's start.
-    noise = torch.rand(batch_size, layout.count, generator=generator, device=device)
+    noise = _uniform(generator, batch_size, layout.count)
     order = (owner + torch.where(may, noise * 0.5, 0.75)).argsort(dim=1)
     starts = torch.tensor([s.start for s in layout.slices.values()], device=device)
     place = torch.arange(layout.count, device=device).expand_as(order)
@@ -61,7 +64,7 @@ def sample_states(
     # Tokens within their modality's share come first, then any other that may be seen, then none:
     # taking the first K corrects the rounded total without favouring a modality.
     within = rank < wanted.gather(1, owner.expand(batch_size, -1))
-    priority = torch.rand(batch_size, layout.count, generator=generator, device=device)
+    priority = _uniform(generator, batch_size, layout.count)
     priority = priority + torch.where(within, 0.0, 1.0)
     priority = torch.where(may, priority, 3.0)
     budget = min(visible, layout.count)
@@ -71,15 +74,30 @@ def sample_states(
     return torch.where(visible_BL, int(TokenState.VISIBLE), states).to(torch.int8)
 
 
+def _uniform(generator: torch.Generator | PerSample | None, size: int, count: int) -> Tensor:
+    """Uniform numbers in [0, 1): (size, count)."""
+    if isinstance(generator, PerSample):
+        return generator.rand(count)
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.rand(size, count, generator=generator, device=device)
+
+
 def _dirichlet(
-    may: Tensor, owner: Tensor, modalities: int, alpha: float, generator: torch.Generator | None
+    may: Tensor,
+    owner: Tensor,
+    modalities: int,
+    alpha: float,
+    generator: torch.Generator | PerSample | None,
 ) -> Tensor:
     """Shares (B, M) that sum to one over the modalities with any token that may be seen."""
     available = torch.zeros(len(may), modalities, device=may.device)
     available.index_add_(1, owner, may.float())
-    concentration = torch.full_like(available, alpha)
+    if isinstance(generator, PerSample):
+        gamma = generator.gamma(alpha, modalities)
+    else:
+        gamma = torch._standard_gamma(torch.full_like(available, alpha), generator=generator)
     # A tiny floor keeps a draw of all zeros (very small alpha) from dividing by zero.
-    gamma = torch._standard_gamma(concentration, generator=generator).clamp_min(1e-30)
+    gamma = gamma.clamp_min(1e-30)
     gamma = torch.where(available > 0, gamma, 0.0)
     return gamma / gamma.sum(dim=1, keepdim=True).clamp_min(1e-30)
 

@@ -172,6 +172,7 @@ class MultiMAE(nn.Module):
         self.decoders = nn.ModuleDict(decoders)
         # None: together on devices to which many small launches matter, which is not the CPU.
         self.decode_together: bool | None = None
+        self.group_decoder = decode_together
         self.positions = PositionTable(width, config.position_grid)
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
@@ -242,7 +243,7 @@ class MultiMAE(nn.Module):
             if len(members) == 1:
                 found[group[0]] = members[0](tokens, slots, layout, positions)
             else:
-                said = decode_together(members, tokens, slots, layout, positions)
+                said = self.group_decoder(members, tokens, slots, layout, positions)
                 found |= zip(group, said, strict=True)
         return {n: found[n] for n in names}
 
@@ -286,12 +287,14 @@ class MultiMAE(nn.Module):
         seen = states == TokenState.VISIBLE
         slot = seen.cumsum(dim=1) - 1 + torch.arange(size, device=seen.device)[:, None] * count
         vectors, places = [], []
-        for name, values in patches.values.items():
-            part = layout.slices[name]
+        for name, part in layout.slices.items():
             row, token = seen[:, part].nonzero(as_tuple=True)
             places.append(slot[:, part][row, token])
             row, token = (i.to(device, non_blocking=True) for i in (row, token))
-            embed = self.embeddings[name]
+            embed = cast(PatchEmbedding | ClassEmbedding, self.embeddings[name])
+            # Where the batch lacks a modality its weights get a gradient, too, of zero: processes
+            # that sum theirs must all have one.
+            values = patches.values[name] if name in patches.values else embed.no_patches()
             position = self.positions(layout.grids[name], embed.interpolation)
             vector = embed(values[row, token]) + position[token]
             if name in self.modality:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.callbacks.progress import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_avg_fn
 from tqdm import tqdm
 
-from multimae_eo.errors import OutputError
 from multimae_eo.report import write_whole
 
 
@@ -93,9 +89,9 @@ class Progress(ProgressBar):
     Without a terminal it writes a line per validation instead. Logs the throughput, too.
     """
 
-    def __init__(self, *, batch_size: int, steps: int, log_every: int) -> None:
+    def __init__(self, *, log_every: int) -> None:
         super().__init__()
-        self.batch_size, self.steps, self.log_every = batch_size, steps, log_every
+        self.log_every, self.steps = log_every, 0
         self.bar: tqdm[Any] | None = None
         self._shown = True
         self._waited = self._counted = 0.0
@@ -112,6 +108,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where a resumed run stands."""
+        self.steps = int(trainer.estimated_stepping_batches)
         self._since = self._idle_since = time.perf_counter()
         if self._shown and sys.stderr.isatty():
             self.bar = tqdm(
@@ -227,97 +224,3 @@ class Resume(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop rows of work that will be done again."""
         self.metrics.drop_after(trainer.global_step)
-
-
-class Checkpoints(Checkpoint):
-    """``last.ckpt`` and ``best.ckpt`` (lowest ``monitor``), each written atomically.
-
-    ``last`` is written after every epoch and, with ``every_steps``, also in between: a run killed
-    at any moment continues from it. ``sign``: -1 where the highest ``monitor`` is the best.
-    With ``patience``, training stops after so many validations without a better one.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        every_steps: int = 0,
-        monitor: str = "val/loss",
-        sign: float = 1.0,
-        patience: int = 0,
-    ) -> None:
-        self.folder, self.every_steps = folder, every_steps
-        self.monitor, self.sign, self.patience = monitor, sign, patience
-        self.best = (math.inf, math.inf)
-        self._since_best = 0
-        self._validated = False
-        self._written = -1
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that has stopped early stays stopped."""
-        self._stop(trainer)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-        batch_idx: int,
-    ) -> None:  # fmt: skip
-        """Write ``last`` every so many optimiser steps."""
-        step = trainer.global_step
-        if self.every_steps and step and step % self.every_steps == 0 and step != self._written:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last``, and ``best`` where validation says so; stop where it has for long not."""
-        score = (math.inf, math.inf)
-        if self._validated and self.monitor in trainer.callback_metrics:
-            values = trainer.callback_metrics
-            score = (self.sign * float(values[self.monitor]), float(values["val/loss"]))
-        # Few validation chips make equal accuracies; their losses tell them apart.
-        better = score < self.best
-        self.best = min(self.best, score)
-        self._since_best = 0 if better else self._since_best + self._validated
-        self._validated = False
-        self._save(trainer, best=better)
-        self._stop(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What is monitored is new."""
-        self._validated = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best validation so far, and how many came after it."""
-        return {"best": list(self.best), "since_best": self._since_best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        first, second = state_dict["best"]
-        self.best = (float(first), float(second))
-        self._since_best = int(state_dict["since_best"])
-
-    def _stop(self, trainer: pl.Trainer) -> None:
-        if self.patience and self._since_best >= self.patience:
-            trainer.should_stop = True
-
-    def _save(self, trainer: pl.Trainer, *, best: bool = False) -> None:
-        self._written = trainer.global_step
-        with self._replacing("last.ckpt", trainer) as temporary:
-            trainer.save_checkpoint(temporary)
-            # Before ``last``: a run killed in between takes this epoch again, and this ``best``.
-            if best and trainer.is_global_zero:
-                with self._replacing("best.ckpt", trainer) as copy:
-                    shutil.copyfile(temporary, copy)
-
-    @contextmanager
-    def _replacing(self, name: str, trainer: pl.Trainer) -> Iterator[Path]:
-        """A temporary path, which the first rank renames to ``name`` once it is whole."""
-        path = self.folder / name
-        temporary = path.with_name(f"{name}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            if trainer.is_global_zero:
-                os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise OutputError(f"{path}: cannot be written: {reason}; free space") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ class TrainBatches:
     """An epoch's training batches, from wherever the run stands.
 
     Order, windows and flips follow from (seed, epoch, position); where to start follows from the
-    trainer's optimiser steps so far. So a resumed run sees what it would have seen.
+    trainer's optimiser steps so far. So a resumed run sees what it would have seen, also in
+    another number of processes, as long as an optimiser step takes as many samples altogether.
     """
 
     def __init__(
@@ -134,32 +136,60 @@ class TrainBatches:
         }
 
     def __len__(self) -> int:
-        return len(self._loader(0, 0))
+        """Batches of an epoch on this process: whole accumulations, unless there is none."""
+        count = len(self._loader(0, 0))
+        return count - count % self._accumulate or count
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch; a last, smaller accumulation counts as one."""
+        """Optimiser steps of an epoch."""
         return -(-len(self) // self._accumulate)
 
     def __iter__(self) -> Iterator[Batch]:
         taken = 0 if self._trainer is None else int(self._trainer.global_step)
         epoch, step = divmod(taken, self.steps_per_epoch)
-        yield from self._loader(epoch, step * self._accumulate)
+        start = step * self._accumulate
+        yield from islice(self._loader(epoch, start), len(self) - start)
 
     def attach(self, trainer: Any) -> None:
         """Follow a trainer's position and rank."""
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the optimiser's step count. Tells Lightning we can resume."""
-        return {}
+        """How a step's samples are split. The position is the trainer's count of steps."""
+        return {"step_samples": self.step_samples, "accumulate": self._accumulate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; see ``state_dict``."""
+        """Continue in another split; ConfigError unless a step has as many samples as before."""
+        before = state.get("step_samples", self.step_samples)
+        if before != self.step_samples:
+            raise ConfigError(
+                f"this run takes {before} samples per optimiser step; here "
+                f"{self._arguments['batch_size']} (data.batch_size) × {self._accumulate} "
+                f"(run.accumulate) × {self._share[1]} process(es) make {self.step_samples}: "
+                "change one of them"
+            )
+        was = state.get("accumulate", self._accumulate)
+        progress = self._trainer.fit_loop.epoch_loop.batch_progress
+        for counts in (progress.total, progress.current):
+            behind = counts.ready - counts.completed
+            ready = counts.ready // was * self._accumulate
+            counts.ready = counts.started = counts.processed = ready
+            counts.completed = ready - behind
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of an optimiser step, of all processes."""
+        return int(self._arguments["batch_size"]) * self._accumulate * self._share[1]
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        trainer = self._trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def _loader(self, epoch: int, start: int) -> Any:
-        trainer = self._trainer
-        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        rank, world = self._share
         return make_loader(
             **self._arguments, epoch=epoch, start_batch=start, rank=rank, world=world
         )

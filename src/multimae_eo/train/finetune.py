@@ -24,7 +24,8 @@ from multimae_eo.sources import Source
 from multimae_eo.sources.base import Indices
 from multimae_eo.statistics import Statistics
 from multimae_eo.store.loader import make_loader
-from multimae_eo.train.callbacks import Checkpoints, MetricsCsv
+from multimae_eo.train.callbacks import MetricsCsv
+from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.finetune_module import FinetuneModule
 from multimae_eo.train.finetune_page import finetune_page
@@ -99,7 +100,12 @@ def finetune(
         _restore_best(module, out)
         predictor.save_pretrained(out / "model", card=_card(record, source, spec, best))
         finetune_page(out, module.metric_name).write(out / "report.html")
-    return RunResult(model=out / "model", metrics=best, seconds=time.monotonic() - started)
+    return RunResult(
+        model=out / "model",
+        metrics=best,
+        seconds=time.monotonic() - started,
+        first_process=module.global_rank == 0,
+    )
 
 
 def labelled(
@@ -205,12 +211,13 @@ def _fit(
     checkpoints = Checkpoints(
         out / "checkpoints",
         every_steps=run.checkpoint_steps,
+        keep=run.keep,
         monitor=f"val/{module.metric_name}",
         sign=module.sign,
         patience=run.patience,
     )
     trainer = make_trainer(
-        run, optim, recipe.data, out=out, metrics=metrics, steps=steps, callbacks=[checkpoints]
+        run, optim, out=out, metrics=metrics, steps=steps, callbacks=[checkpoints]
     )
     module.lr *= trainer.world_size
     batches.attach(trainer)

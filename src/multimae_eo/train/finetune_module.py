@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import DataError, TrainingError
+from multimae_eo.model.compiled import compile_parts
+from multimae_eo.model.draws import mixed_seed
 from multimae_eo.model.encoder import Block
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import Target
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
-from multimae_eo.train.modules import mixed_seed
 from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.supervised import SupervisedLoss, changes, draw_mixing
 
@@ -42,6 +43,9 @@ class FinetuneModule(pl.LightningModule):
         self.metric_name, self.sign, self.metric = validation_metric(predictor.target)
         self.steps, self.warmup, self.lr = steps, warmup, lr
         frozen = freeze(predictor, recipe.freeze)
+        predictor.encoder.encoder.recompute = recipe.run.recompute
+        if recipe.run.compile:
+            compile_parts(predictor.encoder)
         blocks = predictor.encoder.encoder.blocks
         for i, block in enumerate(blocks):
             assert isinstance(block, Block)

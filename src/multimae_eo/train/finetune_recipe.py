@@ -154,8 +154,11 @@ def parse_finetune(
         "augment.cutmix": (recipe.augment.cutmix, 0),
         "augment.visible": (1 if recipe.augment.visible is None else recipe.augment.visible, 1),
         "run.patience": (recipe.run.patience, 0),
+        "run.keep": (recipe.run.keep, 0),
     }
-    for name in ("epochs", "accumulate", "val_every", "log_every"):
+    if recipe.run.strategy == "fsdp":
+        raise ConfigError(f"{where}: run.strategy: fsdp shards pre-training only; use ddp")
+    for name in ("epochs", "nodes", "accumulate", "val_every", "log_every"):
         least[f"run.{name}"] = (getattr(recipe.run, name), 1)
     if isinstance(recipe.freeze, int):
         least["freeze"] = (recipe.freeze, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import TrainingError
+from multimae_eo.model.compiled import compile_parts
+from multimae_eo.model.draws import PerSample
 from multimae_eo.model.masking import sample_states, visible_count
 from multimae_eo.model.multimae import MultiMAE, Reconstruction
 from multimae_eo.model.tokens import Patches
@@ -21,13 +24,14 @@ from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.recipe import Recipe
 
 _VALIDATION = 1 << 20
-"""Validation masks are drawn from seeds of their own, the same at every epoch."""
+"""Stands for the epoch in validation: masks of their own, the same at every epoch."""
 
 
 class PretrainModule(pl.LightningModule):
     """Masks, reconstructs, and minimises the objective.
 
-    Masks are a pure function of (seed, epoch, batch, rank): a resumed run draws the same ones.
+    A sample's mask is a pure function of (seed, epoch, its key): the same in a resumed run, in
+    another split into batches, and in any number of processes.
     ``steps``: optimiser steps of the whole run; ``warmup``: of its warm-up; ``lr``: peak rate.
     """
 
@@ -44,12 +48,14 @@ class PretrainModule(pl.LightningModule):
             else None
         )
         self.steps, self.warmup, self.lr = steps, warmup, lr
+        model.encoder.recompute = recipe.run.recompute
+        if recipe.run.compile:
+            compile_parts(model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
         draws = 1 if self.agreement is None else self.recipe.agreement.views
-        seed = (self.current_epoch, batch_idx, self.global_rank)
-        losses, reconstruction = self._losses(batch, seed, draws=draws)
+        losses, reconstruction = self._losses(batch, self.current_epoch, draws=draws)
         if self.agreement is not None:
             said: Tensor = self.agreement(reconstruction.pooled)
             losses = losses.plus("agreement", self.recipe.agreement.weight, said)
@@ -59,7 +65,7 @@ class PretrainModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses under fixed masks, beside those of the best constant prediction."""
-        losses, reconstruction = self._losses(batch, (_VALIDATION, batch_idx, self.global_rank))
+        losses, reconstruction = self._losses(batch, _VALIDATION)
         self._log("val", losses, len(batch), sync=True)
         constant = Objective(self.model.tasks)(constant_prediction(self.model, reconstruction))
         self._log("val_baseline", constant, len(batch), sync=True)
@@ -76,23 +82,21 @@ class PretrainModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
         }
 
-    def _losses(
-        self, batch: Batch, seed: tuple[int, int, int], *, draws: int = 1
-    ) -> tuple[Losses, Reconstruction]:
+    def _losses(self, batch: Batch, epoch: int, *, draws: int = 1) -> tuple[Losses, Reconstruction]:
         patches = self.model.patchify(batch).repeat(draws)
-        states, visible = self.draw(patches, seed)
+        keys = [k if d == 0 else f"{k} draw {d}" for d in range(draws) for k in batch.keys]
+        states, visible = self.draw(patches, keys, epoch)
         reconstruction = self.model(patches, states, visible=visible)
         losses: Losses = self.objective(reconstruction)
         return losses, reconstruction
 
-    def draw(self, patches: Patches, seed: tuple[int, int, int]) -> tuple[Tensor, int]:
-        """Draw the states of a batch's tokens, and the number of slots they need.
+    def draw(self, patches: Patches, keys: Sequence[str], epoch: int) -> tuple[Tensor, int]:
+        """Draw the states of the tokens of samples ``keys``, and the number of slots they need.
 
         On the CPU: the same masks on every device, and counts that the host knows without asking.
         """
         masking = self.recipe.masking
         inputs = None if masking.inputs is None else tuple(masking.inputs)
-        generator = torch.Generator().manual_seed(mixed_seed(self.recipe.run.seed, *seed))
         states = sample_states(
             patches.layout,
             None if patches.observed is None else patches.observed.cpu(),
@@ -100,7 +104,7 @@ class PretrainModule(pl.LightningModule):
             visible=masking.visible,
             alpha=masking.alpha,
             inputs=inputs,
-            generator=generator,
+            generator=PerSample(keys, self.recipe.run.seed, epoch),
         )
         return states, visible_count(patches.layout, masking.visible, inputs)
 
@@ -128,15 +132,33 @@ class PretrainModule(pl.LightningModule):
         )
 
 
-def mixed_seed(*parts: int) -> int:
-    """One well-mixed 63-bit seed from several small integers (splitmix64's finaliser)."""
-    state = 0x9E3779B97F4A7C15
-    for part in parts:
-        state = (state ^ (part & (2**64 - 1))) * 0xBF58476D1CE4E5B9 % 2**64
-        state ^= state >> 27
-        state = state * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return state >> 1
+class ShardedModule(PretrainModule):
+    """The same step with weights, gradients and optimiser state sharded (FSDP2).
+
+    Sharded among the processes of a machine, replicated over machines. ``whole``: the weights
+    after training, assembled on the first process.
+    """
+
+    whole: Mapping[str, Any] | None = None
+
+    def configure_model(self) -> None:
+        """Shard: each encoder block by itself, all else of the model together."""
+        from torch.distributed.fsdp import fully_shard
+
+        for block in self.model.encoder.blocks:
+            fully_shard(block, mesh=self.device_mesh)
+        fully_shard(self.model, mesh=self.device_mesh)
+        if self.objective.log_variance is not None:
+            fully_shard(self.objective, mesh=self.device_mesh)
+        if self.agreement is not None:
+            fully_shard(self.agreement, mesh=self.device_mesh)
+
+    def on_train_end(self) -> None:
+        """Assemble the weights while all processes are here."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        how = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        self.whole = get_model_state_dict(self.model, options=how)
 
 
 def constant_prediction(model: MultiMAE, reconstruction: Reconstruction) -> Reconstruction:

@@ -17,9 +17,10 @@ from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.report import run_report
 from multimae_eo.sources import Source
 from multimae_eo.store.loader import make_loader
-from multimae_eo.train.callbacks import Checkpoints, MetricsCsv, Pictures
+from multimae_eo.train.callbacks import MetricsCsv, Pictures
+from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
-from multimae_eo.train.modules import PretrainModule
+from multimae_eo.train.modules import PretrainModule, ShardedModule
 from multimae_eo.train.recipe import Recipe
 from multimae_eo.train.run import RunResult, claim_run, last_checkpoint, make_trainer, quiet
 
@@ -62,31 +63,36 @@ def pretrain(recipe: Recipe, source: Source, out: Path, *, spec: str = "") -> Ru
     )
     validation = _validation(source, val, modalities, recipe)
     metrics = MetricsCsv(out / "metrics.csv")
+    run = recipe.run
+    callbacks: list[Any] = [
+        Checkpoints(out / "checkpoints", every_steps=run.checkpoint_steps, keep=run.keep)
+    ]
+    # Where weights are sharded, no process can draw by itself.
+    if run.strategy != "fsdp":
+        draw = _picture(source, val, modalities, recipe)
+        callbacks.append(Pictures(out / "pictures", run.pictures_every, draw))
     with quiet():
         trainer = make_trainer(
             recipe.run,
             recipe.optim,
-            recipe.data,
             out=out,
             metrics=metrics,
             steps=batches.steps_per_epoch * recipe.run.epochs,
-            callbacks=[
-                Checkpoints(out / "checkpoints", every_steps=recipe.run.checkpoint_steps),
-                Pictures(
-                    out / "pictures",
-                    recipe.run.pictures_every,
-                    _picture(source, val, modalities, recipe),
-                ),
-            ],
+            callbacks=callbacks,
         )
-        _fit(trainer, model, batches, validation, recipe, out)
+        model = _fit(trainer, model, batches, validation, recipe, out)
     seconds = time.monotonic() - started
     if trainer.is_global_zero:
         metrics.save()
         model.save_pretrained(out / "model", card=_card(recipe, source, spec, metrics))
         run_report(out)
     values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
-    return RunResult(model=out / "model", metrics=values, seconds=seconds)
+    return RunResult(
+        model=out / "model",
+        metrics=values,
+        seconds=seconds,
+        first_process=trainer.is_global_zero,
+    )
 
 
 def _fit(
@@ -96,11 +102,12 @@ def _fit(
     validation: Any,
     recipe: Recipe,
     out: Path,
-) -> None:
-    """Train from the last checkpoint, if there is one."""
+) -> MultiMAE:
+    """Train from the last checkpoint, if there is one; the trained model, on the first process."""
     batches.attach(trainer)
     effective = recipe.data.batch_size * recipe.run.accumulate * trainer.world_size
-    module = PretrainModule(
+    kind = ShardedModule if recipe.run.strategy == "fsdp" else PretrainModule
+    module = kind(
         model,
         recipe,
         steps=batches.steps_per_epoch * recipe.run.epochs,
@@ -114,6 +121,11 @@ def _fit(
         ckpt_path=last_checkpoint(out),
         weights_only=True,
     )
+    if isinstance(module, ShardedModule) and module.whole:
+        assert model.statistics is not None
+        model = MultiMAE(model.modalities, model.tasks, model.config, model.statistics)
+        model.load_state_dict(module.whole)
+    return model
 
 
 def _validation(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:

@@ -170,8 +170,13 @@ class TrainingRecipe:
         accumulate: Batches per optimiser step.
         devices: Number of devices or processes; auto takes what there is.
         accelerator: cpu, gpu or auto.
+        nodes: Number of machines.
+        strategy: auto, ddp, or fsdp (weights and optimiser sharded; pre-training only).
+        compile: Compile the blocks (equal up to rounding; minutes at the start).
+        recompute: Keep no activations of encoder blocks; compute them again (less memory).
         val_every: Validate every so many epochs.
         checkpoint_steps: Also write a checkpoint every so many steps (0: at epochs' ends only).
+        keep: Keep the checkpoints of so many latest epochs, too, beside last and best.
         log_every: Write losses every so many steps.
     """
 
@@ -181,8 +186,13 @@ class TrainingRecipe:
     accumulate: int = 1
     devices: int | str = "auto"
     accelerator: str = "auto"
+    nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    compile: bool = False
+    recompute: bool = False
     val_every: int = 1
     checkpoint_steps: int = 0
+    keep: int = 0
     log_every: int = 20
 
 
@@ -299,6 +309,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
             "run.accumulate": (recipe.run.accumulate, 1),
             "run.val_every": (recipe.run.val_every, 1),
             "run.log_every": (recipe.run.log_every, 1),
+            "run.nodes": (recipe.run.nodes, 1),
+            "run.keep": (recipe.run.keep, 0),
         },
     )
     if recipe.masking.alpha <= 0:
@@ -310,6 +322,10 @@ def _check_values(recipe: Recipe, where: str) -> None:
     if not 0 <= recipe.data.val_fraction < 1:
         raise ConfigError(
             f"{where}: data.val_fraction must be in [0, 1), got {recipe.data.val_fraction}"
+        )
+    if recipe.run.strategy == "fsdp" and recipe.optim.ema is not None:
+        raise ConfigError(
+            f"{where}: optim.ema averages whole weights; run.strategy=fsdp shards them: use ddp"
         )
     if recipe.optim.ema is not None and not 0 < recipe.optim.ema < 1:
         raise ConfigError(f"{where}: optim.ema must be in (0, 1), got {recipe.optim.ema}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,27 +16,27 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.report import write_whole
 from multimae_eo.sources import Source
-from multimae_eo.train.callbacks import (
-    Ema,
-    MetricsCsv,
-    Progress,
-    Resume,
-    ValidateLast,
-)
-from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, TrainingRecipe
+from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
+from multimae_eo.train.checkpoints import LAST, Preemption
+from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run left: its model folder, and the last validation's values by metric name."""
+    """What a run left: its model folder, and the last validation's values by metric name.
+
+    ``first_process``: whether this process is the one that reports.
+    """
 
     model: Path
     metrics: dict[str, float]
     seconds: float
+    first_process: bool = True
 
 
 def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -> None:
@@ -55,7 +56,8 @@ def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -
     path = out / "recipe.yaml"
     if path.exists():
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = _differences(before, record)
+        free = (*_FREE, *_SPLIT) if (out / "checkpoints" / LAST).exists() else _FREE
+        differing = _differences(before, record, free)
         if differing:
             raise ConfigError(
                 f"{out}: holds another run ({'; '.join(differing[:4])}); "
@@ -69,6 +71,10 @@ def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -
 _FREE = (
     "run.devices",
     "run.accelerator",
+    "run.nodes",
+    "run.strategy",
+    "run.recompute",
+    "run.keep",
     "run.log_every",
     "run.pictures_every",
     "run.checkpoint_steps",
@@ -76,21 +82,24 @@ _FREE = (
     "source.spec",
     "init.model",
 )
+# What may change once there is a checkpoint: it knows the samples of a step, their product with
+# the number of processes, and is refused where that differs.
+_SPLIT = ("data.batch_size", "run.accumulate")
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+def _differences(before: Any, now: Any, free: tuple[str, ...], prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in dict.fromkeys([*before, *now]):
-            found += _differences(before.get(key), now.get(key), f"{prefix}{key}.")
+            found += _differences(before.get(key), now.get(key), free, f"{prefix}{key}.")
         return found
     name = prefix.rstrip(".")
-    return [] if before == now or name in _FREE else [f"{name}: {before} there, {now} here"]
+    return [] if before == now or name in free else [f"{name}: {before} there, {now} here"]
 
 
 def last_checkpoint(out: Path) -> str | None:
     """The checkpoint to resume from, if any; CheckpointError where it is damaged."""
-    path = out / "checkpoints" / "last.ckpt"
+    path = out / "checkpoints" / LAST
     if not path.exists():
         return None
     read_checkpoint(path, device="meta")
@@ -100,8 +109,13 @@ def last_checkpoint(out: Path) -> str | None:
 def read_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
     """A checkpoint's record; CheckpointError for a damaged file."""
     try:
+        # torch does not compare the checksums that it writes.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise EOFError(damaged)
         record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (EOFError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+    except (EOFError, RuntimeError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: damaged; delete it to start again, or put best.ckpt in its place"
         ) from error
@@ -109,19 +123,26 @@ def read_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
 
 
 def make_trainer(
-    run: TrainingRecipe, optim: AdamWRecipe, data: DataRecipe, *, out: Path,
-    metrics: MetricsCsv, steps: int, callbacks: Sequence[Any],
+    run: TrainingRecipe, optim: AdamWRecipe, *, out: Path, metrics: MetricsCsv, steps: int,
+    callbacks: Sequence[Any],
 ) -> pl.Trainer:  # fmt: skip
     """A trainer for ``steps`` optimiser steps that shows and records its progress.
 
     ``callbacks``: further ones, the checkpoints' among them.
     """
-    progress = Progress(batch_size=data.batch_size, steps=steps, log_every=run.log_every)
-    every: list[Any] = [ValidateLast(), *callbacks, progress, Resume(metrics)]
+    every: list[Any] = [
+        ValidateLast(),
+        *callbacks,
+        Progress(log_every=run.log_every),
+        Resume(metrics),
+        Preemption(every=run.log_every),
+    ]
     if optim.ema is not None:
         every.insert(0, Ema(optim.ema))
     return pl.Trainer(
         accelerator=run.accelerator,
+        num_nodes=run.nodes,
+        strategy=_strategy(run),
         devices=run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1,
         precision=run.precision,
         max_epochs=run.epochs,
@@ -140,6 +161,15 @@ def make_trainer(
     )
 
 
+def _strategy(run: TrainingRecipe) -> Any:
+    if run.strategy == "ddp":
+        # Buffers are constants, the same everywhere.
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    if run.strategy == "fsdp":
+        return ModelParallelStrategy(save_distributed_checkpoint=False)
+    return "auto"
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning's banners and advice off stderr; our own bar and errors stay."""
@@ -151,6 +181,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            # Nothing is changed in place there.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

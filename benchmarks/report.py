@@ -1,0 +1,162 @@
+"""Draws what the benchmarks wrote: docs/img/*.png from benchmarks/results/*.json.
+
+    python benchmarks/report.py [--results benchmarks/results] [--out docs/img]
+
+Files that were not measured yet are left out. Prints the step's table as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import measure
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+OURS, NAIVE, OTHER = "#1f6f8b", "#c8553d", "#9aa5ab"
+AXES = {
+    "modalities": "modalities",
+    "chip": "chip, px",
+    "visible": "visible tokens",
+    "encoder": "encoder",
+}
+
+
+def step_figure(record: dict[str, Any]) -> Figure:
+    """Samples per second of every row, by precision."""
+    rows = record["rows"]
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.4), layout="constrained")
+    names = list(rows)[::-1]
+    colours = [
+        NAIVE if n.startswith("naive") else OURS if n.startswith("ours") else OTHER for n in names
+    ]
+    bars = axes.barh(names, [rows[n]["samples_per_s"] for n in names], color=colours)
+    axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+    axes.set_xlabel(f"samples/s ({record['encoder']}, batch {record['batch']})")
+    axes.margins(x=0.1)
+    finish(axes, record)
+    return figure
+
+
+def scaling_figure(record: dict[str, Any]) -> Figure:
+    """Time and memory along every axis that was measured."""
+    found = {n: p for n, p in record["axes"].items() if n in AXES and len(p) > 1}
+    figure, every = plt.subplots(
+        2, len(found), figsize=(3 * len(found) + 0.6, 5), layout="constrained", squeeze=False
+    )
+    for column, (name, points) in enumerate(found.items()):
+        x = [p[name] for p in points]
+        for row, value, scale in ((0, "median_s", 1.0), (1, "memory_bytes", 1e-6)):
+            axes = every[row][column]
+            y = [p[value] * scale for p in points]
+            if isinstance(x[0], str):
+                axes.bar(x, y, color=OURS)
+            else:
+                axes.plot(x, y, "o", color=OURS)
+                axes.set_xlim(0, None)
+            fit = record.get("lines", {}).get(value)
+            if name == "modalities" and fit:
+                ends = [0, max(x)]
+                line = [(fit["intercept"] + fit["slope"] * e) * scale for e in ends]
+                axes.plot(ends, line, color=OTHER, zorder=0)
+                axes.set_title(f"a line explains {fit['r2']:.1%}", fontsize=9)
+            axes.set_ylim(0, None)
+            axes.set_xlabel(AXES[name])
+            axes.spines[["top", "right"]].set_visible(False)
+    every[0][0].set_ylabel("s per step")
+    every[1][0].set_ylabel("MB per step")
+    return figure
+
+
+def curves_figure(record: dict[str, Any]) -> Figure:
+    """The losses of both, one over the other, and their difference below."""
+    curves = record["curves"]
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(7, 4.6), layout="constrained", sharex=True, height_ratios=(3, 1)
+    )
+    above.plot(curves["ours, other masks"], color=OTHER, linewidth=1, label="ours, other masks")
+    above.plot(curves["naive"], color=NAIVE, linewidth=3, alpha=0.5, label="naive")
+    above.plot(curves["ours"], color=OURS, linewidth=1, label="ours")
+    above.set_ylabel("training loss")
+    above.legend(frameon=False)
+    apart = [abs(a / b - 1) for a, b in zip(curves["ours"], curves["naive"], strict=True)]
+    noise = [
+        abs(a / b - 1) for a, b in zip(curves["ours"], curves["ours, other masks"], strict=True)
+    ]
+    below.semilogy([max(a, 1e-9) for a in apart], color=OURS)
+    below.semilogy([max(a, 1e-9) for a in noise], color=OTHER)
+    below.set_ylabel("difference")
+    below.set_xlabel(f"step ({record['data']}, {record['encoder']}, batch {record['batch']})")
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def finish(axes: Axes, record: dict[str, Any]) -> None:
+    """No frame; the machine below the axis."""
+    axes.spines[["top", "right"]].set_visible(False)
+    about = record["machine"]
+    axes.set_title(
+        f"{about['device']}, {about['threads']} threads, torch {about['torch']}, "
+        f"commit {about['commit']}",
+        fontsize=8,
+        loc="left",
+    )
+
+
+def step_table(record: dict[str, Any]) -> str:
+    """The rows of a step as a Markdown table."""
+    base = next(iter(record["rows"].values()))["median_s"]
+    lines = [
+        "| step | samples/s | of the ceiling | memory, GB | × naive fp32 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in record["rows"].items():
+        lines.append(
+            f"| {name} | {row['samples_per_s']:.1f} | {row['share_of_ceiling']:.0%} "
+            f"| {row['memory_bytes'] / 1e9:.2f} | {base / row['median_s']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+FIGURES = {"step": step_figure, "scaling": scaling_figure, "curves": curves_figure}
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """A picture per results file that has one."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in sorted(results.glob("*.json")):
+        figure_of = FIGURES.get(path.stem.split("_")[0])
+        if figure_of is None:
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        figure = figure_of(record)
+        target = out / f"{path.stem}.png"
+        figure.savefig(target, dpi=110)
+        plt.close(figure)
+        written.append(target)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
+    parser.add_argument("--out", type=Path, default=measure.ROOT / "docs" / "img")
+    options = parser.parse_args()
+    for path in draw(options.results, options.out):
+        print(path)
+    for path in sorted(options.results.glob("step_*.json")):
+        print(step_table(json.loads(path.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
