@@ -22,9 +22,30 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sample",),
     ("statistics",),
     ("sources", "store", "model"),
-    ("report", "plots", "run_page", "infer", "evaluate", "train", "convert", "doctor", "info"),
+    (
+        "report",
+        "plots",
+        "run_page",
+        "infer",
+        "evaluate",
+        "train",
+        "convert",
+        "doctor",
+        "info",
+        "info_files",
+        "export",
+    ),
+    ("plugins",),
     ("quickstart",),
-    ("cli_parts", "cli_scenes", "cli_transfer", "cli"),
+    (
+        "cli_parts",
+        "cli_scenes",
+        "cli_transfer",
+        "cli_ecosystem",
+        "cli_completion",
+        "cli_examples",
+        "cli",
+    ),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

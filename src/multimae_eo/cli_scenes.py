@@ -103,7 +103,7 @@ def _how(options: Any, progress: Any, *, draws: int = 0) -> Any:
         batch_size=options.batch_size,
         device=device,
         draws=draws,
-        model_hash=model_hash(Path(options.model)),
+        model_hash=model_hash(options.model),
         progress=progress,
     )
 
