@@ -74,6 +74,7 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
         epilog="multimae-eo VERB --help explains a verb; --debug shows tracebacks.",
         version=multimae_eo.__version__,
         default_env=False,
+        formatter_class=Formatter,
     )
     known: list[str] = []
     commands = parser.add_subcommands(required=True, dest="verb", metavar="VERB")

@@ -44,8 +44,13 @@ def _export(options: Any, _: list[str]) -> None:
     from multimae_eo.model.folder import load_either, model_hash
     from multimae_eo.model.predictor import Predictor
 
-    for name, valid in (("format", ("torch", "onnx")), ("dynamic", ("batch", "none")),
-                        ("what", (None, *WHATS)), ("quantize", (None, "int8", "bf16"))):  # fmt: skip
+    choices: dict[str, tuple[str | None, ...]] = {
+        "format": ("torch", "onnx"),
+        "dynamic": ("batch", "none"),
+        "what": (None, *WHATS),
+        "quantize": (None, "int8", "bf16"),
+    }
+    for name, valid in choices.items():
         said = getattr(options, name)
         if said not in valid:
             hint = did_you_mean(said, [v for v in valid if v])
@@ -87,7 +92,7 @@ def _levels(text: str | None) -> dict[str, str]:
     pairs = [p.split("=") for p in names_in(text) or []]
     if any(len(p) != 2 for p in pairs):
         raise ConfigError(f"--levels: expected m1=level,m2=level, got {text!r}")
-    return {name: level for name, level in pairs}
+    return {p[0]: p[1] for p in pairs}
 
 
 def _chips(spec: str, model: Any, count: int = 8) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weight-only quantisation: linear layers keep 8-bit integers or bfloat16 and compute in float32."""
+"""Weight-only quantisation: linear layers keep int8 or bfloat16 and compute in float32."""
 
 from __future__ import annotations
 
