@@ -58,6 +58,7 @@ model:
       decoder_channels: 16
       num_classes: 2
     loss: ce
+    ignore_index: -1
     optimizer: AdamW
     lr: 1.0e-2
 """
@@ -133,16 +134,24 @@ def test_torchgeo_bench_runs_our_model(model, tmp_path):
     write_geobench(root, "m-eurosat", size=32)
     command = shutil.which("torchgeo-bench", path=str(Path(sys.executable).parent))
     assert command
+    config = tmp_path / "conf/model"
+    config.mkdir(parents=True)
+    (config / "ours.yaml").write_text(
+        "_target_: multimae_eo.plugins.torchgeo_bench.MultiMAEBench\n"
+        f"model: {tmp_path / 'm'}\nlevels: {{rgb: l1c}}\nscale: 1.0e-4\nname: ours\n"
+    )
+    settings = [
+        "model=ours", "dataset.names=[m-eurosat]", "dataset.normalization=identity",
+        "dataset.image_size=32", "dataset.num_workers=0", "dataset.batch_size=4",
+        "dataset.bands=all", "device=cpu", "eval.bootstrap=5", "eval.c_range=[-2,2,3]",
+        "eval.knn_k=1", "eval.knn_device=cpu", "output=results.csv",
+    ]  # fmt: skip
     done = subprocess.run(
-        [command, "run", "model._target_=multimae_eo.plugins.torchgeo_bench.MultiMAEBench",
-         f"+model.model={tmp_path / 'm'}", "+model.levels={rgb:l1c}", "+model.scale=1e-4",
-         "dataset.names=[m-eurosat]", "dataset.normalization=identity", "dataset.image_size=32",
-         "dataset.num_workers=0", "dataset.batch_size=4", "dataset.bands=all", "device=cpu",
-         "eval.bootstrap=5", "eval.c_range=[-2,2,3]", "eval.knn_k=1", "eval.knn_device=cpu",
-         "output=results.csv"],
+        [command, "run", "--config-dir", str(config.parent), *settings],
         capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ},
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (tmp_path / "results.csv").is_file(), (done.stdout + done.stderr)[-3000:]
     text = (tmp_path / "results.csv").read_text()
     assert "MultiMAEBench" in text
     assert "knn" in text
