@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
+PLUGINS ?= .venv-plugins
 
-.PHONY: quickstart test check format clean constraints
+.PHONY: quickstart test check format clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -31,9 +32,21 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,geo,dask,demo,export,hub,docs]'
 	touch $@
 
+# TerraTorch and torchgeo-bench need torchvision, whose wheel wants the ordinary torch: an
+# environment of their own, several GB. PYTHON must be 3.12.
+plugins: $(PLUGINS)/ready
+	PYTHONPATH=src $(PLUGINS)/bin/python -m pytest tests/plugins
+
+$(PLUGINS)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(PLUGINS)
+	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  torch==2.13.0 torchvision==0.28.0 terratorch torchgeo torchgeo-bench \
+	  hypothesis pytest pytest-timeout -e .
+	touch $@
+
 constraints:
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  -c torch-pin.txt --no-annotate --no-header -o constraints.txt
 
 clean:
-	rm -rf $(VENV) quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PLUGINS) quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis

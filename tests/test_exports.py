@@ -42,6 +42,8 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_every_module_imports_and_says_what_it_is():
     for found in pkgutil.walk_packages(multimae_eo.__path__, "multimae_eo."):
+        if found.name.startswith("multimae_eo.plugins."):
+            continue  # They need other frameworks; tests/plugins imports them on stand-ins.
         assert inspect.getdoc(importlib.import_module(found.name)), found.name
 
 

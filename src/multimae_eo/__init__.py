@@ -22,17 +22,19 @@ _WHERE = {
     "Sample": "sample",
     "Statistics": "statistics",
     "Task": "modality",
+    "backbone": "model.backbone",
     "open_source": "sources",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
-    "Sample", "Statistics", "Task", "open_source", "__version__",
+    "Sample", "Statistics", "Task", "backbone", "open_source", "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.modality import Band, Modality, ModalitySet, Task
+    from multimae_eo.model.backbone import backbone
     from multimae_eo.model.multimae import MultiMAE
     from multimae_eo.model.predictor import Predictor
     from multimae_eo.sample import Batch, Sample

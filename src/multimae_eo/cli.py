@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from multimae_eo.cli_ecosystem import ECOSYSTEM_VERBS
+from multimae_eo.cli_examples import examples
 from multimae_eo.cli_parts import SOURCE, counter, print_json
 from multimae_eo.cli_predict import PREDICT_VERBS
 from multimae_eo.cli_scenes import SCENE_VERBS
@@ -77,7 +79,9 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
         epilog="multimae-eo VERB --help explains a verb; --debug shows tracebacks.",
         version=multimae_eo.__version__,
         default_env=False,
+        formatter_class=Formatter,
     )
+    known: list[str] = []
     commands = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     if wanted is not None and wanted not in _VERBS:
@@ -87,11 +91,16 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
         own = ArgumentParser(description=about, default_env=False, formatter_class=Formatter)
         if name == wanted:
             build(own)
+            own.epilog = "\n\n".join(filter(None, [examples(name), own.epilog]))
+            known = list(own._option_string_actions)
         commands.add_subcommand(name, own, help=about)
     rest: list[str] = arguments
     overrides: list[str] = []
     if wanted in OVERRIDDEN:
         rest, overrides = _split_overrides(arguments, wanted)
+    for option in (a.split("=", maxsplit=1)[0] for a in rest if a.startswith("--") and a != "--"):
+        if wanted is not None and option not in known:
+            parser.error(f"{wanted} has no option {option}; {did_you_mean(option, known)}")
     parsed = parser.parse_args(rest)
     return parsed.verb, parsed[parsed.verb], overrides
 
@@ -273,26 +282,6 @@ def _convert(options: Any, _: list[str]) -> None:
     print(options.out)
 
 
-# info ---------------------------------------------------------------------------------------
-
-
-def _info_options(parser: Any) -> None:
-    parser.add_argument("path", type=str, help="a chip store, model folder or run folder")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--verify", action="store_true", help="check a store or run's checksums")
-
-
-def _info(options: Any, _: list[str]) -> None:
-    from multimae_eo.info import describe
-
-    record = describe(Path(options.path), verify=options.verify)
-    if options.json:
-        print_json(record)
-    else:
-        for key, value in record.items():
-            print(f"{key:>14}  {value}")
-
-
 _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None], str]] = {
     "quickstart": (_quickstart_options, _quickstart, "the whole tour on a synthetic world"),
     "inspect": (_inspect_options, _inspect, "the data doctor: what is wrong with a source"),
@@ -304,7 +293,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     **SCENE_VERBS,
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),
-    "info": (_info_options, _info, "what a store, model or run folder is"),
+    **ECOSYSTEM_VERBS,
 }
 
 

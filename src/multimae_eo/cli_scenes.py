@@ -112,7 +112,7 @@ def scene_how(options: Any, progress: Any, *, draws: int = 0) -> Any:
         batch_size=options.batch_size,
         device=device,
         draws=draws,
-        model_hash=model_hash(Path(options.model)),
+        model_hash=model_hash(options.model),
         progress=progress,
     )
 

@@ -48,7 +48,7 @@ def _finetune(options: Any, overrides: list[str]) -> None:
     scratch = options.model == "none"
     if not scratch and any(o.startswith("--model.") for o in overrides):
         raise ConfigError("--model.… describes a new encoder: give it with --model none")
-    model, digest = (None, "") if scratch else _encoder(Path(options.model))
+    model, digest = (None, "") if scratch else _encoder(options.model)
     done = run(
         recipe,
         open_source(options.data),
@@ -64,15 +64,13 @@ def _finetune(options: Any, overrides: list[str]) -> None:
     print(done.model)
 
 
-def _encoder(folder: Path) -> tuple[Any, str]:
+def _encoder(place: str) -> tuple[Any, str]:
     """A pre-trained model, or the encoder of a fine-tuned one, and its hash."""
-    from multimae_eo.model.folder import is_predictor, model_hash
-    from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.model.folder import load_either, model_hash
     from multimae_eo.model.predictor import Predictor
 
-    if (folder / "config.json").is_file() and is_predictor(folder):
-        return Predictor.from_pretrained(folder).encoder, model_hash(folder)
-    return MultiMAE.from_pretrained(folder), model_hash(folder)
+    model = load_either(place)
+    return model.encoder if isinstance(model, Predictor) else model, model_hash(place)
 
 
 def _evaluate_options(parser: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a folder is: a chip store, a model folder or a run folder, in a few lines."""
+"""What a folder or file is, in a few lines: a chip store, a model, a run; see ``info_files``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Facts about a store, model or run folder, ready for JSON.
+    """Facts about a store, model or run folder, or a file, ready for JSON.
 
     ``verify``: also check every checksum of a store, or of a run's checkpoints. Raises ConfigError
     when it is none of these, FormatError when a store's files were changed, CheckpointError for
     damaged checkpoints.
     """
+    if path.is_file():
+        from multimae_eo.info_files import describe_file
+
+        return describe_file(path)
     if (path / "store.json").is_file() or (path / "plan.json").is_file():
         return _store(path, verify)
     if (path / "config.json").is_file() and (path / "modalities.json").is_file():

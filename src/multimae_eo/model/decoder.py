@@ -87,13 +87,13 @@ class Decoder(nn.Module):
         length = part.stop - part.start
         inside = (slots.token >= part.start) & (slots.token < part.stop)
         row = torch.where(inside, slots.token - part.start, length)
-        blank = self.mask_token.to(seen.dtype).expand(len(seen), length + 1, -1)
+        blank = self.mask_token.to(seen.dtype).expand(seen.shape[0], length + 1, -1)
         queries = blank.scatter(1, row[:, :, None].expand_as(seen), seen)[:, :length]
         queries = queries + places[part]
 
         real = slots.real
         if real is not None:
-            extra = real.new_ones(len(real), context.shape[1] - count)
+            extra = real.new_ones(real.shape[0], context.shape[1] - count)
             real = torch.cat([real, extra], dim=1)
         x = self.cross(self.query_norm(queries), self.context_norm(embedded), real)
         # In mixed precision what norms read stays in float32, here without a residual to see to it.

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,11 @@ from torch import nn
 import multimae_eo
 from multimae_eo.errors import CheckpointError, OutputError
 from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.model.card import model_card
 from multimae_eo.model.config import HeadConfig, ModelConfig
+from multimae_eo.model.hub import located
+from multimae_eo.model.migrations import FORMAT_VERSION, migrated
+from multimae_eo.model.normalize import require_contract
 from multimae_eo.model.target import Target
 from multimae_eo.statistics import Statistics
 
@@ -33,31 +37,37 @@ if TYPE_CHECKING:
     from multimae_eo.model.multimae import MultiMAE
     from multimae_eo.model.predictor import Predictor
 
-FORMAT_VERSION = 1
-_FILES = ("config.json", "modalities.json", "model.safetensors")
+Kind = TypeVar("Kind", bound=nn.Module)
+FILES = ("config.json", "modalities.json", "model.safetensors")
 
 
-def save_model(model: MultiMAE, folder: Path, *, card: str = "") -> None:
-    """Write a model folder under a temporary name, then rename it into place.
+def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
+    """Write a MultiMAE, or a Predictor, under a temporary name, then rename it into place.
 
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
     text appended to the generated README. Raises OutputError when it cannot be written.
     """
-    _write(folder, model, model, config_record(model), _card(model, card))
+    from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.model.predictor import Predictor
 
-
-def save_predictor(predictor: Predictor, folder: Path, *, card: str = "") -> None:
-    """As ``save_model``, of an encoder with its head."""
-    record = {
-        **config_record(predictor.encoder),
-        "head": asdict(predictor.config),
-        "target": predictor.target.to_dict(),
-    }
-    _write(folder, predictor, predictor.encoder, record, _predictor_card(predictor, card))
+    if isinstance(model, Predictor):
+        record = {
+            **config_record(model.encoder),
+            "head": asdict(model.config),
+            "target": model.target.to_dict(),
+        }
+        _write(folder, model, model.encoder, record, card)
+    else:
+        assert isinstance(model, MultiMAE)
+        _write(folder, model, model, config_record(model), card)
 
 
 def _write(
-    folder: Path, module: nn.Module, model: MultiMAE, config: Mapping[str, Any], readme: str
+    folder: Path,
+    module: MultiMAE | Predictor,
+    model: MultiMAE,
+    config: Mapping[str, Any],
+    text: str,
 ) -> None:
     is_model = (folder / "config.json").is_file()
     if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
@@ -71,6 +81,7 @@ def _write(
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", config)
         _write_json(temporary / "modalities.json", _contract_record(model))
+        readme = model_card(module, model_hash(temporary), text)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         _exchange(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -128,6 +139,25 @@ def load_predictor(folder: Path) -> Predictor:
     return predictor.eval()
 
 
+def load_either(place: str | Path) -> MultiMAE | Predictor:
+    """Load a model folder, whatever it holds. ``place``: as of ``located``."""
+    folder = located(place)
+    config, _ = _records(folder)
+    return load_predictor(folder) if "head" in config else load_model(folder)
+
+
+def load(place: str | Path, kind: type[Kind], modalities: ModalitySet | None) -> Kind:
+    """Load a model of one kind and compare its contract with ``modalities``."""
+    from multimae_eo.model.predictor import Predictor
+
+    folder = located(place)
+    model = load_predictor(folder) if issubclass(kind, Predictor) else load_model(folder)
+    encoder = model.encoder if isinstance(model, Predictor) else model
+    require_contract(encoder.modalities, modalities)
+    assert isinstance(model, kind)
+    return model
+
+
 def is_predictor(folder: Path) -> bool:
     """Whether a model folder holds a head."""
     return "head" in _read_json(folder / "config.json")
@@ -135,18 +165,12 @@ def is_predictor(folder: Path) -> bool:
 
 def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """``config.json`` and ``modalities.json``, of a format that this version reads."""
-    for name in _FILES:
+    for name in FILES:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no model folder, {name} is missing")
     config = _read_json(folder / "config.json")
     contract = _read_json(folder / "modalities.json")
-    version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: model format {version}, this version reads {FORMAT_VERSION}; "
-            "update multimae-eo"
-        )
-    return config, contract
+    return migrated(config, contract, where=str(folder))
 
 
 def _model(config: Mapping[str, Any], contract: Mapping[str, Any]) -> MultiMAE:
@@ -154,7 +178,10 @@ def _model(config: Mapping[str, Any], contract: Mapping[str, Any]) -> MultiMAE:
 
     modalities = ModalitySet.from_list(contract["modalities"])
     if contract.get("fingerprint") != modalities.fingerprint:
-        raise CheckpointError("modalities.json was changed: its fingerprint differs")
+        raise CheckpointError(
+            "modalities.json was changed: its fingerprint differs from the one written with it; "
+            "restore the file, or adapt the model with `multimae-eo finetune`"
+        )
     record = contract["statistics"]
     statistics = None if record is None else Statistics.from_dict(modalities, record)
     tasks = [Task(**t) for t in config["tasks"]]
@@ -173,10 +200,11 @@ def _damage(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder}: damaged model folder: {reason}") from error
 
 
-def model_hash(folder: Path) -> str:
+def model_hash(folder: str | Path) -> str:
     """16 hex digits that change with weights, contract or configuration."""
     digest = hashlib.sha256()
-    for name in _FILES:
+    folder = located(folder)
+    for name in FILES:
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -207,76 +235,6 @@ def _contract_record(model: MultiMAE) -> dict[str, Any]:
         "fingerprint": model.modalities.fingerprint,
         "statistics": None if statistics is None else statistics.to_dict(),
     }
-
-
-def _contract_table(model: MultiMAE) -> list[str]:
-    return [
-        "## Sensor contract",
-        "",
-        "| modality | bands | kind | unit | product levels | chip |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {m.name} | {', '.join(m.band_names)} | {m.kind} | {m.unit or '–'} | "
-            f"{', '.join(m.levels) or '–'} | {model.config.inputs[m.name].size} px |"
-            for m in model.modalities.values()
-        ),
-        "",
-        "Inputs are given as raw pixels with their scale and offset; the model normalises them.",
-        "",
-    ]
-
-
-def _head_of_card(module: nn.Module, model: MultiMAE, what: str) -> list[str]:
-    encoder = model.config.encoder
-    return [
-        "---",
-        "library_name: multimae-eo",
-        "tags: [earth-observation, remote-sensing, masked-autoencoder, multi-modal]",
-        "---",
-        "",
-        "# A multimae-eo model",
-        "",
-        f"Encoder {encoder.width} wide, {encoder.depth} blocks; "
-        f"{sum(p.numel() for p in module.parameters()):,} parameters. {what}",
-        "",
-        *_contract_table(model),
-    ]
-
-
-def _card(model: MultiMAE, text: str) -> str:
-    tasks = ", ".join(f"{t.name} ({t.loss})" for t in model.tasks)
-    lines = [
-        *_head_of_card(model, model, f"Tasks: {tasks}."),
-        "```python",
-        "from multimae_eo import MultiMAE, open_source",
-        "",
-        'model = MultiMAE.from_pretrained("path/to/this/folder")',
-        'source = open_source("dataset.yaml")',
-        "features = model.encode(source.batch(source.keys[:4]))",
-        "```",
-        "",
-    ]
-    return "\n".join(lines) + (f"\n{text.strip()}\n" if text else "")
-
-
-def _predictor_card(predictor: Predictor, text: str) -> str:
-    target = predictor.target
-    what = ", ".join(target.classes) or f"a value (mean {target.mean:.4g}, std {target.std:.4g})"
-    lines = [
-        *_head_of_card(
-            predictor, predictor.encoder, f"Head: {predictor.config.name}; predicts {what}."
-        ),
-        "```python",
-        "from multimae_eo import Predictor, open_source",
-        "",
-        'predictor = Predictor.from_pretrained("path/to/this/folder")',
-        'source = open_source("dataset.yaml")',
-        "outputs = predictor.predict(source.batch(source.keys[:4]))",
-        "probabilities = predictor.answers(outputs)",
-        "```",
-        "",
-    ]
-    return "\n".join(lines) + (f"\n{text.strip()}\n" if text else "")
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -127,7 +127,7 @@ class UperHead(nn.Module):
     def __init__(self, width: int, outputs: int, config: HeadConfig, depth: int) -> None:
         super().__init__()
         channels = config.width
-        self.blocks = _four_blocks(depth)
+        self.blocks = four_blocks(depth)
         self.pyramid = _Pyramid(width, channels)
         self.pooled = nn.ModuleList(_conv(channels, channels, 1) for _ in _POOLED)
         self.context = _conv(channels * (1 + len(_POOLED)), channels, 3)
@@ -159,7 +159,7 @@ class DptHead(nn.Module):
     def __init__(self, width: int, outputs: int, config: HeadConfig, depth: int) -> None:
         super().__init__()
         channels = config.width
-        self.blocks = _four_blocks(depth)
+        self.blocks = four_blocks(depth)
         self.pyramid = _Pyramid(width, channels)
         self.taken = nn.ModuleList(_Residual(channels) for _ in range(_LEVELS))
         self.fused = nn.ModuleList(_Residual(channels) for _ in range(_LEVELS))
@@ -216,7 +216,7 @@ def check_head(config: HeadConfig, *, dense: bool) -> None:
         )
 
 
-def _four_blocks(depth: int) -> tuple[int, ...]:
+def four_blocks(depth: int) -> tuple[int, ...]:
     """Four blocks, from 1, evenly spread to the last; fewer blocks serve repeatedly."""
     return tuple(max(1, round(depth * (i + 1) / _LEVELS)) for i in range(_LEVELS))
 

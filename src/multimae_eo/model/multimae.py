@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -24,6 +23,7 @@ from multimae_eo.model.embedding import ClassEmbedding, PatchEmbedding, Position
 from multimae_eo.model.encoder import Encoder, initialise
 from multimae_eo.model.masking import all_visible
 from multimae_eo.model.normalize import Normalizer
+from multimae_eo.model.pretrained import Pretrained
 from multimae_eo.model.reconstruct import Reconstructed, reconstruct
 from multimae_eo.model.tokens import (
     Patches,
@@ -82,8 +82,8 @@ class Features:
         tokens = self.tokens if stage is None else self.stages[stage]
         ones = tokens.new_ones(*tokens.shape[:2], 1)
         finest = max(self.layout.grids.values())
-        total = tokens.new_zeros(len(tokens), tokens.shape[2], *finest)
-        weight = tokens.new_zeros(len(tokens), 1, *finest)
+        total = tokens.new_zeros(tokens.shape[0], tokens.shape[2], *finest)
+        weight = tokens.new_zeros(tokens.shape[0], 1, *finest)
         seen = self._placed(ones)
         for name, placed in self._placed(tokens).items():
             grid, here = placed, seen[name]
@@ -125,7 +125,7 @@ class Reconstruction:
         return self.patches.layout
 
 
-class MultiMAE(nn.Module):
+class MultiMAE(Pretrained):
     """A multi-modal, multi-task masked autoencoder.
 
     Args:
@@ -220,11 +220,11 @@ class MultiMAE(nn.Module):
             [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
         )
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
-        predictions = self._decoded(names, tokens, slots, layout, positions)
+        predictions = self.decode(names, tokens, slots, layout, positions)
         states = states.to(patches.device, non_blocking=True)
         return Reconstruction(predictions, states, patches, pooled(tokens, slots))
 
-    def _decoded(
+    def decode(
         self,
         names: Sequence[str],
         tokens: Tensor,
@@ -383,16 +383,3 @@ class MultiMAE(nn.Module):
     ) -> dict[str, Reconstructed]:
         """Predict any modality from any others; see ``model.reconstruct``."""
         return reconstruct(self, batch, inputs, outputs=outputs, draws=draws, seed=seed)
-
-    def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
-        """Write a self-describing model folder; see ``model.folder``."""
-        from multimae_eo.model.folder import save_model
-
-        save_model(self, Path(folder), card=card)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> MultiMAE:
-        """Load a model folder; raises CheckpointError where it is incomplete or damaged."""
-        from multimae_eo.model.folder import load_model
-
-        return load_model(Path(folder))

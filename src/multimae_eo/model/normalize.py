@@ -8,13 +8,14 @@ become 0 (the mean), or class -1, and stay out of the loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multimae_eo.errors import ContractError
+from multimae_eo.errors import ContractError, did_you_mean
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.model.config import InputConfig, ModelConfig
 from multimae_eo.model.tokens import Patches, TokenLayout, patchify
@@ -93,8 +94,8 @@ class Normalizer(nn.Module):
         )
 
     def physical(self, name: str, values: Tensor, level: Tensor) -> Tensor:
-        """Undo the standardisation: (B, C, …) normalised → physical. level: int64 (B,)."""
-        shape = (len(values), -1, *([1] * (values.ndim - 2)))
+        """Undo the standardisation: (B, C, …) normalised → physical. level: int64 (B,) or (1,)."""
+        shape = (level.shape[0], -1, *([1] * (values.ndim - 2)))
         mean, std = self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}")
         return values * std[level].reshape(shape) + mean[level].reshape(shape)
 
@@ -125,10 +126,7 @@ class Normalizer(nn.Module):
             here = batch.present[:, column][:, None, None, None]
             ok = here.expand(-1, 1, *raw.shape[-2:]) if ok is None else ok & here
         if modality.categorical:
-            table = self.get_buffer(f"legend_{name}")
-            ids = raw.to(torch.int64)
-            inside = (ids >= 0) & (ids < len(table))
-            index = torch.where(inside, table[ids.clamp(0, len(table) - 1)], -1)
+            index = self._class_index(name, raw)
             # Ids outside the legend are -1 whatever the validity says; the loss ignores them.
             return _Plane(index, None) if ok is None else _Plane(torch.where(ok, index, -1), ok)
         level = batch.level[:, column]
@@ -139,6 +137,35 @@ class Normalizer(nn.Module):
         if ok is not None:
             x = torch.where(ok, x, 0.0)
         return _Plane(x, ok)
+
+    def _class_index(self, name: str, raw: Tensor) -> Tensor:
+        table = self.get_buffer(f"legend_{name}")
+        ids = raw.to(torch.int64)
+        inside = (ids >= 0) & (ids < len(table))
+        return torch.where(inside, table[ids.clamp(0, len(table) - 1)], -1)
+
+    def cut(self, name: str, values: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
+        """Patches (B, N, P) of a modality in its own unit, and which are observed: bool (B, N).
+
+        values: (B, C, H, W), NaN where nothing was observed; of a class map the ids of its legend.
+        ``level``: index of the product level. For tensors without a Batch; the same numbers.
+        """
+        how = self.config.inputs[name]
+        ok = torch.isfinite(values)
+        if self.modalities[name].categorical:
+            index = self._class_index(name, torch.where(ok, values, -1))
+            plane = _Plane(index, ok & (index >= 0))
+        else:
+            mean, std = (
+                self.get_buffer(f"mean_{name}")[level],
+                self.get_buffer(f"std_{name}")[level],
+            )
+            x = (values.to(torch.float32) - mean[:, None, None]) / std[:, None, None]
+            plane = _Plane(torch.where(ok, x, 0.0), ok)
+        plane = _pad(_thin(plane, how), how, how.grid(*values.shape[-2:]))
+        assert plane.valid is not None
+        seen = patchify(plane.valid.to(torch.uint8), how.patch).amax(dim=2) > 0
+        return patchify(plane.values, how.patch), seen
 
     def _observed(
         self,
@@ -166,7 +193,28 @@ def require_same(ours: Modality, theirs: Modality) -> None:
     a, b = ours.meaning(), theirs.meaning()
     differs = [f"{k}: model {a[k]}, data {b[k]}" for k in a if a[k] != b[k]]
     if differs:
-        raise ContractError(f"modality {ours.name!r} is not the model's: {'; '.join(differs)}")
+        raise ContractError(
+            f"modality {ours.name!r} is not the model's: {'; '.join(differs)}{_bands(a, b)}"
+        )
+
+
+def require_contract(ours: ModalitySet, theirs: ModalitySet | None) -> None:
+    """ContractError unless the model takes each of the data's modalities for what it is."""
+    for name, modality in (theirs or {}).items():
+        if name not in ours:
+            raise ContractError(f"the model takes no modality {name!r}; {did_you_mean(name, ours)}")
+        require_same(ours[name], modality)
+
+
+def _bands(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """In words, how the data's bands differ."""
+    a, b = ours["bands"], theirs["bands"]
+    lacks, more = [x for x in a if x not in b], [x for x in b if x not in a]
+    said = [f"the data lack {', '.join(lacks)}"] if lacks else []
+    said += [f"the model does not know {', '.join(more)}"] if more else []
+    if not said and a != b:
+        said = ["the order differs: declare the bands in the model's"]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _f32(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:

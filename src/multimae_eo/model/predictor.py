@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.model.config import HeadConfig
 from multimae_eo.model.heads import ChipHead, build_head
 from multimae_eo.model.multimae import Features, MultiMAE
+from multimae_eo.model.pretrained import Pretrained
 from multimae_eo.model.target import Target
 from multimae_eo.model.tokens import Patches
 from multimae_eo.model.windows import Blend, chip_windows, extent
@@ -28,7 +28,7 @@ _MAP_AXES = 4
 Change = Callable[[Patches], Patches]
 
 
-class Predictor(nn.Module):
+class Predictor(Pretrained):
     """Predicts labels from any subset of its inputs; every observed token is visible.
 
     Args:
@@ -68,7 +68,11 @@ class Predictor(nn.Module):
         patches = self.encoder.patchify(batch)
         features = self._encode(patches if change is None else change(patches), batch, inputs)
         out: Tensor = self.head(features)
-        return out if isinstance(self.head, ChipHead) else self._to_pixels(out, features, patches)
+        return (
+            out
+            if isinstance(self.head, ChipHead)
+            else self.to_pixels(out, features, patches.chip_sizes)
+        )
 
     @torch.no_grad()
     def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
@@ -125,28 +129,20 @@ class Predictor(nn.Module):
     def _encode(self, patches: Patches, batch: Batch, inputs: Sequence[str] | None) -> Features:
         return self.encoder.encode_patches(patches, batch.keys, inputs, stages=self.head.blocks)
 
-    def _to_pixels(self, maps: Tensor, features: Features, patches: Patches) -> Tensor:
-        """Interpolate (B, O, …) over the grid of tokens to the finest input's pixels."""
+    def to_pixels(
+        self, maps: Tensor, features: Features, sizes: Mapping[str, tuple[int, int]]
+    ) -> Tensor:
+        """Interpolate (B, O, …) over the grid of tokens to the finest input's pixels.
+
+        ``sizes``: height and width of the chips by modality.
+        """
         config = self.encoder.config.inputs
         finest = max(config, key=lambda n: config[n].size)
         rows, cols = features.layout.grids[finest]
         side = config[finest].token_pixels
         whole = F.interpolate(maps, size=(rows * side, cols * side), mode="bilinear")
-        height, width = patches.chip_sizes[finest]
+        height, width = sizes[finest]
         return whole[..., :height, :width]
-
-    def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
-        """Write a self-describing model folder; see ``model.folder``."""
-        from multimae_eo.model.folder import save_predictor
-
-        save_predictor(self, Path(folder), card=card)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Predictor:
-        """Load a model folder; raises CheckpointError where it is incomplete or damaged."""
-        from multimae_eo.model.folder import load_predictor
-
-        return load_predictor(Path(folder))
 
 
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}

@@ -110,7 +110,7 @@ def _reconstruct_whole(
     draws, seed = drawn_as
     patches = model.patchify(batch)
     names = model.chosen(inputs, patches)
-    tasks = _tasks(model, outputs)
+    tasks = able_tasks(model, outputs)
     shown = all_visible(patches, names)
     counts = (shown == TokenState.VISIBLE).sum(dim=1)
     if bool((counts == 0).any()):
@@ -124,17 +124,17 @@ def _reconstruct_whole(
         for name, task in tasks.items():
             part = patches.layout.slices[task.modality]
             hidden = drawn.states[:, part] != TokenState.VISIBLE
-            sums[name].add(_values(model, task, drawn.predictions[name]), hidden[:, :, None])
+            sums[name].add(averageable(model, task, drawn.predictions[name]), hidden[:, :, None])
     found = {}
     for name, task in tasks.items():
-        everything = _values(model, task, full.predictions[name])
+        everything = averageable(model, task, full.predictions[name])
         given = task.modality in names
         mean, deviation = sums[name].result(everything, prefer_draws=given)
         found[task.modality] = _finish(model, task, (mean, deviation), patches, batch)
     return found
 
 
-def _tasks(model: MultiMAE, outputs: Sequence[str] | None) -> dict[str, Task]:
+def able_tasks(model: MultiMAE, outputs: Sequence[str] | None) -> dict[str, Task]:
     """One task per output modality, the first that predicts it in its own units."""
     able: dict[str, Task] = {}
     for task in model.tasks:
@@ -201,7 +201,7 @@ class _Sums:
         return fallback, deviation
 
 
-def _values(model: MultiMAE, task: Task, predicted: Tensor) -> Tensor:
+def averageable(model: MultiMAE, task: Task, predicted: Tensor) -> Tensor:
     """Predictions as numbers that may be averaged: class logits become probabilities."""
     predicted = predicted.float()
     modality = model.modalities[task.modality]
@@ -217,22 +217,26 @@ def _finish(
 ) -> Reconstructed:
     """From patch space to pixels of the chip's own size, in physical units."""
     name = task.modality
-    modality, how = model.modalities[name], model.config.inputs[name]
-    grid, (height, width) = patches.layout.grids[name], patches.chip_sizes[name]
-
-    def whole(values: Tensor) -> Tensor:
-        image = unpatchify(values, grid, how.patch)
-        if how.stride > 1:
-            image = image.repeat_interleave(how.stride, -2).repeat_interleave(how.stride, -1)
-        return image[..., :height, :width]
-
-    mean, deviation = whole(values[0]), whole(values[1])
+    modality = model.modalities[name]
+    grid, size = patches.layout.grids[name], patches.chip_sizes[name]
+    mean, deviation = (to_image(model, name, v, grid, size) for v in values)
     if modality.categorical:
         entropy = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
         return Reconstructed(mean, entropy)
     level = _level(model, batch, name)
     scale = model.normalizer.standard_deviation(name, level)
     return Reconstructed(model.normalizer.physical(name, mean, level), deviation * scale)
+
+
+def to_image(
+    model: MultiMAE, name: str, values: Tensor, grid: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Patches (B, N, P) of a modality as an image (B, C, *size), still normalised."""
+    how = model.config.inputs[name]
+    image = unpatchify(values, grid, how.patch)
+    if how.stride > 1:
+        image = image.repeat_interleave(how.stride, -2).repeat_interleave(how.stride, -1)
+    return image[..., : size[0], : size[1]]
 
 
 def _level(model: MultiMAE, batch: Batch, name: str) -> Tensor:
@@ -242,14 +246,19 @@ def _level(model: MultiMAE, batch: Batch, name: str) -> Tensor:
     green and blue at L2A give the other bands at L2A); else the level the model saw most of.
     """
     levels = model.modalities[name].levels
-    statistics = model.statistics
-    default = 0
-    if levels and statistics is not None:
-        seen = [float(statistics.moments[name][level].count.sum()) for level in levels]
-        default = seen.index(max(seen))
+    default = usual_level(model, name)
     level = torch.full((len(batch),), default, dtype=torch.int64, device=batch.present.device)
     related = [n for n in batch.pixels if batch.modalities[n].levels == levels and n != name]
     for other in [*reversed(related), *([name] if name in batch.pixels else [])]:
         column = batch.modalities.index(other)
         level = torch.where(batch.present[:, column], batch.level[:, column], level)
     return level
+
+
+def usual_level(model: MultiMAE, name: str) -> int:
+    """Index of the product level that the model saw most of."""
+    levels, statistics = model.modalities[name].levels, model.statistics
+    if not levels or statistics is None:
+        return 0
+    seen = [float(statistics.moments[name][level].count.sum()) for level in levels]
+    return seen.index(max(seen))

@@ -109,9 +109,9 @@ def patchify(planes: Tensor, patch: int) -> Tensor:
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Put (B, N, C·p·p) back together as (B, C, H, W); the inverse of ``patchify``."""
     rows, cols = grid
-    cut = patches.reshape(len(patches), rows, cols, -1, patch, patch)
+    cut = patches.reshape(patches.shape[0], rows, cols, -1, patch, patch)
     whole = cut.permute(0, 3, 1, 4, 2, 5)
-    return whole.reshape(len(patches), cut.shape[3], rows * patch, cols * patch)
+    return whole.reshape(patches.shape[0], cut.shape[3], rows * patch, cols * patch)
 
 
 @dataclass(frozen=True)

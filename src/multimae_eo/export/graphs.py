@@ -1,0 +1,215 @@
+"""What is exported: modules of positional tensors in physical units, with normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.model.backbone import TensorEncoder
+from multimae_eo.model.heads import ChipHead
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.model.predictor import Predictor
+from multimae_eo.model.reconstruct import able_tasks, averageable, to_image, usual_level
+
+What = Literal["encoder", "predict", "reconstruct"]
+WHATS: tuple[What, ...] = ("encoder", "predict", "reconstruct")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """What a graph takes and gives.
+
+    ``what``: the encoder's map and mean, a fine-tuned model's answers, or reconstructed modalities.
+    ``inputs``: modalities (None: all). ``outputs``: those to reconstruct (None: all with a task).
+    ``levels``: product level by input, where the model knows several. ``size``: side of a chip in
+    pixels of the finest input (None: the size of pre-training).
+    """
+
+    what: What = "encoder"
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    levels: Mapping[str, str] | None = None
+    size: int | None = None
+
+
+class Graph(nn.Module):
+    """A model as a function of positional tensors (B, C, H, W), in the order of ``input_names``."""
+
+    output_names: tuple[str, ...]
+
+    def __init__(self, reader: TensorEncoder) -> None:
+        super().__init__()
+        self.reader = reader
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Modalities, in the order of the arguments."""
+        return self.reader.inputs
+
+    def named(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The arguments by name."""
+        return dict(zip(self.input_names, images, strict=True))
+
+
+class EncoderGraph(Graph):
+    """The fused map (B, D, rows, columns) of the last block, and the tokens' mean (B, D)."""
+
+    output_names = ("features", "pooled")
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Encode; NaN where nothing was observed."""
+        features = self.reader.encode(self.named(images))
+        return features.fused(), features.pooled
+
+
+class PredictGraph(Graph):
+    """A fine-tuned model's answers: probabilities (B, O) or (B, O, H, W), or values (B, …)."""
+
+    output_names = ("prediction",)
+
+    def __init__(self, reader: TensorEncoder, predictor: Predictor) -> None:
+        super().__init__(reader)
+        self.predictor = predictor
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Predict; NaN where nothing was observed."""
+        head, given = self.predictor.head, self.named(images)
+        features = self.reader.encode(given, head.blocks, whole=True)
+        out: Tensor = head(features)
+        if not isinstance(head, ChipHead):
+            out = self.predictor.to_pixels(out, features, self.reader.sizes(given))
+        return (self.predictor.answers(out),)
+
+
+class ReconstructGraph(Graph):
+    """Modalities from every observed token of the inputs.
+
+    Continuous ones (B, C, H, W) in their unit, class maps as probabilities (B, classes, H, W).
+    """
+
+    def __init__(self, reader: TensorEncoder, outputs: Sequence[str] | None) -> None:
+        super().__init__(reader)
+        self.tasks = able_tasks(reader.model, outputs)
+        if not self.tasks:
+            raise ConfigError("reconstruct: the model has no decoders; export --what encoder")
+        self.output_names = tuple(f"{t.modality}_reconstructed" for t in self.tasks.values())
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Reconstruct; NaN where nothing was observed."""
+        model, given = self.reader.model, self.named(images)
+        features = self.reader.encode(given, whole=True)
+        sizes, grids = self.reader.sizes(given), features.layout.grids
+        positions = torch.cat([model.decoder_positions(g, "bilinear") for g in grids.values()])
+        tokens = torch.cat([features.tokens, features.global_tokens], dim=1)
+        said = model.decode(list(self.tasks), tokens, features.slots, features.layout, positions)
+        found: list[Tensor] = []
+        for task, values in said.items():
+            name = self.tasks[task].modality
+            numbers = averageable(model, self.tasks[task], values)
+            image = to_image(model, name, numbers, grids[name], sizes[name])
+            if not model.modalities[name].categorical:
+                level = torch.tensor([self._level(name)], device=image.device)
+                image = model.normalizer.physical(name, image, level)
+            found.append(image)
+        return tuple(found)
+
+    def _level(self, name: str) -> int:
+        """Its own level, or that of an input with the same levels, or the usual one."""
+        reader = self.reader
+        known = reader.model.modalities
+        like = [n for n in (name, *reader.inputs) if n in reader.inputs]
+        same = [n for n in like if known[n].levels == known[name].levels]
+        return reader.levels[same[0]] if same else usual_level(reader.model, name)
+
+
+def build_graph(model: MultiMAE | Predictor, options: GraphOptions) -> Graph:
+    """The graph of a model, in evaluation mode, with a copy of its weights where it changes them.
+
+    Raises ConfigError where the model has no such output.
+    """
+    whole = model if isinstance(model, MultiMAE) else model.encoder
+    inputs = whole.modalities.names if options.inputs is None else options.inputs
+    graph: Graph
+    if options.what == "predict":
+        if not isinstance(model, Predictor):
+            raise ConfigError("predict: a pre-trained model has no head; give a fine-tuned one")
+        graph = PredictGraph(TensorEncoder(model.encoder, inputs, levels=options.levels), model)
+    elif options.what == "reconstruct":
+        reader = TensorEncoder(whole, inputs, levels=options.levels)
+        graph = ReconstructGraph(reader, options.outputs)
+    else:
+        reader = TensorEncoder(whole.without_decoders(), inputs, levels=options.levels)
+        graph = EncoderGraph(reader)
+    return graph.eval()
+
+
+def input_shapes(graph: Graph, size: int | None) -> dict[str, tuple[int, int, int]]:
+    """Channels, height and width of each input; ConfigError for a size that cannot be."""
+    config, bands = graph.reader.model.config.inputs, graph.reader.bands
+    finest = max(graph.input_names, key=lambda n: config[n].size)
+    side = config[finest].size if size is None else size
+    shapes = {}
+    for name in graph.input_names:
+        exact = side * config[name].size / config[finest].size
+        if exact < 1 or exact != int(exact):
+            raise ConfigError(
+                f"--size {side}: {exact:g} px of {name}; take a multiple of "
+                f"{config[finest].size // config[name].size}"
+            )
+        shapes[name] = (len(bands[name]), int(exact), int(exact))
+    return shapes
+
+
+def random_images(graph: Graph, size: int | None, batch: int, seed: int) -> tuple[Tensor, ...]:
+    """Plausible inputs with a tenth of the pixels unobserved, and one input's corner."""
+    generator = torch.Generator().manual_seed(seed)
+    model = graph.reader.model
+    found: list[Tensor] = []
+    for name, shape in input_shapes(graph, size).items():
+        modality = model.modalities[name]
+        if modality.categorical:
+            ids = torch.tensor(modality.class_ids, dtype=torch.float32)
+            pick = torch.randint(len(ids), (batch, *shape), generator=generator)
+            values = ids[pick]
+        else:
+            level = torch.tensor([graph.reader.levels[name]])
+            noise = torch.randn((batch, *shape), generator=generator)
+            values = model.normalizer.physical(name, noise, level)
+        holes = torch.rand((batch, *shape), generator=generator) < 0.1
+        values = values.masked_fill(holes, float("nan"))
+        if len(found) == 0:
+            values[0, :, : shape[1] // 2, : shape[2] // 2] = float("nan")
+        found.append(values)
+    return tuple(found)
+
+
+def contract(graph: Graph) -> dict[str, Any]:
+    """Inputs and outputs of a graph, for its file."""
+    known = graph.reader.model.modalities
+    inputs = {}
+    for name in graph.input_names:
+        modality = known[name]
+        inputs[name] = {
+            "bands": list(modality.band_names),
+            "unit": modality.unit,
+            "level": modality.levels[graph.reader.levels[name]] if modality.levels else "",
+            "class_ids": list(modality.class_ids),
+            "unobserved": "NaN",
+        }
+    record: dict[str, Any] = {"inputs": inputs, "outputs": list(graph.output_names)}
+    if isinstance(graph, PredictGraph):
+        record["classes"] = list(graph.predictor.target.classes)
+    if isinstance(graph, ReconstructGraph):
+        record["outputs"] = {
+            out: {
+                "bands": list(known[t.modality].class_names or known[t.modality].band_names),
+                "unit": known[t.modality].unit,
+            }
+            for out, t in zip(graph.output_names, graph.tasks.values(), strict=True)
+        }
+    return record

@@ -1,0 +1,69 @@
+"""torchgeo-bench: ``MultiMAEBench``, given to it as the model's ``_target_``.
+
+    torchgeo-bench run model._target_=multimae_eo.plugins.torchgeo_bench.MultiMAEBench \
+        +model.model=runs/first/model +model.scale=1e-4 dataset.normalization=identity
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torchgeo_bench.models.interface import (  # type: ignore[import-not-found, unused-ignore]
+    BenchModel,
+)
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.model.backbone import backbone
+from multimae_eo.model.folder import load_either
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.plugins.channels import Channel, assign_channels
+
+
+class MultiMAEBench(BenchModel):  # type: ignore[misc, unused-ignore]
+    """Embeddings (B, D): the mean of a frozen encoder's tokens.
+
+    Args:
+        bands: torchgeo-bench's ``BandSpec``, one per channel.
+        model: what ``from_pretrained`` takes.
+        inputs: modalities (default: all that have any of the bands).
+        levels: product level by input.
+        scale: from the data's numbers to physical units (reflectance of digital numbers: 1e-4).
+        normalization: must be ``identity``; the model normalises with its own statistics.
+    """
+
+    def __init__(
+        self,
+        bands: Sequence[Any],
+        *,
+        model: str,
+        inputs: Sequence[str] | None = None,
+        levels: Mapping[str, str] | None = None,
+        scale: float = 1.0,
+        normalization: str = "identity",
+        name: str = "",
+    ) -> None:
+        if str(getattr(normalization, "value", normalization)) != "identity":
+            raise ConfigError(
+                f"normalization {normalization!r} would standardise twice; run with "
+                "dataset.normalization=identity"
+            )
+        super().__init__(bands=list(bands), normalization="identity")
+        loaded = load_either(model)
+        whole = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
+        channels = [
+            Channel(names=(b.name, b.source_name), wavelength_um=b.wavelength_um) for b in bands
+        ]
+        self.split = assign_channels(whole.modalities, channels, inputs)
+        if self.split.unused:
+            warnings.warn(
+                f"bands that the model does not know are left out: {', '.join(self.split.unused)}",
+                stacklevel=2,
+            )
+        self.scale, self.name = scale, name
+        self.body = backbone(whole, tuple(self.split.bands), bands=self.split.bands, levels=levels)
+
+    def _forward_patch_features(self, images: Tensor) -> Tensor:
+        return self.body.reader.encode(self.split.split(images, self.scale)).pooled

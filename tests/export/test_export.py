@@ -1,0 +1,170 @@
+"""Graphs for other runtimes say what the model says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from multimae_eo.errors import ConfigError, FormatError, OutputError
+from multimae_eo.export import files
+from multimae_eo.export.files import FileOptions, export_model, read_record
+from multimae_eo.export.graphs import GraphOptions, build_graph, random_images
+from multimae_eo.model.backbone import physical_tensors
+from multimae_eo.model.config import ENCODERS, HeadConfig
+from multimae_eo.model.predictor import Predictor
+from multimae_eo.model.target import Target
+from multimae_eo.sample import collate
+
+LEVEL = {"rgb": "l2a"}
+INPUTS = [("rgb",), ("rgb", "elevation"), ("rgb", "elevation", "landcover")]
+
+
+@pytest.fixture
+def nano(make_model):
+    return make_model(encoder=ENCODERS["nano"]).eval()
+
+
+def run_file(path, images):
+    """The file's outputs, by the runtime it is for and without this package."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        given = {i.name: t.numpy() for i, t in zip(session.get_inputs(), images, strict=True)}
+        return [torch.from_numpy(np.asarray(a)) for a in session.run(None, given)]
+    with torch.no_grad():
+        return list(torch.export.load(path).module()(*images))
+
+
+@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize("inputs", INPUTS, ids="+".join)
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_encoder_equals_the_model(nano, make_sample, modalities, tmp_path, kind, inputs, size):
+    path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
+    record = export_model(
+        nano,
+        path,
+        GraphOptions(inputs=inputs, size=size, levels=LEVEL),
+        FileOptions(format=kind, model_hash="0123456789abcdef"),
+    )
+    batch = collate([make_sample(s, size=size) for s in (0, 2, 4)], modalities)
+    with torch.no_grad():
+        own = nano.encode(batch, inputs)
+    features, pooled = run_file(path, [physical_tensors(batch)[n] for n in inputs])
+    assert_close(features, own.fused(), atol=1e-4, rtol=0)
+    assert_close(pooled, own.pooled, atol=1e-4, rtol=0)
+    assert record["max_difference"] <= 1e-5
+    assert read_record(path) == json.loads(json.dumps(record))
+    assert record["inputs"]["rgb"]["bands"] == ["B4", "B3", "B2"]
+    assert (record["inputs"]["rgb"]["level"], record["model_hash"]) == ("l2a", "0123456789abcdef")
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_reconstruction_equals_the_model(nano, make_sample, modalities, tmp_path, kind):
+    path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
+    options = GraphOptions(what="reconstruct", inputs=("rgb",), levels=LEVEL)
+    record = export_model(nano, path, options, FileOptions(format=kind))
+    batch = collate([make_sample(s) for s in (0, 2)], modalities)
+    own = nano.reconstruct(batch, ["rgb"], draws=0)
+    found = run_file(path, [physical_tensors(batch)["rgb"]])
+    for (name, about), got in zip(record["outputs"].items(), found, strict=True):
+        expected = own[name.removesuffix("_reconstructed")].mean
+        assert_close(got, expected, atol=1e-4 * float(expected.abs().max().clamp_min(1)), rtol=0)
+        assert len(about["bands"]) == got.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "dense"),
+    [
+        ("torch", "linear", False),
+        ("onnx", "linear", True),
+        pytest.param("onnx", "convnext", True, marks=pytest.mark.slow),
+        pytest.param("onnx", "upernet", True, marks=pytest.mark.slow),
+        pytest.param("onnx", "dpt", True, marks=pytest.mark.slow),
+    ],
+)
+def test_prediction_equals_the_model(
+    make_model, make_sample, modalities, tmp_path, kind, head, dense
+):
+    target = Target(kind="class" if not dense else "map", classes=("a", "b", "c"))
+    predictor = Predictor(make_model(), target, HeadConfig(name=head, width=8, depth=1)).eval()
+    path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
+    options = GraphOptions(what="predict", inputs=("rgb", "elevation"), levels=LEVEL)
+    record = export_model(predictor, path, options, FileOptions(format=kind))
+    assert record["classes"] == ["a", "b", "c"]
+    batch = collate([make_sample(s) for s in (0, 2, 4)], modalities)
+    with torch.no_grad():
+        own = predictor.answers(predictor(batch, ("rgb", "elevation")))
+    images = physical_tensors(batch)
+    (got,) = run_file(path, [images["rgb"], images["elevation"]])
+    assert_close(got, own, atol=1e-4, rtol=0)
+
+
+def test_real_chips_are_part_of_the_check(nano, make_sample, modalities, tmp_path):
+    batch = collate([make_sample(s, size=20) for s in (0, 2)], modalities)
+    options = GraphOptions(inputs=("rgb", "elevation"), levels=LEVEL, size=16)
+    record = export_model(
+        nano, tmp_path / "g.pt2", options, FileOptions(format="torch"),
+        images=physical_tensors(batch),
+    )  # fmt: skip
+    assert record["checked_on"] == "10 chips"
+    with pytest.raises(ConfigError, match="give a smaller --size"):
+        export_model(
+            nano, tmp_path / "h.pt2", GraphOptions(inputs=("elevation",), size=24),
+            FileOptions(format="torch"), images=physical_tensors(batch),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize(("quantization", "most"), [("int8", 0.02), ("bf16", 0.01)])
+def test_quantised_weights_are_small_and_nearly_right(nano, tmp_path, kind, quantization, most):
+    sizes, options = {}, GraphOptions(inputs=("elevation",))
+    for how in (None, quantization):
+        path = tmp_path / f"{how}.{'onnx' if kind == 'onnx' else 'pt2'}"
+        record = export_model(nano, path, options, FileOptions(format=kind, quantization=how))
+        sizes[how] = path.stat().st_size
+    change = record["quantization_change"]
+    assert set(change) == {"features", "pooled"}
+    assert 1e-4 < change["features"] < most
+    assert record["max_difference"] <= 1e-4, "the file still says what the quantised model says"
+    assert sizes[quantization] < (0.45 if quantization == "int8" else 0.7) * sizes[None]
+    assert isinstance(nano.encoder.blocks[0].mlp.fc1, torch.nn.Linear), "the model stays as it is"
+
+
+def test_one_chip_at_a_time(nano, tmp_path):
+    options = GraphOptions(inputs=("elevation",))
+    record = export_model(nano, tmp_path / "g.onnx", options, FileOptions(dynamic=False))
+    assert record["batch"] == 1
+    graph = build_graph(nano, options)
+    images = random_images(graph, None, 1, seed=9)
+    with torch.no_grad():
+        assert_close(run_file(tmp_path / "g.onnx", images)[0], graph(*images)[0], atol=1e-4, rtol=0)
+
+
+def test_a_graph_that_differs_is_not_written(nano, tmp_path, monkeypatch):
+    def other(path):
+        return lambda images: [t + 1e-2 for t in build_graph(nano, options)(*images)]
+
+    options = GraphOptions(inputs=("elevation",))
+    monkeypatch.setattr(files, "_open_torch", other)
+    with pytest.raises(OutputError, match=r"differs from the model by 0\.0"):
+        export_model(nano, tmp_path / "g.pt2", options, FileOptions(format="torch"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_refused(nano, tmp_path):
+    for options, words in (
+        (GraphOptions(what="predict", inputs=("elevation",)), "has no head"),
+        (GraphOptions(inputs=("elevatoin",)), "did you mean 'elevation'"),
+        (GraphOptions(what="reconstruct", inputs=("elevation",), outputs=("rgp",)), "'rgp'"),
+        (GraphOptions(inputs=("rgb",)), "say which the tensors have"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            export_model(nano, tmp_path / "g.pt2", options, FileOptions(format="torch"))
+    (tmp_path / "not.onnx").write_bytes(b"nothing")
+    with pytest.raises(FormatError, match="not a graph"):
+        read_record(tmp_path / "not.onnx")
