@@ -36,9 +36,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "export",
     ),
     ("plugins",),
-    ("quickstart",),
+    ("quickstart", "demo"),
     (
         "cli_parts",
+        "cli_demo",
         "cli_scenes",
         "cli_predict",
         "cli_study",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from multimae_eo.cli_demo import DEMO_VERBS
 from multimae_eo.cli_ecosystem import ECOSYSTEM_VERBS
 from multimae_eo.cli_examples import examples
 from multimae_eo.cli_parts import SOURCE, counter, print_json
@@ -291,6 +292,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, list[str]], None],
     **PREDICT_VERBS,
     **STUDY_VERBS,
     **SCENE_VERBS,
+    **DEMO_VERBS,
     "probe": (_probe_options, _probe, "frozen features against labels, beside baselines"),
     "convert": (_convert_options, _convert, "the reference's released weights"),
     **ECOSYSTEM_VERBS,

@@ -101,7 +101,7 @@ def run_page(run: Path) -> Report:
             "1 is perfect.",
         )
     page.gallery(_loss_pictures(metrics))
-    pictures = sorted((run / "pictures").glob("*.png"), key=_natural)
+    pictures = sorted((run / "pictures").glob("*.png"), key=natural_order)
     if pictures:
         page.heading("Reconstruction").picture(
             pictures[-1],
@@ -186,7 +186,7 @@ def _speed_pictures(metrics: Metrics) -> list[_Picture]:
     return pictures
 
 
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
+def natural_order(path: Path) -> list[tuple[bool, int, str]]:
     """Sort key by which step-9 comes before step-10."""
     parts = re.split(r"(\d+)", path.stem)
     return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]

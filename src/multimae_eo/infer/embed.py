@@ -48,7 +48,7 @@ def embed_scene(
     chosen = replace(options or SceneOptions(), overlap=0.0)
     names = require_inputs(model, scene, inputs)
     cut = scene_cut(model, scene, names, chosen)
-    embedder = _Embedder(model.to(chosen.device), scene.modalities.select(names), _per(per))
+    embedder = Embedder(model.to(chosen.device), scene.modalities.select(names), _per(per))
     height, width = scene.grid.height, scene.grid.width
 
     def batches() -> Iterator[list[tuple[Sample, dict[str, Any]]]]:
@@ -90,7 +90,7 @@ def embed_source(
     names = [n for n in shared if inputs is None or n in inputs]
     if not names:
         raise ConfigError(f"{source.name}: has none of the inputs {', '.join(model.modalities)}")
-    embedder = _Embedder(
+    embedder = Embedder(
         model.to(chosen.device), source.modalities.select(names), _per(per), windows=True
     )
 
@@ -118,7 +118,7 @@ def _per(per: str) -> Per:
 
 def _write(
     batches: Iterable[list[tuple[Sample, dict[str, Any]]]],
-    embedder: _Embedder,
+    embedder: Embedder,
     out: Path,
     how: tuple[bool, str],
     name: str,
@@ -143,7 +143,7 @@ def _write(
 
 
 @dataclass(frozen=True)
-class _Embedder:
+class Embedder:
     """Encodes chips: ``vector`` (B, D); or ``vectors`` (B, rows, columns, D) and ``seen``."""
 
     model: MultiMAE
@@ -152,6 +152,7 @@ class _Embedder:
     windows: bool = False
 
     def __call__(self, batch: Batch) -> tuple[Sequence[int], Mapping[str, Any]]:
+        """The rows in which something was observed, and their vectors."""
         inputs = list(self.modalities)
         batch = batch.to(next(self.model.parameters()).device)
         rows, batch = observed(self.model, batch, inputs)

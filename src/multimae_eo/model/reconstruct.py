@@ -71,6 +71,25 @@ def reconstruct(
     return _blended(model, batch, inputs, windows, whole) if windows else whole(batch)
 
 
+@torch.no_grad()
+def predict_hidden(
+    model: MultiMAE, batch: Batch, states: Tensor, outputs: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Predict modalities from exactly the tokens that ``states`` shows.
+
+    states: int8 (B, L) of TokenState. Returns (B, C, H, W) float32 in physical units, or class
+    probabilities, of the chips' own size. Raises ConfigError for unknown outputs.
+    """
+    patches = model.patchify(batch)
+    tasks = _tasks(model, outputs)
+    said = model(patches, states, tasks=list(tasks)).predictions
+    found = {}
+    for name, task in tasks.items():
+        values = _values(model, task, said[name])
+        found[task.modality] = _finish(model, task, (values, values), patches, batch).mean
+    return found
+
+
 def _blended(
     model: MultiMAE,
     batch: Batch,

@@ -1,0 +1,116 @@
+"""Arrays as what a page shows: PNG bytes, colour bars, legends that every eye can tell apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.infer.pictures import RGB, Look, look_of, ramp_colours, relief_ramp
+from multimae_eo.modality import LegendClass, Modality, ModalitySet
+
+# Paul Tol's "muted" and "bright" hues with greys: told apart with every kind of colour vision.
+_SAFE = (
+    (17, 119, 51), (153, 153, 51), (221, 204, 119), (238, 119, 51), (136, 34, 85),
+    (187, 187, 187), (240, 240, 240), (51, 34, 136), (136, 204, 238), (68, 170, 153),
+    (204, 102, 119), (90, 90, 90), (170, 68, 153), (51, 187, 238),
+)  # fmt: skip
+
+INVALID = 65535
+"""In packed values: nothing there."""
+
+
+def png(image: npt.NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) or (H, W, 4) as a PNG."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
+def data_uri(image: npt.NDArray[np.uint8]) -> str:
+    """A PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def hex_colour(colour: Sequence[int]) -> str:
+    """``#rrggbb``."""
+    return "#" + "".join(f"{int(c):02x}" for c in colour)
+
+
+def ramp(colours: RGB, count: int = 12) -> list[str]:
+    """``count`` colours of a ramp, from low to high, for a gradient; both of a pair."""
+    at = np.linspace(0, len(colours) - 1, min(count, len(colours))).round().astype(int)
+    return [hex_colour(colours[i]) for i in at]
+
+
+def ramp_of(modality: Modality) -> list[str]:
+    """The gradient a one-band modality is drawn in; empty for all others."""
+    look = look_of(modality)
+    if look is Look.RELIEF:
+        return ramp(relief_ramp())
+    return ramp(ramp_colours("viridis")) if look is Look.SCALAR else []
+
+
+def legend_of(modality: Modality) -> list[dict[str, Any]]:
+    """``name`` and ``color`` of each class."""
+    return [{"name": c.name, "color": hex_colour(c.color)} for c in modality.classes]
+
+
+def safe_colours(modality: Modality) -> Modality:
+    """A class map in colours that are told apart with every kind of colour vision.
+
+    Each class keeps its official colour's nearest free neighbour: water stays blue, trees green.
+    Legends longer than the palette keep their own colours.
+    """
+    classes = modality.classes
+    if not classes or len(classes) > len(_SAFE):
+        return modality
+    own = np.array([c.color for c in classes], np.float64)
+    distance = ((own[:, None] - np.array(_SAFE, np.float64)[None]) ** 2).sum(axis=2)
+    chosen = [0] * len(classes)
+    for _ in classes:
+        own_row, safe = np.unravel_index(int(np.argmin(distance)), distance.shape)
+        chosen[own_row] = int(safe)
+        distance[own_row], distance[:, safe] = np.inf, np.inf
+    return replace(
+        modality,
+        classes=tuple(
+            LegendClass(id=c.id, name=c.name, color=_SAFE[i])
+            for c, i in zip(classes, chosen, strict=True)
+        ),
+    )
+
+
+def safe_set(modalities: ModalitySet) -> ModalitySet:
+    """``safe_colours`` of each."""
+    return ModalitySet(safe_colours(m) for m in modalities.values())
+
+
+def packed(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """(C, H, W) as 16-bit steps between each band's extremes, base64; INVALID where nothing is.
+
+    ``value = low + step * (high - low) / 65534``, exact to 1/65534 of a band's range.
+    """
+    exact = np.asarray(values, np.float64)
+    ok = np.isfinite(exact) if valid is None else np.isfinite(exact) & valid
+    low, high, steps = [], [], np.full(exact.shape, INVALID, "<u2")
+    for band, (plane, seen) in enumerate(zip(exact, ok, strict=True)):
+        some = plane[seen]
+        a, b = (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
+        low.append(a)
+        high.append(b)
+        scaled = (plane[seen] - a) / (b - a) * (INVALID - 1) if b > a else np.zeros(some.shape)
+        steps[band][seen] = np.rint(scaled)
+    return {
+        "shape": list(exact.shape),
+        "low": low,
+        "high": high,
+        "data": base64.b64encode(steps.tobytes()).decode(),
+    }

@@ -1,0 +1,287 @@
+"""A scene on a web map: its layers, what the model makes of it, and numbers of a rectangle."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from multimae_eo.demo.drawing import legend_of, png, ramp_of, safe_colours
+from multimae_eo.demo.rasters import (
+    FileLayer,
+    Frame,
+    SceneLayer,
+    Warped,
+    drawn,
+    ends,
+    frame_over,
+    scene_bounds,
+    tile_frame,
+)
+from multimae_eo.demo.workshop import Job
+from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.infer.engine import SceneOptions
+from multimae_eo.infer.pictures import describe
+from multimae_eo.infer.scene_maps import predict_scene, reconstruct_scene, require_inputs
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.model.predictor import Predictor
+from multimae_eo.sample import Batch
+from multimae_eo.sources.scene import Scene
+
+Progress = Callable[[int, int], None]
+
+_TILES = 1024
+_AREA = 512
+
+
+@dataclass
+class _Overlay:
+    """A map over the scene: made by ``job`` when first wanted; its result is a FileLayer."""
+
+    title: str
+    about: str
+    job: Job
+
+
+class MapService:
+    """Layers ``s0`` … of the scene, overlays ``o0`` … of the model; tiles are kept.
+
+    ``folder``: where maps are written. ``predictor``: a fine-tuned model whose map is an overlay;
+    ``map``: a raster that is one. Without either, and beside them, every modality the model
+    predicts is one, made from the scene's other modalities.
+    """
+
+    def __init__(
+        self,
+        model: MultiMAE,
+        scene: Scene,
+        folder: Path,
+        *,
+        predictor: Predictor | None = None,
+        map: Path | None = None,
+    ) -> None:
+        self.model, self.scene, self._folder = model, scene, folder
+        self.layers = {
+            f"s{i}": SceneLayer(scene, safe_colours(m))
+            for i, m in enumerate(scene.modalities.values())
+        }
+        overlays: list[_Overlay] = []
+        if map is not None:
+            layer = FileLayer(map)
+            ready = Job(lambda _: FileLayer(map, safe_colours(layer.modality)))
+            overlays.append(_Overlay(map.stem, "the map that was given", ready))
+        if predictor is not None:
+            job = Job(partial(self._predict, _Answers(predictor)))
+            overlays.append(_Overlay("prediction", "by the fine-tuned model", job))
+        overlays += self._reconstructions()
+        self.overlays = {f"o{i}": o for i, o in enumerate(overlays)}
+        self._tiles: OrderedDict[tuple[str, int, int, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        self.bounds = scene_bounds(scene)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, bounds in Web-Mercator metres, pixel size, layers and overlays."""
+        found = [
+            {"id": key, "title": name, "about": describe(m), "unit": m.unit}
+            for (key, layer), name in zip(self.layers.items(), self.scene.modalities, strict=True)
+            for m in (layer.modality,)
+        ]
+        overlays = [
+            {"id": k, "title": o.title, "about": o.about, "job": o.job.told()}
+            for k, o in self.overlays.items()
+        ]
+        first = next(iter(self.layers.values()))
+        return {
+            "name": self.scene.name,
+            "bounds": list(self.bounds),
+            "pixel": first.pixel,
+            "layers": found,
+            "overlays": overlays,
+        }
+
+    def legend(self, key: str) -> dict[str, Any]:
+        """What a layer's colours mean: ``classes``, or ``ramp`` with ``low`` and ``high``."""
+        layer = self.layer(key)
+        span = ends(layer)
+        return {
+            "about": describe(layer.modality),
+            "unit": layer.modality.unit,
+            "classes": legend_of(layer.modality),
+            "ramp": ramp_of(layer.modality),
+            "low": None if span is None else span[0],
+            "high": None if span is None else span[1],
+        }
+
+    def tile(self, key: str, z: int, x: int, y: int) -> bytes:
+        """A 256 px PNG of a layer, clear where nothing is; DataError for an unknown one."""
+        at = key, z, x, y
+        with self._lock:
+            if at in self._tiles:
+                self._tiles.move_to_end(at)
+                return self._tiles[at]
+        if x >= 2**z or y >= 2**z:
+            raise DataError(f"no tile {z}/{x}/{y}")
+        data = png(drawn(self.layer(key), tile_frame(z, x, y)))
+        with self._lock:
+            self._tiles[at] = data
+            while len(self._tiles) > _TILES:
+                self._tiles.popitem(last=False)
+        return data
+
+    def values(self, key: str, x: float, y: float) -> list[dict[str, Any]]:
+        """A layer's bands at a point in Web-Mercator metres; empty where nothing is."""
+        layer = self.layer(key)
+        half = layer.pixel / 2
+        found = layer.warp(Frame(x - half, y + half, layer.pixel, 1, 1))[:, 0, 0]
+        modality = layer.modality
+        if not np.isfinite(found).all():
+            return []
+        if modality.categorical:
+            return [{"name": "class", "text": modality.class_names[int(found[0])]}]
+        return [
+            {"name": b, "value": float(v)} for b, v in zip(modality.band_names, found, strict=True)
+        ]
+
+    def area(self, key: str, bounds: tuple[float, float, float, float]) -> dict[str, Any]:
+        """Statistics of a layer in a rectangle (Web-Mercator metres).
+
+        ``hectares`` observed and ``share`` of the rectangle; per class ``hectares`` and ``share``,
+        or per band mean, deviation, least and greatest. Sampled at most 512 × 512 times.
+        """
+        west, south, east, north = bounds
+        if not (west < east and south < north):
+            raise ConfigError("the rectangle is empty: west < east and south < north are needed")
+        layer = self.layer(key)
+        frame = frame_over(bounds, _AREA, layer.pixel / 4)
+        values = layer.warp(frame)
+        ok = np.isfinite(values).all(axis=0)
+        areas = np.broadcast_to(frame.pixel_areas, ok.shape)
+        # The last row and column may reach over the rectangle's edge.
+        areas = areas * ((east - west) * (north - south)
+                         / (frame.step**2 * frame.height * frame.width))  # fmt: skip
+        seen = float(areas[ok].sum())
+        told: dict[str, Any] = {
+            "hectares": seen / 1e4,
+            "share": seen / float(areas.sum()),
+            "samples": int(ok.sum()),
+            "unit": layer.modality.unit,
+            "classes": [],
+            "bands": [],
+        }
+        if not ok.any():
+            return told
+        if layer.modality.categorical:
+            sums = np.bincount(values[0][ok].astype(int), areas[ok], len(layer.modality.classes))
+            told["classes"] = [
+                {**entry, "hectares": float(s) / 1e4, "share": float(s) / seen}
+                for entry, s in zip(legend_of(layer.modality), sums, strict=True)
+                if s > 0
+            ]
+            return told
+        for name, band in zip(layer.modality.band_names, values, strict=True):
+            numbers = band[ok].astype(np.float64)
+            told["bands"].append(
+                {"name": name, "mean": float(np.average(numbers, weights=areas[ok])),
+                 "std": float(numbers.std()), "least": float(numbers.min()),
+                 "greatest": float(numbers.max())}
+            )  # fmt: skip
+        return told
+
+    def layer(self, key: str) -> Warped:
+        """A layer by its id; DataError for one that is unknown or not made yet."""
+        if key in self.layers:
+            return self.layers[key]
+        made = self.overlay(key).job.result
+        if made is None:
+            raise DataError(f"{key}: this map is not made yet")
+        found: FileLayer = made
+        return found
+
+    def overlay(self, key: str) -> _Overlay:
+        """An overlay by its id; DataError."""
+        if key not in self.overlays:
+            raise DataError("no such layer")
+        return self.overlays[key]
+
+    def file(self, key: str) -> Path:
+        """The COG of an overlay that is made; DataError."""
+        made = self.overlay(key).job.result
+        if made is None:
+            raise DataError("this map is not made yet")
+        path: Path = made.path
+        return path
+
+    def _reconstructions(self) -> list[_Overlay]:
+        shared = [n for n in self.scene.modalities if n in self.model.modalities]
+        able = dict.fromkeys(t.modality for t in self.model.tasks if not t.patch_normalise)
+        # Class maps first: they are what one looks for on a map.
+        order = sorted(able, key=lambda n: not self.model.modalities[n].categorical)
+        found = []
+        for name in order:
+            inputs = [n for n in shared if n != name]
+            if inputs:
+                about = f"from {', '.join(inputs)}"
+                job = Job(partial(self._reconstruct, name, inputs))
+                found.append(_Overlay(f"{name}, reconstructed", about, job))
+        return found
+
+    def _reconstruct(self, name: str, inputs: list[str], progress: Progress) -> FileLayer:
+        (path,) = reconstruct_scene(
+            self.model,
+            self.scene,
+            inputs=inputs,
+            outputs=[name],
+            out=self._folder / f"reconstruct-{list(self.model.modalities).index(name)}",
+            options=SceneOptions(progress=progress),
+        )
+        own = next((la for la in self.layers.values() if la.modality.name == name), None)
+        modality = safe_colours(self.model.modalities[name])
+        return FileLayer(path, modality, None if own is None else own.stretch)
+
+    def _predict(self, answers: _Answers, progress: Progress) -> FileLayer:
+        names = require_inputs(answers, self.scene, None)
+        (path,) = predict_scene(
+            answers,
+            self.scene,
+            out=self._folder / "prediction" / "prediction.tif",
+            inputs=names,
+            options=SceneOptions(progress=progress),
+        )
+        return FileLayer(path)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A fine-tuned model as the scene engine asks: class names, and probabilities or values."""
+
+    predictor: Predictor
+
+    def __post_init__(self) -> None:
+        self.predictor.eval()
+
+    @property
+    def modalities(self) -> Any:
+        return self.predictor.encoder.modalities
+
+    @property
+    def config(self) -> Any:
+        return self.predictor.encoder.config
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.predictor.target.classes
+
+    def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> torch.Tensor:
+        said = self.predictor.answers(self.predictor.predict(batch, inputs))
+        # Values come without the axis of classes.
+        return said[:, None] if self.predictor.target.kind == "value" else said
+
+    def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> torch.Tensor:
+        return self.predictor.encoder.observed_rows(batch, inputs)

@@ -1,0 +1,130 @@
+// The panel of the scene on a map, with what the model makes of it.
+
+import { get, post, Superseded, untilDone } from "./api.js";
+import { $, alertUser, el, legendOf, percent, told } from "./dom.js";
+import { crosshair, Viewer } from "./viewer.js";
+
+let viewer = null;
+let map = null;
+let overlay = null;
+let rectangle = null;
+
+function arrange() {
+  const swipe = Number($("swipe").value) / 100;
+  viewer.layers = [{ id: $("layer").value }];
+  if (overlay) viewer.layers.push({ id: overlay, opacity: Number($("opacity").value) / 100, from: 0, to: swipe });
+  viewer.setHandle(overlay && swipe < 1 ? swipe : null);
+  $("opacity-told").textContent = `${$("opacity").value} %`;
+  viewer.draw();
+}
+
+async function legend(id, box) {
+  try {
+    box.replaceChildren(...legendOf(await get(`/api/layers/${id}/legend`)));
+  } catch (error) {
+    alertUser(error.message);
+  }
+}
+
+async function chooseOverlay(id) {
+  overlay = null;
+  $("overlay-tools").hidden = true;
+  $("overlay-state").replaceChildren();
+  if (!id) return arrange();
+  const known = map.overlays.find((o) => o.id === id);
+  const bar = el("progress", { max: 1, value: 0 });
+  bar.setAttribute("aria-label", "making the map");
+  $("overlay-state").replaceChildren(el("p", { className: "small dim" }, known.about), bar);
+  try {
+    await untilDone(`/api/layers/${id}/state`, (job) => { bar.value = job.share; }, () => post(`/api/layers/${id}/make`));
+  } catch (error) {
+    $("overlay-state").replaceChildren();
+    return alertUser(error.message);
+  }
+  if ($("overlay").value !== id) return;
+  bar.remove();
+  overlay = id;
+  $("overlay-tools").hidden = false;
+  $("download").href = `/api/layers/${id}/map.tif`;
+  legend(id, $("overlay-legend"));
+  arrange();
+  if (rectangle) area(rectangle);
+}
+
+async function area(bounds) {
+  rectangle = bounds;
+  const [west, south, east, north] = bounds;
+  const ids = [$("layer").value, ...(overlay ? [overlay] : [])];
+  try {
+    const said = await Promise.all(ids.map((layer) => post("/api/area", { layer, west, south, east, north }, `area ${layer}`)));
+    const title = (id) => [...map.layers, ...map.overlays].find((l) => l.id === id).title;
+    $("area").replaceChildren(...said.flatMap((s, i) => areaTable(title(ids[i]), s)));
+  } catch (error) {
+    if (!(error instanceof Superseded)) alertUser(error.message);
+  }
+}
+
+const hectares = (value) => (value >= 1000 ? `${told(value / 100)} km²` : `${told(value)} ha`);
+
+function areaTable(title, said) {
+  const head = el("p", {}, el("b", {}, title), ` · ${hectares(said.hectares)}`);
+  if (!said.samples) return [el("p", {}, el("b", {}, title), ": nothing was observed here.")];
+  const classes = [...said.classes].sort((a, b) => b.share - a.share);
+  const rows = classes.length
+    ? classes.map((c) => [c.name, hectares(c.hectares), percent(c.share)])
+    : said.bands.map((b) => [b.name, `${told(b.mean)} ± ${told(b.std)}`, `${told(b.least)} … ${told(b.greatest)}`]);
+  return [head, el("table", {}, el("tbody", {}, ...rows.map((r) => el("tr", {}, el("th", { scope: "row" }, r[0]), ...r.slice(1).map((c) => el("td", {}, c))))))];
+}
+
+let pointing = 0;
+function point(x, y) {
+  clearTimeout(pointing);
+  pointing = setTimeout(async () => {
+    const ids = [$("layer").value, ...(overlay ? [overlay] : [])];
+    try {
+      const said = await Promise.all(ids.map((id) => get(`/api/layers/${id}/value?x=${x}&y=${y}`, `value ${id}`)));
+      const unit = (id) => map.layers.find((l) => l.id === id)?.unit ?? "";
+      const text = said.map((bands, i) => bands.map((b) => b.text ?? `${b.name} ${told(b.value)}`).join(" · ") + (bands.length && !bands[0].text && unit(ids[i]).length < 5 ? ` ${unit(ids[i])}` : ""));
+      viewer.tell(text.filter(Boolean).join("   |   "));
+    } catch (error) {
+      if (!(error instanceof Superseded)) viewer.tell("");
+    }
+  }, 60);
+}
+
+/** A viewer of the scene in a container. */
+export async function sceneViewer(container, about) {
+  map ??= await get("/api/map");
+  return new Viewer(container, { bounds: map.bounds, pixel: map.pixel, label: `Map of ${map.name}`, about });
+}
+
+export const sceneLayers = () => map.layers;
+
+export async function start(about) {
+  if (!about.scene) {
+    $("panel-map").replaceChildren(el("div", { className: "card" }, el("h2", {}, "No scene"), el("p", { className: "dim" }, "These data are chips. Start the demo with --scene to see them, and the model's map, on a map.")));
+    return;
+  }
+  viewer = await sceneViewer($("map-viewer"), "");
+  viewer.marks = (context) => crosshair(context, viewer);
+  viewer.on.point = point;
+  viewer.on.rectangle = (bounds) => { $("draw").click(); area(bounds); };
+  $("layer").replaceChildren(...map.layers.map((l) => el("option", { value: l.id }, `${l.title}: ${l.about}`)));
+  $("overlay").replaceChildren(el("option", { value: "" }, "none"), ...map.overlays.map((o) => el("option", { value: o.id }, o.title)));
+  $("layer").addEventListener("change", () => { legend($("layer").value, $("layer-legend")); arrange(); if (rectangle) area(rectangle); });
+  $("overlay").addEventListener("change", () => chooseOverlay($("overlay").value));
+  for (const id of ["opacity", "swipe"]) $(id).addEventListener("input", arrange);
+  $("draw").addEventListener("click", () => {
+    const on = $("draw").getAttribute("aria-pressed") !== "true";
+    $("draw").setAttribute("aria-pressed", String(on));
+    viewer.setDrawing(on);
+  });
+  $("area-view").addEventListener("click", () => { viewer.rectangle = viewer.view; viewer.draw(); area(viewer.view); });
+  legend($("layer").value, $("layer-legend"));
+  arrange();
+  const first = map.overlays.find((o) => o.job.state === "done") ?? map.overlays[0];
+  if (first) {
+    $("overlay").value = first.id;
+    chooseOverlay(first.id);
+  }
+}

@@ -1,0 +1,172 @@
+// The panel that finds alike places, and learns from two handfuls of clicks.
+
+import { get, post, Superseded, untilDone } from "./api.js";
+import { $, alertUser, colourBar, el, percent, press, told } from "./dom.js";
+import { sceneLayers, sceneViewer } from "./map.js";
+import { openPlace } from "./reconstruct.js";
+import { crosshair } from "./viewer.js";
+
+const ABOUT = {
+  similar: "Click a place to find the most similar ones.",
+  a: "Click some places of A, what you look for.",
+  b: "Click some places of B, what it is not.",
+};
+const state = { tool: "similar", points: [], found: [], few: null, layer: "probability", ready: false };
+let viewer = null;
+let showPanel = null;
+
+async function features() {
+  const bar = el("progress", { max: 1, value: 0 });
+  bar.setAttribute("aria-label", "encoding the scene");
+  $("features-state").replaceChildren(bar);
+  const begun = performance.now();
+  await untilDone("/api/features", (job) => { bar.value = job.share; }, () => post("/api/features"));
+  $("features-state").replaceChildren(el("span", { className: "small" }, `Ready (${told((performance.now() - begun) / 1000)} s).`));
+  $("features").dataset.ready = "true";
+  state.ready = true;
+}
+
+async function similar(request) {
+  try {
+    const said = await post("/api/similar", { ...request, count: 16 }, "similar");
+    state.found = said.similar;
+    $("results").replaceChildren(...said.similar.map(result));
+    viewer?.draw();
+  } catch (error) {
+    if (!(error instanceof Superseded)) alertUser(error.message);
+  }
+}
+
+function result(found, rank) {
+  const image = el("img", { src: `/api/places/${found.place}/picture.png`, alt: "", loading: "lazy" });
+  const text = rank ? `${rank} · ${told(found.similarity)}` : "what you clicked";
+  const open = () => { openPlace(found.place); showPanel("reconstruct"); };
+  return el("button", { title: `${found.title}: open in Reconstruct`, "aria-current": String(rank === 0), onclick: open }, image, el("span", { className: "what num" }, text));
+}
+
+async function fewShot() {
+  const of = (set) => state.points.filter((p) => p.set === set).map(({ x, y }) => ({ x, y }));
+  const [a, b] = [of("a"), of("b")];
+  const wait = (text) => { $("few").textContent = text; state.few = null; $("few-legend").replaceChildren(); arrange(); };
+  if (!a.length || !b.length) return wait(`${a.length} of A, ${b.length} of B: needs at least one of each.`);
+  const begun = performance.now();
+  try {
+    state.few = await post("/api/few-shot", { a, b }, "few-shot");
+  } catch (error) {
+    if (!(error instanceof Superseded)) alertUser(error.message);
+    return;
+  }
+  const took = Math.round(performance.now() - begun);
+  $("few").textContent = `From ${a.length} + ${b.length} clicks: ${percent(state.few.share)} of the scene is likelier A; on average ${told(state.few.entropy_mean)} bit uncertain. ${took} ms.`;
+  $("few").dataset.share = state.few.share;
+  showFew();
+}
+
+function showFew() {
+  if (!state.few) return arrange();
+  const ends = state.layer === "probability" ? ["B", "A"] : ["sure", "no idea"];
+  $("few-legend").replaceChildren(colourBar({ colours: state.few.ramps[state.layer], low: ends[0], high: ends[1] }));
+  const image = new Image();
+  image.onload = () => viewer.draw();
+  image.src = state.few[state.layer];
+  state.image = image;
+  arrange();
+}
+
+function arrange() {
+  if (!viewer) return;
+  viewer.layers = [{ id: sceneLayers()[0].id }];
+  viewer.pictures = state.few ? [{ image: state.image, bounds: state.few.bounds, opacity: Number($("few-opacity").value) / 100 }] : [];
+  viewer.draw();
+}
+
+function marks(context, toScreen) {
+  context.font = "600 12px system-ui, sans-serif";
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  state.found.forEach(({ bounds }, rank) => {
+    if (!bounds) return;
+    const [x0, y0] = toScreen(bounds[0], bounds[3]);
+    const [x1, y1] = toScreen(bounds[2], bounds[1]);
+    for (const [colour, line] of [["#000000bb", 4], [rank ? "#ffffff" : "#ffd54a", 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = line;
+      context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+    }
+    if (rank) badge(context, x0 + 11, y0 + 11, String(rank), "#16201f");
+  });
+  for (const { x, y, set } of state.points) badge(context, ...toScreen(x, y), set.toUpperCase(), set === "a" ? "#0072b2" : "#b8400a");
+  crosshair(context, viewer);
+}
+
+function badge(context, x, y, text, colour) {
+  context.beginPath();
+  context.arc(x, y, 9, 0, 7);
+  context.fillStyle = colour;
+  context.fill();
+  context.strokeStyle = "#ffffff";
+  context.lineWidth = 1.5;
+  context.stroke();
+  context.fillStyle = "#ffffff";
+  context.fillText(text, x, y + 0.5);
+}
+
+function click(x, y) {
+  if (!state.ready) return alertUser("The features are still being computed.");
+  if (state.tool === "similar") return similar({ point: { x, y } });
+  if (state.points.length >= 64) return alertUser("64 examples are the most.");
+  state.points.push({ x, y, set: state.tool });
+  viewer.draw();
+  fewShot();
+}
+
+function tools() {
+  const buttons = { similar: $("tool-similar"), a: $("tool-a"), b: $("tool-b") };
+  for (const [name, button] of Object.entries(buttons)) {
+    button.addEventListener("click", () => {
+      state.tool = name;
+      press(Object.values(buttons), button);
+      $("tool-about").textContent = ABOUT[name];
+    });
+  }
+  $("tool-about").textContent = ABOUT.similar;
+  for (const name of ["probability", "entropy"]) {
+    $(`few-${name}`).addEventListener("click", () => {
+      state.layer = name;
+      press([$("few-probability"), $("few-entropy")], $(`few-${name}`));
+      showFew();
+    });
+  }
+  $("few-opacity").addEventListener("input", arrange);
+  $("undo").addEventListener("click", () => { state.points.pop(); fewShot(); viewer?.draw(); });
+  $("clear").addEventListener("click", () => { state.points = []; state.found = []; fewShot(); viewer?.draw(); });
+}
+
+export async function start(about, show) {
+  showPanel = show;
+  tools();
+  try {
+    if (about.scene) {
+      viewer = await sceneViewer($("search-viewer"), "Enter or space act on the place in the middle.");
+      viewer.marks = marks;
+      viewer.on.click = click;
+      arrange();
+      fewShot();
+    } else chips(about);
+    await features();
+    if (!about.scene) similar({ place: about.strip[0].place });
+  } catch (error) {
+    $("features-state").replaceChildren();
+    alertUser(error.message);
+  }
+}
+
+/** Without a scene: chips are chosen from the strip. */
+function chips(about) {
+  $("few-card").hidden = true;
+  $("tool-similar").parentElement.hidden = true;
+  $("tool-about").textContent = "Choose a chip to find the most similar ones. Maps from clicks need --scene.";
+  const strip = el("div", { className: "strip" }, ...about.strip.map(({ place, title }) =>
+    el("button", { title, onclick: () => state.ready && similar({ place }) }, el("img", { src: `/api/places/${place}/picture.png`, alt: title, width: 60, height: 60 }))));
+  $("search-viewer").replaceWith(strip);
+}

@@ -1,0 +1,77 @@
+"""What a request may hold: strict types, short lists, nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from multimae_eo.demo.reconstruct_service import Asked
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Mask = Annotated[str, Field(pattern=r"^[01]{1,4096}$")]
+Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Metres = Annotated[float, Field(ge=-2.1e7, le=2.1e7, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Refuses what it does not know, and numbers written as text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ReconstructRequest(Strict):
+    """What the model is shown of a place."""
+
+    place: Number
+    inputs: Annotated[list[Name], Field(min_length=1, max_length=32)]
+    masks: Annotated[dict[Name, Mask], Field(max_length=32)] | None = None
+    visible: Annotated[int, Field(ge=1, le=65536)] = 1
+    alpha: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
+    seed: Number = 0
+    draws: Annotated[int, Field(ge=1, le=8)] = 4
+
+    def asked(self) -> Asked:
+        """The same for the service."""
+        return Asked(**self.model_dump(exclude={"place"}))
+
+
+class Point(Strict):
+    """Web-Mercator metres."""
+
+    x: Metres
+    y: Metres
+
+
+class Rectangle(Strict):
+    """An area of a layer, in Web-Mercator metres."""
+
+    layer: Name
+    west: Metres
+    south: Metres
+    east: Metres
+    north: Metres
+
+
+class SimilarRequest(Strict):
+    """A place, by its number or (on a scene) by a point, and how many like it are wanted."""
+
+    place: Number | None = None
+    point: Point | None = None
+    count: Annotated[int, Field(ge=1, le=48)] = 12
+
+
+class FewShotRequest(Strict):
+    """Two sets of examples."""
+
+    a: Annotated[list[Point], Field(min_length=1, max_length=64)]
+    b: Annotated[list[Point], Field(min_length=1, max_length=64)]
+
+
+class Told(BaseModel):
+    """An error: what, and what to do."""
+
+    detail: str
+
+
+JobState = Literal["idle", "running", "done", "failed"]
