@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,20 +48,26 @@ class Places(ABC):
 
 
 class _Kept:
-    """The latest results of a function of an int, kept; one thread at a time computes."""
+    """The latest results of a function of an int, kept. ``alone``: one thread at a time may call
+    it."""
 
-    def __init__(self, make: Callable[[int], Sample]) -> None:
+    def __init__(self, make: Callable[[int], Sample], *, alone: bool) -> None:
         self._make, self._lock = make, threading.Lock()
+        self._turn: AbstractContextManager[Any] = threading.Lock() if alone else nullcontext()
         self._kept: OrderedDict[int, Sample] = OrderedDict()
 
     def __call__(self, number: int) -> Sample:
         with self._lock:
-            if number not in self._kept:
-                self._kept[number] = self._make(number)
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(number)
-            return self._kept[number]
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        with self._turn:
+            made = self._make(number)
+        with self._lock:
+            self._kept[number] = made
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return made
 
 
 class SourcePlaces(Places):
@@ -80,7 +87,7 @@ class SourcePlaces(Places):
         best = min((order.get(s, 2) for s in source.split_of), default=2)
         shown = [i for i, s in enumerate(source.split_of) if order.get(s, 2) == best]
         self.strip = [shown[int(i)] for i in _spread(len(shown), STRIP)]
-        self._read = _Kept(self._cut)
+        self._read = _Kept(self._cut, alone=True)
 
     def read(self, number: int) -> Sample:
         """See ``Places``."""
@@ -138,7 +145,7 @@ class ScenePlaces(Places):
         self.lattice = Lattice(side, step, self.cut.unit, rows, cols)
         self.count = rows * cols
         self.strip = [int(i) for i in _spread(self.count, STRIP)]
-        self._read = _Kept(self._cut)
+        self._read = _Kept(self._cut, alone=False)
 
     def read(self, number: int) -> Sample:
         """See ``Places``."""

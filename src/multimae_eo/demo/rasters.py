@@ -141,7 +141,7 @@ class SceneLayer:
         grid = self._scene.grid
         try:
             bounds = transform_bounds(MERCATOR, grid.crs, *frame.bounds)
-        except Exception:  # GDAL's error types change; a frame off the projection's domain is empty
+        except Exception:  # as in ``projected``: a frame that the CRS does not reach is empty
             bounds = (math.inf,) * 4
         window = grid.place(bounds) if all(map(math.isfinite, bounds)) else None
         if window is None:
@@ -260,6 +260,17 @@ class FileLayer:
             index = legend_index(raw, self.modality)
             return np.where(ok & (index >= 0), index, np.nan).astype(np.float32)
         return np.where(ok, raw, np.nan).astype(np.float32)
+
+
+def projected(crs: str, x: float, y: float) -> tuple[float, float] | None:
+    """A point in Web-Mercator metres in another CRS; None where that CRS does not reach."""
+    from rasterio.warp import transform
+
+    try:
+        (easting,), (northing,) = transform(MERCATOR, crs, [x], [y])
+    except Exception:  # GDAL's own error types are private
+        return None
+    return (easting, northing) if math.isfinite(easting) and math.isfinite(northing) else None
 
 
 def warp_array(values: Array, place: tuple[str, Any], frame: Frame, *, nearest: bool) -> Array:

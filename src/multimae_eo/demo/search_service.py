@@ -12,7 +12,7 @@ import numpy.typing as npt
 from multimae_eo.demo.drawing import data_uri, ramp
 from multimae_eo.demo.few_shot import few_shot
 from multimae_eo.demo.places import Places, ScenePlaces, SourcePlaces
-from multimae_eo.demo.rasters import MERCATOR, frame_over, scene_bounds, warp_array
+from multimae_eo.demo.rasters import MERCATOR, frame_over, projected, scene_bounds, warp_array
 from multimae_eo.demo.workshop import Job
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.infer.embed import Embedder
@@ -39,8 +39,8 @@ _RAMP, _UNSURE = "cividis", "magma"
 class Index:
     """``vectors`` (places, D) of unit length about their mean, zeros where nothing was seen.
 
-    ``cells`` (rows, columns, D), standardised, and ``seen``: of a scene's patches, ``cell`` pixels
-    of its grid wide.
+    ``cells`` (rows, columns, D), without what tells their position, and ``seen``: of a scene's
+    patches, ``cell`` pixels of its grid wide.
     """
 
     vectors: Array
@@ -171,8 +171,7 @@ class SearchService:
                 progress(batch[-1][0].floor if batch else 0, cut.shape[0])
         if not seen.any():
             raise DataError(f"{places.scene.name}: nothing was observed")
-        mean, std = cells[seen].mean(axis=0), cells[seen].std(axis=0)
-        cells = np.where(seen[..., None], (cells - mean) / np.maximum(std, 1e-6), 0)
+        cells = _without_position(cells, seen, per_side)
         vectors, known = self._means(cells, seen, cell)
         return Index(vectors, known, cells.astype(np.float32), seen, cell)
 
@@ -226,13 +225,11 @@ class SearchService:
         return self.places
 
     def _pixel(self, x: float, y: float) -> tuple[float, float]:
-        from rasterio.warp import transform
-
         grid = self._scene_places().scene.grid
-        (easting,), (northing,) = transform(MERCATOR, grid.crs, [x], [y])
-        col, row = ~grid.transform @ (easting, northing)
-        if not (np.isfinite(row) and np.isfinite(col)):
+        found = projected(grid.crs, x, y)
+        if found is None:
             raise DataError("this point is outside of the scene")
+        col, row = ~grid.transform @ found
         return float(row), float(col)
 
     def _cell(self, index: Index, x: float, y: float) -> tuple[int, int]:
@@ -248,6 +245,23 @@ class SearchService:
             return one == other
         a, b = self.places.window(one), self.places.window(other)
         return abs(a.row - b.row) < a.height and abs(a.col - b.col) < a.width
+
+
+def _without_position(cells: Array, seen: npt.NDArray[np.bool_], side: int) -> Array:
+    """Features about the mean of their position in a window, of unit variance over all.
+
+    A patch's vector tells where in the window it lies, which says nothing about the ground.
+    """
+    found = np.zeros_like(cells)
+    for row in range(side):
+        for col in range(side):
+            own = np.s_[row::side, col::side]
+            if seen[own].any():
+                about = cells[own] - cells[own][seen[own]].mean(axis=0)
+                found[own] = np.where(seen[own][..., None], about, 0)
+    # One scale for all: directions in which the ground varies most count most.
+    scale = max(float(found[seen].std()), 1e-9)
+    return np.asarray(found / scale, np.float32)
 
 
 def _centred(vectors: Array, known: npt.NDArray[np.bool_]) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -18,12 +18,12 @@ from multimae_eo.demo.answering import tell_errors
 from multimae_eo.demo.guard import Guard, Limits
 from multimae_eo.demo.map_service import MapService
 from multimae_eo.demo.places import Places, ScenePlaces, SourcePlaces
-from multimae_eo.demo.reconstruct_service import ReconstructService
+from multimae_eo.demo.reconstruct_service import Asked, ReconstructService
 from multimae_eo.demo.routes import map_routes, place_routes, run_routes, search_routes
 from multimae_eo.demo.runs_service import RunsService
 from multimae_eo.demo.search_service import SearchService
-from multimae_eo.demo.workshop import Workshop
-from multimae_eo.errors import ConfigError
+from multimae_eo.demo.workshop import Ticket, Workshop
+from multimae_eo.errors import ConfigError, MultiMAEError
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.sources.base import Source
@@ -94,6 +94,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # The first look is slow where a library warms up; nobody has to wait for that.
+        services.work.submit(lambda ticket: _warm_up(services, ticket))
         yield
         services.close()
         folder.cleanup()
@@ -149,6 +151,14 @@ def _services(
         long=Workshop("long", threads=1, waiting=limits.waiting),
         about=about,
     )
+
+
+def _warm_up(services: Services, ticket: Ticket) -> None:
+    for place in services.places.strip[:1]:
+        with suppress(MultiMAEError):
+            inputs = list(services.places.modalities)
+            services.reconstruct.look(place)
+            services.reconstruct.reconstruct(place, Asked(inputs=inputs, visible=16), ticket)
 
 
 def _name(source: Source | None) -> str:

@@ -18,9 +18,10 @@ export function el(name, attributes = {}, ...children) {
 /** A number for people: three digits, a real minus. */
 export function told(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
   const size = Math.abs(value);
   let text;
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) text = value.toExponential(1);
+  if (size < 1e-3 || size >= 1e6) text = value.toExponential(1);
   else if (size >= 100) text = value.toFixed(0);
   else if (size >= 10) text = value.toFixed(1);
   else text = value.toFixed(size >= 1 ? 2 : 3);

@@ -2,12 +2,14 @@
 
 import { get, post, Superseded, untilDone } from "./api.js";
 import { $, alertUser, el, legendOf, percent, told } from "./dom.js";
-import { crosshair, Viewer } from "./viewer.js";
+import { openPlace } from "./reconstruct.js";
+import { crosshair, outline, Viewer } from "./viewer.js";
 
 let viewer = null;
 let map = null;
 let overlay = null;
 let rectangle = null;
+let picked = null;
 
 function arrange() {
   const swipe = Number($("swipe").value) / 100;
@@ -100,13 +102,30 @@ export async function sceneViewer(container, about) {
 
 export const sceneLayers = () => map.layers;
 
-export async function start(about) {
+async function pick(x, y, show) {
+  try {
+    const said = await get(`/api/place-at?x=${x}&y=${y}`, "place-at");
+    picked = said.bounds;
+    $("picked").textContent = "A square of the size that Reconstruct shows.";
+    $("open-place").disabled = false;
+    $("open-place").onclick = () => { openPlace(said.place); show("reconstruct"); };
+    viewer.draw();
+  } catch (error) {
+    if (!(error instanceof Superseded)) alertUser(error.message);
+  }
+}
+
+export async function start(about, show) {
   if (!about.scene) {
     $("panel-map").replaceChildren(el("div", { className: "card" }, el("h2", {}, "No scene"), el("p", { className: "dim" }, "These data are chips. Start the demo with --scene to see them, and the model's map, on a map.")));
     return;
   }
   viewer = await sceneViewer($("map-viewer"), "");
-  viewer.marks = (context) => crosshair(context, viewer);
+  viewer.marks = (context, toScreen) => {
+    if (picked) outline(context, toScreen, picked, "#ffd54a");
+    crosshair(context, viewer);
+  };
+  viewer.on.click = (x, y) => pick(x, y, show);
   viewer.on.point = point;
   viewer.on.rectangle = (bounds) => { $("draw").click(); area(bounds); };
   $("layer").replaceChildren(...map.layers.map((l) => el("option", { value: l.id }, `${l.title}: ${l.about}`)));

@@ -49,7 +49,7 @@ export function plot(curves, options = {}) {
     root.append(svg("text", { x: box.left - 6, y: py(t) + 4, "text-anchor": "end" }, told(t)));
   }
   for (const t of ticks(x0, x1, 5)) root.append(svg("text", { x: px(t), y: box.bottom + 15, "text-anchor": "middle" }, told(t)));
-  if (xLabel) root.append(svg("text", { x: (box.left + box.right) / 2, y: height - 2, "text-anchor": "middle" }, xLabel));
+  if (xLabel) root.append(svg("text", { x: (box.left + box.right) / 2, y: height - 5, "text-anchor": "middle" }, xLabel));
   if (yLabel) root.append(svg("text", { x: 4, y: 11 }, yLabel));
   for (const curve of curves) {
     const points = curve.x.map((v, i) => [px(v), py(curve.y[i])]).filter((p) => p.every(Number.isFinite));

@@ -107,14 +107,14 @@ function inspect() {
     }
   }
   const body = rows.map((r) => el("tr", {}, ...r.map((c, i) => el(i ? "td" : "th", i ? {} : { scope: "row" }, c))));
-  $("values").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...["", "observed", "model", ""].map((h, i) => el("th", { scope: "col", style: "" }, h)))), el("tbody", {}, ...body)));
+  $("values").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...["", "observed", "model", ""].map((h, i) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...body)));
   bands.sort((a, b) => a.um - b.um);
   const curve = (role) => {
     const known = bands.filter((b) => b[role] !== null);
     return { role, x: known.map((b) => b.um), y: known.map((b) => b[role]), dots: true };
   };
   $("spectrum").replaceChildren(
-    plot([curve("observed"), curve("predicted")], { width: 520, height: 220, x: "wavelength, µm", y: bands[0]?.unit ?? "", label: "Spectrum at the cursor: observed and reconstructed" }),
+    plot([curve("observed"), curve("predicted")], { width: 400, height: 230, x: "wavelength, µm", y: bands[0]?.unit ?? "", label: "Spectrum at the cursor: observed and reconstructed" }),
     plotKey(["observed", "predicted"]),
   );
 }
@@ -140,7 +140,7 @@ export async function openPlace(place) {
   $("switches").replaceChildren(...state.views.map(switchOf));
   for (const view of state.views) setGiven(view, state.given === null ? true : state.given.includes(view.name) && Boolean(view.info.observed), null);
   $("values").textContent = "Point at a picture.";
-  $("spectrum").replaceChildren();
+  $("spectrum").textContent = "Point at a picture.";
   await reconstruct();
 }
 

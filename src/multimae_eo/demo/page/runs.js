@@ -46,7 +46,7 @@ function pictures(run, names) {
   const image = el("img", { alt: "Reconstructions of validation chips beside the truth" });
   const title = el("span", {});
   const show = (n) => { at = n; image.src = `/api/runs/${run}/pictures/${n}.png`; title.textContent = names[n]; };
-  const slider = el("input", { type: "range", min: 0, max: names.length - 1, value: at, oninput: (e) => show(Number(e.target.value)) });
+  const slider = el("input", { type: "range", hidden: names.length < 2, min: 0, max: names.length - 1, value: at, oninput: (e) => show(Number(e.target.value)) });
   slider.setAttribute("aria-label", "Picture over time");
   show(at);
   return el("div", { className: "card pictures" }, el("h3", {}, "Reconstruction over time", title), slider, image);

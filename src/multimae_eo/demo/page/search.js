@@ -4,7 +4,7 @@ import { get, post, Superseded, untilDone } from "./api.js";
 import { $, alertUser, colourBar, el, percent, press, told } from "./dom.js";
 import { sceneLayers, sceneViewer } from "./map.js";
 import { openPlace } from "./reconstruct.js";
-import { crosshair } from "./viewer.js";
+import { crosshair, outline } from "./viewer.js";
 
 const ABOUT = {
   similar: "Click a place to find the most similar ones.",
@@ -76,7 +76,8 @@ function showFew() {
 function arrange() {
   if (!viewer) return;
   viewer.layers = [{ id: sceneLayers()[0].id }];
-  viewer.pictures = state.few ? [{ image: state.image, bounds: state.few.bounds, opacity: Number($("few-opacity").value) / 100 }] : [];
+  // Neighbours are looked at without the map over them.
+  viewer.pictures = state.few && state.tool !== "similar" ? [{ image: state.image, bounds: state.few.bounds, opacity: Number($("few-opacity").value) / 100 }] : [];
   viewer.draw();
 }
 
@@ -85,14 +86,8 @@ function marks(context, toScreen) {
   context.textAlign = "center";
   context.textBaseline = "middle";
   state.found.forEach(({ bounds }, rank) => {
-    if (!bounds) return;
-    const [x0, y0] = toScreen(bounds[0], bounds[3]);
-    const [x1, y1] = toScreen(bounds[2], bounds[1]);
-    for (const [colour, line] of [["#000000bb", 4], [rank ? "#ffffff" : "#ffd54a", 2]]) {
-      context.strokeStyle = colour;
-      context.lineWidth = line;
-      context.strokeRect(x0, y0, x1 - x0, y1 - y0);
-    }
+    if (!bounds || state.tool !== "similar") return;
+    const [x0, y0] = outline(context, toScreen, bounds, rank ? "#ffffff" : "#ffd54a");
     if (rank) badge(context, x0 + 11, y0 + 11, String(rank), "#16201f");
   });
   for (const { x, y, set } of state.points) badge(context, ...toScreen(x, y), set.toUpperCase(), set === "a" ? "#0072b2" : "#b8400a");
@@ -127,6 +122,7 @@ function tools() {
       state.tool = name;
       press(Object.values(buttons), button);
       $("tool-about").textContent = ABOUT[name];
+      arrange();
     });
   }
   $("tool-about").textContent = ABOUT.similar;

@@ -126,11 +126,7 @@ export class Viewer {
     }
     this.marks(context, (x, y) => this.toScreen(x, y));
     if (this.band) this._paintBand(context, this.band);
-    if (this.rectangle) {
-      const [x0, y0] = this.toScreen(this.rectangle[0], this.rectangle[3]);
-      const [x1, y1] = this.toScreen(this.rectangle[2], this.rectangle[1]);
-      this._paintBand(context, [x0, y0, x1, y1]);
-    }
+    if (this.rectangle) outline(context, (x, y) => this.toScreen(x, y), this.rectangle, "#ffffff");
   }
 
   _paintBand(context, [x0, y0, x1, y1]) {
@@ -284,4 +280,16 @@ export function crosshair(context, viewer) {
     context.lineTo(x, y + 9);
     context.stroke();
   }
+}
+
+/** Bounds as a line that shows on any ground; returns their upper left corner on the screen. */
+export function outline(context, toScreen, bounds, colour) {
+  const [x0, y0] = toScreen(bounds[0], bounds[3]);
+  const [x1, y1] = toScreen(bounds[2], bounds[1]);
+  for (const [stroke, line] of [["#000000bb", 4], [colour, 2]]) {
+    context.strokeStyle = stroke;
+    context.lineWidth = line;
+    context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  }
+  return [x0, y0];
 }

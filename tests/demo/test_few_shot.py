@@ -1,0 +1,58 @@
+"""Few examples: the same answer as scikit-learn and as Laplace's approximation in full."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from multimae_eo.demo.few_shot import few_shot
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(3)
+    shift = rng.normal(size=12)
+    a, b = rng.normal(size=(7, 12)) + shift, rng.normal(size=(5, 12)) - shift
+    return np.r_[a, b], np.array([True] * 7 + [False] * 5), rng.normal(size=(200, 12))
+
+
+def by_hand(examples, labels, everywhere, prior):
+    """In the space of weights: scikit-learn's optimum, and the inverse of the whole Hessian."""
+    scale = 1 / np.sqrt(examples.shape[1])
+    X = np.c_[examples * scale, np.ones(len(examples))]
+    Z = np.c_[everywhere * scale, np.ones(len(everywhere))]
+    fit = LogisticRegression(C=1 / prior, fit_intercept=False, tol=1e-10, max_iter=10000)
+    w = fit.fit(X, labels).coef_[0]
+    p = 1 / (1 + np.exp(-X @ w))
+    hessian = X.T @ (X * (p * (1 - p))[:, None]) + prior * np.eye(X.shape[1])
+    variance = np.einsum("nd,de,ne->n", Z, np.linalg.inv(hessian), Z)
+    return 1 / (1 + np.exp(-(Z @ w) / np.sqrt(1 + np.pi * variance / 8)))
+
+
+@pytest.mark.parametrize("ridge", [0.3, 1.0, 10.0])
+def test_equals_the_full_laplace_approximation(case, ridge):
+    said = few_shot(*case, ridge=ridge)
+    assert np.abs(said.probability - by_hand(*case, 0.1 * ridge)).max() < 1e-4
+
+
+def test_entropy_is_that_of_the_probability_in_bits(case):
+    said = few_shot(*case)
+    p = said.probability
+    assert np.allclose(said.entropy, -(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
+    assert said.entropy.max() <= 1 + 1e-12
+
+
+def test_swapping_the_sets_swaps_the_answer(case):
+    examples, labels, everywhere = case
+    one, other = few_shot(examples, labels, everywhere), few_shot(examples, ~labels, everywhere)
+    assert np.allclose(one.probability, 1 - other.probability, atol=1e-6)
+
+
+def test_it_is_unsure_far_from_its_examples():
+    """On the axis that the examples say nothing about, distance brings doubt."""
+    examples = np.array([[2.0, 0.0], [-2.0, 0.0]])
+    line = np.c_[np.full(5, 2.0), np.array([0.0, 3.0, 10.0, 30.0, 100.0])]
+    said = few_shot(examples, np.array([True, False]), line)
+    assert (np.diff(said.entropy) > 0).all()
+    assert said.entropy[-1] > 0.99

@@ -1,0 +1,330 @@
+"""The page in a real Chromium: every panel is used as a person would."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("rasterio")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
+PANELS = ("reconstruct", "map", "search", "runs")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def address(made, model, scene) -> Iterator[str]:
+    import uvicorn
+
+    from multimae_eo.demo.server import Shown, create_app
+
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    app = create_app(model, Shown(scene=scene, runs=made.folder / "run"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Opens the page; what its console complains of fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_page(panel: str = "reconstruct", **options: Any) -> Any:
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20000)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.goto(f"{address}#{panel}")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def shown(page: Any) -> int:
+    return int(page.locator("#shown").get_attribute("data-visible"))
+
+
+def answered(page: Any, act: Any, path: str = "/api/reconstruct") -> dict[str, Any]:
+    with page.expect_response(lambda r: path in r.url and r.status == 200) as waiting:
+        act()
+    told: dict[str, Any] = waiting.value.json()
+    page.wait_for_timeout(100)
+    return told
+
+
+def ready(page: Any) -> None:
+    page.wait_for_selector("#shown[data-visible]")
+
+
+def test_painting_a_mask_changes_the_numbers(opened):
+    page = opened()
+    ready(page)
+    everything = answered(page, lambda: page.click("#show-all"))
+    assert everything["visible"] == everything["tokens"]
+    assert page.locator("#scores").inner_text() == "Nothing is hidden."
+    box = page.locator("canvas.paint").first.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + 8, steps=12)
+    told = answered(page, page.mouse.up) if shown(page) == everything["visible"] else None
+    page.wait_for_function("document.querySelector('#scores [data-score=rgb]') !== null")
+    assert everything["visible"] - 8 <= shown(page) < everything["visible"]
+    assert told is None or told["scores"]["rgb"]["pixels"] > 0
+    hidden = everything["visible"] - shown(page)
+    page.click("#reveal")
+    before = shown(page)
+    answered(page, lambda: page.mouse.click(box["x"] + 5, box["y"] + 5))
+    page.wait_for_function(f"Number(document.getElementById('shown').dataset.visible) > {before}")
+    assert everything["visible"] - shown(page) == hidden - 1
+
+
+def test_a_mask_is_painted_with_the_keyboard(opened):
+    page = opened()
+    ready(page)
+    answered(page, lambda: page.click("#show-all"))
+    whole = shown(page)
+    page.locator("canvas.paint").first.focus()
+    page.keyboard.press("ArrowRight")
+    told = answered(page, lambda: page.keyboard.press("Space"))
+    assert told["visible"] == whole - 1
+    assert told["masks"]["rgb"].index("1") == 1, "the second patch"
+
+
+def test_a_modality_is_dropped_and_imagined(opened):
+    page = opened()
+    ready(page)
+    told = answered(page, lambda: page.locator("input[data-modality=elevation]").uncheck())
+    assert "0" not in told["masks"]["elevation"]
+    assert "elevation" in told["scores"]
+    assert page.locator("article.modality.off .name").inner_text() == "elevation"
+
+
+def test_sliders_and_seeds_ask_again(opened):
+    page = opened()
+    ready(page)
+
+    def slide(name: str, value: float) -> None:
+        page.evaluate(
+            "([n, v]) => { const s = document.getElementById(n); s.value = v; "
+            "s.dispatchEvent(new Event('input')); }",
+            [name, value],
+        )
+
+    few = answered(page, lambda: slide("visible", 5))
+    many = answered(page, lambda: slide("visible", 60))
+    assert few["visible"] < many["visible"]
+    sharp = answered(page, lambda: slide("alpha", -2))
+    shares = [m.count("0") for m in sharp["masks"].values()]
+    assert max(shares) >= 0.5 * min(sum(shares), 64), "most of the tokens are of few modalities"
+    other = answered(page, lambda: page.click("#reseed"))
+    assert other["masks"] != sharp["masks"]
+
+
+def test_values_and_a_spectrum_are_told_at_the_cursor(opened):
+    page = opened()
+    ready(page)
+    box = page.locator("canvas.paint").first.bounding_box()
+    page.mouse.move(box["x"] + 30, box["y"] + 30)
+    rows = page.locator("#values tbody tr")
+    assert rows.count() == 5, "three bands, a height, a class"
+    assert page.locator("#values tbody").inner_text().count("m\n") >= 1
+    assert page.locator("#spectrum polyline").count() == 2
+
+
+def test_the_map_swipes_measures_and_gives_its_file(opened, tmp_path):
+    page = opened("map")
+    page.wait_for_selector("#overlay-tools:not([hidden])")
+    canvas = page.locator("#map-viewer canvas")
+    ink = (
+        "([from, to]) => { const c = document.querySelector('#map-viewer canvas'); "
+        "const d = c.getContext('2d').getImageData(c.width * from, 0, c.width * (to - from), "
+        "c.height).data; let s = 0; for (let i = 0; i < d.length; i += 4) s += d[i]; return s; }"
+    )
+    page.wait_for_timeout(1200)
+    left, right = (page.evaluate(ink, part) for part in ([0.3, 0.5], [0.5, 0.7]))
+    page.evaluate(
+        "() => { const s = document.getElementById('swipe'); s.value = 50; "
+        "s.dispatchEvent(new Event('input')); }"
+    )
+    page.wait_for_timeout(300)
+    assert page.evaluate(ink, [0.3, 0.5]) == left, "left of the handle the map stays"
+    assert page.evaluate(ink, [0.5, 0.7]) != right, "right of it the scene shows"
+    page.click("#draw")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.6, steps=5)
+    page.mouse.up()
+    page.wait_for_selector("#area table")
+    assert "ha" in page.locator("#area").inner_text()
+    page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
+    page.wait_for_selector("#open-place:not([disabled])")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "map.tif")
+    assert (tmp_path / "map.tif").read_bytes()[:2] in (b"II", b"MM")
+    answered(page, lambda: page.click("#open-place"))
+    assert page.locator("#panel-reconstruct").is_visible()
+
+
+def test_the_map_moves_with_the_keyboard_and_the_wheel(opened):
+    page = opened("map")
+    page.wait_for_selector("#overlay-tools:not([hidden])")
+    canvas = page.locator("#map-viewer canvas")
+    image = "() => document.querySelector('#map-viewer canvas').toDataURL().length"
+    page.wait_for_timeout(1000)
+    seen = [page.evaluate(image)]
+    canvas.focus()
+    for key in ("ArrowRight", "+", "0"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(400)
+        seen.append(page.evaluate(image))
+    assert seen[1] != seen[0]
+    assert seen[2] != seen[1]
+    canvas.hover()
+    page.mouse.wheel(0, -300)
+    page.wait_for_timeout(300)
+    assert page.evaluate(image) != seen[3]
+
+
+def test_clicks_find_places_and_make_a_map(opened):
+    page = opened("search")
+    page.wait_for_selector("#features[data-ready=true]")
+    box = page.locator("#search-viewer canvas").bounding_box()
+
+    def click(u: float, v: float) -> None:
+        page.mouse.click(box["x"] + box["width"] * u, box["y"] + box["height"] * v)
+
+    click(0.5, 0.5)
+    page.wait_for_selector("#results button img")
+    assert page.locator("#results button").first.inner_text() == "what you clicked"
+    page.click("#tool-a")
+    click(0.46, 0.4)
+    page.click("#tool-b")
+    click(0.54, 0.6)
+    page.wait_for_selector("#few[data-share]")
+    first = page.locator("#few").get_attribute("data-share")
+    click(0.5, 0.7)
+    page.wait_for_function(f"document.getElementById('few').dataset.share !== '{first}'")
+    assert "1 + 2 clicks" in page.locator("#few").inner_text()
+    page.click("#few-entropy")
+    assert "no idea" in page.locator("#few-legend").inner_text()
+    answered(page, lambda: page.locator("#results button").nth(1).click())
+    assert page.locator("#panel-reconstruct").is_visible()
+
+
+def test_runs_show_curves(opened):
+    page = opened("runs")
+    page.wait_for_selector(".plots svg")
+    assert page.locator(".plots .card").count() >= 4
+    assert page.locator(".fact").count() >= 3
+
+
+def test_tabs_are_moved_through_with_arrows(opened):
+    page = opened()
+    ready(page)
+    page.locator("#tab-reconstruct").focus()
+    for panel in (*PANELS[1:], PANELS[0]):
+        page.keyboard.press("ArrowRight")
+        assert page.locator(f"#panel-{panel}").is_visible()
+        assert page.locator(f"#tab-{panel}").get_attribute("aria-selected") == "true"
+        page.wait_for_timeout(300)
+
+
+@pytest.mark.parametrize("width", [360, 1920])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_panel_fits_reads_and_is_labelled(opened, width, scheme):
+    """No sideways scrolling, text at a contrast of 4.5 or more, a name for every control."""
+    page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    ready(page)
+    for panel in PANELS:
+        page.click(f"#tab-{panel}")
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, panel
+        assert page.evaluate(NAMELESS) == [], panel
+        low = page.evaluate(FAINT)
+        assert low == [], (panel, low)
+    assert page.locator("html").get_attribute("data-theme") == scheme
+    page.click("#theme")
+    assert page.locator("html").get_attribute("data-theme") != scheme
+
+
+def test_a_slow_page_is_not_waited_for(opened):
+    """Moving on aborts: of many slides only the last is shown."""
+    page = opened()
+    ready(page)
+    begun = time.perf_counter()
+    for value in range(5, 60, 5):
+        page.evaluate(
+            "v => { const s = document.getElementById('visible'); s.value = v; "
+            "s.dispatchEvent(new Event('input')); }",
+            value,
+        )
+    page.wait_for_function(
+        "() => Math.abs(Number(document.getElementById('shown').dataset.visible) - 0.55 * 192) < 2"
+    )
+    assert time.perf_counter() - begun < 15
+
+
+NAMELESS = """() => [...document.querySelectorAll('button, select, input, a, img, [tabindex]')]
+  .filter((e) => e.checkVisibility() && e.id !== 'main')
+  .filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || e.hasAttribute('alt') ||
+    e.labels?.length || e.querySelector('img[alt]')))
+  .map((e) => e.outerHTML.slice(0, 90))"""
+
+FAINT = """() => {
+  const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] > 0.99) return c;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.disabled || e.closest('option, script')) continue;
+    const style = getComputedStyle(e);
+    const ink = parse(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(ink), light(ground(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push([e.textContent.trim().slice(0, 30), ratio.toFixed(2)]);
+  }
+  return found;
+}"""

@@ -1,0 +1,163 @@
+"""Tiles and numbers of a rectangle against the scene's own pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+rasterio = pytest.importorskip("rasterio")
+
+from rasterio.warp import transform, transform_bounds  # noqa: E402
+
+from multimae_eo.demo.map_service import MapService  # noqa: E402
+from multimae_eo.demo.rasters import (  # noqa: E402
+    HALF,
+    MERCATOR,
+    FileLayer,
+    Frame,
+    SceneLayer,
+    drawn,
+    frame_over,
+    scene_bounds,
+    tile_frame,
+)
+from multimae_eo.errors import ConfigError, DataError, FormatError  # noqa: E402
+from multimae_eo.geo import Window  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def service(model, scene, tmp_path_factory) -> MapService:
+    return MapService(model, scene, tmp_path_factory.mktemp("maps"))
+
+
+def test_tiles_are_those_of_the_web():
+    whole, child = tile_frame(0, 0, 0), tile_frame(3, 5, 2)
+    assert whole.bounds == pytest.approx((-HALF, -HALF, HALF, HALF))
+    assert child.bounds == pytest.approx((HALF / 4, HALF / 4, HALF / 2, HALF / 2))
+
+
+def test_a_warped_layer_has_the_scenes_own_values(scene):
+    """At the middle of every pixel of a frame, by hand: nearest for classes."""
+    layer = SceneLayer(scene, scene.modalities["landcover"])
+    frame = frame_over(scene_bounds(scene), 100)
+    values = layer.warp(frame)[0]
+    rows, cols = np.mgrid[: frame.height, : frame.width]
+    xs = frame.west + (cols + 0.5) * frame.step
+    ys = frame.north - (rows + 0.5) * frame.step
+    easting, northing = transform(MERCATOR, scene.grid.crs, xs.ravel(), ys.ravel())
+    col, row = ~scene.grid.transform @ (np.array(easting), np.array(northing))
+    inside = (row >= 0) & (row < scene.grid.height) & (col >= 0) & (col < scene.grid.width)
+    truth = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"][0]
+    ids = np.array(scene.modalities["landcover"].class_ids)
+    expected = truth[row[inside].astype(int), col[inside].astype(int)]
+    found = values.ravel()[inside]
+    seen = np.isfinite(found)
+    assert seen.mean() > 0.98
+    agree = ids[found[seen].astype(int)] == expected[seen]
+    assert agree.mean() > 0.99, "GDAL's approximation may differ at an edge"
+    assert not np.isfinite(values.ravel()[~inside]).mean() > 0.02
+
+
+def test_areas_are_those_on_the_ground(scene, service):
+    """The whole scene in UTM: as many hectares per class as its pixels have."""
+    key = f"s{scene.modalities.index('landcover')}"
+    told = service.area(key, scene_bounds(scene))
+    pixel = abs(scene.grid.transform.a * scene.grid.transform.e)
+    truth = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"]
+    assert told["hectares"] == pytest.approx(truth.size * pixel / 1e4, rel=0.01)
+    names = {c.id: c.name for c in scene.modalities["landcover"].classes}
+    told_of = {c["name"]: c["hectares"] for c in told["classes"]}
+    for i, count in zip(*np.unique(truth, return_counts=True), strict=True):
+        assert told_of[names[int(i)]] == pytest.approx(count * pixel / 1e4, rel=0.05, abs=2)
+    assert sum(c["share"] for c in told["classes"]) == pytest.approx(1)
+
+
+def test_numbers_of_a_rectangle_are_those_of_its_pixels(scene, service):
+    window = Window(row=40, col=60, height=48, width=48)
+    bounds = transform_bounds(scene.grid.crs, MERCATOR, *scene.grid.footprint(window).bounds)
+    key = f"s{scene.modalities.index('elevation')}"
+    (band,) = service.area(key, bounds)["bands"]
+    sample = scene.read(window, ["elevation"])
+    truth = sample.pixels["elevation"].astype(float)
+    assert band["mean"] == pytest.approx(truth.mean(), abs=0.05 * truth.std() + 0.5)
+    assert band["std"] == pytest.approx(truth.std(), rel=0.1)
+
+
+def test_a_value_at_a_point(scene, service):
+    row, col = 50, 70
+    x, y = scene.grid.transform @ (col + 0.5, row + 0.5)
+    (mx,), (my,) = transform(scene.grid.crs, MERCATOR, [x], [y])
+    sample = scene.read(Window(row=row, col=col, height=1, width=1), ["landcover", "rgb"])
+    name = {c.id: c.name for c in scene.modalities["landcover"].classes}
+    told = service.values(f"s{scene.modalities.index('landcover')}", mx, my)
+    assert told == [{"name": "class", "text": name[int(sample.pixels["landcover"][0, 0, 0])]}]
+    bands = service.values("s0", mx, my)
+    how = sample.calibration_of(scene.modalities["rgb"])
+    truth = sample.pixels["rgb"][:, 0, 0] * how.scale + how.offset
+    assert [b["value"] for b in bands] == pytest.approx(truth.tolist(), rel=0.2, abs=0.01)
+    assert service.values("s0", 0.0, 0.0) == []
+
+
+def test_far_away_nothing_is_drawn(scene, service):
+    layer = service.layers["s0"]
+    for frame in (tile_frame(5, 0, 0), tile_frame(0, 0, 0), Frame(-HALF, HALF, 1e5, 8, 8)):
+        image = drawn(layer, frame)
+        assert image.shape == (frame.height, frame.width, 4)
+        assert image[..., 3].mean() < 255 * 0.02
+
+
+def test_the_coarse_copy_agrees_with_the_scene(scene, monkeypatch):
+    layer = SceneLayer(scene, scene.modalities["elevation"])
+    frame = frame_over(scene_bounds(scene), 60)
+    exact = layer.warp(frame)
+    monkeypatch.setattr("multimae_eo.demo.rasters._OVERVIEW", 96)
+    coarse = SceneLayer(scene, scene.modalities["elevation"]).warp(frame)
+    both = np.isfinite(exact) & np.isfinite(coarse)
+    assert both.mean() > 0.8
+    assert np.corrcoef(exact[both], coarse[both])[0, 1] > 0.98
+
+
+def test_any_geotiff_can_be_laid_over(tmp_path, scene):
+    transform_ = scene.grid.transform
+    classes = np.tile(np.array([[1, 2], [2, 7]], np.uint8), (20, 20))
+    like = {"driver": "GTiff", "count": 1, "height": 40, "width": 40, "dtype": "uint8"}
+    place = {"crs": scene.grid.crs, "transform": transform_, "nodata": 7}
+    with rasterio.open(tmp_path / "map.tif", "w", **like, **place) as file:
+        file.write(classes, 1)
+        file.write_colormap(1, {1: (10, 20, 30, 255), 2: (200, 100, 0, 255)})
+    layer = FileLayer(tmp_path / "map.tif")
+    assert layer.modality.categorical
+    assert layer.modality.class_ids == (1, 2)
+    image = drawn(layer, frame_over(layer.bounds, 64))
+    colours = {tuple(c) for c in image[image[..., 3] > 0][:, :3]}
+    assert colours == {(10, 20, 30), (200, 100, 0)}
+    (tmp_path / "text.tif").write_text("no raster")
+    with pytest.raises(FormatError, match="cannot be read"):
+        FileLayer(tmp_path / "text.tif")
+    with rasterio.open(tmp_path / "bare.tif", "w", **like) as file:
+        file.write(classes, 1)
+    with pytest.raises(FormatError, match="no CRS"):
+        FileLayer(tmp_path / "bare.tif")
+
+
+def test_unknown_layers_and_empty_rectangles_are_refused(service):
+    for key in ("s99", "o99", "o0"):
+        with pytest.raises(DataError):
+            service.layer(key)
+    with pytest.raises(ConfigError, match="empty"):
+        service.area("s0", (1.0, 1.0, 1.0, 2.0))
+
+
+def test_a_predictors_map_is_an_overlay(model, scene, tmp_path):
+    from multimae_eo.model.config import HeadConfig
+    from multimae_eo.model.predictor import Predictor
+    from multimae_eo.model.target import Target
+
+    target = Target(kind="map", classes=("dry", "wet"), counts=(1.0, 1.0), total=2.0)
+    predictor = Predictor(model, target, HeadConfig())
+    service = MapService(model, scene, tmp_path, predictor=predictor)
+    overlay = service.overlays["o0"]
+    layer = service._predict(overlay.job._make.args[0], lambda a, b: None)
+    assert layer.modality.class_names == ("dry", "wet")
+    values = layer.warp(frame_over(layer.bounds, 50))
+    assert set(np.unique(values[np.isfinite(values)])) <= {0.0, 1.0}

@@ -1,0 +1,335 @@
+"""The application: what it answers, what it refuses, and that fuzzing finds no server error."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi")
+rasterio = pytest.importorskip("rasterio")
+
+from fastapi.testclient import TestClient  # noqa: E402
+
+from multimae_eo.cli import main  # noqa: E402
+from multimae_eo.demo.guard import Limits  # noqa: E402
+from multimae_eo.demo.rasters import frame_over  # noqa: E402
+from multimae_eo.demo.server import PAGE, Shown, create_app  # noqa: E402
+from multimae_eo.errors import ConfigError  # noqa: E402
+
+
+def picture(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def asked(client, **more):
+    about = client.get("/api/about").json()
+    return {"place": about["strip"][0]["place"], "inputs": ["rgb"], "visible": 9, "draws": 1} | more
+
+
+# What it answers ----------------------------------------------------------------------------------
+
+
+def test_the_page_is_whole_and_comes_from_here_only(on_scene):
+    for name, kind in PAGE.items():
+        answer = on_scene.get(f"/{name}")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == kind
+        outside = [w for w in answer.text.replace('"', " ").split() if w.startswith("http")]
+        assert all(w.startswith("http://www.w3.org/") for w in outside), outside
+    assert on_scene.get("/").text == on_scene.get("/index.html").text
+    for line in on_scene.get("/main.js").text.splitlines():
+        if line.startswith("import"):
+            assert line.split('"')[1].removeprefix("./") in PAGE
+
+
+def test_a_reconstruction_comes_with_pictures_and_scores(on_scene):
+    told = on_scene.post("/api/reconstruct", json=asked(on_scene)).json()
+    assert told["visible"] == 9
+    for kind in ("filled", "prediction", "spread", "error"):
+        data = told["modalities"]["elevation"][kind]["src"].split(",")[1]
+        assert picture(base64.b64decode(data)).shape == (64, 64, 3)
+    assert set(told["scores"]) == {"rgb", "elevation", "landcover"}
+
+
+def test_fewer_visible_patches_change_the_numbers(on_scene):
+    scores = [
+        on_scene.post("/api/reconstruct", json=asked(on_scene, visible=n)).json()["scores"]
+        for n in (1, 60)
+    ]
+    assert scores[0]["elevation"]["rmse"] != scores[1]["elevation"]["rmse"]
+
+
+def test_a_map_is_made_drawn_measured_and_downloaded(on_scene, finished, scene, tmp_path):
+    about = on_scene.get("/api/map").json()
+    (key,) = [o["id"] for o in about["overlays"] if o["title"].startswith("landcover")]
+    assert on_scene.get(f"/api/layers/{key}/map.tif").status_code == 404, "not made yet"
+    finished(on_scene, f"/api/layers/{key}/make", f"/api/layers/{key}/state")
+    data = on_scene.get(f"/api/layers/{key}/map.tif")
+    (tmp_path / "map.tif").write_bytes(data.content)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.shape == (scene.grid.height, scene.grid.width)
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    frame = frame_over(tuple(about["bounds"]), 256)
+    z = 12
+    side = 2 * np.pi * 6378137 / 2**z
+    half = np.pi * 6378137
+    x, y = int((frame.west + half) // side), int((half - frame.north) // side)
+    for layer in ("s0", key):
+        tile = picture(on_scene.get(f"/api/layers/{layer}/tiles/{z}/{x}/{y}.png").content)
+        assert tile.shape == (256, 256, 4)
+        assert 0 < (tile[..., 3] > 0).mean() < 1
+    west, south, east, north = about["bounds"]
+    area = {"layer": key, "west": west, "south": south, "east": east, "north": north}
+    told = on_scene.post("/api/area", json=area).json()
+    assert sum(c["share"] for c in told["classes"]) == pytest.approx(1)
+    legend = on_scene.get(f"/api/layers/{key}/legend").json()
+    assert {c["name"] for c in told["classes"]} <= {c["name"] for c in legend["classes"]}
+
+
+def test_similar_places_and_a_map_from_clicks(on_scene, finished):
+    finished(on_scene, "/api/features", "/api/features")
+    west, south, east, north = on_scene.get("/api/map").json()["bounds"]
+
+    def point(u, v):
+        return {"x": west + u * (east - west), "y": south + v * (north - south)}
+
+    told = on_scene.post("/api/similar", json={"point": point(0.5, 0.5), "count": 4}).json()
+    first, *others = told["similar"]
+    assert first["place"] == told["place"]
+    alike = [o["similarity"] for o in others]
+    assert alike == sorted(alike, reverse=True)
+    assert all(-1 <= a <= 1 for a in alike)
+    for other in others:
+        a, b = first["bounds"], other["bounds"]
+        apart = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+        assert apart > -40, "neighbours do not overlap; their boxes may, a little, for rotation"
+    body = {"a": [point(0.3, 0.3)], "b": [point(0.7, 0.7)]}
+    few = on_scene.post("/api/few-shot", json=body).json()
+    image = picture(base64.b64decode(few["probability"].split(",")[1]))
+    assert 0.8 < (image[..., 3] > 0).mean() <= 1
+    assert 0 < few["share"] < 1
+    assert 0 < few["entropy_mean"] <= 1
+    swapped = on_scene.post("/api/few-shot", json={"a": body["b"], "b": body["a"]}).json()
+    assert swapped["share"] == pytest.approx(1 - few["share"], abs=0.01)
+    same = on_scene.post("/api/few-shot", json={"a": [point(0.3, 0.3)], "b": [point(0.3, 0.3)]})
+    assert same.status_code == 400
+    assert on_scene.post("/api/similar", json={"point": {"x": 0.0, "y": 0.0}}).status_code == 404
+
+
+def test_chips_have_neighbours_but_no_map(on_chips, finished):
+    finished(on_chips, "/api/features", "/api/features")
+    place = asked(on_chips)["place"]
+    told = on_chips.post("/api/similar", json={"place": place, "count": 3}).json()
+    assert told["similar"][0]["place"] == place
+    assert len({s["place"] for s in told["similar"]}) == 3
+    assert on_chips.get("/api/map").status_code == 404
+    points = {"a": [{"x": 0.0, "y": 0.0}], "b": [{"x": 1.0, "y": 1.0}]}
+    assert on_chips.post("/api/few-shot", json=points).status_code == 400
+    assert on_chips.get("/api/runs").status_code == 404
+
+
+def test_a_runs_numbers_are_those_of_its_file(on_scene, folder):
+    import csv
+
+    (run,) = on_scene.get("/api/runs").json()
+    told = on_scene.get(f"/api/runs/{run['run']}").json()
+    with (folder / "run/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = [float(r["val/loss"]) for r in rows if r["val/loss"]][-1]
+    curves = {c["role"]: c for c in told["losses"][0]["curves"]}
+    assert curves["validation"]["y"][-1] == pytest.approx(last)
+    assert {loss["title"] for loss in told["losses"]} >= {"rgb", "elevation", "landcover"}
+    for n in range(len(told["pictures"])):
+        assert picture(on_scene.get(f"/api/runs/0/pictures/{n}.png").content).ndim == 3
+    assert on_scene.get(f"/api/runs/0/pictures/{len(told['pictures'])}.png").status_code == 404
+
+
+def test_many_users_at_once_see_no_failure(on_scene):
+    def one(i):
+        body = asked(on_scene, seed=i)
+        return on_scene.post("/api/reconstruct", json=body, headers={"x-client": f"c{i}"})
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        codes = [a.status_code for a in pool.map(one, range(24))]
+    assert codes == [200] * 24
+
+
+# What it refuses ----------------------------------------------------------------------------------
+
+
+def test_every_answer_is_guarded(on_scene):
+    for path in ("/", "/api/about", "/api/nothing", "/api/places/99999"):
+        headers = on_scene.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost:x"])
+def test_other_hosts_are_refused(on_scene, host):
+    """A page elsewhere that lets its name point here (DNS rebinding) gets nothing."""
+    assert on_scene.get("/api/about", headers={"host": host}).status_code == 400
+
+
+def test_other_sites_pages_are_refused(on_scene):
+    answer = on_scene.post("/api/features", headers={"origin": "https://evil.example"})
+    assert answer.status_code == 403
+    assert on_scene.get("/api/about", headers={"origin": "http://testserver"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", [
+    "/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/%2e%2e/etc/passwd", "/style.css/../x",
+    "/api/layers/..%2f..%2fetc/map.tif", "/api/layers/o0%00/map.tif", "/api/layers/s0/map.tif",
+    "/api/runs/..%2f/pictures/0.png", "/api/runs/0/pictures/..%2f..%2frecipe.yaml",
+    "/api/runs/0/pictures/-1.png", "/api/places/%2e%2e/picture.png",
+    "/api/layers/s0/tiles/1/2/..%2fx.png", "//etc/passwd", "/recipe.yaml", "/server.py",
+])  # fmt: skip
+def test_no_path_reaches_the_file_system(on_scene, path):
+    answer = on_scene.get(path)
+    assert answer.status_code in (404, 422)
+    assert "root:" not in answer.text
+
+
+def test_too_much_is_refused(on_scene):
+    big = json.dumps(asked(on_scene) | {"pad": "x" * 70000})
+    headers = {"content-type": "application/json"}
+    assert on_scene.post("/api/reconstruct", content=big, headers=headers).status_code == 413
+
+    def chunks():
+        for _ in range(100):
+            yield b"x" * 1000
+
+    assert on_scene.post("/api/reconstruct", content=chunks(), headers=headers).status_code == 413
+    lying = {**headers, "content-length": "-5"}
+    assert on_scene.get("/api/about", headers=lying).status_code == 413
+
+
+@pytest.mark.parametrize("change", [
+    {"place": "1"}, {"place": -1}, {"place": 1.5}, {"place": 2**40}, {"inputs": []},
+    {"inputs": "rgb"}, {"inputs": ["rgb"] * 40}, {"masks": {"rgb": "2"}}, {"masks": {"rgb": ""}},
+    {"visible": 0}, {"alpha": 0.0}, {"draws": 9}, {"draws": True}, {"path": "/etc/passwd"},
+])  # fmt: skip
+def test_malformed_requests_are_refused_in_one_line(on_scene, change):
+    answer = on_scene.post("/api/reconstruct", json=asked(on_scene, **change))
+    assert answer.status_code == 422
+    assert isinstance(answer.json()["detail"], str)
+    assert next(iter(change)) in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a": NaN}'])
+def test_what_is_no_json_is_refused(on_scene, body):
+    headers = {"content-type": "application/json"}
+    for path in ("/api/reconstruct", "/api/similar", "/api/few-shot", "/api/area"):
+        assert on_scene.post(path, content=body, headers=headers).status_code in (400, 422)
+
+
+def test_a_flood_is_slowed(model, chips):
+    limits = Limits(hosts=("testserver",), rate=1, burst=5)
+    with TestClient(create_app(model, Shown(source=chips), limits=limits)) as client:
+        answers = [client.get("/api/about") for _ in range(12)]
+    codes = [a.status_code for a in answers]
+    assert codes[:5] == [200] * 5
+    assert codes[-1] == 429
+    assert answers[-1].headers["retry-after"] == "1"
+
+
+def test_a_client_that_leaves_frees_its_place(on_scene):
+    """The work of a request whose client is gone is given up."""
+    from multimae_eo.demo.answering import done
+    from multimae_eo.demo.workshop import SupersededError, Workshop
+
+    class Gone:
+        async def is_disconnected(self):
+            return True
+
+    workshop = Workshop("gone", threads=1, waiting=1)
+    tickets = []
+
+    def work(ticket):
+        tickets.append(ticket)
+        for _ in range(1000):
+            ticket.check()
+            asyncio.run(asyncio.sleep(0.01))
+
+    with pytest.raises(SupersededError):
+        asyncio.run(done(Gone(), workshop, work))
+    with pytest.raises(SupersededError):
+        tickets[0].check()
+    workshop.close()
+
+
+def test_schemathesis_finds_no_server_error(on_scene):
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, Phase, settings
+
+    schema = schemathesis.openapi.from_asgi("/api/openapi.json", on_scene.app)
+    from schemathesis.checks import not_a_server_error
+
+    tried = []
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(max_examples=12, deadline=None, database=None,
+                  suppress_health_check=list(HealthCheck), phases=[Phase.generate])  # fmt: skip
+        @schemathesis_given(operation)
+        def fuzz(case):
+            answer = case.call(headers={"host": "testserver"})
+            case.validate_response(answer, checks=[not_a_server_error])
+            tried.append(answer.status_code)
+
+        fuzz()
+    assert len(tried) > 100
+    assert max(tried) < 500
+    assert 200 in tried
+
+
+def schemathesis_given(operation):
+    from hypothesis import given
+
+    return given(case=operation.as_strategy())
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_the_command_loads_everything_and_answers(made, capsys):
+    code = main(["demo", "--model", made / "run/model", "--scene", made / "world/scene.yaml",
+                 "--runs", made / "run", "--check"])  # fmt: skip
+    assert code == 0
+    assert capsys.readouterr().out.startswith("ready after ")
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ([], "either --scene or --data"),
+    (["--data", "STORE", "--map", "x.tif"], "give --scene"),
+    (["--data", "STORE", "--port", "99999"], "--port"),
+    (["--data", "STORE", "--runs", "STORE"], "no run folder"),
+    (["--data", "STORE", "--threads", "-1"], "--threads"),
+])  # fmt: skip
+def test_user_errors_are_told_in_one_line(made, refused, more, said):
+    words = [made / "store" if m == "STORE" else m for m in more]
+    assert said in refused("demo", "--model", made / "run/model", *words)
+
+
+def test_a_missing_extra_is_named(made, refused, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    told = refused("demo", "--model", made / "run/model", "--data", made / "store")
+    assert "pip install 'multimae-eo[demo]'" in told
+
+
+def test_what_is_shown_is_one_thing():
+    with pytest.raises(ConfigError, match="either"):
+        Shown()
