@@ -43,6 +43,8 @@ async def done(
     """Have ``work`` done by a workshop; given up when the client goes away."""
     order = workshop.submit(work, lane=lane)
     waiting = asyncio.wrap_future(order.future)
+    # What is given up may still fail; nobody is left to hear of it.
+    waiting.add_done_callback(lambda f: None if f.cancelled() else f.exception())
     try:
         while True:
             finished, _ = await asyncio.wait({waiting}, timeout=0.25)

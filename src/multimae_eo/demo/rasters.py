@@ -18,6 +18,7 @@ from multimae_eo.infer.scores import legend_index
 from multimae_eo.modality import Band, LegendClass, Modality
 from multimae_eo.sources.grid import overlap
 from multimae_eo.sources.scene import Scene
+from multimae_eo.sources.warped import reading
 
 Array = npt.NDArray[np.float32]
 Bounds = tuple[float, float, float, float]
@@ -136,12 +137,13 @@ class SceneLayer:
 
     def warp(self, frame: Frame) -> Array:
         """See ``Warped``."""
+        from rasterio._err import CPLE_BaseError
         from rasterio.warp import transform_bounds
 
         grid = self._scene.grid
         try:
             bounds = transform_bounds(MERCATOR, grid.crs, *frame.bounds)
-        except Exception:  # as in ``projected``: a frame that the CRS does not reach is empty
+        except CPLE_BaseError:  # a frame that the CRS does not reach is empty
             bounds = (math.inf,) * 4
         window = grid.place(bounds) if all(map(math.isfinite, bounds)) else None
         if window is None:
@@ -213,15 +215,12 @@ class FileLayer:
         from rasterio.warp import transform_bounds
 
         self.path = path
-        try:
-            with rasterio.open(path) as file:
-                if file.crs is None:
-                    raise FormatError(f"{path}: has no CRS, so it has no place on a map")
-                self.modality = modality or modality_of(file, path.stem)
-                self.bounds = transform_bounds(file.crs, MERCATOR, *file.bounds)
-                self.pixel = (self.bounds[2] - self.bounds[0]) / file.width
-        except rasterio.errors.RasterioError as error:
-            raise FormatError(f"{path}: cannot be read as a raster: {error}") from error
+        with reading(path), rasterio.open(path) as file:
+            if file.crs is None:
+                raise FormatError(f"{path}: has no CRS, so it has no place on a map")
+            self.modality = modality or modality_of(file, path.stem)
+            self.bounds = transform_bounds(file.crs, MERCATOR, *file.bounds)
+            self.pixel = (self.bounds[2] - self.bounds[0]) / file.width
         if stretch is None:
             values = self.warp(frame_over(self.bounds, 512))
             ok = seen(values)[None]
@@ -242,18 +241,15 @@ class FileLayer:
         from rasterio.warp import Resampling
 
         how = Resampling.nearest if self.modality.categorical else Resampling.bilinear
-        try:
-            with (
-                rasterio.open(self.path) as file,
-                WarpedVRT(
-                    file, crs=MERCATOR, transform=frame.transform, height=frame.height,
-                    width=frame.width, resampling=how, add_alpha=file.nodata is None,
-                ) as warped,
-            ):  # fmt: skip
-                bands = list(range(1, self.modality.channels + 1))
-                values = warped.read(bands, masked=True)
-        except rasterio.errors.RasterioError as error:
-            raise FormatError(f"{self.path}: cannot be read: {error}") from error
+        with (
+            reading(self.path),
+            rasterio.open(self.path) as file,
+            WarpedVRT(
+                file, crs=MERCATOR, transform=frame.transform, height=frame.height,
+                width=frame.width, resampling=how, add_alpha=file.nodata is None,
+            ) as warped,
+        ):  # fmt: skip
+            values = warped.read(list(range(1, self.modality.channels + 1)), masked=True)
         ok = ~np.ma.getmaskarray(values)
         raw = values.filled(0)
         if self.modality.categorical:
@@ -264,11 +260,12 @@ class FileLayer:
 
 def projected(crs: str, x: float, y: float) -> tuple[float, float] | None:
     """A point in Web-Mercator metres in another CRS; None where that CRS does not reach."""
+    from rasterio._err import CPLE_BaseError
     from rasterio.warp import transform
 
     try:
         (easting,), (northing,) = transform(MERCATOR, crs, [x], [y])
-    except Exception:  # GDAL's own error types are private
+    except CPLE_BaseError:
         return None
     return (easting, northing) if math.isfinite(easting) and math.isfinite(northing) else None
 
