@@ -113,26 +113,14 @@ def search_routes(app: FastAPI, services: Services) -> None:
 
 
 def map_routes(app: FastAPI, services: Services) -> None:
-    """Layers of the scene, maps over it, tiles, numbers and downloads."""
+    """Layers of the scene and maps over it: legends, tiles and numbers."""
 
     def service() -> MapService:
-        if services.map is None:
-            raise DataError("there is no map without a scene; start the demo with --scene")
-        return services.map
+        return _map(services)
 
     @app.get("/api/map", responses=ERRORS)
     async def describe(request: Request) -> Response:
         return JSONResponse(await done(request, services.drawing, lambda _: service().describe()))
-
-    @app.post("/api/layers/{layer}/make", responses=ERRORS)
-    async def make(layer: LayerId) -> dict[str, Any]:
-        job = service().overlay(layer).job
-        job.want(services.long)
-        return job.told()
-
-    @app.get("/api/layers/{layer}/state", responses=ERRORS)
-    async def state(layer: LayerId) -> dict[str, Any]:
-        return service().overlay(layer).job.told()
 
     @app.get("/api/layers/{layer}/legend", responses=ERRORS)
     async def legend(request: Request, layer: LayerId) -> Response:
@@ -170,9 +158,23 @@ def map_routes(app: FastAPI, services: Services) -> None:
             )
         )
 
+
+def overlay_routes(app: FastAPI, services: Services) -> None:
+    """Maps by the model: made when wanted, and downloaded."""
+
+    @app.post("/api/layers/{layer}/make", responses=ERRORS)
+    async def make(layer: LayerId) -> dict[str, Any]:
+        job = _map(services).overlay(layer).job
+        job.want(services.long)
+        return job.told()
+
+    @app.get("/api/layers/{layer}/state", responses=ERRORS)
+    async def state(layer: LayerId) -> dict[str, Any]:
+        return _map(services).overlay(layer).job.told()
+
     @app.get("/api/layers/{layer}/map.tif", responses=ERRORS, response_class=FileResponse)
     async def download(layer: LayerId) -> FileResponse:
-        path = service().file(layer)
+        path = _map(services).file(layer)
         return FileResponse(path, media_type="image/tiff; application=geotiff", filename=path.name)
 
 
@@ -196,3 +198,9 @@ def run_routes(app: FastAPI, services: Services) -> None:
              response_class=FileResponse)  # fmt: skip
     async def run_picture(run: Number, index: Number) -> FileResponse:
         return FileResponse(service().picture(run, index), media_type="image/png")
+
+
+def _map(services: Services) -> MapService:
+    if services.map is None:
+        raise DataError("there is no map without a scene; start the demo with --scene")
+    return services.map

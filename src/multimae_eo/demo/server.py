@@ -19,7 +19,13 @@ from multimae_eo.demo.guard import Guard, Limits
 from multimae_eo.demo.map_service import MapService
 from multimae_eo.demo.places import Places, ScenePlaces, SourcePlaces
 from multimae_eo.demo.reconstruct_service import Asked, ReconstructService
-from multimae_eo.demo.routes import map_routes, place_routes, run_routes, search_routes
+from multimae_eo.demo.routes import (
+    map_routes,
+    overlay_routes,
+    place_routes,
+    run_routes,
+    search_routes,
+)
 from multimae_eo.demo.runs_service import RunsService
 from multimae_eo.demo.search_service import SearchService
 from multimae_eo.demo.workshop import Ticket, Workshop
@@ -112,6 +118,7 @@ def create_app(
     place_routes(app, services)
     search_routes(app, services)
     map_routes(app, services)
+    overlay_routes(app, services)
     run_routes(app, services)
     _page_routes(app)
     app.add_middleware(Guard, limits=bounds)
