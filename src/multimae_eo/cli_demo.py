@@ -91,6 +91,8 @@ def _listening(host: str, port: int) -> Any:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        # From here on whoever reads the address can connect; answers wait for the server.
+        listening.listen(256)
     except OSError as error:
         listening.close()
         raise ConfigError(f"{host}:{port}: {error.strerror}; choose another --port") from error
