@@ -81,11 +81,11 @@ def predict_hidden(
     probabilities, of the chips' own size. Raises ConfigError for unknown outputs.
     """
     patches = model.patchify(batch)
-    tasks = _tasks(model, outputs)
+    tasks = able_tasks(model, outputs)
     said = model(patches, states, tasks=list(tasks)).predictions
     found = {}
     for name, task in tasks.items():
-        values = _values(model, task, said[name])
+        values = averageable(model, task, said[name])
         found[task.modality] = _finish(model, task, (values, values), patches, batch).mean
     return found
 
