@@ -29,7 +29,8 @@ from multimae_eo.demo.workshop import Job
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.infer.engine import SceneOptions
 from multimae_eo.infer.pictures import describe
-from multimae_eo.infer.scene_maps import predict_scene, reconstruct_scene, require_inputs
+from multimae_eo.infer.scene_maps import reconstruct_scene, require_inputs
+from multimae_eo.infer.scene_predict import predict_scene
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.sample import Batch
