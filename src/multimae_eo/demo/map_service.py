@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from multimae_eo.demo.drawing import legend_of, png, ramp_of, safe_colours
 from multimae_eo.demo.rasters import (
@@ -29,11 +28,10 @@ from multimae_eo.demo.workshop import Job
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.infer.engine import SceneOptions
 from multimae_eo.infer.pictures import describe
-from multimae_eo.infer.scene_maps import reconstruct_scene, require_inputs
+from multimae_eo.infer.scene_maps import reconstruct_scene
 from multimae_eo.infer.scene_predict import predict_scene
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.predictor import Predictor
-from multimae_eo.sample import Batch
 from multimae_eo.sources.scene import Scene
 
 Progress = Callable[[int, int], None]
@@ -79,7 +77,7 @@ class MapService:
             ready = Job(lambda _: FileLayer(map, safe_colours(layer.modality)))
             overlays.append(_Overlay(map.stem, "the map that was given", ready))
         if predictor is not None:
-            job = Job(partial(self._predict, _Answers(predictor)))
+            job = Job(partial(self._predict, predictor.eval()))
             overlays.append(_Overlay("prediction", "by the fine-tuned model", job))
         overlays += self._reconstructions()
         self.overlays = {f"o{i}": o for i, o in enumerate(overlays)}
@@ -246,43 +244,11 @@ class MapService:
         modality = safe_colours(self.model.modalities[name])
         return FileLayer(path, modality, None if own is None else own.stretch)
 
-    def _predict(self, answers: _Answers, progress: Progress) -> FileLayer:
-        names = require_inputs(answers, self.scene, None)
+    def _predict(self, predictor: Predictor, progress: Progress) -> FileLayer:
         (path,) = predict_scene(
-            answers,
+            predictor,
             self.scene,
             out=self._folder / "prediction" / "prediction.tif",
-            inputs=names,
             options=SceneOptions(progress=progress),
         )
         return FileLayer(path)
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """A fine-tuned model as the scene engine asks: class names, and probabilities or values."""
-
-    predictor: Predictor
-
-    def __post_init__(self) -> None:
-        self.predictor.eval()
-
-    @property
-    def modalities(self) -> Any:
-        return self.predictor.encoder.modalities
-
-    @property
-    def config(self) -> Any:
-        return self.predictor.encoder.config
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        return self.predictor.target.classes
-
-    def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> torch.Tensor:
-        said = self.predictor.answers(self.predictor.predict(batch, inputs))
-        # Values come without the axis of classes.
-        return said[:, None] if self.predictor.target.kind == "value" else said
-
-    def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> torch.Tensor:
-        return self.predictor.encoder.observed_rows(batch, inputs)
