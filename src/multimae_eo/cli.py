@@ -223,6 +223,7 @@ def _pretrain_options(parser: Any) -> None:
     shown = ", ".join(recipe_names())
     parser.add_argument("--recipe", type=str, required=True, help=f"a YAML file, or one of {shown}")
     parser.add_argument("--data", type=str, required=True, help=SOURCE)
+    parser.add_argument("--init", type=str, default=None, help="model folder to start from")
     parser.add_argument("--out", type=str, required=True, help="run folder; run again to resume")
     parser.epilog = (
         "any option of the recipe overrides it, as in --optim.lr 3e-4:\n" + options_help(Recipe)
@@ -231,12 +232,22 @@ def _pretrain_options(parser: Any) -> None:
 
 def _pretrain(options: Any, overrides: list[str]) -> None:
     from multimae_eo.sources import open_source
-    from multimae_eo.train.pretrain import pretrain
+    from multimae_eo.train.pretrain import Init, pretrain
     from multimae_eo.train.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
     source = open_source(options.data)
-    done = pretrain(recipe, source, Path(options.out), spec=options.data)
+    init = None
+    if options.init is not None:
+        from multimae_eo.model.folder import model_hash
+        from multimae_eo.model.multimae import MultiMAE
+
+        init = Init(
+            model=MultiMAE.from_pretrained(options.init),
+            name=options.init,
+            digest=model_hash(options.init),
+        )
+    done = pretrain(recipe, source, Path(options.out), spec=options.data, init=init)
     if not done.first_process:
         return
     for name, value in sorted(done.metrics.items()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import yaml
 
+from multimae_eo.errors import ConfigError
 from multimae_eo.infer.figures import reconstruction_figure, save_figure
 from multimae_eo.infer.views import chip_views
 from multimae_eo.model.multimae import MultiMAE
@@ -27,14 +30,31 @@ from multimae_eo.train.run import RunResult, claim_run, last_checkpoint, make_tr
 _PICTURED = 4
 
 
-def pretrain(recipe: Recipe, source: Source, out: Path, *, spec: str = "") -> RunResult:
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """A model to start from, how it was called, and the hash of its folder."""
+
+    model: MultiMAE
+    name: str
+    digest: str
+
+
+def pretrain(
+    recipe: Recipe,
+    source: Source,
+    out: Path,
+    *,
+    spec: str = "",
+    init: Init | None = None,
+) -> RunResult:
     """Pre-train, or continue the run in ``out``.
 
     Leaves ``recipe.yaml``, ``metrics.csv``, TensorBoard events, ``checkpoints/``, ``pictures/``,
-    ``model/`` and ``report.html``. ``spec``: how the source was named, for the record.
+    ``model/`` and ``report.html``. ``spec``: how the source was named, for the record. ``init``:
+    a model to start from, as far as its parts fit.
 
     Raises:
-        ConfigError: the recipe does not fit the data, or ``out`` holds another run.
+        ConfigError: the recipe does not fit the data or ``init``, or ``out`` holds another run.
         TrainingError: the loss is not finite.
     """
     started = time.monotonic()
@@ -43,7 +63,10 @@ def pretrain(recipe: Recipe, source: Source, out: Path, *, spec: str = "") -> Ru
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
     config.validate(modalities)
-    claim_run(out, yaml.safe_load(recipe.to_yaml()), source, spec)
+    record = yaml.safe_load(recipe.to_yaml())
+    if init is not None:
+        record |= {"init": {"model": init.name, "hash": init.digest}}
+    claim_run(out, record, source, spec)
     statistics = train_statistics(
         source,
         modalities,
@@ -53,6 +76,8 @@ def pretrain(recipe: Recipe, source: Source, out: Path, *, spec: str = "") -> Ru
     )
     pl.seed_everything(recipe.run.seed, verbose=False)
     model = MultiMAE(modalities, tasks, config, statistics)
+    if init is not None:
+        start_from(model, init)
     batches = TrainBatches(
         source,
         train,
@@ -93,6 +118,36 @@ def pretrain(recipe: Recipe, source: Source, out: Path, *, spec: str = "") -> Ru
         seconds=seconds,
         first_process=trainer.is_global_zero,
     )
+
+
+def start_from(model: MultiMAE, init: Init) -> None:
+    """Take the weights of ``init`` where a parameter has its name and shape; tell what is new.
+
+    Parts of modalities that mean something else there (other bands or units) start anew. Raises
+    ConfigError where the encoders differ.
+    """
+    given = init.model
+    if given.config.encoder != model.config.encoder:
+        raise ConfigError(
+            f"--init {init.name}: its encoder is {given.config.encoder}, the recipe's is "
+            f"{model.config.encoder}; give the recipe the same model.encoder"
+        )
+    known = {n for n, m in model.modalities.items() if given.modalities.get(n) == m}
+    other = set(model.modalities) - known
+    tasks = {t.name for t in model.tasks if t.modality in other}
+    weights = given.state_dict()
+    taken = {
+        name: weights[name]
+        for name, value in model.state_dict().items()
+        if name in weights
+        and weights[name].shape == value.shape
+        and not (name.startswith("decoders.") and name.split(".")[1] in tasks)
+        and not (name.startswith(("embeddings.", "modality.")) and name.split(".")[1] in other)
+    }
+    model.load_state_dict(taken, strict=False)
+    parts = {".".join(n.split(".")[:2]) for n, _ in model.named_parameters() if n not in taken}
+    if parts:
+        sys.stderr.write(f"starting anew: {', '.join(sorted(parts))}\n")
 
 
 def _fit(
