@@ -15,7 +15,7 @@ from multimae_eo.sample import Calibration, Sample
 from multimae_eo.sources.base import ConcatSource
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.modules import PretrainModule
-from multimae_eo.train.pretrain import pretrain
+from multimae_eo.train.pretrain import Init, pretrain, start_from
 from multimae_eo.train.recipe import Recipe, parse_recipe
 
 RECIPE = {
@@ -219,3 +219,38 @@ def test_sources_with_different_modalities_train_in_one_batch(tmp_path):
     done = pretrain(made, both, tmp_path / "run")
     assert done.metrics["val/loss"] < done.metrics["val_baseline/loss"] * 1.5
     assert all(np.isfinite(v) for v in done.metrics.values())
+
+
+def test_a_run_begun_before_an_option_existed_is_resumed(source, tmp_path):
+    import yaml
+
+    made = recipe("--run.epochs=1")
+    pretrain(made, source, tmp_path)
+    path = tmp_path / "recipe.yaml"
+    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del record["agreement"], record["run"]["compile"]
+    path.write_text(yaml.safe_dump(record), encoding="utf-8")
+    pretrain(made, source, tmp_path)
+    with pytest.raises(ConfigError, match=r"agreement\.weight: 0\.0 there, 0\.5 here"):
+        pretrain(recipe("--run.epochs=1", "--agreement.weight=0.5"), source, tmp_path)
+
+
+def test_a_run_starts_from_a_model_as_far_as_it_fits(source, tmp_path, capfd):
+    begun = pretrain(recipe("--run.epochs=1"), source, tmp_path / "first")
+    init = Init(model=MultiMAE.from_pretrained(begun.model), name="first", digest="0")
+    model = MultiMAE.from_pretrained(begun.model)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.zero_()
+    capfd.readouterr()
+    start_from(model, init)
+    kept = init.model.state_dict()
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+    assert capfd.readouterr().err == ""
+    # A modality that the first did not know starts anew; the others do not.
+    more = ("--run.epochs=1", "--modalities=[rgb,ired]", "--model.stride={}")
+    done = pretrain(recipe(*more), source, tmp_path / "second", init=init)
+    assert "starting anew: decoders.ired, embeddings.ired" in capfd.readouterr().err
+    assert MultiMAE.from_pretrained(done.model).modalities.names == ("rgb", "ired")
+    with pytest.raises(ConfigError, match="its encoder is"):
+        pretrain(recipe("--model.encoder.depth=2"), source, tmp_path / "third", init=init)

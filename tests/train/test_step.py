@@ -60,7 +60,8 @@ def test_recomputed_activations_give_the_same_gradients(make_model, batch):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
-def test_compiled_is_eager(make_model, batch, together):
+def test_compiled_is_eager(make_model, batch, together, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = make_model()
     model.decode_together = together
     twin = copy.deepcopy(model)

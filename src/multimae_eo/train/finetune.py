@@ -72,7 +72,7 @@ def finetune(
     check_head(recipe.head, dense=target.dense)
     sizes = shown_sizes(chip_sizes(source, inputs, train), recipe.data.chip)
     record = yaml.safe_load(recipe.to_yaml()) | {"init": dict(init or {})}
-    claim_run(out, record, source, spec)
+    claim_run(out, record, source, spec, defaults=yaml.safe_load(FinetuneRecipe().to_yaml()))
 
     def measured(modalities: ModalitySet) -> Statistics:
         limit, kept = recipe.data.statistics_chips, out / "statistics.json"

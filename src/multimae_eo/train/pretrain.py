@@ -66,7 +66,7 @@ def pretrain(
     record = yaml.safe_load(recipe.to_yaml())
     if init is not None:
         record |= {"init": {"model": init.name, "hash": init.digest}}
-    claim_run(out, record, source, spec)
+    claim_run(out, record, source, spec, defaults=yaml.safe_load(Recipe().to_yaml()))
     statistics = train_statistics(
         source,
         modalities,
@@ -132,7 +132,9 @@ def start_from(model: MultiMAE, init: Init) -> None:
             f"--init {init.name}: its encoder is {given.config.encoder}, the recipe's is "
             f"{model.config.encoder}; give the recipe the same model.encoder"
         )
-    known = {n for n, m in model.modalities.items() if given.modalities.get(n) == m}
+    known = {
+        n for n, m in model.modalities.items() if n in given.modalities and given.modalities[n] == m
+    }
     other = set(model.modalities) - known
     tasks = {t.name for t in model.tasks if t.modality in other}
     weights = given.state_dict()

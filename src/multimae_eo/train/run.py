@@ -39,9 +39,17 @@ class RunResult:
     first_process: bool = True
 
 
-def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -> None:
+def claim_run(
+    out: Path,
+    record: Mapping[str, Any],
+    source: Source,
+    spec: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Make ``out`` the folder of the run that ``record``, its recipe, describes.
 
+    ``defaults``: what options have that an older version did not know when it began the run.
     ConfigError when it holds a different run.
     """
     record = {
@@ -55,7 +63,7 @@ def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -
     }
     path = out / "recipe.yaml"
     if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = _filled(yaml.safe_load(path.read_text(encoding="utf-8")), defaults or {})
         free = (*_FREE, *_SPLIT) if (out / "checkpoints" / LAST).exists() else _FREE
         differing = _differences(before, record, free)
         if differing:
@@ -65,6 +73,17 @@ def claim_run(out: Path, record: Mapping[str, Any], source: Source, spec: str) -
             )
         return
     write_whole(path, yaml.safe_dump(record, sort_keys=False).encode())
+
+
+def _filled(record: Any, defaults: Mapping[str, Any]) -> Any:
+    """A record with the defaults of keys it lacks."""
+    if not isinstance(record, dict):
+        return record
+    found = dict(record)
+    for key, value in defaults.items():
+        known = found.get(key, value)
+        found[key] = _filled(known, value) if isinstance(value, dict) else known
+    return found
 
 
 # What may change between a run and its resumption: it decides no number.
