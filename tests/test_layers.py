@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("modality",),
     ("catalog",),
+    ("class_colors",),
     ("geo",),
     ("sample",),
     ("statistics",),

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.cli_parts import Verb, counter, names_in
-from multimae_eo.cli_scenes import place, scene_how, share_options
+from multimae_eo.cli_scenes import open_scene, place, scene_how, scene_options, share_options
 from multimae_eo.errors import ConfigError
 
 
 def _predict_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="fine-tuned model folder")
-    parser.add_argument("--scene", type=str, required=True, help="scene file (YAML)")
+    scene_options(parser, required=True)
     parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
     parser.add_argument("--out", type=str, required=True, help="GeoTIFF to write, MAP.tif")
     parser.add_argument("--probabilities", action="store_true", help="also a band per class")
@@ -27,7 +27,6 @@ def _predict_options(parser: Any) -> None:
 
 
 def _predict(options: Any, _: list[str]) -> None:
-    from multimae_eo.infer.scene_maps import open_for
     from multimae_eo.infer.scene_predict import Answering, default_overlap, predict_scene
     from multimae_eo.model.folder import is_predictor
     from multimae_eo.model.predictor import Predictor
@@ -41,7 +40,7 @@ def _predict(options: Any, _: list[str]) -> None:
     with counter("px", scaled=True) as progress:
         paths = predict_scene(
             model,
-            open_for(model, place(options.scene, options)),
+            open_scene(model, options),
             out=place(options.out, options),
             inputs=names_in(options.inputs),
             extras=[k for k in ("probabilities", "confidence") if getattr(options, k)],

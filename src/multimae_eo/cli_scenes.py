@@ -12,7 +12,34 @@ from multimae_eo.errors import ConfigError
 # reconstruct --------------------------------------------------------------------------------
 
 
-def _scene_options(parser: Any) -> None:
+def scene_options(parser: Any, *, required: bool = False) -> None:
+    """Which scene; and what a single raster does not say of itself."""
+    parser.add_argument(
+        "--scene",
+        type=str,
+        required=required,
+        help="scene file (YAML), or a raster that holds all inputs",
+    )
+    parser.add_argument("--level", type=str, default="", help="product level of a raster: l1c, l2a")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=None,
+        help="units per number of a raster (default: what it declares, or the model's data had)",
+    )
+
+
+def open_scene(model: Any, options: Any) -> Any:
+    """The scene, as a model wants it."""
+    from multimae_eo.infer.scene_maps import open_for
+    from multimae_eo.sources.scene_raster import RasterRule
+
+    rule = RasterRule(level=options.level, scale=options.scale)
+    inputs = names_in(options.inputs)
+    return open_for(model, place(options.scene, options), inputs=inputs, rule=rule)
+
+
+def _window_options(parser: Any) -> None:
     parser.add_argument("--overlap", type=float, default=0.5, help="of a scene's windows, [0, 1)")
     share_options(parser)
 
@@ -31,7 +58,7 @@ def share_options(parser: Any) -> None:
 def _reconstruct_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="model folder")
     parser.add_argument("--data", type=str, default=None, help=SOURCE)
-    parser.add_argument("--scene", type=str, default=None, help="scene file (YAML)")
+    scene_options(parser)
     parser.add_argument("--inputs", type=str, required=True, help="given modalities, m1,m2")
     parser.add_argument("--outputs", type=str, default=None, help="predicted ones (default: all)")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
@@ -45,7 +72,7 @@ def _reconstruct_options(parser: Any) -> None:
         help="random subsets for the spread (default: 8 for chips, 0 for a scene)",
     )
     parser.add_argument("--error", action="store_true", help="a scene's errors where it has truth")
-    _scene_options(parser)
+    _window_options(parser)
 
 
 def _reconstruct(options: Any, _: list[str]) -> None:
@@ -56,12 +83,12 @@ def _reconstruct(options: Any, _: list[str]) -> None:
     model = MultiMAE.from_pretrained(options.model)
     inputs, outputs = names_in(options.inputs) or [], names_in(options.outputs)
     if options.scene is not None:
-        from multimae_eo.infer.scene_maps import open_for, reconstruct_scene
+        from multimae_eo.infer.scene_maps import reconstruct_scene
 
         with counter("px", scaled=True) as progress:
             paths = reconstruct_scene(
                 model,
-                open_for(model, place(options.scene, options)),
+                open_scene(model, options),
                 inputs=inputs,
                 outputs=outputs,
                 out=place(options.out, options),
@@ -128,7 +155,7 @@ def place(path: str, options: Any) -> Path:
 def _embed_options(parser: Any) -> None:
     parser.add_argument("--model", type=str, required=True, help="model folder")
     parser.add_argument("--data", type=str, default=None, help=SOURCE)
-    parser.add_argument("--scene", type=str, default=None, help="scene file (YAML)")
+    scene_options(parser)
     parser.add_argument("--inputs", type=str, default=None, help="modalities, m1,m2 (default: all)")
     parser.add_argument("--out", type=str, required=True, help="GeoParquet file to write")
     parser.add_argument("--per", type=str, default="chip", help="a vector per chip, or per patch")
@@ -151,9 +178,7 @@ def _embed(options: Any, _: list[str]) -> None:
         how = scene_how(options, progress)
         what = {"inputs": names_in(options.inputs), "per": options.per, "half": options.half}
         if options.scene is not None:
-            from multimae_eo.infer.scene_maps import open_for
-
-            scene = open_for(model, Path(options.scene))
+            scene = open_scene(model, options)
             count = embed_scene(model, scene, Path(options.out), options=how, **what)
         else:
             from multimae_eo.sources import open_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,14 @@ from multimae_eo.sample import collate
 LEVEL = {"rgb": "l2a"}
 INPUTS = [("rgb",), ("rgb", "elevation"), ("rgb", "elevation", "landcover")]
 
+QUICK = {
+    INPUTS[0]: {("torch", 16), ("torch", 24), ("onnx", 16)},
+    INPUTS[1]: {("torch", 24)},
+    INPUTS[2]: {("torch", 16), ("onnx", 24)},
+}
+ROOT = Path(__file__).resolve().parents[2]
+EUROSAT = ROOT.parent / "shared/data/eurosat_ms"
+
 
 @pytest.fixture
 def nano(make_model):
@@ -40,9 +49,17 @@ def run_file(path, images):
         return list(torch.export.load(path).module()(*images))
 
 
-@pytest.mark.parametrize("size", [16, 24])
-@pytest.mark.parametrize("inputs", INPUTS, ids="+".join)
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize(
+    ("kind", "inputs", "size"),
+    [
+        pytest.param(
+            kind, inputs, size, id=f"{kind}-{'+'.join(inputs)}-{size}",
+            # Quick runs keep each input configuration, size and format at least once.
+            marks=[] if (kind, size) in QUICK[inputs] else [pytest.mark.slow],
+        )
+        for kind in ("torch", "onnx") for inputs in INPUTS for size in (16, 24)
+    ],
+)  # fmt: skip
 def test_encoder_equals_the_model(nano, make_sample, modalities, tmp_path, kind, inputs, size):
     path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
     record = export_model(
@@ -104,6 +121,28 @@ def test_prediction_equals_the_model(
     assert_close(got, own, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_graphs_equal_the_model_on_real_chips(make_model, tmp_path, kind):
+    if not EUROSAT.is_dir():
+        pytest.skip("the folder shared/data/eurosat_ms is not beside the project")
+    pytest.importorskip("rasterio")
+    from multimae_eo.sources import open_source
+
+    source = open_source(str(ROOT / "examples/eurosat_ms.yaml"))
+    model = make_model().eval()
+    batch = source.batch(source.keys[:3], ["rgb"])
+    options = GraphOptions(inputs=("rgb",), levels={"rgb": "l1c"}, size=64)
+    path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
+    images = physical_tensors(batch)
+    record = export_model(model, path, options, FileOptions(format=kind), images=images)
+    assert record["checked_on"] == "11 chips"
+    with torch.no_grad():
+        own = model.encode(batch, ["rgb"])
+    features, pooled = run_file(path, [images["rgb"]])
+    assert_close(features, own.fused(), atol=1e-4, rtol=0)
+    assert_close(pooled, own.pooled, atol=1e-4, rtol=0)
+
+
 def test_real_chips_are_part_of_the_check(nano, make_sample, modalities, tmp_path):
     batch = collate([make_sample(s, size=20) for s in (0, 2)], modalities)
     options = GraphOptions(inputs=("rgb", "elevation"), levels=LEVEL, size=16)
@@ -119,8 +158,15 @@ def test_real_chips_are_part_of_the_check(nano, make_sample, modalities, tmp_pat
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
-@pytest.mark.parametrize(("quantization", "most"), [("int8", 0.02), ("bf16", 0.01)])
+@pytest.mark.parametrize(
+    ("kind", "quantization", "most"),
+    [
+        ("torch", "int8", 0.02),
+        ("onnx", "bf16", 0.01),
+        pytest.param("torch", "bf16", 0.01, marks=pytest.mark.slow),
+        pytest.param("onnx", "int8", 0.02, marks=pytest.mark.slow),
+    ],
+)
 def test_quantised_weights_are_small_and_nearly_right(nano, tmp_path, kind, quantization, most):
     sizes, options = {}, GraphOptions(inputs=("elevation",))
     for how in (None, quantization):

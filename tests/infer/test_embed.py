@@ -14,7 +14,7 @@ import torch
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, OutputError
 from multimae_eo.geo import Geometry, Window
-from multimae_eo.infer.embed import embed_scene, embed_source, fused_grid
+from multimae_eo.infer.embed import embed_scene, embed_source
 from multimae_eo.infer.engine import SceneOptions
 from multimae_eo.infer.geoparquet import EmbeddingWriter, on_the_globe
 from multimae_eo.infer.search import search
@@ -139,19 +139,6 @@ def test_patches_tile_their_chips(make_model, scene, tmp_path):
     whole = tmp_path / "chips.parquet"
     embed_scene(make_model().eval(), scene, whole)
     assert np.abs(mean - pq.read_table(whole).to_pylist()[0]["vector"]).max() < 1e-5
-
-
-def test_tokens_of_one_place_are_averaged_over_what_is_there(make_model, modalities, make_sample):
-    model = make_model().eval()
-    samples = [make_sample(0), make_sample(1, names=("rgb",))]
-    with torch.no_grad():
-        features = model.encode(collate(samples, modalities))
-    vectors, seen = fused_grid(features, list(modalities))
-    assert vectors.shape == (2, 32, 4, 4)
-    assert seen.all()
-    expected = sum(features.grid(n)[0] for n in modalities) / 3
-    assert torch.allclose(vectors[0], expected, atol=1e-6)
-    assert torch.allclose(vectors[1], features.grid("rgb")[1])
 
 
 class Places(Source):

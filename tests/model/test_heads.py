@@ -69,6 +69,25 @@ def test_fused_interpolates_coarser_grids(make_model, batch):
     assert torch.allclose(fused[..., 0, 0], own[..., 0, 0], atol=1e-6), "a corner is a corner"
 
 
+def test_seen_is_where_a_token_lies_and_no_further(make_model, make_sample, modalities):
+    inputs = {
+        "rgb": InputConfig(size=16, patch=4),
+        "elevation": InputConfig(size=16, patch=8),
+        "landcover": InputConfig(size=16, patch=2, stride=2),
+    }
+    ok = {n: np.zeros((1, 16, 16), bool) for n in ("rgb", "elevation")}
+    ok["rgb"][:, 8:12, 12:] = True
+    ok["elevation"][:, :8, :8] = True
+    sample = replace(make_sample(0, names=("rgb", "elevation")), valid=ok)
+    features = make_model(inputs=inputs).eval().encode(collate([sample], modalities))
+    expected = torch.zeros(1, 4, 4, dtype=torch.bool)
+    expected[0, :2, :2] = expected[0, 2, 3] = True
+    assert torch.equal(features.seen, expected)
+    fused = features.fused().abs().sum(dim=1) > 0
+    assert (fused >= features.seen).all()
+    assert fused.sum() > features.seen.sum(), "coarser tokens are interpolated beyond their edge"
+
+
 def test_drop_path_acts_in_training_only_and_keeps_the_mean():
     from multimae_eo.model.encoder import Block
 

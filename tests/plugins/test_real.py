@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import subprocess
@@ -126,12 +127,12 @@ def test_terratorch_features_are_ours(model, tmp_path):
 
 @pytest.mark.slow
 def test_torchgeo_bench_runs_our_model(model, tmp_path):
+    """It looks for ``data/classification_v1.0/<name>`` where it is run, and downloads otherwise."""
     pytest.importorskip("torchgeo_bench", reason="torchgeo-bench is not here: make plugins")
     from multimae_eo.sources.geobench_files import write_geobench
 
-    root = tmp_path / "data/classification_v1.0"
-    root.mkdir(parents=True)
-    write_geobench(root, "m-eurosat", size=32)
+    folder = write_geobench(tmp_path / "data", "m-eurosat", chips=(30, 10, 10), size=32)
+    assert folder == tmp_path / "data/classification_v1.0/m-eurosat"
     command = shutil.which("torchgeo-bench", path=str(Path(sys.executable).parent))
     assert command
     config = tmp_path / "conf/model"
@@ -142,19 +143,27 @@ def test_torchgeo_bench_runs_our_model(model, tmp_path):
     )
     settings = [
         "model=ours", "dataset.names=[m-eurosat]", "dataset.normalization=identity",
-        "dataset.image_size=32", "dataset.num_workers=0", "dataset.batch_size=4",
+        "dataset.image_size=32", "dataset.num_workers=0", "dataset.batch_size=8",
         "dataset.bands=all", "device=cpu", "eval.bootstrap=5", "eval.c_range=[-2,2,3]",
-        "eval.knn_k=1", "eval.knn_device=cpu", "output=results.csv",
+        "eval.knn_k=1", "output=results.csv",
     ]  # fmt: skip
     done = subprocess.run(
-        [command, "run", "--config-dir", str(config.parent), *settings],
-        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ},
+        [command, "run", "--config-dir", str(config.parent), *settings], capture_output=True,
+        text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "GEOBENCH_V1_NO_HF_DOWNLOAD": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert (tmp_path / "results.csv").is_file(), (done.stdout + done.stderr)[-3000:]
-    text = (tmp_path / "results.csv").read_text()
-    assert "MultiMAEBench" in text
-    assert "knn" in text
+    said = (done.stdout + done.stderr)[-3000:]
+    assert done.returncode == 0, said
+    assert (tmp_path / "results.csv").is_file(), said
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"knn1", "linear"}
+    for row in rows.values():
+        assert row["model"] == "multimae_eo.plugins.torchgeo_bench.MultiMAEBench"
+        assert (row["dataset"], row["name"], row["bands"]) == ("m-eurosat", "ours", "all")
+        assert (row["n_train"], row["n_test"]) == ("30", "10")
+        assert (row["feature_dim"], row["normalization"]) == ("32", "identity")
+        assert float(row["metric_value"]) > 0.3, "ten classes that the colours tell apart"
 
 
 @pytest.mark.slow

@@ -255,6 +255,35 @@ def test_a_frozen_encoder_stays_as_it_was(source, pretrained, tmp_path):
     assert evaluate(predictor, source)["chips"] == len(source.split("test")), "by windows"
 
 
+def test_low_rank_differences_alone_learn_and_are_merged(source, pretrained, tmp_path):
+    options = ("--adapt.lora=4", "--data.chip=16", "--run.epochs=2", "--optim.drop_path=0")
+    done = finetune(recipe(*options), source, tmp_path, model=pretrained)
+    predictor = Predictor.from_pretrained(done.model)
+    before, after = pretrained.state_dict(), predictor.encoder.state_dict()
+    moved = {n for n, v in after.items() if not torch.equal(v, before[n])}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert moved == {f"encoder.blocks.{i}.{n}.weight" for i in (0, 1) for n in layers}
+    for name in moved:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4, name
+    state = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    unmerged = FinetuneModule(
+        Predictor(predictor.encoder.reinitialised(), predictor.target, HeadConfig(width=16)),
+        recipe(*options), steps=1, warmup=0, lr=0.1,
+    )  # fmt: skip
+    unmerged.load_state_dict(state)
+    learning = {n for n, p in unmerged.named_parameters() if p.requires_grad}
+    assert all(n.endswith((".up", ".down")) or ".head." in n for n in learning)
+    assert len([n for n in learning if n.endswith(".up")]) == 8
+    batch = source.batch(source.keys[:4], list(predictor.encoder.modalities))
+    with torch.no_grad():
+        expected = unmerged.predictor.eval().predict(batch)
+        assert torch.allclose(predictor.eval().predict(batch), expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="give a --model"):
+        finetune(recipe("--adapt.lora=4"), source, tmp_path / "b", model=None)
+    with pytest.raises(ConfigError, match="rank 32 of layers 32 wide is not low"):
+        finetune(recipe("--adapt.lora=32"), source, tmp_path / "c", model=pretrained)
+
+
 def test_frozen_stages_and_layerwise_rates(pretrained):
     target = Target(kind="class", classes=("a", "b"), counts=(1.0, 1.0), total=2.0)
     module = FinetuneModule(
@@ -405,6 +434,8 @@ def test_a_recipe_survives_yaml(tmp_path):
         (("--task=detection",), "detection"),
         (("--optim.layer_decay=2",), "optim.layer_decay: 2.0 is not a share"),
         (("--task=segmentation", "--augment.mixup=1"), "mixes chips of a classification only"),
+        (("--adapt.lora=4", "--freeze=1"), "leave freeze at none"),
+        (("--adapt.lora=-1",), "adapt.lora must be ≥ 0"),
         (("--freeze=-1",), "freeze must be ≥ 0"),
         (("--run.patience=-1",), "run.patience must be ≥ 0"),
         (("--optim.learned_task_weights=true",), "unknown option"),

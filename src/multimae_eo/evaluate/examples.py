@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from multimae_eo.class_colors import Color, class_colors
 from multimae_eo.evaluate.metrics import Predictions, chip_outcomes
 from multimae_eo.infer.pictures import RGB, Look, look_of, picture
 from multimae_eo.modality import Modality, ModalitySet
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
 
 _ACROSS = 6
 _LOOKS = (Look.COLOUR, Look.SCALAR, Look.RELIEF, Look.PAIR, Look.CLASSES)
-# Okabe and Ito's hues, then lighter ones; told apart by name in the legend.
-_PALETTE = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
-    (204, 121, 167), (120, 120, 120), (60, 20, 90), (150, 90, 40), (180, 220, 170), (250, 200, 200),
-)  # fmt: skip
 _IGNORED = (236, 236, 236)
 
 
@@ -97,16 +94,17 @@ def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) ->
     accuracy = chip_outcomes(predictions)
     maps = np.stack([predictions.truth[rows], predictions.guess[rows]])
     shown = {int(c) for c in np.unique(maps) if c >= 0}
+    count = max([len(predictions.class_names), *(c + 1 for c in shown)])
+    palette = class_colors([predictions.name_of(i) for i in range(count)])
     figure = _columns(
         [
             (f"{_clipped(predictions.keys[row], 18)}\n{100 * accuracy[row]:.0f} % right",
-             (image, painted(predictions.truth[row]), painted(predictions.guess[row])))
+             (image, *(painted(m[row], palette) for m in (predictions.truth, predictions.guess))))
             for row, image in zip(rows, images, strict=True)
         ]
     )  # fmt: skip
     entries = [
-        Patch(color=np.divide(_PALETTE[c % len(_PALETTE)], 255), label=predictions.name_of(c))
-        for c in sorted(shown)
+        Patch(color=np.divide(palette[c], 255), label=predictions.name_of(c)) for c in sorted(shown)
     ]
     figure.legend(handles=entries, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
     return figure
@@ -149,10 +147,9 @@ def _columns(columns: list[tuple[str, tuple[npt.NDArray[Any], ...]]]) -> Figure:
     return figure
 
 
-def painted(index: npt.NDArray[Any]) -> RGB:
-    """A map of class indices (H, W) in colours (H, W, 3); ignored pixels are light grey."""
-    palette = np.array(_PALETTE, np.uint8)
-    colours = palette[np.maximum(index, 0).astype(np.int64) % len(palette)]
+def painted(index: npt.NDArray[Any], palette: Sequence[Color]) -> RGB:
+    """A map of class indices (H, W) in a palette's colours (H, W, 3); ignored ones light grey."""
+    colours = np.array(palette, np.uint8)[np.maximum(index, 0).astype(np.int64)]
     return np.where((index < 0)[..., None], np.array(_IGNORED, np.uint8), colours).astype(np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluate.features import encoder_features
@@ -16,13 +16,10 @@ from multimae_eo.infer.pipeline import mapped, pieces
 from multimae_eo.infer.reconstruct import chip_batches
 from multimae_eo.infer.scene_maps import observed, require_inputs, scene_cut
 from multimae_eo.modality import ModalitySet
-from multimae_eo.model.multimae import Features, MultiMAE
+from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene import Scene
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Per = Literal["chip", "patch"]
 
@@ -163,10 +160,9 @@ class Embedder:
         features = self.model.encode(batch, inputs)
         if self.per == "chip":
             return rows, {"vector": features.pooled.float().cpu().numpy()}
-        vectors, seen = fused_grid(features, inputs)
         return rows, {
-            "vectors": vectors.permute(0, 2, 3, 1).float().cpu().numpy(),
-            "seen": seen.cpu().numpy(),
+            "vectors": features.fused().permute(0, 2, 3, 1).float().cpu().numpy(),
+            "seen": features.seen.cpu().numpy(),
         }
 
     def placed(
@@ -194,27 +190,6 @@ class Embedder:
 
     def _grid(self, sample: Sample, name: str) -> tuple[int, int]:
         return self.model.config.inputs[name].grid(*sample.pixels[name].shape[-2:])
-
-
-def fused_grid(features: Features, inputs: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """A vector per place: the mean of all visible tokens there, on the finest grid of tokens.
-
-    Returns vectors (B, D, rows, columns), zeros where nothing is visible, and bool
-    (B, rows, columns), where something is.
-    """
-    from torch.nn import functional as F
-
-    layout, token = features.layout, features.slots.token
-    here = token.new_zeros(len(token), layout.count + 1).scatter(1, token, 1)
-    finest = max((layout.grids[n] for n in inputs), key=lambda g: g[0])
-    total = features.tokens.new_zeros(len(token), features.tokens.shape[2], *finest)
-    count = total.new_zeros(len(token), 1, *finest)
-    for name in inputs:
-        rows, cols = layout.grids[name]
-        seen = here[:, layout.slices[name]].reshape(len(token), 1, rows, cols).to(total.dtype)
-        total += F.interpolate(features.grid(name), finest)
-        count += F.interpolate(seen, finest)
-    return total / count.clamp_min(1), count[:, 0] > 0
 
 
 def _part(geometry: Geometry, down: tuple[float, float], across: tuple[float, float]) -> Geometry:

@@ -17,6 +17,7 @@ from multimae_eo.infer.reconstruct import Reconstructor
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch
 from multimae_eo.sources.scene import Scene, require_scene_modalities
+from multimae_eo.sources.scene_raster import RASTER_SUFFIXES, RasterRule
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +67,28 @@ def scene_cut(model: Sized, scene: Scene, inputs: Sequence[str], options: SceneO
     return cut_scene(scene.grid, sizes, given, chip=options.chip, overlap=options.overlap)
 
 
-def open_for(model: Sized, path: Path) -> Scene:
-    """Open a scene file at the resolutions a model has learnt: all on one grid, or native."""
-    return Scene(path, native=len(set(model.config.sizes.values())) > 1)
+def open_for(
+    model: Sized,
+    path: Path,
+    *,
+    inputs: Sequence[str] | None = None,
+    rule: RasterRule | None = None,
+) -> Scene:
+    """Open a scene file, or a single raster that holds all ``inputs`` (default: the model's).
+
+    At the resolutions the model has learnt: all on one grid, or native. ``rule``: what a raster
+    does not say of itself. Raises as ``Scene`` and ``Scene.of_raster``; ConfigError for a rule
+    beside a scene file.
+    """
+    sizes = model.config.sizes
+    if path.suffix.lower() not in RASTER_SUFFIXES:
+        if rule not in (None, RasterRule()):
+            raise ConfigError(f"{path}: level and scale of its rasters stand in the scene file")
+        return Scene(path, native=len(set(sizes.values())) > 1)
+    chosen = model.modalities.select(inputs or list(model.modalities))
+    side = max(sizes[n] for n in chosen)
+    ratios = {n: side // sizes[n] for n in chosen if side % sizes[n] == 0}
+    return Scene.of_raster(path, chosen, rule, ratios=ratios)
 
 
 def reconstruct_scene(

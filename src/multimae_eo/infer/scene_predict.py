@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError
 from multimae_eo.infer.cutting import cut_in_cells
 from multimae_eo.infer.engine import Job, SceneOptions, map_scene
@@ -28,11 +29,6 @@ from multimae_eo.model.predictor import Predictor
 from multimae_eo.sample import Batch
 from multimae_eo.sources.scene import Scene
 
-# Okabe and Ito's hues, then darker ones; beyond them colours repeat.
-_PALETTE = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
-    (204, 121, 167), (120, 120, 120), (128, 70, 0), (0, 70, 110), (0, 90, 60), (110, 40, 90),
-)  # fmt: skip
 _FIELD = "prediction"
 
 
@@ -153,8 +149,8 @@ def _prediction(class_names: tuple[str, ...]) -> Modality:
     if not class_names:
         return Modality(name=_FIELD, bands=(Band(name="value"),))
     classes = tuple(
-        LegendClass(id=i, name=name, color=_PALETTE[i % len(_PALETTE)])
-        for i, name in enumerate(class_names)
+        LegendClass(id=i, name=name, color=color)
+        for i, (name, color) in enumerate(zip(class_names, class_colors(class_names), strict=True))
     )
     bands = (Band(name="class"),)
     return Modality(name=_FIELD, bands=bands, kind="categorical", classes=classes)

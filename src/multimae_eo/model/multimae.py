@@ -93,6 +93,17 @@ class Features:
             total, weight = total + grid, weight + here
         return total / torch.where(weight > 0, weight, 1.0)
 
+    @property
+    def seen(self) -> Tensor:
+        """Where on ``fused``'s grid a visible token lies, of any modality: bool (B, rows, columns).
+
+        Around the tokens of a coarser grid ``fused`` interpolates half a token further.
+        """
+        ones = self.tokens.new_ones(*self.tokens.shape[:2], 1)
+        finest = max(self.layout.grids.values())
+        covers = [F.interpolate(placed, finest) for placed in self._placed(ones).values()]
+        return torch.stack(covers).sum(dim=0)[:, 0] > 0
+
     def _placed(self, tokens: Tensor) -> dict[str, Tensor]:
         """Tokens (B, K, D) in their modalities' grids: (B, D, rows, columns) each."""
         size, _, width = tokens.shape

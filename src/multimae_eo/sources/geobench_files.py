@@ -44,6 +44,15 @@ _LANDSAT = (("04 - Red", "B4"), ("03 - Green", "B3"), ("02 - Blue", "B2"), ("05 
             ("06 - SWIR1", "B11"), ("07 - SWIR2", "B12"))  # fmt: skip
 _RGB = (("Red", "B4"), ("Green", "B3"), ("Blue", "B2"))
 _CLOUD = "Cloud Probability"
+_UTM = (
+    'PROJCS["WGS 84 / UTM zone 34N",GEOGCS["WGS 84",DATUM["WGS_1984",'
+    'SPHEROID["WGS 84",6378137,298.257223563]],PRIMEM["Greenwich",0],'
+    'UNIT["degree",0.0174532925199433]],PROJECTION["Transverse_Mercator"],'
+    'PARAMETER["latitude_of_origin",0],PARAMETER["central_meridian",21],'
+    'PARAMETER["scale_factor",0.9996],PARAMETER["false_easting",500000],'
+    'PARAMETER["false_northing",0],UNIT["metre",1],AUTHORITY["EPSG","32634"]]'
+)
+"""As rasterio pickles a CRS, which other readers of these files let it restore."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +335,7 @@ def _about(data: GeoBenchData, chip: _Chip, name: str, day: date | None) -> dict
 def _position(data: GeoBenchData, chip: _Chip) -> tuple[Any, Any]:
     """Where the chip is said to be: true, wrong in one of three ways, or untold."""
     i, pixel = chip.index, 1e-4
-    utm = _Named("rasterio.crs", "CRS", "EPSG:32634")
+    utm = _Named("rasterio.crs", "CRS", _UTM)
     places: Mapping[str, tuple[tuple[float, ...], Any]] = {
         "m-bigearthnet": ((10.0, 0.0, 3e5 + 1200 * i, 0.0, -10.0, 5e6), utm),
         "m-eurosat": ((10.0, 0.0, 3e5 + 640 * i, 0.0, -10.0, 5e6), utm),

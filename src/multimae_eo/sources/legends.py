@@ -5,16 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from multimae_eo.class_colors import Color, class_colors
 from multimae_eo.modality import LegendClass
 from multimae_eo.sources.yaml_section import Section
-
-Color = tuple[int, int, int]
-
-_COLORS = (
-    "4477aa", "ee6677", "228833", "ccbb44", "66ccee", "aa3377", "bbbbbb", "ee7733", "0077bb",
-    "009988", "882255", "999933",
-)  # fmt: skip
-"""Paul Tol's colour-blind safe hues, for classes without a colour of their own."""
 
 
 def inline_legend(section: Section, value: object) -> tuple[LegendClass, ...]:
@@ -23,10 +16,16 @@ def inline_legend(section: Section, value: object) -> tuple[LegendClass, ...]:
         value = [{"id": raw, "name": name} for raw, name in value.items()]
     if not isinstance(value, list) or not value:
         raise section.error("legend", "expected a catalogue name, {id: name} or a list of records")
-    return tuple(_class(section, index, record) for index, record in enumerate(value))
+    found = [_class(section, index, record) for index, record in enumerate(value)]
+    colors = class_colors([name for _, name, _ in found])
+    return tuple(
+        LegendClass(id=raw, name=name, color=given or color)
+        for (raw, name, given), color in zip(found, colors, strict=True)
+    )
 
 
-def _class(section: Section, index: int, record: object) -> LegendClass:
+def _class(section: Section, index: int, record: object) -> tuple[int, str, Color | None]:
+    """Id, name, and colour where one is given."""
     entry = Section.of(f"{section.where}: legend[{index}]", record, ("id", "name", "color"))
     raw = entry.get("id")
     if type(raw) is not int:
@@ -34,8 +33,7 @@ def _class(section: Section, index: int, record: object) -> LegendClass:
     name = entry.text("name")
     if not name:
         raise entry.error("name", "a class needs a name")
-    color = entry.get("color", "#" + _COLORS[index % len(_COLORS)])
-    return LegendClass(id=raw, name=name, color=_color(entry, color))
+    return raw, name, _color(entry, entry.get("color")) if "color" in entry else None
 
 
 def _color(entry: Section, value: object) -> Color:

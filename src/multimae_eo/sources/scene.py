@@ -22,10 +22,11 @@ from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands, require_calibration
-from multimae_eo.sources.chip_rule import CloudRule, chip_rule
+from multimae_eo.sources.chip_rule import ChipRule, CloudRule, chip_rule
 from multimae_eo.sources.dataset_schema import MODALITY_KEYS, ModalitySpec, PerChip, modality_spec
 from multimae_eo.sources.grid import Grid
 from multimae_eo.sources.rasters import read_header
+from multimae_eo.sources.scene_raster import RasterRule, raster_specs
 from multimae_eo.sources.warped import Mosaic, describe, reading, stamp, view_on
 from multimae_eo.sources.yaml_section import Section, load_yaml
 
@@ -34,6 +35,10 @@ __all__ = ["Grid", "Scene", "require_scene_modalities"]
 SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "modalities")
 _ONLY_DATASETS = ("optional", "size", "exclude")
 SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
+
+
+_Parsed = tuple[ModalitySpec, tuple[Path, ...], int]
+"""A modality, its rasters, and its ratio to the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +66,56 @@ class Scene:
         records = top.get("modalities", {})
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
-        self.path = path
-        self.name = top.text("name", path.stem)
-        self.time = _time(top)
         root = path.parent / top.text("root", ".")
         parsed = {str(name): _parse(top, str(name), r, root) for name, r in records.items()}
-        self.modalities = ModalitySet(spec.modality for spec, _, _ in parsed.values())
+        self._place(path, path.read_bytes(), parsed, native=native)
+        self.name = top.text("name", path.stem)
+        self.time = _time(top)
         self.chip_rule = chip_rule(top, self.modalities)
+        cloud = self.chip_rule.cloud if self.chip_rule else None
+        if cloud is not None and cloud.paths:
+            files = _files(top, root, cloud.paths)
+            self._cloud = _mosaic(files, self.grid, (1,), None, nodata=None)
+
+    @classmethod
+    def of_raster(
+        cls,
+        path: Path,
+        modalities: ModalitySet,
+        rule: RasterRule | None = None,
+        *,
+        ratios: Mapping[str, int] | None = None,
+    ) -> Scene:
+        """A raster that holds the bands of all ``modalities``; see ``scene_raster``.
+
+        ``ratios``: as the attribute. Raises BandError for bands that are not in it, ConfigError for
+        what it does not say, and as a scene file does for a raster that cannot be used.
+        """
+        rule = rule or RasterRule()
+        parsed = {
+            name: (spec, (path,), (ratios or {}).get(name, 1))
+            for name, spec in raster_specs(path, modalities, rule).items()
+        }
+        scene = cls.__new__(cls)
+        scene._place(path, f"{modalities.fingerprint} {rule}".encode(), parsed, native=True)
+        return scene
+
+    def _place(
+        self, path: Path, said: bytes, parsed: Mapping[str, _Parsed], *, native: bool
+    ) -> None:
+        """Put the rasters on the grid. ``said``: what decides the scene beside their pixels."""
+        self.path, self._said = path, said
+        self.name = path.stem
+        self.time: str | None = None
+        self.modalities = ModalitySet(spec.modality for spec, _, _ in parsed.values())
         self.grid = _grid_of(next(iter(parsed.values()))[1])
         self._layers = {
             name: _layer(spec, paths, self.grid, ratio if native else 1)
             for name, (spec, paths, ratio) in parsed.items()
         }
         self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
-        cloud = self.chip_rule.cloud if self.chip_rule else None
-        self._cloud = None
-        if cloud is not None and cloud.paths:
-            files = _files(top, root, cloud.paths)
-            self._cloud = _mosaic(files, self.grid, (1,), None, nodata=None)
+        self.chip_rule: ChipRule | None = None
+        self._cloud: Mosaic | None = None
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in ``window``, which may reach over the edges.
@@ -116,7 +153,7 @@ class Scene:
 
     def stamp(self) -> str:
         """16 hex digits that change with the scene's file, or when a raster is replaced."""
-        digest = hashlib.sha256(self.path.read_bytes())
+        digest = hashlib.sha256(self._said)
         for layer in self._layers.values():
             for view in layer.mosaic.views:
                 digest.update(f"\n{view.path} {stamp(view.path)}".encode())
@@ -156,9 +193,7 @@ def _time(top: Section) -> str | None:
     return value.isoformat() if isinstance(value, datetime.date) else top.text("time") or None
 
 
-def _parse(
-    top: Section, name: str, record: object, root: Path
-) -> tuple[ModalitySpec, tuple[Path, ...], int]:
+def _parse(top: Section, name: str, record: object, root: Path) -> _Parsed:
     section = Section.of(f"{top.where}: modalities.{name}", record or {}, SCENE_MODALITY_KEYS)
     value = section.get("path")
     listed = value if isinstance(value, list) else [value]

@@ -17,6 +17,7 @@ from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.model.adapt import adapt
 from multimae_eo.model.heads import check_head
+from multimae_eo.model.lora import merge_low_rank
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import Target, TargetScan
@@ -98,6 +99,7 @@ def finetune(
     if module.global_rank == 0:
         metrics.save()
         _restore_best(module, out)
+        merge_low_rank(predictor.encoder.encoder)
         predictor.save_pretrained(out / "model", card=_card(record, source, spec, best))
         finetune_page(out, module.metric_name).write(out / "report.html")
     return RunResult(
@@ -164,6 +166,10 @@ def _encoder(
     measured: Callable[[ModalitySet], Statistics],
 ) -> MultiMAE:
     """The encoder that is trained: the given model's for these inputs, or a new one."""
+    if model is None and recipe.adapt.lora:
+        raise ConfigError(
+            "adapt.lora: differences from random weights teach little; give a --model"
+        )
     if model is None:
         whole = replace(recipe.data, chip=None)
         config = model_config(ModelRecipe(**vars(recipe.model)), whole, inputs, sizes)
@@ -171,8 +177,8 @@ def _encoder(
     adapted = adapt(model, inputs, sizes, measured)
     for note in adapted.notes:
         _say(note)
-    if adapted.notes and recipe.freeze != "none":
-        _say("new weights of inputs are frozen with the others, as they were drawn (--freeze)")
+    if adapted.notes and (recipe.freeze != "none" or recipe.adapt.lora):
+        _say("new weights of inputs are frozen with the others, as they were drawn")
     return adapted.encoder
 
 

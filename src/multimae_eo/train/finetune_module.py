@@ -15,6 +15,7 @@ from multimae_eo.errors import DataError, TrainingError
 from multimae_eo.model.compiled import compile_parts
 from multimae_eo.model.draws import mixed_seed
 from multimae_eo.model.encoder import Block
+from multimae_eo.model.lora import add_low_rank
 from multimae_eo.model.predictor import Predictor
 from multimae_eo.model.target import Target
 from multimae_eo.sample import Batch
@@ -43,6 +44,9 @@ class FinetuneModule(pl.LightningModule):
         self.metric_name, self.sign, self.metric = validation_metric(predictor.target)
         self.steps, self.warmup, self.lr = steps, warmup, lr
         frozen = freeze(predictor, recipe.freeze)
+        if recipe.adapt.lora:
+            predictor.encoder.requires_grad_(False)
+            add_low_rank(predictor.encoder.encoder, recipe.adapt.lora)
         predictor.encoder.encoder.recompute = recipe.run.recompute
         if recipe.run.compile:
             compile_parts(predictor.encoder)

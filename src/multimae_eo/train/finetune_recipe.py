@@ -52,6 +52,17 @@ class AugmentRecipe:
 
 
 @dataclass(kw_only=True)
+class AdaptRecipe:
+    """How little of the encoder learns.
+
+    Args:
+        lora: Rank of low-rank differences of its linear layers, which alone learn (0: off).
+    """
+
+    lora: int = 0
+
+
+@dataclass(kw_only=True)
 class FinetuneOptim(AdamWRecipe):
     """AdamW with warm-up, cosine decay, and smaller steps for layers nearer to the pixels.
 
@@ -96,6 +107,7 @@ class FinetuneRecipe:
         task: classification, segmentation or regression.
         inputs: Modalities that are used (default: all that data and model share).
         freeze: none, encoder, or a number: the input projections and so many blocks.
+        adapt: Small differences that learn in the encoder's stead.
         model: The network's size, where none is given.
         head: What turns tokens into predictions.
         loss: What is minimised.
@@ -108,6 +120,7 @@ class FinetuneRecipe:
     task: TaskName = "classification"
     inputs: list[str] = field(default_factory=list)
     freeze: Literal["none", "encoder"] | int = "none"
+    adapt: AdaptRecipe = field(default_factory=AdaptRecipe)
     model: EncoderRecipe = field(default_factory=EncoderRecipe)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossRecipe = field(default_factory=LossRecipe)
@@ -153,9 +166,12 @@ def parse_finetune(
         "augment.mixup": (recipe.augment.mixup, 0),
         "augment.cutmix": (recipe.augment.cutmix, 0),
         "augment.visible": (1 if recipe.augment.visible is None else recipe.augment.visible, 1),
+        "adapt.lora": (recipe.adapt.lora, 0),
         "run.patience": (recipe.run.patience, 0),
         "run.keep": (recipe.run.keep, 0),
     }
+    if recipe.adapt.lora and recipe.freeze != "none":
+        raise ConfigError(f"{where}: adapt.lora freezes the encoder itself; leave freeze at none")
     if recipe.run.strategy == "fsdp":
         raise ConfigError(f"{where}: run.strategy: fsdp shards pre-training only; use ddp")
     for name in ("epochs", "nodes", "accumulate", "val_every", "log_every"):
