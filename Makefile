@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= quickstart
 PLUGINS ?= .venv-plugins
 
-.PHONY: quickstart test check format clean constraints plugins
+.PHONY: quickstart test check format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -24,6 +24,14 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site, in site/index.html: strict, so that a broken link is an error.
+docs: reference
+	$(BIN)/zensical build --clean --strict
+
+reference: $(VENV)/ready
+	$(BIN)/python docs/figures/method.py
+	$(BIN)/python docs/reference/generate.py
 
 # The environment is complete only when the last line has run, so an interrupted one is made again.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -49,4 +57,4 @@ constraints:
 	  -c torch-pin.txt --no-annotate --no-header -o constraints.txt
 
 clean:
-	rm -rf $(VENV) $(PLUGINS) quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PLUGINS) quickstart tutorial site .pytest_cache .mypy_cache .ruff_cache .hypothesis

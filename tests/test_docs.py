@@ -19,7 +19,11 @@ from multimae_eo.cli import _VERBS, OVERRIDDEN, _split_overrides, main
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/reference").glob("*.md")),
+]
 SHELL = ("", "sh", "bash", "console", "shell")
 
 SUBSTITUTED = {
@@ -40,8 +44,13 @@ NOT_RUN = {
     ("prepare", "stac.yaml"): "tests/sources/test_stac.py",
     ("prepare", "scene.yaml"): "tests/sources/test_scene_chips.py",
 }
+# What the fixture ``tour`` has done.
+WHOLE_TOURS = (["quickstart"], ["quickstart", "--out", "quickstart"])
 # By the verb and a word after it.
 ADDED = {
+    ("quickstart", "--world_only"): "--chips 40",
+    ("pretrain", "tutorial/store"): "--run.epochs 1",
+    ("finetune", "tutorial/mapper"): "--run.epochs 1 --run.accelerator cpu",
     ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto",
     ("pretrain", "paper-mmearth64"): "--model.encoder nano --run.epochs 1 --data.batch_size 4 "
     "--data.workers 0 --run.precision 32-true --run.accelerator cpu --data.val_fraction 0.3",
@@ -159,6 +168,7 @@ def test_dataset_files_that_are_shown_are_well_formed(page, tmp_path):
         assert isinstance(record, dict), f"{name(page)}:{block.line}"
         if {"name", "chips", "modalities"} <= record.keys() and isinstance(record["chips"], str):
             path = tmp_path / "shown.yaml"
+            (tmp_path / record.get("root", ".")).mkdir(exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
             read_dataset_file(path)
 
@@ -213,12 +223,15 @@ def test_commands_and_python_run_as_written(page, reader, capsys):
     variables: dict[str, object] = {"folder": reader / "made"}
     for block in blocks(page):
         where = f"{name(page)}:{block.line}"
+        if block.language == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", block.text)):
+            # The reader is told to write it.
+            (reader / file[1]).write_text(block.text, encoding="utf-8")
         if block.language == "python":
             exec(compile(block.text, where, "exec"), variables)
         for words in commands(block):
             if words[0] != "multimae-eo":
                 run_elsewhere(words, where)
-            elif words[1] != "quickstart" and (words[1], words[2]) not in NOT_RUN:
+            elif words[1:] not in WHOLE_TOURS and tuple(words[1:3]) not in NOT_RUN:
                 arguments = substituted(words[1:])
                 lacking = [
                     a for a in arguments if a.startswith(str(SHARED)) and not Path(a).exists()

@@ -138,13 +138,17 @@ def _split_overrides(arguments: list[str], verb: str = "pretrain") -> tuple[list
 def _quickstart_options(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="quickstart", help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="decides the world and the model")
+    parser.add_argument("--chips", type=int, default=600, help="chips of the world")
+    parser.add_argument(
+        "--world_only", action="store_true", help="stop when chips and a scene are on disk"
+    )
 
 
 def _quickstart(options: Any, _: list[str]) -> None:
-    from multimae_eo.quickstart import quickstart
+    from multimae_eo.quickstart import make_world, quickstart
 
-    report = quickstart(Path(options.out), seed=options.seed)
-    print(report)
+    step = make_world if options.world_only else quickstart
+    print(step(Path(options.out), seed=options.seed, chips=options.chips))
 
 
 # inspect ------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 _EXAMPLES: dict[str, tuple[str, ...]] = {
-    "quickstart": ("quickstart --out quickstart",),
+    "quickstart": (
+        "quickstart --out quickstart",
+        "quickstart --world_only --chips 200 --out small",
+    ),
     "inspect": ("inspect dataset.yaml --html report.html", "inspect mmearth:DIR --json"),
     "prepare": ("prepare dataset.yaml --out store", "prepare mmearth:DIR --out store --workers 4"),
     "pretrain": (
@@ -19,6 +22,10 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "probe --model runs/first/model --data dataset.yaml --methods knn,linear --out probes",
     ),
     "predict": ("predict --model runs/map/model --scene scene.yaml --out map.tif",),
+    "study": (
+        "study --model runs/first/model --data dataset.yaml --task classification --out studies/a",
+    ),
+    "benchmark": ("benchmark geobench --model runs/first/model --root ROOT --out benchmarks/a",),
     "reconstruct": (
         "reconstruct --model runs/first/model --scene scene.yaml --inputs rgb --out maps",
         "reconstruct --model runs/first/model --data store --inputs rgb --limit 4 --out pictures",
@@ -28,6 +35,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "embed --model runs/first/model --data store --out store.parquet --half",
     ),
     "search": ("search --embeddings store.parquet --at=-4.1,52.4 --k 5",),
+    "demo": ("demo --model runs/first/model --scene scene.yaml --runs runs",),
     "convert": ("convert checkpoint-999.pth --out model --statistics band_stats.json",),
     "export": (
         "export --model runs/first/model --format onnx --inputs elevation --out encoder.onnx",

@@ -115,7 +115,7 @@ def _benchmark_options(parser: Any) -> None:
     from multimae_eo.sources.geobench_bands import DATASETS
 
     add = parser.add_argument
-    add("suite", type=str, choices=["geobench"], help="geobench: GEO-Bench version 1")
+    add("suite", choices=["geobench"], help="geobench: GEO-Bench version 1")
     _common(parser, "knn,linear,finetune")
     add("--root", type=str, required=True, help="folder of the benchmark as it was downloaded")
     add("--datasets", type=str, default="all", help=f"of {', '.join(DATASETS)}; all: those there")

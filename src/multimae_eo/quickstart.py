@@ -38,6 +38,17 @@ class _Tour:
         self.seconds[name] = time.perf_counter() - start
 
 
+def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
+    """The tour's first step alone: chips and a scene in ``out/world``; returns its dataset file.
+
+    Raises OutputError when ``out`` holds something else.
+    """
+    from multimae_eo.sources.synthetic import write_world
+
+    _claim(out, {"seed": seed, "chips": chips})
+    return write_world(out / "world", chips=chips, size=64, seed=seed).dataset
+
+
 def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | None = None) -> Path:
     """Run the tour; returns the path of ``report.html`` in ``out``.
 
@@ -52,17 +63,15 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     from multimae_eo.model.multimae import MultiMAE
     from multimae_eo.sources import open_source
     from multimae_eo.sources.scene import Scene
-    from multimae_eo.sources.synthetic import write_world
     from multimae_eo.store.writer import prepare
     from multimae_eo.train.pretrain import pretrain
     from multimae_eo.train.recipe import load_recipe
 
-    _claim(out, {"seed": seed, "chips": chips})
     tour = _Tour()
     with tour.step("making a world"):
-        world = write_world(out / "world", chips=chips, size=64, seed=seed)
+        dataset = make_world(out, seed=seed, chips=chips)
     with tour.step("preparing a chip store"):
-        store = prepare(open_source(world.dataset), out / "store")
+        store = prepare(open_source(dataset), out / "store")
     overrides = [f"--run.seed={seed}", *([f"--run.epochs={epochs}"] if epochs else [])]
     recipe = load_recipe("quickstart", overrides)
     with tour.step("pre-training"):
@@ -83,7 +92,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     with tour.step("mapping a scene"):
         maps = reconstruct_scene(
             model,
-            Scene(world.scene),
+            Scene(dataset.with_name("scene.yaml")),
             inputs=list(GIVEN),
             outputs=["landcover", "elevation"],
             out=out / "scene",

@@ -61,6 +61,10 @@ class Scene:
     rotated, damaged), DataError for a raster that lies wholly elsewhere.
     """
 
+    time: str | None = None
+    chip_rule: ChipRule | None = None
+    _cloud: Mosaic | None = None
+
     def __init__(self, path: Path, *, native: bool = False) -> None:
         top = Section.of(str(path), load_yaml(path), SCENE_KEYS)
         records = top.get("modalities", {})
@@ -106,7 +110,6 @@ class Scene:
         """Put the rasters on the grid. ``said``: what decides the scene beside their pixels."""
         self.path, self._said = path, said
         self.name = path.stem
-        self.time: str | None = None
         self.modalities = ModalitySet(spec.modality for spec, _, _ in parsed.values())
         self.grid = _grid_of(next(iter(parsed.values()))[1])
         self._layers = {
@@ -114,8 +117,6 @@ class Scene:
             for name, (spec, paths, ratio) in parsed.items()
         }
         self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
-        self.chip_rule: ChipRule | None = None
-        self._cloud: Mosaic | None = None
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in ``window``, which may reach over the edges.
