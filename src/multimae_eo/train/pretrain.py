@@ -38,6 +38,11 @@ class Init:
     name: str
     digest: str
 
+    @property
+    def record(self) -> dict[str, dict[str, str]]:
+        """What a run's record says of it."""
+        return {"init": {"model": self.name, "hash": self.digest}}
+
 
 def pretrain(
     recipe: Recipe,
@@ -63,9 +68,7 @@ def pretrain(
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
     config.validate(modalities)
-    record = yaml.safe_load(recipe.to_yaml())
-    if init is not None:
-        record |= {"init": {"model": init.name, "hash": init.digest}}
+    record = yaml.safe_load(recipe.to_yaml()) | ({} if init is None else init.record)
     claim_run(out, record, source, spec, defaults=yaml.safe_load(Recipe().to_yaml()))
     statistics = train_statistics(
         source,
@@ -88,14 +91,7 @@ def pretrain(
     )
     validation = _validation(source, val, modalities, recipe)
     metrics = MetricsCsv(out / "metrics.csv")
-    run = recipe.run
-    callbacks: list[Any] = [
-        Checkpoints(out / "checkpoints", every_steps=run.checkpoint_steps, keep=run.keep)
-    ]
-    # Where weights are sharded, no process can draw by itself.
-    if run.strategy != "fsdp":
-        draw = _picture(source, val, modalities, recipe)
-        callbacks.append(Pictures(out / "pictures", run.pictures_every, draw))
+    callbacks = _callbacks(recipe, out, _picture(source, val, modalities, recipe))
     with quiet():
         trainer = make_trainer(
             recipe.run,
@@ -118,6 +114,14 @@ def pretrain(
         seconds=seconds,
         first_process=trainer.is_global_zero,
     )
+
+
+def _callbacks(recipe: Recipe, out: Path, draw: Any) -> list[Any]:
+    run = recipe.run
+    kept = Checkpoints(out / "checkpoints", every_steps=run.checkpoint_steps, keep=run.keep)
+    # Where weights are sharded, no process can draw by itself.
+    drawn = [] if run.strategy == "fsdp" else [Pictures(out / "pictures", run.pictures_every, draw)]
+    return [kept, *drawn]
 
 
 def start_from(model: MultiMAE, init: Init) -> None:
