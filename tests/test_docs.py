@@ -33,6 +33,7 @@ SUBSTITUTED = {
     "DIR": "made/out",
     "RUN": "made/run",
     "scene.yaml": "quickstart/world/scene.yaml",
+    "S2_L2A.tif": "quickstart/world/scene/s2.tif",
     "KEY": "synthetic@0,0",
     "checkpoint-999.pth": str(
         SHARED / "fixtures/reference_checkpoint/six_modalities/checkpoint-999.pth"

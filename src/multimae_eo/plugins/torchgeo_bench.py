@@ -1,8 +1,4 @@
-"""torchgeo-bench: ``MultiMAEBench``, given to it as the model's ``_target_``.
-
-    torchgeo-bench run model._target_=multimae_eo.plugins.torchgeo_bench.MultiMAEBench \
-        +model.model=runs/first/model +model.scale=1e-4 dataset.normalization=identity
-"""
+"""torchgeo-bench: ``MultiMAEBench``, the ``_target_`` of a model's file; see docs/ecosystem.md."""
 
 from __future__ import annotations
 
