@@ -44,7 +44,7 @@ def test_help_of_every_verb_explains_its_options(run, verb):
     code, out, err = run(verb, "--help")
     assert (code, err) == (0, "")
     assert _VERBS[verb][2].split(",")[0] in " ".join(out.split())
-    assert "--out" in out or verb in ("info", "inspect", "search", "completion")
+    assert "--out" in out or verb in ("info", "inspect", "search", "completion", "demo")
 
 
 def test_help_of_pretrain_lists_recipes_and_their_options(run):

@@ -111,7 +111,7 @@ def test_bash_completes_verbs_and_options(run, tmp_path):
             ["bash", "-c", text], capture_output=True, text=True, check=True
         ).stdout.split()
 
-    assert complete("pre", 1) == ["prepare", "pretrain"]
+    assert sorted(complete("pre", 1)) == ["predict", "prepare", "pretrain"]
     assert complete("export --qu", 2) == ["--quantize"]
 
 

@@ -52,7 +52,7 @@ ADDED = {
     ("quickstart", "--world_only"): "--chips 40",
     ("pretrain", "tutorial/store"): "--run.epochs 1",
     ("finetune", "tutorial/mapper"): "--run.epochs 1 --run.accelerator cpu",
-    ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto",
+    ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto --run.epochs 1",
     ("pretrain", "paper-mmearth64"): "--model.encoder nano --run.epochs 1 --data.batch_size 4 "
     "--data.workers 0 --run.precision 32-true --run.accelerator cpu --data.val_fraction 0.3",
     ("pretrain", "sentinel2-groups-small"): "--run.epochs 1",

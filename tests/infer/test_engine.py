@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.catalog import make_modality
+from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError, DataError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.infer.blend import Canvas
@@ -202,7 +203,7 @@ def test_predictions_over_scenes_of_any_size(tmp_path, shape):
     with rasterio.open(paths[0]) as cog:
         assert cog.shape == shape
         assert cog.nodata == 255
-        assert cog.colormap(1)[0][:3] == (230, 159, 0)
+        assert cog.colormap(1)[0][:3] == class_colors(Fake.class_names)[0]
         assert cog.tags()["class_1"] == "water"
         assert np.array_equal(cog.read(1), np.where(red > 0.2, 0, 1))
     with rasterio.open(paths[1]) as cog:

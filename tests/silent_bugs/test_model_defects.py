@@ -85,7 +85,7 @@ def test_8_a_step_asks_nothing_of_the_device_and_interpolates_nothing(
     module.recipe.masking.visible = 12
 
     def step() -> None:
-        losses, _ = module._losses(batch, (0, 0, 0))
+        losses, _ = module._losses(batch, 0)
         losses.total.backward()
 
     step()

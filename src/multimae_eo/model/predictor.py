@@ -81,6 +81,8 @@ class Predictor(Pretrained):
         Windows have the size of the chips the model was trained on. Their features are averaged
         where labels are one per chip, and their logits blended where they are maps.
         """
+        if inputs is not None:
+            batch = batch.select([n for n in batch.pixels if n in inputs])
         if not self.flips:
             return self._predict(batch, inputs)
         outputs = [

@@ -12,6 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from multimae_eo.errors import ContractError
 from multimae_eo.geo import Window, window_starts
 from multimae_eo.sample import Batch
 
@@ -25,10 +26,16 @@ def chip_windows(sizes: Mapping[str, int], batch: Batch, overlap: float | None) 
     Each has every modality of ``sizes``, whether the batch has it or not. ``overlap``: share of a
     window's side, in [0, 1); None asks for whole chips. Empty where chips are to be taken whole:
     they are no larger than the model's, or their modalities do not differ from the model's by one
-    and the same factor.
+    and the same factor. ContractError for a modality that the model does not know.
     """
     if overlap is None or not sizes:
         return []
+    for name in batch.pixels:
+        if name not in sizes:
+            raise ContractError(
+                f"{name}: not a modality of the model ({', '.join(sizes)}); leave it out of the "
+                "batch, or name the inputs"
+            )
     # Pixel edges of the coarsest modality are edges of all others.
     side = min(sizes.values())
     grounds = {
