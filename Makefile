@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 OUT ?= quickstart
 PLUGINS ?= .venv-plugins
 
-.PHONY: quickstart test check format docs reference clean constraints plugins
+.PHONY: quickstart demo test check format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
+
+demo: $(VENV)/ready
+	test -d $(OUT)/model || $(BIN)/multimae-eo quickstart --out $(OUT)
+	$(BIN)/multimae-eo demo --model $(OUT)/model --scene $(OUT)/world/scene.yaml --runs $(OUT)/run
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal
