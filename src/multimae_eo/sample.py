@@ -58,6 +58,17 @@ class Sample:
         own = self.calibration.get(modality.name)
         return own or Calibration(scale=modality.scale, offset=modality.offset)
 
+    def values_of(self, modality: Modality) -> npt.NDArray[np.float64]:
+        """Physical values (C, H, W), or indices into the legend, -1 where the id is not in it."""
+        pixels = self.pixels[modality.name]
+        if modality.categorical:
+            index = np.full(pixels.shape, -1.0)
+            for place, known in enumerate(modality.class_ids):
+                index[pixels == known] = place
+            return index
+        how = self.calibration_of(modality)
+        return np.asarray(pixels.astype(np.float64) * how.scale + how.offset)
+
     def select(self, names: Sequence[str]) -> Sample:
         """The same chip with only the named modalities (those of them that it has)."""
         return replace(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multimae_eo.doctor.finding import BandSummary, Diagnosis
-from multimae_eo.doctor.scan import Array, choose, validity
+from multimae_eo.doctor.scan import choose, validity
 from multimae_eo.doctor.table import evidence_text
 from multimae_eo.errors import DataError
 from multimae_eo.infer.pictures import RGB, Stretch, absent_picture, describe, picture, stretch_of
@@ -178,7 +178,7 @@ def mosaic(samples: Sequence[Sample], modalities: ModalitySet) -> Figure:
 def _images(samples: Sequence[Sample], modality: Modality) -> Mapping[str, RGB]:
     """Every chip in one stretch, that of all their pixels together."""
     having = [s for s in samples if modality.name in s.pixels]
-    shown = {s.key: _values(s, modality) for s in having}
+    shown = {s.key: s.values_of(modality) for s in having}
     fit: Stretch | None = None
     if not modality.categorical:
         joined = [v.reshape(len(v), 1, -1) for v in shown.values()]
@@ -191,15 +191,3 @@ def _images(samples: Sequence[Sample], modality: Modality) -> Mapping[str, RGB]:
     }
     blank = absent_picture(*next(iter(images.values())).shape[:2])
     return {s.key: images.get(s.key, blank) for s in samples}
-
-
-def _values(sample: Sample, modality: Modality) -> Array:
-    """Physical values, or indices into the legend (-1 where the id is not in it)."""
-    pixels = sample.pixels[modality.name]
-    if modality.categorical:
-        index = np.full(pixels.shape, -1.0)
-        for place, known in enumerate(modality.class_ids):
-            index[pixels == known] = place
-        return index
-    how = sample.calibration_of(modality)
-    return np.asarray(pixels.astype(np.float64) * how.scale + how.offset)

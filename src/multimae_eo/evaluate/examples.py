@@ -11,7 +11,7 @@ import numpy.typing as npt
 from multimae_eo.class_colors import Color, class_colors
 from multimae_eo.evaluate.metrics import Predictions, chip_outcomes
 from multimae_eo.infer.pictures import RGB, Look, look_of, picture
-from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 
@@ -72,19 +72,7 @@ def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:
     """A chip as its most telling modality shows it: colour before any other."""
     ranked = sorted(sample.pixels, key=lambda n: _LOOKS.index(look_of(modalities[n])))
     modality = modalities[ranked[0]]
-    return picture(modality, _values(sample, modality), valid=sample.valid.get(modality.name))
-
-
-def _values(sample: Sample, modality: Modality) -> npt.NDArray[Any]:
-    """Physical values, or indices into the legend, -1 where the id is not in it."""
-    pixels = sample.pixels[modality.name]
-    if modality.categorical:
-        index = np.full(pixels.shape, -1.0)
-        for place, known in enumerate(modality.class_ids):
-            index[pixels == known] = place
-        return index
-    how = sample.calibration_of(modality)
-    return np.asarray(pixels.astype(np.float64) * how.scale + how.offset)
+    return picture(modality, sample.values_of(modality), valid=sample.valid.get(modality.name))
 
 
 def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:

@@ -118,7 +118,7 @@ def study(
     from multimae_eo.evaluate.study_page import write_study
 
     record = {"model": about.digest, "seed": plan.seed, "steps": plan.steps}
-    claim_run(out, record | {"recipe": plain(plan.make(()))}, about.source, about.spec)
+    claim_run(out, record | {"recipe": plan.make(()).to_plain()}, about.source, about.spec)
     sets = inputs or {"all": default_inputs(about)}
     trials = [t for named in sets.items() for t in set_trials(about, plan, named, out)]
     rows = [trial.row(plan.seed) for trial in trials]
@@ -362,11 +362,3 @@ def _cell_name(
 
 def _said(point: Sequence[str]) -> str:
     return " ".join(option.removeprefix("--") for option in point) or "–"
-
-
-def plain(recipe: FinetuneRecipe) -> dict[str, Any]:
-    """A recipe as plain data, for the record of a run."""
-    import yaml
-
-    record: dict[str, Any] = yaml.safe_load(recipe.to_yaml())
-    return record

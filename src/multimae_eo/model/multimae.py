@@ -36,15 +36,6 @@ from multimae_eo.sample import Batch
 from multimae_eo.statistics import Statistics
 
 
-def pooled(tokens: Tensor, slots: VisibleSlots) -> Tensor:
-    """Mean of the visible patch tokens (B, D) of (B, K + …, D); what follows them is left out."""
-    tokens = tokens[:, : slots.count]
-    if slots.real is None:
-        return tokens.mean(dim=1)
-    weight = slots.real[:, :, None].to(tokens.dtype)
-    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
-
-
 @dataclass(frozen=True)
 class Features:
     """What the encoder says of a batch.
@@ -62,7 +53,10 @@ class Features:
     @property
     def pooled(self) -> Tensor:
         """Mean over each sample's visible patch tokens: (B, D)."""
-        return pooled(self.tokens, self.slots)
+        if self.slots.real is None:
+            return self.tokens.mean(dim=1)
+        weight = self.slots.real[:, :, None].to(self.tokens.dtype)
+        return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def grid(self, modality: str) -> Tensor:
         """A modality's tokens in place: (B, D, rows, columns), zeros where none was visible."""
@@ -121,14 +115,14 @@ class Reconstruction:
     """Predictions in patch space, with what they are to be measured against.
 
     ``predictions[task]``: (B, N, P), normalised values or class logits (P = classes·p·p),
-    laid out (channel or class, row, column). ``pooled``: mean over each sample's visible tokens
-    (B, D).
+    laid out (channel or class, row, column). ``features``: what the encoder says of the visible
+    patches.
     """
 
     predictions: Mapping[str, Tensor]
     states: Tensor
     patches: Patches
-    pooled: Tensor
+    features: Features
 
     @property
     def layout(self) -> TokenLayout:
@@ -233,7 +227,8 @@ class MultiMAE(Pretrained):
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
         predictions = self.decode(names, tokens, slots, layout, positions)
         states = states.to(patches.device, non_blocking=True)
-        return Reconstruction(predictions, states, patches, pooled(tokens, slots))
+        features = Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, layout)
+        return Reconstruction(predictions, states, patches, features)
 
     def decode(
         self,

@@ -72,8 +72,8 @@ def finetune(
         val, _ = labelled(source, val, inputs, recipe, required=False)
     check_head(recipe.head, dense=target.dense)
     sizes = shown_sizes(chip_sizes(source, inputs, train), recipe.data.chip)
-    record = yaml.safe_load(recipe.to_yaml()) | {"init": dict(init or {})}
-    claim_run(out, record, source, spec, defaults=yaml.safe_load(FinetuneRecipe().to_yaml()))
+    record = recipe.to_plain() | {"init": dict(init or {})}
+    claim_run(out, record, source, spec, defaults=FinetuneRecipe().to_plain())
 
     def measured(modalities: ModalitySet) -> Statistics:
         limit, kept = recipe.data.statistics_chips, out / "statistics.json"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import yaml
 from multimae_eo.errors import ConfigError
 from multimae_eo.model.config import HeadConfig
 from multimae_eo.model.target import TaskName
-from multimae_eo.train.options import build, check_keys, check_least, one_line
+from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
 from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, EncoderRecipe, TrainingRecipe
 
 
@@ -100,7 +99,7 @@ class FinetuneRun(TrainingRecipe):
 
 
 @dataclass(kw_only=True)
-class FinetuneRecipe:
+class FinetuneRecipe(Recorded):
     """A fine-tuning run.
 
     Args:
@@ -128,14 +127,6 @@ class FinetuneRecipe:
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     data: FinetuneData = field(default_factory=FinetuneData)
     run: FinetuneRun = field(default_factory=FinetuneRun)
-
-    def to_yaml(self) -> str:
-        """The recipe as YAML; ``parse_finetune`` reads it."""
-        record = asdict(self)
-        record["optim"]["betas"] = list(self.optim.betas)
-        text = io.StringIO()
-        yaml.safe_dump(record, text, sort_keys=False)
-        return text.getvalue()
 
 
 def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneRecipe:

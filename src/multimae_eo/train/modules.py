@@ -57,7 +57,7 @@ class PretrainModule(pl.LightningModule):
         draws = 1 if self.agreement is None else self.recipe.agreement.views
         losses, reconstruction = self._losses(batch, self.current_epoch, draws=draws)
         if self.agreement is not None:
-            said: Tensor = self.agreement(reconstruction.pooled)
+            said: Tensor = self.agreement(reconstruction.features.pooled)
             losses = losses.plus("agreement", self.recipe.agreement.weight, said)
         self._guard(losses, batch)
         self._log("train", losses, len(batch), sync=False)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -18,6 +18,20 @@ from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.model.config import DecoderConfig, EncoderConfig, encoder_named
 
 T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Recorded:
+    """Options that are written down with what they led to."""
+
+    def to_yaml(self) -> str:
+        """The options as YAML, which ``build`` reads again."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The options as the plain data that reading their YAML gives."""
+        record: dict[str, Any] = yaml.safe_load(self.to_yaml())
+        return record
 
 
 def build(

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import yaml
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.infer.figures import reconstruction_figure, save_figure
@@ -68,8 +67,8 @@ def pretrain(
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
     config.validate(modalities)
-    record = yaml.safe_load(recipe.to_yaml()) | ({} if init is None else init.record)
-    claim_run(out, record, source, spec, defaults=yaml.safe_load(Recipe().to_yaml()))
+    record = recipe.to_plain() | ({} if init is None else init.record)
+    claim_run(out, record, source, spec, defaults=Recipe().to_plain())
     statistics = train_statistics(
         source,
         modalities,

@@ -6,9 +6,8 @@ run folder and the checkpoint.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import yaml
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
 from multimae_eo.model.config import DecoderConfig, EncoderConfig
-from multimae_eo.train.options import build, check_keys, check_least, one_line
+from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
 
 
 @dataclass(kw_only=True)
@@ -208,7 +207,7 @@ class RunRecipe(TrainingRecipe):
 
 
 @dataclass(kw_only=True)
-class Recipe:
+class Recipe(Recorded):
     """A pre-training run.
 
     Args:
@@ -230,14 +229,6 @@ class Recipe:
     optim: OptimRecipe = field(default_factory=OptimRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
-
-    def to_yaml(self) -> str:
-        """The recipe as YAML; ``load_recipe`` is its inverse."""
-        record = asdict(self)
-        record["optim"]["betas"] = list(self.optim.betas)
-        text = io.StringIO()
-        yaml.safe_dump(record, text, sort_keys=False)
-        return text.getvalue()
 
     def resolve(self, available: ModalitySet) -> tuple[ModalitySet, tuple[Task, ...]]:
         """The modalities and tasks of this recipe on given data; ConfigError where they lack."""
