@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,11 +71,19 @@ def interleaved(
     """Times of each way, turn by turn, so that what else the machine does meets all alike."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warmup + rounds):
+        start = time.perf_counter()
         for name, work in ways.items():
             taken = seconds(work, device)
             if turn >= warmup:
                 found[name].append(taken)
+        what = f"round {turn - warmup + 1} of {rounds}" if turn >= warmup else "warming up"
+        say(f"{what}: {time.perf_counter() - start:.0f} s for {len(ways)} ways")
     return found
+
+
+def say(line: str) -> None:
+    """Progress, beside what the benchmark prints."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def ceiling(device: str, dtype: torch.dtype, *, side: int, rounds: int = 10) -> float:

@@ -219,6 +219,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         bench.losses(Row())[0].backward()
     flops = counter.get_total_flops() / options.batch
     ways = rows(options)
+    measure.say(f"{len(ways)} ways on {about['device']}, {about['threads']} threads")
     losses = {n: float(bench.step(row, dtype)) for n, (row, dtype) in ways.items()}
     for name, (_, dtype) in ways.items():
         agrees = 1e-5 if dtype == torch.float32 else 2e-2
@@ -226,7 +227,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if abs(losses[name] / reference - 1) > agrees:
             raise SystemExit(f"{name}: loss {losses[name]}, naive {reference}")
     steps = {n: (lambda w=way: bench.step(*w)) for n, way in ways.items()}
-    times = measure.interleaved(steps, options.device, rounds=options.rounds, warmup=2)
+    times = measure.interleaved(steps, options.device, rounds=options.rounds)
     side = options.ceiling
     tops = {
         "fp32": measure.ceiling(options.device, torch.float32, side=side),
