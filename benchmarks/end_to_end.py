@@ -4,7 +4,7 @@ Writes a chip store of noise (six modalities, 64 px), then trains on random 56 p
 with this package's loader and step, and turn by turn, for the ratio, the naive way: chips read one
 by one and collated, the naive step (naive.py), no reading ahead.
 
-    python benchmarks/end_to_end.py [--steps 20] [--batch 32] [--workers 1] [--precision bf16]
+    python benchmarks/end_to_end.py [--steps 20] [--batch 32] [--workers 1] [--precision fp32,bf16]
 
 Results go to benchmarks/results/end_to_end_DEVICE.json.
 """
@@ -12,6 +12,7 @@ Results go to benchmarks/results/end_to_end_DEVICE.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -70,10 +71,17 @@ def naive_batches(store: Source, options: argparse.Namespace) -> Iterator[Batch]
 class Way:
     """A stream of batches and a step, with clocks on both."""
 
-    def __init__(self, store: Source, model: MultiMAE, options: argparse.Namespace, *, ours: bool):
-        self.options, self.model, self.ours = options, model, ours
+    def __init__(
+        self,
+        store: Source,
+        model: MultiMAE,
+        options: argparse.Namespace,
+        *,
+        ours: bool,
+        mixed: bool,
+    ):
+        self.options, self.model, self.ours, self.mixed = options, model, ours, mixed
         self.batches = (our_batches if ours else naive_batches)(store, options)
-        self.mixed = options.precision == "bf16"
         recipe = Recipe()
         recipe.masking.visible = VISIBLE
         self.module = PretrainModule(model, recipe, steps=1000, warmup=0, lr=1e-4)
@@ -127,13 +135,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = prepare(source, Path(folder) / "store")
         ways = {}
-        for name in ("naive", "ours") if options.naive else ("ours",):
+        for name, precision in itertools.product(
+            ("naive", "ours") if options.naive else ("ours",), options.precision.split(",")
+        ):
             model = made.make_model(source, encoder=options.encoder, tasks=made.seven_tasks())
             if name == "ours" and options.compile:
                 compile_parts(model)
             model.to(options.device)
-            ways[name] = Way(store, model, options, ours=name == "ours")
+            ways[f"{name}, {precision}"] = Way(
+                store, model, options, ours=name == "ours", mixed=precision == "bf16"
+            )
         for turn in range(options.steps + options.warmup):
+            measure.say(f"step {turn + 1} of {options.steps + options.warmup}")
             for way in ways.values():
                 if turn == options.warmup:
                     way.waited = way.spent = 0.0
@@ -144,7 +157,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "machine": about,
         "batch": options.batch,
         "encoder": options.encoder,
-        "precision": options.precision,
         "workers": options.workers,
         "compiled": options.compile,
         "rows": rows,
@@ -160,7 +172,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--encoder", default="base")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--precision", default="fp32,bf16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
@@ -171,10 +183,12 @@ def main() -> None:
     options = arguments()
     record = run(options)
     path = measure.write_results(f"end_to_end_{options.device}", record, options.out)
+    base = next(iter(record["rows"].values()))["samples_per_s"]
     for name, row in record["rows"].items():
         print(
-            f"{name:<8} {row['samples_per_s']:10.1f} samples/s, "
-            f"{row['waiting_share']:.1%} of the time waiting for data"
+            f"{name:<12} {row['samples_per_s']:10.1f} samples/s, "
+            f"{row['waiting_share']:.1%} of the time waiting for data, "
+            f"{row['samples_per_s'] / base:.2f} × the first"
         )
     print(path)
 

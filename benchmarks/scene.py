@@ -26,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
 import numpy as np
 import rasterio
 import torch
@@ -182,6 +183,7 @@ def main() -> None:
         cut = scene_cut(model, scene, ["optical"], options)
         windows = len(cut.tops) * len(cut.lefts)
         peak = peak_gib()
+        measure.say(f"mapped in {seconds:.1f} s")
         if asked.kill:
             model.reconstruct = said  # type: ignore[method-assign]
             left = killed_map(model, scene, folder / "again", options)

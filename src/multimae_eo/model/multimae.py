@@ -6,7 +6,7 @@ Shape letters as in ``tokens``: B batch, L tokens, K visible slots, G global tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -330,7 +330,7 @@ class MultiMAE(Pretrained):
         stages: Sequence[int] = (),
     ) -> Features:
         """As ``encode``, from patches of the samples called ``keys``."""
-        states = all_visible(patches, self.chosen(inputs, patches))
+        states = all_visible(patches, self.chosen(inputs, patches.values))
         shown = (states == TokenState.VISIBLE).any(dim=1)
         if not bool(shown.all()):
             lacking = keys[int((~shown).nonzero()[0])]
@@ -353,16 +353,14 @@ class MultiMAE(Pretrained):
 
     def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
         """Chips with anything observed in ``inputs``: indices int64 (n,)."""
-        patches = self.patchify(batch)
-        states = all_visible(patches, self.chosen(inputs, patches))
-        return (states == TokenState.VISIBLE).any(dim=1).nonzero()[:, 0]
+        return self.normalizer.observed_rows(batch, self.chosen(inputs, batch.pixels))
 
-    def chosen(self, inputs: Sequence[str] | None, patches: Patches) -> tuple[str, ...]:
-        """Check and order ``inputs``; all that the batch has by default."""
+    def chosen(self, inputs: Sequence[str] | None, given: Collection[str]) -> tuple[str, ...]:
+        """Check and order ``inputs``; all that are ``given`` by default."""
         for name in inputs or ():
             if name not in self.modalities:
                 raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.modalities)}")
-        return tuple(n for n in patches.values if inputs is None or n in inputs)
+        return tuple(n for n in self.modalities if n in given and (inputs is None or n in inputs))
 
     def without_decoders(self) -> MultiMAE:
         """A copy of the encoder and its inputs, without tasks."""

@@ -7,6 +7,7 @@ become 0 (the mean), or class -1, and stay out of the loss.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,16 @@ class Normalizer(nn.Module):
             chip_sizes=sizes,
         )
 
+    def observed_rows(self, batch: Batch, inputs: Collection[str]) -> Tensor:
+        """Chips with anything observed in ``inputs``, as ``forward`` would find: int64 (n,)."""
+        seen = torch.zeros(len(batch), dtype=torch.bool, device=batch.present.device)
+        for name in inputs:
+            here, ok = batch.present[:, batch.modalities.index(name)], batch.valid.get(name)
+            if ok is not None:
+                here = here & _taken(ok, self.config.inputs[name]).flatten(1).any(dim=1)
+            seen |= here
+        return seen.nonzero()[:, 0]
+
     def physical(self, name: str, values: Tensor, level: Tensor) -> Tensor:
         """Undo the standardisation: (B, C, …) normalised → physical. level: int64 (B,) or (1,)."""
         shape = (level.shape[0], -1, *([1] * (values.ndim - 2)))
@@ -133,9 +144,11 @@ class Normalizer(nn.Module):
         mean, std = self.get_buffer(f"mean_{name}")[level], self.get_buffer(f"std_{name}")[level]
         gain = batch.scale[:, column, None] / std
         shift = (batch.offset[:, column, None] - mean) / std
-        x = raw.to(torch.float32) * gain[..., None, None] + shift[..., None, None]
+        # In place: fresh planes of this size cost more than the arithmetic.
+        x = raw.to(torch.float32, copy=True)
+        x.mul_(gain[..., None, None]).add_(shift[..., None, None])
         if ok is not None:
-            x = torch.where(ok, x, 0.0)
+            x.masked_fill_(~ok, 0.0)
         return _Plane(x, ok)
 
     def _class_index(self, name: str, raw: Tensor) -> Tensor:
@@ -231,13 +244,16 @@ def _legend_table(modality: Modality) -> Tensor:
 
 
 def _thin(plane: _Plane, how: InputConfig) -> _Plane:
-    """Take every stride-th pixel, at the centre of each cell: nearest, never averaged."""
-    step = how.stride
-    if step == 1:
+    if how.stride == 1:
         return plane
-    pick = slice(step // 2, None, step)
-    ok = None if plane.valid is None else plane.valid[..., pick, pick]
-    return _Plane(plane.values[..., pick, pick], ok)
+    ok = None if plane.valid is None else _taken(plane.valid, how)
+    return _Plane(_taken(plane.values, how), ok)
+
+
+def _taken(planes: Tensor, how: InputConfig) -> Tensor:
+    """Every stride-th pixel (…, H, W), at the centre of each cell: nearest, never averaged."""
+    pick = slice(how.stride // 2, None, how.stride)
+    return planes[..., pick, pick]
 
 
 def _pad(plane: _Plane, how: InputConfig, grid: tuple[int, int]) -> _Plane:

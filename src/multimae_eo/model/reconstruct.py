@@ -128,7 +128,7 @@ def _reconstruct_whole(
 ) -> dict[str, Reconstructed]:
     draws, seed = drawn_as
     patches = model.patchify(batch)
-    names = model.chosen(inputs, patches)
+    names = model.chosen(inputs, patches.values)
     tasks = able_tasks(model, outputs)
     shown = all_visible(patches, names)
     counts = (shown == TokenState.VISIBLE).sum(dim=1)
