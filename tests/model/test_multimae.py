@@ -314,6 +314,26 @@ def test_all_visible_shows_what_was_observed(make_model, make_sample, modalities
     assert (states[1, elevation] == TokenState.MASKED).all()
 
 
+@pytest.mark.parametrize("inputs", [None, ["landcover"], ["rgb", "landcover"]])
+def test_observed_rows_are_the_chips_with_a_token_to_show(
+    make_model, make_sample, modalities, inputs
+):
+    model = make_model()
+    samples = [make_sample(i, names=n) for i, n in enumerate([None, ("rgb",), ("landcover",)])]
+    for kept in (0, 1, None):  # landcover is thinned: only its odd pixels are taken
+        valid = np.zeros((1, 16, 16), dtype=bool)
+        if kept is not None:
+            valid[:, kept::2, kept::2] = True
+        sample = make_sample(len(samples), names=("landcover",))
+        samples.append(replace(sample, valid={"landcover": valid}))
+    batch = collate(samples, modalities)
+    patches = model.patchify(batch)
+    shown = all_visible(patches, model.chosen(inputs, patches.values)) == TokenState.VISIBLE
+    expected = shown.any(dim=1).nonzero()[:, 0]
+    assert 0 < len(expected) < len(samples)
+    torch.testing.assert_close(model.observed_rows(batch, inputs), expected)
+
+
 def test_draws_hide_every_input_patch_equally_often(make_model, make_sample, modalities):
     from multimae_eo.model.reconstruct import _halves
 
