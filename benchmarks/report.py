@@ -41,7 +41,7 @@ def step_figure(record: dict[str, Any]) -> Figure:
     bars = axes.barh(names, [rows[n]["samples_per_s"] for n in names], color=colours)
     axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.set_xlabel(f"samples/s ({record['encoder']}, batch {record['batch']})")
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.01)
     finish(axes, record)
     return figure
 
@@ -61,14 +61,15 @@ def scaling_figure(record: dict[str, Any]) -> Figure:
                 axes.bar(x, y, color=OURS)
             else:
                 axes.plot(x, y, "o", color=OURS)
-                axes.set_xlim(0, None)
+                axes.set_xlim(0, 1.05 * max(x))
+                axes.set_xticks([0, *x])
             fit = record.get("lines", {}).get(value)
             if name == "modalities" and fit:
                 ends = [0, max(x)]
                 line = [(fit["intercept"] + fit["slope"] * e) * scale for e in ends]
                 axes.plot(ends, line, color=OTHER, zorder=0)
                 axes.set_title(f"a line explains {fit['r2']:.1%}", fontsize=9)
-            axes.set_ylim(0, None)
+            axes.set_ylim(0, 1.08 * max(y))
             axes.set_xlabel(AXES[name])
             axes.spines[["top", "right"]].set_visible(False)
     every[0][0].set_ylabel("s per step")
