@@ -166,8 +166,9 @@ def main() -> None:
             workers=asked.workers,
             model_hash="benchmark",
         )
-        pure = pure_rate(model, scene, options, asked.seconds)
         before = peak_gib()
+        # The model alone is timed before and after: machines do not keep their pace for minutes.
+        pure = pure_rate(model, scene, options, asked.seconds)
         computed = 0
         said = model.reconstruct
 
@@ -184,8 +185,12 @@ def main() -> None:
         windows = len(cut.tops) * len(cut.lefts)
         peak = peak_gib()
         measure.say(f"mapped in {seconds:.1f} s")
+        model.reconstruct = said  # type: ignore[method-assign]
+        pure = (pure + pure_rate(model, scene, options, asked.seconds)) / 2
+        if computed:
+            rate = computed / seconds
+            print(f"chips/s: {rate:.0f}, the model alone {pure:.0f} ({100 * rate / pure:.0f} %)")
         if asked.kill:
-            model.reconstruct = said  # type: ignore[method-assign]
             left = killed_map(model, scene, folder / "again", options)
             _map(model, scene.path, folder / "again", options)
             same = hashes(folder / "again") == hashes(folder / "out")
@@ -195,9 +200,6 @@ def main() -> None:
     print(f"{asked.size} × {asked.size} px, 13 bands, encoder {asked.encoder}, {asked.device}")
     print(f"mapped in {seconds:.1f} s: {pixels / seconds / 1e6:.2f} Mpx/s")
     print(f"windows: {windows} in the scene, {computed or 'in other processes'} computed")
-    if computed:
-        rate = computed / seconds
-        print(f"chips/s: {rate:.0f}, the model alone {pure:.0f} ({100 * rate / pure:.0f} %)")
     print(f"peak memory: {before:.2f} GiB before, {peak:.2f} GiB after")
 
 
