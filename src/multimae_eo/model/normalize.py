@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from multimae_eo.errors import ContractError, did_you_mean
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.model.config import InputConfig, ModelConfig
-from multimae_eo.model.tokens import Patches, TokenLayout, patchify
+from multimae_eo.model.tokens import Patches, TokenLayout, any_along, patchify
 from multimae_eo.sample import Batch
 from multimae_eo.statistics import Statistics
 
@@ -100,7 +100,7 @@ class Normalizer(nn.Module):
         for name in inputs:
             here, ok = batch.present[:, batch.modalities.index(name)], batch.valid.get(name)
             if ok is not None:
-                here = here & _taken(ok, self.config.inputs[name]).flatten(1).any(dim=1)
+                here = here & any_along(_taken(ok, self.config.inputs[name]).flatten(1), 1)
             seen |= here
         return seen.nonzero()[:, 0]
 
@@ -148,7 +148,7 @@ class Normalizer(nn.Module):
         x = raw.to(torch.float32, copy=True)
         x.mul_(gain[..., None, None]).add_(shift[..., None, None])
         if ok is not None:
-            x.masked_fill_(~ok, 0.0)
+            x = torch.where(ok, x, 0.0)
         return _Plane(x, ok)
 
     def _class_index(self, name: str, raw: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Normalizer(nn.Module):
         parts = []
         for name, (rows, cols) in layout.grids.items():
             if name in valid:
-                parts.append(valid[name].any(dim=2))
+                parts.append(any_along(valid[name], 2))
             else:
                 here = torch.ones if name in values else torch.zeros
                 parts.append(here(len(batch), rows * cols, dtype=torch.bool, device=device))
