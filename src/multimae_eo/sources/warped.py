@@ -49,15 +49,7 @@ class View:
         FormatError when the file cannot be read.
         """
         with reading(self.path):
-            warped = _pool.get(self)
-            read = warped.read(
-                [*bands, warped.count],  # the last band is the alpha
-                window=(
-                    (window.row, window.row + window.height),
-                    (window.col, window.col + window.width),
-                ),
-            )
-        return read[:-1], read[-1:] > 0
+            return _pool.get(self).read(bands, window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +180,110 @@ def stamp(path: str) -> int:
         return 0
 
 
-Handles = OrderedDict[tuple[View, int], tuple[Any, Any]]
+class _Open:
+    """An open raster. Where its pixels are the view's own, they are read as they are: GDAL's
+    warping gives the same (``tests/sources/test_warped.py``) in many times the time."""
+
+    def __init__(self, view: View) -> None:
+        import rasterio
+
+        self.dataset = rasterio.open(view.path, sharing=False)
+        try:
+            self.nodata = view.nodata
+            self.shift = _shift(self.dataset, view)
+            self.warped: Any = _warped(self.dataset, view) if self.shift is None else None
+        except BaseException:
+            self.dataset.close()
+            raise
+
+    def close(self) -> None:
+        if self.warped is not None:
+            self.warped.close()
+        self.dataset.close()
+
+    def read(self, bands: Sequence[int], window: Window) -> tuple[Pixels, Validity]:
+        """As ``View.read``."""
+        if self.shift is None:
+            # The last band is the alpha.
+            read = self.warped.read([*bands, self.warped.count], window=_bounds(window))
+            return read[:-1], read[-1:] > 0
+        row, col = window.row + self.shift[0], window.col + self.shift[1]
+        whole = Window(row=0, col=0, height=self.dataset.height, width=self.dataset.width)
+        asked = Window(row=row, col=col, height=window.height, width=window.width)
+        pixels = np.zeros((len(bands), window.height, window.width), self.dataset.dtypes[0])
+        seen = np.zeros((1, window.height, window.width), dtype=bool)
+        inside = overlap(asked, whole)
+        if inside is None:
+            return pixels, seen
+        at = np.s_[
+            :,
+            inside.row - row : inside.row - row + inside.height,
+            inside.col - col : inside.col - col + inside.width,
+        ]
+        if self.nodata is None:
+            pixels[at], seen[at] = self.dataset.read(list(bands), window=_bounds(inside)), True
+            return pixels, seen
+        # As when warping, a pixel is unseen where all bands of the file are nodata.
+        read = self.dataset.read(window=_bounds(inside))
+        pixels[at] = read[[b - 1 for b in bands]]
+        for band in read:
+            seen[at] |= band != int(self.nodata)
+        return pixels, seen
+
+
+def _bounds(window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (window.row, window.row + window.height), (window.col, window.col + window.width)
+
+
+def _shift(dataset: Any, view: View) -> tuple[int, int] | None:
+    """Rows and columns from the grid to the raster's own pixels, where warping would only copy.
+
+    That is where they coincide, and what was observed follows from the values alone: integers
+    without a mask.
+    """
+    import rasterio
+    from rasterio.enums import MaskFlags
+
+    own, grid = dataset.transform, view.grid.transform
+    if crs_text(dataset.crs) != view.grid.crs or not own.is_rectilinear:
+        return None
+    col, row = ~own @ (grid.c, grid.f)
+    right, bottom = ~own @ (grid @ (view.grid.width, view.grid.height))
+    shift = (round(row), round(col))
+    ends = (row, col, bottom - view.grid.height, right - view.grid.width)
+    if any(abs(e - s) > _TOLERANCE for e, s in zip(ends, shift * 2, strict=True)):
+        return None
+    kinds = set(dataset.dtypes)
+    plain = len(kinds) == 1 and np.dtype(dataset.dtypes[0]).kind in "ui"
+    masks = all(f in ([MaskFlags.all_valid], [MaskFlags.nodata]) for f in dataset.mask_flag_enums)
+    if not (plain and masks):
+        return None
+    if view.nodata is None:
+        return shift
+    told = float(view.nodata).is_integer() and rasterio.dtypes.in_dtype_range(
+        view.nodata, dataset.dtypes[0]
+    )
+    return shift if told else None
+
+
+def _warped(dataset: Any, view: View) -> Any:
+    from rasterio.enums import ColorInterp, Resampling
+    from rasterio.vrt import WarpedVRT
+
+    return WarpedVRT(
+        dataset,
+        crs=view.grid.crs,
+        transform=view.grid.transform,
+        height=view.grid.height,
+        width=view.grid.width,
+        resampling=Resampling.nearest if view.nearest else Resampling.bilinear,
+        src_nodata=view.nodata,
+        add_alpha=dataset.colorinterp[-1] != ColorInterp.alpha,
+        tolerance=_TOLERANCE,
+    )
+
+
+Handles = OrderedDict[tuple[View, int], _Open]
 
 
 class _Pool(threading.local):
@@ -202,7 +297,7 @@ class _Pool(threading.local):
         self.open: Handles = OrderedDict()
         self.inherited: Handles = OrderedDict()
 
-    def get(self, view: View) -> Any:
+    def get(self, view: View) -> _Open:
         if self.process != os.getpid():
             # GDAL's handles do not survive a fork, and closing them is the parent's business.
             self.inherited, self.open = self.open, OrderedDict()
@@ -210,36 +305,11 @@ class _Pool(threading.local):
         key = (view, stamp(view.path))
         if key in self.open:
             self.open.move_to_end(key)
-            return self.open[key][1]
+            return self.open[key]
         while len(self.open) >= _OPEN_AT_MOST:
-            for handle in reversed(self.open.popitem(last=False)[1]):
-                handle.close()
-        self.open[key] = _open(view)
-        return self.open[key][1]
-
-
-def _open(view: View) -> tuple[Any, Any]:
-    import rasterio
-    from rasterio.enums import Resampling
-    from rasterio.vrt import WarpedVRT
-
-    dataset = rasterio.open(view.path, sharing=False)
-    try:
-        warped = WarpedVRT(
-            dataset,
-            crs=view.grid.crs,
-            transform=view.grid.transform,
-            height=view.grid.height,
-            width=view.grid.width,
-            resampling=Resampling.nearest if view.nearest else Resampling.bilinear,
-            src_nodata=view.nodata,
-            add_alpha=True,
-            tolerance=_TOLERANCE,
-        )
-    except BaseException:
-        dataset.close()
-        raise
-    return dataset, warped
+            self.open.popitem(last=False)[1].close()
+        self.open[key] = _Open(view)
+        return self.open[key]
 
 
 _pool = _Pool()
