@@ -20,6 +20,7 @@ from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene import Scene
+from multimae_eo.sources.warped import bounded_cache
 
 Per = Literal["chip", "patch"]
 
@@ -58,7 +59,7 @@ def embed_scene(
         if chosen.progress is not None:
             chosen.progress(height * width, height * width)
 
-    with computing(chosen):
+    with computing(chosen), bounded_cache():
         return _write(batches(), embedder, out, (half, chosen.model_hash), scene.name)
 
 
@@ -101,7 +102,7 @@ def embed_source(
             if chosen.progress is not None:
                 chosen.progress(done, len(source))
 
-    with computing(chosen):
+    with computing(chosen), bounded_cache():
         return _write(batches(), embedder, out, (half, chosen.model_hash), source.name)
 
 

@@ -23,6 +23,7 @@ from multimae_eo.infer.pipeline import Behind, Mapper, mapped, pieces
 from multimae_eo.infer.quick_look import quick_look
 from multimae_eo.infer.sharing import by_dask, by_processes
 from multimae_eo.sources.scene import Scene
+from multimae_eo.sources.warped import bounded_cache
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -187,7 +188,7 @@ def run_block(
             canvas.add(piece.window, values, piece.observed, piece.floor)
 
     try:
-        with computing(job.options), Behind() as behind:
+        with computing(job.options), bounded_cache(), Behind() as behind:
             found = pieces(job.scene, job.mapper, job.cut, block)
             for batch in mapped(found, job.mapper, job.options.batch):
                 behind.do(add, batch)

@@ -123,14 +123,18 @@ def mapped(
     A batch for which the device has no memory is halved.
     """
     left = iter(found)
-    while part := list(islice(left, batch_size)):
-        yield _said(part, mapper)
+    parts = iter(lambda: list(islice(left, batch_size)), [])
+
+    def collated(part: list[Piece]) -> tuple[list[Piece], Batch]:
+        return part, collate([p.sample for p in part], mapper.modalities)
+
+    for part, batch in ahead(collated, parts, lambda _: 0, threads=1):
+        yield _said(part, batch, mapper)
 
 
-def _said(part: list[Piece], mapper: Mapper) -> list[tuple[Piece, dict[str, Any]]]:
+def _said(part: list[Piece], batch: Batch, mapper: Mapper) -> list[tuple[Piece, dict[str, Any]]]:
     import torch
 
-    batch = collate([p.sample for p in part], mapper.modalities)
     try:
         rows, said = mapper(batch)
     except torch.OutOfMemoryError:
@@ -140,7 +144,10 @@ def _said(part: list[Piece], mapper: Mapper) -> list[tuple[Piece, dict[str, Any]
         return [(part[row], {n: v[i] for n, v in said.items()}) for i, row in enumerate(rows)]
     # Outside of the handler, which would keep the failed batch's tensors alive.
     half = len(part) // 2
-    return _said(part[:half], mapper) + _said(part[half:], mapper)
+    first, second = torch.arange(half), torch.arange(half, len(part))
+    return _said(part[:half], batch.take(first), mapper) + _said(
+        part[half:], batch.take(second), mapper
+    )
 
 
 def _piece(area: Area, whole: Sample, tile: Tile, window: Window, cut: Cut) -> Piece | None:

@@ -26,6 +26,7 @@ from multimae_eo.sources.yaml_section import one_line
 # GDAL's default of 1/8 pixel puts a hundredth of the nearest pixels in the wrong place.
 _TOLERANCE = 1e-6
 _OPEN_AT_MOST = 64
+_CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,15 @@ def reading(path: Path | str) -> Iterator[None]:
         yield
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         raise FormatError(f"{path}: cannot be read: {one_line(error)}; restore the file") from error
+
+
+@contextmanager
+def bounded_cache() -> Iterator[None]:
+    """GDAL's cache of blocks held to 256 MiB; it grows with the machine's memory otherwise."""
+    import rasterio
+
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+        yield
 
 
 def describe(path: Path) -> tuple[Grid, Bounds]:
