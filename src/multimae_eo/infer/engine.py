@@ -115,9 +115,10 @@ def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
         if job.options.model_hash:
             tags["model_hash"] = job.options.model_hash
         paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
-        for layer, path in zip(job.layers, paths, strict=True):
-            assemble(blocks, layer, job.cut, path, tags)
-            quick_look(path, layer)
+        with bounded_cache():
+            for layer, path in zip(job.layers, paths, strict=True):
+                assemble(blocks, layer, job.cut, path, tags)
+                quick_look(path, layer)
     except BaseException:
         blocks.leave()
         raise
