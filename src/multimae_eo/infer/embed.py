@@ -102,7 +102,7 @@ def embed_source(
             if chosen.progress is not None:
                 chosen.progress(done, len(source))
 
-    with computing(chosen), bounded_cache():
+    with computing(chosen):
         return _write(batches(), embedder, out, (half, chosen.model_hash), source.name)
 
 

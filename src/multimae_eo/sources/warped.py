@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,7 @@ class Mosaic:
                 continue
             own, seen = view.read(self.bands, part)
             fine = valid_pixels(own, [self.nodata] * count, np.broadcast_to(seen, own.shape))
-            at = (
-                slice(None),
-                slice(part.row - window.row, part.row - window.row + part.height),
-                slice(part.col - window.col, part.col - window.col + part.width),
-            )
+            at = _within(window, part)
             fresh = ~ok[at] & (True if fine is None else fine)
             values[at] = np.where(fresh, own, values[at])
             ok[at] |= fresh
@@ -217,19 +213,14 @@ class _Open:
             # The last band is the alpha.
             read = self.warped.read([*bands, self.warped.count], window=_bounds(window))
             return read[:-1], read[-1:] > 0
-        row, col = window.row + self.shift[0], window.col + self.shift[1]
         whole = Window(row=0, col=0, height=self.dataset.height, width=self.dataset.width)
-        asked = Window(row=row, col=col, height=window.height, width=window.width)
+        asked = replace(window, row=window.row + self.shift[0], col=window.col + self.shift[1])
         pixels = np.zeros((len(bands), window.height, window.width), self.dataset.dtypes[0])
         seen = np.zeros((1, window.height, window.width), dtype=bool)
         inside = overlap(asked, whole)
         if inside is None:
             return pixels, seen
-        at = np.s_[
-            :,
-            inside.row - row : inside.row - row + inside.height,
-            inside.col - col : inside.col - col + inside.width,
-        ]
+        at = _within(asked, inside)
         if self.nodata is None:
             pixels[at], seen[at] = self.dataset.read(list(bands), window=_bounds(inside)), True
             return pixels, seen
@@ -239,6 +230,12 @@ class _Open:
         for band in read:
             seen[at] |= band != int(self.nodata)
         return pixels, seen
+
+
+def _within(window: Window, part: Window) -> tuple[slice, slice, slice]:
+    """Where ``part`` lies in an array (C, H, W) of ``window``."""
+    row, col = part.row - window.row, part.col - window.col
+    return slice(None), slice(row, row + part.height), slice(col, col + part.width)
 
 
 def _bounds(window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
