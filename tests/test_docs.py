@@ -61,9 +61,13 @@ ADDED = {
     ("finetune", "runs/classes"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/frozen"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/scratch"): "--run.epochs 1 --run.accelerator cpu",
+    ("finetune", "runs/full"): "--run.epochs 1 --run.accelerator cpu",
     ("evaluate", "results/dropped"): "--drop rgb,ired",
+    ("evaluate", "runs/full/model"): "--drop rgb",
     ("study", "studies/classes"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
     "--features mean --steps 0 --grid optim.lr=1e-3 --fractions 50 --inputs rgb",
+    ("study", "studies/all"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
+    "--features mean --steps 0 --fractions 50 --seeds 1 --inputs rgb",
     ("benchmark", "geobench"): "--methods knn,finetune --run.epochs 1 --run.accelerator cpu "
     "--features mean --data.batch_size 4 --seeds 1",
     ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
