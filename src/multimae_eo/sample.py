@@ -203,6 +203,41 @@ class Batch:
         """The same batch on ``device``."""
         return self._moved(lambda t: t.to(device, non_blocking=non_blocking))
 
+    def repeat(self, times: int) -> Batch:
+        """The whole batch so many times, one after the other; a copy of all tensors."""
+
+        def again(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat(times, *[1] * (tensor.ndim - 1))
+
+        return self._moved(again, keys=self.keys * times)
+
+    def turned(self, turns: torch.Tensor) -> Batch:
+        """The chips turned and mirrored, each its own way; labels are left out.
+
+        ``turns``: int64 (B,) on the CPU, 0 … 7: quarter turns, from 4 on after a mirroring from
+        left to right. ContractError for quarter turns of chips that are not square.
+        """
+        quarter = bool((turns % 2).any())
+
+        def move(stored: torch.Tensor) -> torch.Tensor:
+            if quarter and stored.shape[-1] != stored.shape[-2]:
+                raise ContractError(f"turning needs squares, got {tuple(stored.shape[-2:])} px")
+            # Unsigned numbers cannot be indexed or flipped on a CPU; their bits can.
+            bits = _bits(stored)
+            moved = bits.clone()
+            for turn in sorted(set(turns.tolist())):
+                rows = (turns == turn).nonzero()[:, 0].to(bits.device)
+                part = bits[rows].flip(-1) if turn >= 4 else bits[rows]
+                moved[rows] = part.rot90(turn % 4, (-2, -1))
+            return moved.view(stored.dtype)
+
+        return replace(
+            self,
+            pixels={n: move(t) for n, t in self.pixels.items()},
+            valid={n: move(t) for n, t in self.valid.items()},
+            labels=None,
+        )
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
         return self._moved(lambda t: t.pin_memory())
@@ -220,6 +255,14 @@ class Batch:
             offset=self.offset[:, columns],
             level=self.level[:, columns],
         )
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Signed integers of the same bits, where ``tensor`` is unsigned and wide."""
+    import torch
+
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(tensor.dtype)
+    return tensor if signed is None else tensor.view(signed)
 
 
 def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:

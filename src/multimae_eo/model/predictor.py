@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from multimae_eo.sample import Batch
 DENSE_OVERLAP = 0.5
 """Of the windows that a larger chip's map is blended from."""
 
-_MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+_MIRRORS: dict[int, tuple[int, ...]] = {0: (), 4: (-1,), 6: (-2,), 2: (-2, -1)}
+"""How a chip is turned (see ``Batch.turned``), and the axes that its map is flipped back along."""
 _MAP_AXES = 4
 
 Change = Callable[[Patches], Patches]
@@ -87,8 +87,8 @@ class Predictor(Pretrained):
             return self._predict(batch, inputs)
         outputs = [
             out.flip(axes) if out.ndim == _MAP_AXES else out
-            for axes in _MIRRORS
-            for out in [self._predict(_mirrored(batch, axes), inputs)]
+            for turn, axes in _MIRRORS.items()
+            for out in [self._predict(batch.turned(torch.full((len(batch),), turn)), inputs)]
         ]
         return torch.stack(outputs).mean(dim=0)
 
@@ -145,22 +145,3 @@ class Predictor(Pretrained):
         whole = F.interpolate(maps, size=(rows * side, cols * side), mode="bilinear")
         height, width = sizes[finest]
         return whole[..., :height, :width]
-
-
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
-
-
-def _flipped(values: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Unsigned numbers cannot be flipped on a CPU; their bits can."""
-    signed = _SIGNED.get(values.dtype)
-    return (
-        values.flip(axes) if signed is None else values.view(signed).flip(axes).view(values.dtype)
-    )
-
-
-def _mirrored(batch: Batch, axes: tuple[int, ...]) -> Batch:
-    return replace(
-        batch,
-        pixels={n: _flipped(pixels, axes) for n, pixels in batch.pixels.items()},
-        valid={n: valid.flip(axes) for n, valid in batch.valid.items()},
-    )

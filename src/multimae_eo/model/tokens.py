@@ -7,7 +7,7 @@ P values of a patch (C·p·p, laid out channel, row, column), D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
@@ -78,22 +78,6 @@ class Patches:
     batch_size: int
     device: torch.device
     chip_sizes: Mapping[str, tuple[int, int]]
-
-    def repeat(self, times: int) -> Patches:
-        """The whole batch so many times, one after the other."""
-        if times == 1:
-            return self
-
-        def again(tensor: Tensor) -> Tensor:
-            return tensor.repeat(times, *[1] * (tensor.ndim - 1))
-
-        return replace(
-            self,
-            values={name: again(v) for name, v in self.values.items()},
-            valid={name: again(v) for name, v in self.valid.items()},
-            observed=None if self.observed is None else again(self.observed),
-            batch_size=times * self.batch_size,
-        )
 
 
 def patchify(planes: Tensor, patch: int) -> Tensor:

@@ -8,13 +8,45 @@ Huang et al. 2022). Not part of the paper; off unless a recipe asks for it.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multimae_eo.model.draws import PerSample
+from multimae_eo.sample import Batch
 from multimae_eo.train.recipe import AgreementRecipe
 
 _OUT = 128
+_VIEWS = 1 << 21
+"""Sets the numbers that views are drawn from apart from those of masks."""
+
+
+def views_of(batch: Batch, recipe: AgreementRecipe, seed: int, epoch: int) -> Batch:
+    """The draws of each chip, one whole batch after the other: V·B chips.
+
+    The first is the chip as it is, the others turned and brightened as the recipe says. All keys
+    differ, and what is drawn is a function of (seed, epoch, key) alone.
+    """
+    views = batch.repeat(recipe.views)
+    keys = batch.keys + tuple(f"{k} draw {v}" for v in range(1, recipe.views) for k in batch.keys)
+    views = replace(views, keys=keys)
+    if not recipe.turns and not recipe.gain:
+        return views
+    draws = PerSample(keys, seed, epoch, _VIEWS)
+    turns, brightness = draws.rand(2).T
+    turns, brightness = (turns * 8).long(), 2 * brightness - 1
+    turns[: len(batch)] = brightness[: len(batch)] = 0
+    if recipe.turns:
+        views = views.turned(turns)
+    if not recipe.gain:
+        return views
+    optical = torch.tensor([m.unit == "reflectance" for m in batch.modalities.values()])
+    factor = torch.where(optical, torch.exp(math.log1p(recipe.gain) * brightness)[:, None], 1.0)
+    factor = factor.to(views.scale)
+    return replace(views, scale=views.scale * factor, offset=views.offset * factor)
 
 
 class Agreement(nn.Module):

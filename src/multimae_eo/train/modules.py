@@ -18,7 +18,7 @@ from multimae_eo.model.masking import sample_states, visible_count
 from multimae_eo.model.multimae import MultiMAE, Reconstruction
 from multimae_eo.model.tokens import Patches
 from multimae_eo.sample import Batch
-from multimae_eo.train.agreement import Agreement
+from multimae_eo.train.agreement import Agreement, views_of
 from multimae_eo.train.objective import Losses, Objective
 from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.recipe import Recipe
@@ -54,8 +54,11 @@ class PretrainModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
-        draws = 1 if self.agreement is None else self.recipe.agreement.views
-        losses, reconstruction = self._losses(batch, self.current_epoch, draws=draws)
+        views = batch
+        if self.agreement is not None:
+            seed = self.recipe.run.seed
+            views = views_of(batch, self.recipe.agreement, seed, self.current_epoch)
+        losses, reconstruction = self._losses(views, self.current_epoch)
         if self.agreement is not None:
             said: Tensor = self.agreement(reconstruction.features.pooled)
             losses = losses.plus("agreement", self.recipe.agreement.weight, said)
@@ -82,10 +85,9 @@ class PretrainModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
         }
 
-    def _losses(self, batch: Batch, epoch: int, *, draws: int = 1) -> tuple[Losses, Reconstruction]:
-        patches = self.model.patchify(batch).repeat(draws)
-        keys = [k if d == 0 else f"{k} draw {d}" for d in range(draws) for k in batch.keys]
-        states, visible = self.draw(patches, keys, epoch)
+    def _losses(self, batch: Batch, epoch: int) -> tuple[Losses, Reconstruction]:
+        patches = self.model.patchify(batch)
+        states, visible = self.draw(patches, batch.keys, epoch)
         reconstruction = self.model(patches, states, visible=visible)
         losses: Losses = self.objective(reconstruction)
         return losses, reconstruction

@@ -92,11 +92,15 @@ class AgreementRecipe:
         weight: Of this loss beside the tasks' (0: off, and one draw of each chip).
         views: Draws of each chip in a step.
         temperature: Smaller values look harder at the most similar other chips.
+        turns: Whether the later draws are of the chip turned and mirrored.
+        gain: Their reflectance is brighter or darker by a factor up to 1 + gain.
     """
 
     weight: float = 0.0
     views: int = 2
     temperature: float = 0.2
+    turns: bool = False
+    gain: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -294,6 +298,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
             "masking.visible": (recipe.masking.visible, 1),
             "agreement.weight": (recipe.agreement.weight, 0),
             "agreement.views": (recipe.agreement.views, 2),
+            "agreement.gain": (recipe.agreement.gain, 0),
             "data.batch_size": (recipe.data.batch_size, 1),
             "data.workers": (recipe.data.workers, 0),
             "run.epochs": (recipe.run.epochs, 1),
