@@ -123,7 +123,9 @@ def predictions(
     )
 
 
-def train(source: Source, names: list[str], options: Any, seed: int) -> tuple[Predictions, float]:
+def train(
+    source: Source, names: list[str], options: Any, seed: int
+) -> tuple[Predictions, dict[str, float]]:
     """Train one network; the best validation epoch's predictions of the test split."""
     torch.manual_seed(seed)
     side = max(source.read(0).pixels[n].shape[-1] for n in names)
@@ -170,7 +172,8 @@ def train(source: Source, names: list[str], options: Any, seed: int) -> tuple[Pr
                 best, kept = value, {k: v.clone() for k, v in net.state_dict().items()}
     seconds = time.perf_counter() - start
     net.load_state_dict(kept)
-    return predictions(net, planes, source, "test", names), seconds
+    cost = {"seconds": seconds, "validation mIoU": best}
+    return predictions(net, planes, source, "test", names), cost
 
 
 def main() -> None:
@@ -190,11 +193,12 @@ def main() -> None:
     source, names = open_source(options.data), options.inputs.split(",")
     told = []
     for seed in range(options.seeds):
-        found, seconds = train(source, names, options, seed)
+        found, cost = train(source, names, options, seed)
         told.append(found)
         ones = np.ones((1, len(found)))
         scores = {n: float(s(ones)[0]) for n, s in class_iou(found).items()}
-        print(json.dumps({"seed": seed, "seconds": seconds, **values_of(found), "IoU": scores}))
+        record = {"seed": seed, **cost, **values_of(found), "IoU": scores}
+        print(json.dumps(record), flush=True)
     tables = [{**scores_of(t), **{f"IoU {n}": s for n, s in class_iou(t).items()}} for t in told]
     for name in tables[0]:
         interval = hierarchical_interval([t[name] for t in tables], len(told[0]))

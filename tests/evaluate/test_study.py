@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.evaluate.metrics import Counts, Predictions, Tallied, scores_of, values_of
 from multimae_eo.evaluate.probes import ProbeOptions
-from multimae_eo.evaluate.study import Plan, Studied, set_trials, study
+from multimae_eo.evaluate.study import Plan, Studied, claim_study, set_trials, study
 from multimae_eo.evaluate.trials import Cells, Trial, comparisons, merged, slug
 from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.model.multimae import MultiMAE
@@ -123,6 +124,18 @@ def test_another_study_in_the_folder_is_refused(about, tmp_path):
     other = plan("--optim.lr=0.1", methods=("finetune",), fractions=(100,))
     with pytest.raises(ConfigError, match="holds another run"):
         study(about, other, tmp_path, inputs={"rgb": ["rgb"]})
+
+
+def test_a_study_of_before_an_option_was_added_is_resumed(about, tmp_path):
+    begun = plan(methods=("finetune",))
+    claim_study(about, begun, tmp_path)
+    path = tmp_path / "recipe.yaml"
+    record = yaml.safe_load(path.read_text())
+    del record["recipe"]["augment"]["visible"]
+    path.write_text(yaml.safe_dump(record))
+    claim_study(about, begun, tmp_path)
+    with pytest.raises(ConfigError, match=r"augment\.visible"):
+        claim_study(about, plan("--augment.visible=9", methods=("finetune",)), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "segmentation"])

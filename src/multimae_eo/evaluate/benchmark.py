@@ -15,12 +15,11 @@ from multimae_eo.errors import ConfigError
 from multimae_eo.evaluate.benchmark_page import write_benchmark
 from multimae_eo.evaluate.geobench import Normaliser, aggregate, load_normaliser
 from multimae_eo.evaluate.metrics import values_of
-from multimae_eo.evaluate.study import Plan, Studied, default_inputs, set_trials
+from multimae_eo.evaluate.study import Plan, Studied, claim_study, default_inputs, set_trials
 from multimae_eo.evaluate.trials import Trial
 from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.sources.geobench import GeoBenchSource
 from multimae_eo.sources.geobench_bands import DATASETS, Metric, find_dataset
-from multimae_eo.train.run import claim_run
 
 Row = dict[str, Any]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "f1": "micro F1", "miou": "mIoU"}
@@ -130,8 +129,7 @@ def _run(
     plan = runs.plan_of([f"--task={task}", *head])
     about = Studied(model=model, source=source, digest=digest, spec=f"{name}?partition={partition}")
     folder = out / name / partition
-    record = {"model": digest, "seed": plan.seed, "steps": plan.steps}
-    claim_run(folder, record | {"recipe": plan.make(()).to_plain()}, source, about.spec)
+    claim_study(about, plan, folder)
     inputs = plan.make(()).inputs or default_inputs(about)
     trials = set_trials(about, plan, ("+".join(inputs), inputs), folder)
     found = _PARTITION.fullmatch(partition)

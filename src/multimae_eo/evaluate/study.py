@@ -102,6 +102,14 @@ class Studied:
     spec: str = ""
 
 
+def claim_study(about: Studied, plan: Plan, out: Path) -> None:
+    """Make ``out`` this study's folder; ConfigError where it holds another."""
+    record = {"model": about.digest, "seed": plan.seed, "steps": plan.steps}
+    record["recipe"] = plan.make(()).to_plain()
+    defaults = {"recipe": FinetuneRecipe().to_plain()}
+    claim_run(out, record, about.source, about.spec, defaults=defaults)
+
+
 def study(
     about: Studied, plan: Plan, out: Path, *, inputs: Mapping[str, Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:
@@ -117,8 +125,7 @@ def study(
     """
     from multimae_eo.evaluate.study_page import write_study
 
-    record = {"model": about.digest, "seed": plan.seed, "steps": plan.steps}
-    claim_run(out, record | {"recipe": plan.make(()).to_plain()}, about.source, about.spec)
+    claim_study(about, plan, out)
     sets = inputs or {"all": default_inputs(about)}
     trials = [t for named in sets.items() for t in set_trials(about, plan, named, out)]
     rows = [trial.row(plan.seed) for trial in trials]
