@@ -284,7 +284,12 @@ def test_maps_are_probed_pixel_by_pixel(model, tmp_path):
     # The label is a threshold on one of the pixel's own bands.
     assert by_name["pixel values"]["mIoU"] > 0.95
     assert 0.4 < by_name["random encoder"]["mIoU"] < by_name["pixel values"]["mIoU"]
+    for row in rows:
+        assert row["mIoU"] == pytest.approx((row["IoU dark"] + row["IoU bright"]) / 2)
+        assert row["IoU dark low"] <= row["IoU dark"] <= row["IoU dark high"]
     assert "IoU" in (tmp_path / "card/card.md").read_text(encoding="utf-8")
+    table = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| mIoU | accuracy | IoU dark | IoU bright |" in table
 
 
 def test_values_are_probed_by_ridge_regression(model, tmp_path):

@@ -6,7 +6,7 @@ written as functions of the chips' weights so that ``evaluate.statistics`` can r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -88,7 +88,7 @@ class Predictions:
 
     def name_of(self, index: int) -> str:
         """A class's name, or its index where it has none."""
-        return self.class_names[index] if 0 <= index < len(self.class_names) else str(index)
+        return _name_of(self.class_names, index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,16 @@ class Tallied:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def name_of(self, index: int) -> str:
+        """A class's name, or its index where it has none."""
+        return _name_of(self.class_names, index)
+
 
 Judged = Predictions | Tallied
+
+
+def _name_of(names: Sequence[str], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else str(index)
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,15 @@ def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
     }
 
 
-def class_iou(predictions: Predictions) -> dict[str, WeightedScore]:
+def all_scores(predictions: Judged) -> dict[str, WeightedScore]:
+    """The scores of a kind of task; of maps also ``IoU NAME``, each class's own."""
+    found = scores_of(predictions)
+    if predictions.kind == "segmentation":
+        found |= {f"IoU {name}": score for name, score in class_iou(predictions).items()}
+    return found
+
+
+def class_iou(predictions: Judged) -> dict[str, WeightedScore]:
     """Intersection over union of each class that is there or guessed, by its name."""
     counts = predictions.counts
     there = np.flatnonzero((counts.true + counts.guessed).sum(axis=0))

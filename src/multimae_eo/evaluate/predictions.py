@@ -18,9 +18,8 @@ from multimae_eo.evaluate.card import Cost, card
 from multimae_eo.evaluate.metrics import (
     Predictions,
     TaskKind,
+    all_scores,
     chip_outcomes,
-    class_iou,
-    scores_of,
 )
 from multimae_eo.evaluate.statistics import hierarchical_interval
 from multimae_eo.model.predictor import Predictor
@@ -119,9 +118,6 @@ def evaluate(
     told = predict_split(predictor, source, split=split, inputs=inputs, progress=progress)
     predictions = told.predictions
     chips = len(predictions)
-    found = scores_of(predictions)
-    if predictions.kind == "segmentation":
-        found |= {f"IoU {name}": score for name, score in class_iou(predictions).items()}
     record = {
         "task": predictor.target.task,
         "split": split,
@@ -129,7 +125,7 @@ def evaluate(
         "inputs": list(told.inputs),
         "metrics": {
             name: asdict(hierarchical_interval([score], chips, seed=seed))
-            for name, score in found.items()
+            for name, score in all_scores(predictions).items()
         },
     }
     if out is not None:

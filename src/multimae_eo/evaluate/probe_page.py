@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import Cost, card, markdown_table
 from multimae_eo.evaluate.charts import Line, fraction_figure
-from multimae_eo.evaluate.metrics import Predictions, scores_of
+from multimae_eo.evaluate.metrics import Predictions, all_scores, scores_of
 from multimae_eo.evaluate.statistics import Interval
 from multimae_eo.report import Report, write_whole
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from multimae_eo.sources.base import Source
 
 Row = dict[str, Any]
+_FEW = 3
+"""Classes of maps whose own scores fit into a table beside the others."""
 INTERVALS = (
     "Brackets: 95 % bootstrap intervals over test chips and, where there are several, over seeds."
 )
@@ -40,7 +42,7 @@ def write_results(
 ) -> None:
     """Write all of a probe's files into ``out``; raises OutputError."""
     model, source = probed
-    names = tuple(scores_of(trials[0].predictions[0]))
+    names = shown_scores(trials[0])
     told = [told_row(row, names) for row in rows]
     tested = [told_comparison(row, names[0]) for row in compared]
     write_whole(out / "results.csv", csv_bytes(rows))
@@ -66,9 +68,17 @@ def write_results(
 
 
 def told_row(row: Row, scores: Sequence[str]) -> Row:
-    """A row of results for people: each score with its interval in one cell."""
-    rest = {k: v for k, v in row.items() if k != "test chips" and not k.startswith(tuple(scores))}
-    return {**rest, **{name: str(interval_in(row, name)) for name in scores}}
+    """A row of results for people: these scores, each with its interval in one cell."""
+    scored = [k for k in row if f"{k} low" in row]
+    hidden = {"test chips", *(f"{k}{end}" for k in scored for end in ("", " low", " high"))}
+    rest = {k: v for k, v in row.items() if k not in hidden}
+    return {**rest, **{name: str(interval_in(row, name)) for name in scores if name in scored}}
+
+
+def shown_scores(trial: Trial) -> tuple[str, ...]:
+    """Names of the scores that people are shown: of maps of few classes also each class's own."""
+    every, main = (tuple(of(trial.predictions[0])) for of in (all_scores, scores_of))
+    return every if len(every) - len(main) <= _FEW else main
 
 
 def told_comparison(row: Row, score: str) -> Row:

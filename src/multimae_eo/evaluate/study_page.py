@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import markdown_table
 from multimae_eo.evaluate.charts import fraction_figure
-from multimae_eo.evaluate.metrics import scores_of
 from multimae_eo.evaluate.probe_page import (
     INTERVALS,
     TESTED,
@@ -16,6 +15,7 @@ from multimae_eo.evaluate.probe_page import (
     interval_in,
     line_of,
     parquet_bytes,
+    shown_scores,
     told_comparison,
     told_row,
 )
@@ -41,7 +41,7 @@ def write_study(
     ``result``: trials and their rows. ``compared``: differences. ``tried``: points of the grid.
     """
     trials, rows = result
-    scores = tuple(scores_of(trials[0].predictions[0]))
+    scores = shown_scores(trials[0])
     told = [told_row(row, scores) for row in rows]
     tested = [told_comparison(row, scores[0]) for row in compared]
     write_whole(out / "results.csv", csv_bytes(rows))

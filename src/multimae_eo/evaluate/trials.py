@@ -25,6 +25,7 @@ from multimae_eo.evaluate.metrics import (
     Judged,
     Predictions,
     Tallied,
+    all_scores,
     chip_outcomes,
     interval_rows,
     scores_of,
@@ -65,7 +66,7 @@ class Trial:
     def row(self, seed: int) -> dict[str, Any]:
         """Its scores, means over seeds, with 95 % intervals over seeds and chips."""
         chips = len(self.predictions[0])
-        by_seed = [scores_of(p) for p in self.predictions]
+        by_seed = [all_scores(p) for p in self.predictions]
         picked = list(dict.fromkeys(self.chosen))
         return {
             "inputs": self.inputs,
@@ -79,7 +80,9 @@ class Trial:
             **interval_rows(
                 {
                     name: hierarchical_interval([s[name] for s in by_seed], chips, seed=seed)
+                    # A class that no pixel has may be guessed with one seed and not with another.
                     for name in by_seed[0]
+                    if all(name in s for s in by_seed)
                 }
             ),
         }
