@@ -135,6 +135,35 @@ def test_torch_alone_is_enough_for_the_model() -> None:
     assert not {"rasterio", "torchvision", "timm"} & set(loaded)
 
 
+def test_chips_without_a_place_are_embedded_without_a_raster_library(tmp_path: Path) -> None:
+    made = run_python(
+        f"""
+import sys; sys.modules["rasterio"] = None
+from dataclasses import replace
+from pathlib import Path
+from multimae_eo.infer.embed import embed_source
+from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.sources.synthetic import SyntheticSource
+from multimae_eo.statistics import Statistics
+class Placeless(SyntheticSource):
+    def read(self, index, names=None):
+        return replace(super().read(index, names), geometry=None)
+source = Placeless(chips=4, size=32)
+names = ["rgb", "ired"]
+modalities = source.modalities.select(names)
+found = Statistics(modalities)
+for i in range(4): found.update(source.read(i, names))
+inputs = {{n: InputConfig(size=32, patch=8) for n in names}}
+config = ModelConfig(inputs=inputs, encoder=EncoderConfig(width=32, depth=1, heads=2))
+model = MultiMAE(modalities, (), config, found)
+print(embed_source(model, source, Path({str(tmp_path)!r}) / "chips.parquet"))
+"""
+    )
+    assert made.split()[-1] == "4"
+    assert (tmp_path / "chips.parquet").exists()
+
+
 def test_help_answers_at_once() -> None:
     """Processor time, which other processes do not lengthen: torch alone would take seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
