@@ -13,7 +13,7 @@ from multimae_eo.catalog import make_modality
 from multimae_eo.errors import CheckpointError, ConfigError, ContractError
 from multimae_eo.modality import ModalitySet, rename
 from multimae_eo.model.adapt import adapt
-from multimae_eo.model.config import EncoderConfig, HeadConfig, InputConfig
+from multimae_eo.model.config import POOLS, EncoderConfig, HeadConfig, InputConfig
 from multimae_eo.model.heads import build_head
 from multimae_eo.model.target import Target, TargetScan
 from multimae_eo.sample import collate
@@ -126,7 +126,7 @@ def test_dense_heads_take_chips_of_any_size(make_model, make_sample, modalities,
         assert predictor.predict(chips).shape == (2, 3, size, size)
 
 
-@pytest.mark.parametrize("pool", ["mean", "global"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_chip_heads_give_a_vector_for_any_subset_of_inputs(make_model, lacking, pool):
     predictor = Predictor(make_model(), CLASS, HeadConfig(pool=pool)).eval()
     assert predictor(lacking).shape == (4, 3)
@@ -136,6 +136,19 @@ def test_chip_heads_give_a_vector_for_any_subset_of_inputs(make_model, lacking, 
     assert not torch.allclose(alone[1], predictor(lacking)[3], atol=1e-5)
     with pytest.raises(ContractError, match="chip-1: nothing observed"):
         predictor(lacking, ["rgb"])
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_all_that_tokens_sum_up_to_has_a_finite_slope(make_model, make_sample, modalities, pool):
+    """Also where there is a single token, whose deviation is 0."""
+    predictor = Predictor(make_model(), CLASS, HeadConfig(pool=pool))
+    for size in (16, 4):
+        predictor.zero_grad()
+        predictor(collate([make_sample(0, size=size)], modalities), ["rgb"]).sum().backward()
+        grads = [p.grad for p in predictor.parameters() if p.grad is not None]
+        assert all(bool(g.isfinite().all()) for g in grads)
+        if size == 16:
+            assert bool((predictor.head.project.weight.grad != 0).all())
 
 
 def test_larger_chips_are_averaged_over_windows(make_model, make_sample, modalities):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
-from multimae_eo.model.multimae import Features, MultiMAE
+from multimae_eo.model.features import Features
+from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.windows import ChipWindow, chip_windows
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
@@ -25,13 +25,11 @@ Array = npt.NDArray[np.float32]
 Compute = Callable[[Batch], Array]
 FeatureKind = Literal["mean", "spread", "layers", "layers-spread"]
 
-KINDS: dict[str, str] = {
-    "mean": "the mean of the tokens after the last block",
-    "spread": "their mean and standard deviation",
-    "layers": "the mean of the tokens after every block",
-    "layers-spread": "mean and standard deviation after every block",
-}
-"""What is made of the tokens of a chip. Grids keep the tokens, of the last or of every block."""
+KINDS: tuple[FeatureKind, ...] = ("mean", "spread", "layers", "layers-spread")
+"""What is made of the tokens of a chip; see ``model.config.POOLS``.
+
+Grids keep the tokens, of the last or of every block.
+"""
 
 DEFAULT_KIND: FeatureKind = "layers-spread"
 
@@ -134,44 +132,19 @@ def _check(kind: str) -> None:
         raise ConfigError(f"features: no {kind!r}; {did_you_mean(kind, KINDS)}")
 
 
-@contextmanager
-def _block_outputs(model: MultiMAE) -> Iterator[list[Tensor]]:
-    """Collects what every block of the encoder puts out: (B, K + G, D) each."""
-    found: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda _module, _args, output: found.append(output))
-        for block in model.encoder.blocks
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _layers(
+def _encoded(
     model: MultiMAE, batch: Batch, inputs: Sequence[str] | None, kind: FeatureKind
-) -> list[Features]:
-    """Patch tokens after each block that the kind asks for."""
-    with _block_outputs(model) as outputs:
-        last = model.encode(batch, inputs)
-    if not kind.startswith("layers"):
-        return [last]
-    count = last.slots.count
-    return [Features(o[:, :count], o[:, count:], last.slots, last.layout) for o in outputs]
+) -> Features:
+    """Features with the stages that the kind asks for."""
+    depth = len(model.encoder.blocks)
+    stages = tuple(range(1, depth + 1)) if kind.startswith("layers") else (depth,)
+    return model.encode_patches(model.patchify(batch), batch.keys, inputs, stages=stages)
 
 
 def _pooled(
     model: MultiMAE, batch: Batch, inputs: Sequence[str] | None, kind: FeatureKind
 ) -> Tensor:
-    parts = []
-    for layer in _layers(model, batch, inputs, kind):
-        parts.append(layer.pooled)
-        if kind.endswith("spread"):
-            apart = (layer.tokens - layer.pooled[:, None]).square()
-            around = Features(apart, layer.global_tokens, layer.slots, layer.layout)
-            parts.append(around.pooled.sqrt())
-    return torch.cat(parts, dim=1).float().cpu()
+    return _encoded(model, batch, inputs, kind).summary(kind).float().cpu()
 
 
 def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKind) -> Tensor:
@@ -182,10 +155,12 @@ def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKin
     blocks = len(model.encoder.blocks) if kind.startswith("layers") else 1
     found = torch.zeros(len(batch), blocks, len(inputs), model.config.encoder.width, *finest)
     if len(rows):
-        for block, layer in enumerate(_layers(model, batch.take(rows), inputs, kind)):
+        features = _encoded(model, batch.take(rows), inputs, kind)
+        for block in range(blocks):
             for place, name in enumerate(inputs):
                 if name in grids:
-                    tokens = F.interpolate(layer.grid(name), size=finest, mode="nearest")
+                    grid = features.grid(name, block)
+                    tokens = F.interpolate(grid, size=finest, mode="nearest")
                     found[rows.cpu(), block, place] = tokens.float().cpu()
     return found.flatten(1, 3)
 

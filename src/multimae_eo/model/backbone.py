@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.model.embedding import ClassEmbedding, PatchEmbedding
+from multimae_eo.model.features import Features
 from multimae_eo.model.heads import four_blocks
-from multimae_eo.model.multimae import Features, MultiMAE
+from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.tokens import TokenLayout, VisibleSlots
 
 if TYPE_CHECKING:

@@ -72,20 +72,32 @@ class DecoderConfig:
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]
 
 
+PoolKind = Literal["mean", "spread", "layers", "layers-spread", "global"]
+POOLS: Mapping[PoolKind, str] = {
+    "mean": "the mean of the tokens after the last block",
+    "spread": "their mean and standard deviation",
+    "layers": "the mean of the tokens after every block",
+    "layers-spread": "mean and standard deviation after every block",
+    "global": "the mean of the global tokens after the last block",
+}
+"""What a chip's tokens are summed up to."""
+
+
 @dataclass(kw_only=True)
 class HeadConfig:
     """What turns the encoder's tokens into predictions.
 
     Args:
         name: linear; for maps also convnext, upernet or dpt.
-        pool: Tokens a chip's label is predicted from: the patches' mean, or the global tokens'.
+        pool: What of the tokens a chip's label is predicted from: mean, spread, layers,
+            layers-spread, or global.
         width: Channels of a map head.
         depth: Blocks of the convnext head.
         dropout: Share of features left out in training.
     """
 
     name: HeadName = "linear"
-    pool: Literal["mean", "global"] = "mean"
+    pool: PoolKind = "mean"
     width: int = 128
     depth: int = 4
     dropout: float = 0.0

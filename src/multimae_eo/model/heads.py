@@ -12,33 +12,35 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.model.config import HeadConfig
-from multimae_eo.model.multimae import Features
+from multimae_eo.model.features import Features
 
 _POOLED = (1, 2, 3, 6)
 _LEVELS = 4
 
 
 class ChipHead(nn.Module):
-    """One vector per chip: pool the tokens, normalise, project: (B, O)."""
+    """One vector per chip: pool the tokens, normalise each part, project: (B, O)."""
 
-    blocks: tuple[int, ...] = ()
-
-    def __init__(self, width: int, outputs: int, config: HeadConfig) -> None:
+    def __init__(self, width: int, outputs: int, config: HeadConfig, depth: int) -> None:
         super().__init__()
         self.pool = config.pool
-        self.norm = nn.LayerNorm(width)
+        layers = config.pool.startswith("layers")
+        self.blocks = tuple(range(1, depth + 1)) if layers else ()
+        self.parts = (depth if layers else 1) * (2 if config.pool.endswith("spread") else 1)
+        self.norm = nn.LayerNorm(width, elementwise_affine=self.parts == 1)
         self.dropout = nn.Dropout(config.dropout)
-        self.project = nn.Linear(width, outputs)
+        self.project = nn.Linear(self.parts * width, outputs)
         nn.init.trunc_normal_(self.project.weight, std=0.01)
         nn.init.zeros_(self.project.bias)
 
     def pooled(self, features: Features) -> Tensor:
-        """The pooled tokens (B, D), which the windows of a larger chip are averaged by."""
-        return features.pooled if self.pool == "mean" else features.global_tokens.mean(dim=1)
+        """The summary (B, parts · D), which the windows of a larger chip are averaged by."""
+        return features.summary(self.pool)
 
     def predict(self, pooled: Tensor) -> Tensor:
-        """Predict from pooled tokens (B, D): (B, O)."""
-        out: Tensor = self.project(self.dropout(self.norm(pooled)))
+        """Predict from summaries (B, parts · D): (B, O)."""
+        parts = self.norm(pooled.view(len(pooled), self.parts, -1)).flatten(1)
+        out: Tensor = self.project(self.dropout(parts))
         return out
 
     def forward(self, features: Features) -> Tensor:
@@ -199,7 +201,7 @@ def build_head(config: HeadConfig, *, width: int, depth: int, outputs: int, dens
     """
     check_head(config, dense=dense)
     if not dense:
-        return ChipHead(width, outputs, config)
+        return ChipHead(width, outputs, config, depth)
     if config.name == "linear":
         return LinearHead(width, outputs, config)
     if config.name == "convnext":

@@ -12,7 +12,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.modality import ModalitySet, Task, validate_tasks
@@ -21,6 +20,7 @@ from multimae_eo.model.decoder import Decoder
 from multimae_eo.model.decoder_group import decode_together, groups
 from multimae_eo.model.embedding import ClassEmbedding, PatchEmbedding, PositionTable
 from multimae_eo.model.encoder import Encoder, initialise
+from multimae_eo.model.features import Features
 from multimae_eo.model.masking import all_visible
 from multimae_eo.model.normalize import Normalizer
 from multimae_eo.model.pretrained import Pretrained
@@ -34,80 +34,6 @@ from multimae_eo.model.tokens import (
 )
 from multimae_eo.sample import Batch
 from multimae_eo.statistics import Statistics
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the encoder says of a batch.
-
-    ``tokens``: (B, K, D), the visible patch tokens. ``global_tokens``: (B, G, D).
-    ``stages``: patch tokens (B, K, D) after the blocks that were asked for.
-    """
-
-    tokens: Tensor
-    global_tokens: Tensor
-    slots: VisibleSlots
-    layout: TokenLayout
-    stages: tuple[Tensor, ...] = ()
-
-    @property
-    def pooled(self) -> Tensor:
-        """Mean over each sample's visible patch tokens: (B, D)."""
-        if self.slots.real is None:
-            return self.tokens.mean(dim=1)
-        weight = self.slots.real[:, :, None].to(self.tokens.dtype)
-        return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
-
-    def grid(self, modality: str) -> Tensor:
-        """A modality's tokens in place: (B, D, rows, columns), zeros where none was visible."""
-        if modality not in self.layout.slices:
-            raise ConfigError(
-                f"no modality {modality!r}; {did_you_mean(modality, self.layout.grids)}"
-            )
-        return self._placed(self.tokens)[modality]
-
-    def fused(self, stage: int | None = None) -> Tensor:
-        """All modalities' tokens in place, as one map: (B, D, rows, columns) of the finest grid.
-
-        At each place the mean over the modalities that were visible there, coarser grids
-        interpolated bilinearly; zeros where none was. ``stage``: index into ``stages`` (default:
-        the last block's tokens).
-        """
-        tokens = self.tokens if stage is None else self.stages[stage]
-        ones = tokens.new_ones(*tokens.shape[:2], 1)
-        finest = max(self.layout.grids.values())
-        total = tokens.new_zeros(tokens.shape[0], tokens.shape[2], *finest)
-        weight = tokens.new_zeros(tokens.shape[0], 1, *finest)
-        seen = self._placed(ones)
-        for name, placed in self._placed(tokens).items():
-            grid, here = placed, seen[name]
-            if self.layout.grids[name] != finest:
-                grid = F.interpolate(grid, finest, mode="bilinear")
-                here = F.interpolate(here, finest, mode="bilinear")
-            total, weight = total + grid, weight + here
-        return total / torch.where(weight > 0, weight, 1.0)
-
-    @property
-    def seen(self) -> Tensor:
-        """Where on ``fused``'s grid a visible token lies, of any modality: bool (B, rows, columns).
-
-        Around the tokens of a coarser grid ``fused`` interpolates half a token further.
-        """
-        ones = self.tokens.new_ones(*self.tokens.shape[:2], 1)
-        finest = max(self.layout.grids.values())
-        covers = [F.interpolate(placed, finest) for placed in self._placed(ones).values()]
-        return torch.stack(covers).sum(dim=0)[:, 0] > 0
-
-    def _placed(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Tokens (B, K, D) in their modalities' grids: (B, D, rows, columns) each."""
-        size, _, width = tokens.shape
-        # Padding slots lie behind the last token, where nothing is read.
-        flat = tokens.new_zeros(size, self.layout.count + 1, width)
-        flat = flat.scatter(1, self.slots.token[:, :, None].expand_as(tokens), tokens)
-        return {
-            name: flat[:, self.layout.slices[name]].transpose(1, 2).reshape(size, width, *grid)
-            for name, grid in self.layout.grids.items()
-        }
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.model.config import HeadConfig
+from multimae_eo.model.features import Features
 from multimae_eo.model.heads import ChipHead, build_head
-from multimae_eo.model.multimae import Features, MultiMAE
+from multimae_eo.model.multimae import MultiMAE
 from multimae_eo.model.pretrained import Pretrained
 from multimae_eo.model.target import Target
 from multimae_eo.model.tokens import Patches
