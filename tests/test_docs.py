@@ -47,6 +47,8 @@ NOT_RUN = {
 }
 # What the fixture ``tour`` has done.
 WHOLE_TOURS = (["quickstart"], ["quickstart", "--out", "quickstart"])
+# Of the reader's own data, where the real ones are only larger.
+QUICK = "--data quickstart/store --run.accelerator cpu"
 # By the verb and a word after it.
 ADDED = {
     ("quickstart", "--world_only"): "--chips 40",
@@ -61,13 +63,15 @@ ADDED = {
     ("finetune", "runs/classes"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/frozen"): "--run.epochs 1 --run.accelerator cpu",
     ("finetune", "runs/scratch"): "--run.epochs 1 --run.accelerator cpu",
-    ("finetune", "runs/full"): "--run.epochs 1 --run.accelerator cpu",
+    ("finetune", "runs/full"): f"{QUICK} --run.epochs 1",
     ("evaluate", "results/dropped"): "--drop rgb,ired",
-    ("evaluate", "runs/full/model"): "--drop rgb",
+    ("evaluate", "runs/full/model"): "--data quickstart/store --drop rgb",
     ("study", "studies/classes"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
     "--features mean --steps 0 --grid optim.lr=1e-3 --fractions 50 --inputs rgb",
-    ("study", "studies/all"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
+    ("study", "studies/eurosat"): f"{QUICK} --methods finetune,knn --run.epochs 1 "
     "--features mean --steps 0 --fractions 50 --seeds 1 --inputs rgb",
+    ("study", "studies/water"): "--methods finetune --run.epochs 1 --seeds 1 --inputs optical "
+    "--data.batch_size 64",
     ("benchmark", "geobench"): "--methods knn,finetune --run.epochs 1 --run.accelerator cpu "
     "--features mean --data.batch_size 4 --seeds 1",
     ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
