@@ -68,6 +68,7 @@ ADDED = {
     ("evaluate", "runs/full/model"): "--data quickstart/store --drop rgb",
     ("study", "studies/classes"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
     "--features mean --steps 0 --grid optim.lr=1e-3 --fractions 50 --inputs rgb",
+    ("study", "studies/eurosat5"): f"{QUICK} --methods knn --features mean --seeds 1 --inputs rgb",
     ("study", "studies/eurosat"): f"{QUICK} --methods finetune,knn --run.epochs 1 "
     "--features mean --steps 0 --fractions 50 --seeds 1 --inputs rgb",
     ("study", "studies/water"): "--methods finetune --run.epochs 1 --seeds 1 --inputs optical "
