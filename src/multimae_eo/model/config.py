@@ -89,8 +89,7 @@ class HeadConfig:
 
     Args:
         name: linear; for maps also convnext, upernet or dpt.
-        pool: What of the tokens a chip's label is predicted from: mean, spread, layers,
-            layers-spread, or global.
+        pool: Mean, spread, layers, layers-spread or global: what a chip is read from.
         width: Channels of a map head.
         depth: Blocks of the convnext head.
         dropout: Share of features left out in training.
