@@ -39,7 +39,7 @@ class ChipHead(nn.Module):
 
     def predict(self, pooled: Tensor) -> Tensor:
         """Predict from summaries (B, parts · D): (B, O)."""
-        parts = self.norm(pooled.view(len(pooled), self.parts, -1)).flatten(1)
+        parts = self.norm(pooled.view(pooled.shape[0], self.parts, -1)).flatten(1)
         out: Tensor = self.project(self.dropout(parts))
         return out
 
