@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from multimae_eo.evaluate.metrics import Predictions, class_iou, scores_of, values_of
+from multimae_eo.evaluate.metrics import Predictions, all_scores, class_iou, values_of
 from multimae_eo.evaluate.statistics import hierarchical_interval
 from multimae_eo.model.config import InputConfig, ModelConfig
 from multimae_eo.model.normalize import Normalizer
@@ -199,7 +199,7 @@ def main() -> None:
         scores = {n: float(s(ones)[0]) for n, s in class_iou(found).items()}
         record = {"seed": seed, **cost, **values_of(found), "IoU": scores}
         print(json.dumps(record), flush=True)
-    tables = [{**scores_of(t), **{f"IoU {n}": s for n, s in class_iou(t).items()}} for t in told]
+    tables = [all_scores(t) for t in told]
     for name in tables[0]:
         interval = hierarchical_interval([t[name] for t in tables], len(told[0]))
         print(f"{name}\t{interval}")

@@ -225,7 +225,7 @@ class Batch:
             # Unsigned numbers cannot be indexed or flipped on a CPU; their bits can.
             bits = _bits(stored)
             moved = bits.clone()
-            for turn in sorted(set(turns.tolist())):
+            for turn in sorted(set(turns.tolist()) - {0}):
                 rows = (turns == turn).nonzero()[:, 0].to(bits.device)
                 part = bits[rows].flip(-1) if turn >= 4 else bits[rows]
                 moved[rows] = part.rot90(turn % 4, (-2, -1))

@@ -138,7 +138,7 @@ def _encoded(
     """Features with the stages that the kind asks for."""
     depth = len(model.encoder.blocks)
     stages = tuple(range(1, depth + 1)) if kind.startswith("layers") else (depth,)
-    return model.encode_patches(model.patchify(batch), batch.keys, inputs, stages=stages)
+    return model.encode(batch, inputs, stages=stages)
 
 
 def _pooled(
