@@ -23,7 +23,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_layers.py
+	$(BIN)/python -m pytest tests/test_architecture.py
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -21,13 +21,14 @@ import naive
 import numpy as np
 import torch
 
-from multimae_eo.model.draws import PerSample
-from multimae_eo.model.masking import sample_states
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.loading.loader import make_loader
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.sample import Batch
-from multimae_eo.sources import Source, open_source
+from multimae_eo.sources.base import Source
 from multimae_eo.sources.synthetic import SyntheticSource
-from multimae_eo.store.loader import make_loader
 from multimae_eo.train.data import chip_sizes, model_config
 from multimae_eo.train.objective import Objective
 from multimae_eo.train.optim import build_adamw

@@ -27,7 +27,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from multimae_eo.model import decoder
+from multimae_eo.network import decoder
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.recipe import load_recipe

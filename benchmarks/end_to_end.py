@@ -26,11 +26,11 @@ import naive
 import numpy as np
 import torch
 
-from multimae_eo.model.compiled import compile_parts
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.loading.loader import make_loader
+from multimae_eo.network.compiled import compile_parts
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, collate, crop
 from multimae_eo.sources.base import Source
-from multimae_eo.store.loader import make_loader
 from multimae_eo.store.writer import prepare
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.optim import build_adamw

@@ -31,8 +31,8 @@ SIDE = 8
 PROBE = """
 import resource, sys, time
 import numpy as np, torch
-import multimae_eo.store.loader, pyarrow.parquet
-from multimae_eo.store.loader import make_loader
+import multimae_eo.loading.loader, pyarrow.parquet
+from multimae_eo.loading.loader import make_loader
 from multimae_eo.store.reader import ChipStore
 def own():
     words = dict(l.split(":") for l in open("/proc/self/smaps_rollup").read().splitlines()[1:])

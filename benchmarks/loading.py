@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from multimae_eo.sources import open_source
-from multimae_eo.sources.mmearth_files import write_mmearth
-from multimae_eo.store.loader import make_loader
+from multimae_eo.loading.loader import make_loader
+from multimae_eo.loading.open_source import open_source
 from multimae_eo.store.writer import prepare
+from tests.support.mmearth_files import write_mmearth
 
 MODALITIES = ("rgb", "ired", "sired", "ebands", "depth", "semseg")
 OPTICAL = {"rgb": (3, 2, 1), "ired": (4, 5, 6), "sired": (11, 12), "ebands": (7, 8)}

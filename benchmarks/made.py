@@ -9,8 +9,8 @@ import torch
 
 from multimae_eo.catalog import class_map, make_modality
 from multimae_eo.modality import ModalitySet, Task
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Calibration, Sample
 from multimae_eo.sources.base import Source
 

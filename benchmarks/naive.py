@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multimae_eo.model.embedding import ClassEmbedding
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.tokens import Patches, TokenLayout, TokenState, unpatchify
+from multimae_eo.network.embedding import ClassEmbedding
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.tokens import Patches, TokenLayout, TokenState, unpatchify
 
 PATCH_NORM_EPS = 1e-6
 

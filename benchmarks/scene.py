@@ -33,13 +33,13 @@ import torch
 
 from multimae_eo.catalog import class_map, make_modality
 from multimae_eo.geo import Window
-from multimae_eo.infer.engine import SceneOptions, computing
-from multimae_eo.infer.scene_maps import reconstruct_scene, scene_cut
 from multimae_eo.modality import ModalitySet, Task
-from multimae_eo.model.config import ENCODERS, DecoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.network.config import ENCODERS, DecoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import collate
-from multimae_eo.sources.scene import Scene
+from multimae_eo.scenes.engine import SceneOptions, computing
+from multimae_eo.scenes.reconstruct import reconstruct_scene, scene_cut
+from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.statistics import Statistics
 
 BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")

@@ -28,12 +28,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from multimae_eo.model.compiled import compile_parts
-from multimae_eo.model.draws import PerSample
-from multimae_eo.model.embedding import ClassEmbedding
-from multimae_eo.model.masking import sample_states
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.tokens import Patches, TokenState
+from multimae_eo.network.compiled import compile_parts
+from multimae_eo.network.embedding import ClassEmbedding
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.sample_rng import PerSample
+from multimae_eo.network.tokens import Patches, TokenState
 from multimae_eo.train.objective import Objective
 from multimae_eo.train.optim import build_adamw
 from multimae_eo.train.recipe import OptimRecipe
@@ -158,7 +158,7 @@ def habits(model: MultiMAE, row: Row) -> Iterator[None]:
         patched.append(mock.patch.object(ClassEmbedding, "forward", _convolved))
     if row.other_attention:
         other = _fused if on_cpu else _products
-        places = ("multimae_eo.model.encoder.attend", "multimae_eo.model.decoder_group.attend")
+        places = ("multimae_eo.network.encoder.attend", "multimae_eo.network.decoder_group.attend")
         patched += [mock.patch(place, other) for place in places]
     for patch in patched:
         patch.start()

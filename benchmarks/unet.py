@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from multimae_eo.evaluate.metrics import Predictions, all_scores, class_iou, values_of
-from multimae_eo.evaluate.statistics import hierarchical_interval
-from multimae_eo.model.config import InputConfig, ModelConfig
-from multimae_eo.model.normalize import Normalizer
-from multimae_eo.model.tokens import unpatchify
+from multimae_eo.loading.loader import make_loader
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.metrics.intervals import hierarchical_interval
+from multimae_eo.metrics.task_metrics import Predictions, all_scores, class_iou, values_of
+from multimae_eo.network.config import InputConfig, ModelConfig
+from multimae_eo.network.normalize import Normalizer
+from multimae_eo.network.tokens import unpatchify
 from multimae_eo.sample import Batch
-from multimae_eo.sources import open_source
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
-from multimae_eo.store.loader import make_loader
 
 
 class UNet(nn.Module):

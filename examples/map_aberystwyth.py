@@ -20,7 +20,7 @@ import numpy.typing as npt
 import rasterio
 
 from multimae_eo.cli import main as multimae_eo
-from multimae_eo.sources.scene import Scene
+from multimae_eo.sources.scene.scene import Scene
 
 HERE = Path(__file__).resolve().parent
 WEST, SCENE = HERE / "aberystwyth_west.yaml", HERE / "scene_aberystwyth.yaml"

@@ -16,8 +16,8 @@ import pytest
 
 from multimae_eo.catalog import class_map, make_modality
 from multimae_eo.modality import ModalitySet, Task
-from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Calibration, Sample
 from multimae_eo.statistics import Statistics
 

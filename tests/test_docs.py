@@ -15,10 +15,9 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from multimae_eo.cli import _VERBS, OVERRIDDEN, _split_overrides, main
+from multimae_eo.cli.main import _VERBS, OVERRIDDEN, _split_overrides, main
+from tests.support.paths import ROOT, SHARED
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -169,7 +168,7 @@ def test_every_mentioned_path_of_the_project_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_dataset_files_that_are_shown_are_well_formed(page, tmp_path):
-    from multimae_eo.sources.dataset_schema import read_dataset_file
+    from multimae_eo.sources.dataset.schema import read_dataset_file
 
     for block in blocks(page):
         if block.language != "yaml":
@@ -210,8 +209,8 @@ def run_elsewhere(words: list[str], where: str) -> None:
 @pytest.fixture
 def reader(tour, tmp_path, monkeypatch) -> Path:
     """The folder of a reader who ran the quickstart and has a (small) MMEarth."""
-    from multimae_eo.sources.geobench_files import write_geobench
-    from multimae_eo.sources.mmearth_files import write_mmearth
+    from tests.support.geobench_files import write_geobench
+    from tests.support.mmearth_files import write_mmearth
 
     here = tmp_path / "reader"
     (here / "quickstart").mkdir(parents=True)

@@ -16,16 +16,14 @@ import numpy as np
 import pytest
 
 from multimae_eo.errors import OutputError
-from multimae_eo.infer.raster_out import Profile, RowWriter
-from multimae_eo.sources.scene import Grid
+from multimae_eo.scenes.raster_output import Profile, RowWriter
+from multimae_eo.sources.scene.scene import Grid
 from multimae_eo.sources.synthetic import write_world
+from tests.support.paths import ROOT
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a Unix matter")
 
-FIXTURE = (
-    Path(__file__).resolve().parents[2]
-    / "shared/fixtures/reference_checkpoint/six_modalities/checkpoint-999.pth"
-)
+FIXTURE = ROOT / "shared/fixtures/reference_checkpoint/six_modalities/checkpoint-999.pth"
 Refused = Callable[..., str]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import multimae_eo.evaluate.probes
-import multimae_eo.infer.reconstruct
-import multimae_eo.infer.scene_maps
+import multimae_eo.inference.reconstruct_chips
+import multimae_eo.scenes.reconstruct
 from multimae_eo import MultiMAE, open_source, quickstart
 from multimae_eo.catalog import legend
 from multimae_eo.errors import OutputError
@@ -137,8 +137,8 @@ def only_train(monkeypatch) -> None:
     def nothing(*arguments: Any, **options: Any) -> dict[str, Any]:
         return {}
 
-    monkeypatch.setattr(multimae_eo.infer.reconstruct, "reconstruct_chips", nothing)
-    monkeypatch.setattr(multimae_eo.infer.scene_maps, "reconstruct_scene", nothing)
+    monkeypatch.setattr(multimae_eo.inference.reconstruct_chips, "reconstruct_chips", nothing)
+    monkeypatch.setattr(multimae_eo.scenes.reconstruct, "reconstruct_scene", nothing)
     monkeypatch.setattr(multimae_eo.evaluate.probes, "probe", nothing)
     monkeypatch.setattr(quickstart, "_report", lambda out, *rest: out / "report.html")
 

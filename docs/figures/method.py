@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from multimae_eo.model.masking import sample_states
-from multimae_eo.model.tokens import TokenLayout, TokenState
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.tokens import TokenLayout, TokenState
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {

@@ -12,8 +12,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from multimae_eo.cli import _VERBS, OVERRIDDEN
-from multimae_eo.cli_examples import examples
+from multimae_eo.cli.examples import examples
+from multimae_eo.cli.main import _VERBS, OVERRIDDEN
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.options import options_help
 from multimae_eo.train.recipe import Recipe

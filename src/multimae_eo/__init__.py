@@ -16,14 +16,14 @@ _WHERE = {
     "Batch": "sample",
     "Modality": "modality",
     "ModalitySet": "modality",
-    "MultiMAE": "model.multimae",
+    "MultiMAE": "network.multimae",
     "MultiMAEError": "errors",
-    "Predictor": "model.predictor",
+    "Predictor": "network.predictor",
     "Sample": "sample",
     "Statistics": "statistics",
     "Task": "modality",
-    "backbone": "model.backbone",
-    "open_source": "sources",
+    "backbone": "inference.backbone",
+    "open_source": "loading.open_source",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the dictionary above
@@ -33,12 +33,12 @@ __all__ = [  # noqa: RUF022 - the order of the dictionary above
 
 if TYPE_CHECKING:
     from multimae_eo.errors import MultiMAEError
+    from multimae_eo.inference.backbone import backbone
+    from multimae_eo.loading.open_source import open_source
     from multimae_eo.modality import Band, Modality, ModalitySet, Task
-    from multimae_eo.model.backbone import backbone
-    from multimae_eo.model.multimae import MultiMAE
-    from multimae_eo.model.predictor import Predictor
+    from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.network.predictor import Predictor
     from multimae_eo.sample import Batch, Sample
-    from multimae_eo.sources import open_source
     from multimae_eo.statistics import Statistics
 
 

@@ -58,11 +58,11 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     Raises OutputError when ``out`` holds something else.
     """
     from multimae_eo.evaluate.probes import probe
-    from multimae_eo.infer.reconstruct import ReconstructOptions, reconstruct_chips
-    from multimae_eo.infer.scene_maps import reconstruct_scene
-    from multimae_eo.model.multimae import MultiMAE
-    from multimae_eo.sources import open_source
-    from multimae_eo.sources.scene import Scene
+    from multimae_eo.inference.reconstruct_chips import ReconstructOptions, reconstruct_chips
+    from multimae_eo.loading.open_source import open_source
+    from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.scenes.reconstruct import reconstruct_scene
+    from multimae_eo.sources.scene.scene import Scene
     from multimae_eo.store.writer import prepare
     from multimae_eo.train.pretrain import pretrain
     from multimae_eo.train.recipe import load_recipe
@@ -102,7 +102,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
 
 def _claim(out: Path, plan: dict[str, int]) -> None:
     """Make ``out`` this tour's folder; OutputError when it holds something else."""
-    from multimae_eo.report import write_whole
+    from multimae_eo.reports.html import write_whole
 
     mark = out / "quickstart.json"
     text = json.dumps(plan) + "\n"
@@ -121,7 +121,7 @@ def _claim(out: Path, plan: dict[str, int]) -> None:
 def _report(
     out: Path, said: dict[str, Any], rows: list[dict[str, Any]], maps: list[Path], tour: _Tour
 ) -> Path:
-    from multimae_eo.report import Report
+    from multimae_eo.reports.html import Report
 
     page = Report(
         "multimae-eo: the quickstart",

@@ -7,7 +7,7 @@ import naive
 import pytest
 import torch
 
-from multimae_eo.model.masking import sample_states
+from multimae_eo.network.masking import sample_states
 from multimae_eo.train.objective import Objective
 
 

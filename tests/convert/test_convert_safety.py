@@ -14,11 +14,10 @@ import torch
 
 from multimae_eo.convert.reference import convert, read_checkpoint
 from multimae_eo.errors import CheckpointError
-from multimae_eo.model.folder import load_model
+from multimae_eo.model_folder.folder import load_model
+from tests.support.paths import SHARED
 
-FIXTURE = (
-    Path(__file__).resolve().parents[3] / "shared/fixtures/reference_checkpoint/six_modalities"
-)
+FIXTURE = SHARED / "fixtures/reference_checkpoint/six_modalities"
 needs_fixture = pytest.mark.skipif(
     not FIXTURE.is_dir(), reason="needs the shared reference checkpoint fixture"
 )

@@ -9,8 +9,7 @@ rasterio = pytest.importorskip("rasterio")
 
 from rasterio.warp import transform, transform_bounds  # noqa: E402
 
-from multimae_eo.demo.map_service import MapService  # noqa: E402
-from multimae_eo.demo.rasters import (  # noqa: E402
+from multimae_eo.demo.map_layers import (  # noqa: E402
     HALF,
     MERCATOR,
     FileLayer,
@@ -21,6 +20,7 @@ from multimae_eo.demo.rasters import (  # noqa: E402
     scene_bounds,
     tile_frame,
 )
+from multimae_eo.demo.map_service import MapService  # noqa: E402
 from multimae_eo.errors import ConfigError, DataError, FormatError  # noqa: E402
 from multimae_eo.geo import Window  # noqa: E402
 
@@ -110,7 +110,7 @@ def test_the_coarse_copy_agrees_with_the_scene(scene, monkeypatch):
     layer = SceneLayer(scene, scene.modalities["elevation"])
     frame = frame_over(scene_bounds(scene), 60)
     exact = layer.warp(frame)
-    monkeypatch.setattr("multimae_eo.demo.rasters._OVERVIEW", 96)
+    monkeypatch.setattr("multimae_eo.demo.map_layers._OVERVIEW", 96)
     coarse = SceneLayer(scene, scene.modalities["elevation"]).warp(frame)
     both = np.isfinite(exact) & np.isfinite(coarse)
     assert both.mean() > 0.8
@@ -149,9 +149,9 @@ def test_unknown_layers_and_empty_rectangles_are_refused(service):
 
 
 def test_a_predictors_map_is_an_overlay(model, scene, tmp_path):
-    from multimae_eo.model.config import HeadConfig
-    from multimae_eo.model.predictor import Predictor
-    from multimae_eo.model.target import Target
+    from multimae_eo.network.config import HeadConfig
+    from multimae_eo.network.predictor import Predictor
+    from multimae_eo.network.target import Target
 
     target = Target(kind="map", classes=("dry", "wet"), counts=(1.0, 1.0), total=2.0)
     predictor = Predictor(model, target, HeadConfig())

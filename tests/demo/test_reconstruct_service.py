@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.catalog import MODALITIES
+from multimae_eo.demo.chip_locations import ScenePlaces, SourcePlaces
 from multimae_eo.demo.drawing import INVALID, packed, safe_colours
-from multimae_eo.demo.places import ScenePlaces, SourcePlaces
+from multimae_eo.demo.jobs import SupersededError, Ticket
 from multimae_eo.demo.reconstruct_service import Asked, ReconstructService
-from multimae_eo.demo.workshop import SupersededError, Ticket
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.geo import Window
-from multimae_eo.model.masking import all_visible
-from multimae_eo.model.tokens import TokenState
+from multimae_eo.network.masking import all_visible
+from multimae_eo.network.tokens import TokenState
 
 
 def unpacked(told):

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.demo.guard import Limits  # noqa: E402
-from multimae_eo.demo.rasters import frame_over  # noqa: E402
+from multimae_eo.demo.map_layers import frame_over  # noqa: E402
 from multimae_eo.demo.server import PAGE, Shown, create_app  # noqa: E402
 from multimae_eo.errors import ConfigError  # noqa: E402
 
@@ -249,7 +249,7 @@ def test_a_flood_is_slowed(model, chips):
 def test_a_client_that_leaves_frees_its_place(on_scene):
     """The work of a request whose client is gone is given up."""
     from multimae_eo.demo.answering import done
-    from multimae_eo.demo.workshop import SupersededError, Workshop
+    from multimae_eo.demo.jobs import SupersededError, Workshop
 
     class Gone:
         async def is_disconnected(self):

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from multimae_eo.demo.workshop import BusyError, Job, SupersededError, Workshop
+from multimae_eo.demo.jobs import BusyError, Job, SupersededError, Workshop
 from multimae_eo.errors import DataError
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planting import STANDARD, Arrays
 
 from multimae_eo.catalog import make_modality
 from multimae_eo.doctor import inspect
 from multimae_eo.doctor.order import disorder
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration
+from tests.support.planting import STANDARD, Arrays
 
 
 def slow_disorder(distance, order):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planting import Planted
 
 from multimae_eo import cli
 from multimae_eo.doctor import inspect
@@ -16,6 +15,7 @@ from multimae_eo.doctor.table import show, table
 from multimae_eo.errors import FormatError, OutputError
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.store.writer import prepare
+from tests.support.planting import Planted
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from planting import (
+
+from multimae_eo.catalog import legend, make_modality
+from multimae_eo.doctor import inspect
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Calibration
+from tests.support.planting import (
     DATA,
     EUROSAT,
     EXAMPLES,
@@ -18,12 +24,6 @@ from planting import (
     interpolated,
     terramind,
 )
-
-from multimae_eo.catalog import legend, make_modality
-from multimae_eo.doctor import inspect
-from multimae_eo.modality import ModalitySet
-from multimae_eo.sample import Calibration
-from multimae_eo.sources import open_source
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 pytest.importorskip("rasterio", reason="needs rasterio")

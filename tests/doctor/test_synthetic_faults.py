@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planting import Planted, interpolated
 
 from multimae_eo.doctor import Diagnosis, inspect
 from multimae_eo.errors import ConfigError, FormatError, LegendError
@@ -14,6 +13,7 @@ from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration
 from multimae_eo.sources.synthetic import SyntheticSource
+from tests.support.planting import Planted, interpolated
 
 OPTICAL = ("rgb", "ired", "sired", "ebands")
 SPLITS = ["train", "test"] * 20

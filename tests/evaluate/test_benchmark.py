@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from multimae_eo.cli import main
-from multimae_eo.evaluate.geobench import aggregate, load_normaliser
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.sources import open_source
-from multimae_eo.sources.geobench_bands import DATASETS
-from multimae_eo.sources.geobench_files import write_geobench
+from multimae_eo.evaluate.geobench_score import aggregate, load_normaliser
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.sources.geobench.bands import DATASETS
+from tests.support.geobench_files import write_geobench
 
 QUICK = ("--features", "mean", "--run.epochs", "1", "--run.accelerator", "cpu", "--optim.lr", "0.1")
 

@@ -13,7 +13,7 @@ from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import DataError, OutputError
 from multimae_eo.evaluate.card import Cost, card, markdown_table
 from multimae_eo.evaluate.examples import chosen_chips, painted
-from multimae_eo.evaluate.metrics import Predictions, values_of
+from multimae_eo.metrics.task_metrics import Predictions, values_of
 from multimae_eo.sources.synthetic import SyntheticSource
 
 

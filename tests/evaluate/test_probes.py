@@ -10,14 +10,14 @@ import pytest
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluate.baselines import image_statistics, pixel_values
-from multimae_eo.evaluate.features import KINDS, encoder_features, encoder_grids, extract
+from multimae_eo.evaluate.linear_probe import linear_readouts, neighbour_readouts
 from multimae_eo.evaluate.probes import STRENGTHS, ProbeOptions, probe
-from multimae_eo.evaluate.readout import linear_readouts, neighbour_readouts
-from multimae_eo.evaluate.statistics import bootstrap_interval
 from multimae_eo.geo import Window
+from multimae_eo.inference.extraction import KINDS, encoder_features, encoder_grids, extract
+from multimae_eo.metrics.intervals import bootstrap_interval
 from multimae_eo.modality import Task
-from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Sample, collate
 from multimae_eo.sources.synthetic import SyntheticSource
 

@@ -12,8 +12,8 @@ import torch
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.evaluate.robustness import MOST, curve, subsets
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.finetune_recipe import AugmentRecipe, parse_finetune
 from multimae_eo.train.supervised import Hiding, changes

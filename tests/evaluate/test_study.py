@@ -12,15 +12,15 @@ import torch
 import yaml
 
 from multimae_eo.errors import ConfigError, FormatError
-from multimae_eo.evaluate.metrics import Counts, Predictions, Tallied, scores_of, values_of
 from multimae_eo.evaluate.probes import ProbeOptions
 from multimae_eo.evaluate.study import Plan, Studied, claim_study, set_trials, study
 from multimae_eo.evaluate.trials import Cells, Trial, comparisons, merged, slug
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.sources import open_source
-from multimae_eo.sources.geobench_files import write_geobench
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.metrics.task_metrics import Counts, Predictions, Tallied, scores_of, values_of
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.train.finetune_recipe import load_finetune
+from tests.support.geobench_files import write_geobench
 
 OPTIONS = ("--run.epochs=1", "--run.accelerator=cpu", "--data.batch_size=8", "--optim.lr=0.3")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,12 @@ from multimae_eo.errors import ConfigError, FormatError, OutputError
 from multimae_eo.export import files
 from multimae_eo.export.files import FileOptions, export_model, read_record
 from multimae_eo.export.graphs import GraphOptions, build_graph, random_images
-from multimae_eo.model.backbone import physical_tensors
-from multimae_eo.model.config import ENCODERS, HeadConfig
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.model.target import Target
+from multimae_eo.inference.backbone import physical_tensors
+from multimae_eo.network.config import ENCODERS, HeadConfig
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.target import Target
 from multimae_eo.sample import collate
+from tests.support.paths import ROOT
 
 LEVEL = {"rgb": "l2a"}
 INPUTS = [("rgb",), ("rgb", "elevation"), ("rgb", "elevation", "landcover")]
@@ -28,7 +28,6 @@ QUICK = {
     INPUTS[1]: {("torch", 24)},
     INPUTS[2]: {("torch", 16), ("onnx", 24)},
 }
-ROOT = Path(__file__).resolve().parents[2]
 EUROSAT = ROOT.parent / "shared/data/eurosat_ms"
 
 
@@ -126,7 +125,7 @@ def test_graphs_equal_the_model_on_real_chips(make_model, tmp_path, kind):
     if not EUROSAT.is_dir():
         pytest.skip("the folder shared/data/eurosat_ms is not beside the project")
     pytest.importorskip("rasterio")
-    from multimae_eo.sources import open_source
+    from multimae_eo.loading.open_source import open_source
 
     source = open_source(str(ROOT / "examples/eurosat_ms.yaml"))
     model = make_model().eval()

@@ -7,7 +7,6 @@ recorded from the reference. Feeding it needs identity statistics and class ids 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,16 +15,15 @@ from torch import Tensor
 
 from multimae_eo.convert.reference import _rename, convert
 from multimae_eo.modality import ModalitySet
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.normalize import Normalizer
-from multimae_eo.model.tokens import TokenState, unpatchify
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.normalize import Normalizer
+from multimae_eo.network.tokens import TokenState, unpatchify
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.statistics import Statistics, known_moments
 from multimae_eo.train.objective import Objective
+from tests.support.paths import SHARED
 
-FIXTURE = (
-    Path(__file__).resolve().parents[3] / "shared/fixtures/reference_checkpoint/six_modalities"
-)
+FIXTURE = SHARED / "fixtures/reference_checkpoint/six_modalities"
 pytestmark = pytest.mark.skipif(
     not FIXTURE.is_dir(), reason="needs the shared reference checkpoint fixture"
 )

@@ -174,7 +174,7 @@ def test_a_band_of_two_inputs_goes_to_both():
 def test_the_core_imports_no_plugin():
     import subprocess
 
-    code = "import sys, multimae_eo.cli, multimae_eo.train.finetune, multimae_eo.infer.engine\n"
+    code = "import sys, multimae_eo.cli, multimae_eo.train.finetune, multimae_eo.scenes.engine\n"
     code += "print([m for m in sys.modules if m.startswith('multimae_eo.plugins')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

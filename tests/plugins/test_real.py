@@ -16,7 +16,6 @@ from torch.testing import assert_close
 
 from multimae_eo import backbone
 
-ROOT = Path(__file__).resolve().parents[2]
 LEVEL = {"rgb": "l1c"}
 
 YAML = """
@@ -129,7 +128,7 @@ def test_terratorch_features_are_ours(model, tmp_path):
 def test_torchgeo_bench_runs_our_model(model, tmp_path):
     """It looks for ``data/classification_v1.0/<name>`` where it is run, and downloads otherwise."""
     pytest.importorskip("torchgeo_bench", reason="torchgeo-bench is not here: make plugins")
-    from multimae_eo.sources.geobench_files import write_geobench
+    from tests.support.geobench_files import write_geobench
 
     folder = write_geobench(tmp_path / "data", "m-eurosat", chips=(30, 10, 10), size=32)
     assert folder == tmp_path / "data/classification_v1.0/m-eurosat"

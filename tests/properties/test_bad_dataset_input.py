@@ -14,8 +14,8 @@ from PIL import Image
 
 from multimae_eo.errors import MultiMAEError
 from multimae_eo.sample import Sample
-from multimae_eo.sources.dataset_file import DatasetFileSource
-from multimae_eo.sources.dataset_schema import (
+from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
+from multimae_eo.sources.dataset.schema import (
     DATASET_KEYS,
     LABEL_KEYS,
     MODALITY_KEYS,

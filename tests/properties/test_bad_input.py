@@ -26,19 +26,19 @@ from multimae_eo.errors import (
     SplitError,
 )
 from multimae_eo.modality import ModalitySet, Task
-from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.tokens import TokenState
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.tokens import TokenState
 from multimae_eo.sample import Sample, collate
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.mmearth import MMEarthSource
-from multimae_eo.sources.mmearth_files import write_mmearth
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.objective import Objective
 from multimae_eo.train.recipe import Recipe
+from tests.support.mmearth_files import write_mmearth
 
 JUNK = st.one_of(st.text(max_size=5), st.booleans(), st.none(), st.lists(st.integers(), max_size=2),
                  st.floats(), st.integers(-5, 5), st.dictionaries(st.text(max_size=3), st.none(),

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.model.masking import sample_states, visible_count
-from multimae_eo.model.tokens import TokenLayout, TokenState, visible_slots
+from multimae_eo.network.masking import sample_states, visible_count
+from multimae_eo.network.tokens import TokenLayout, TokenState, visible_slots
 
 grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,12 +10,13 @@ import pytest
 
 from multimae_eo import open_source
 from multimae_eo.errors import FormatError, SplitError
-from multimae_eo.sources.geobench import GeoBenchSource
-from multimae_eo.sources.geobench_bands import DATASETS
-from multimae_eo.sources.geobench_files import write_geobench
+from multimae_eo.sources.geobench.bands import DATASETS
+from multimae_eo.sources.geobench.source import GeoBenchSource
+from tests.support.geobench_files import write_geobench
+from tests.support.paths import DATA
 
 SIZE = 20
-KILNS = Path(__file__).resolve().parents[2].parent / "shared/data/geobench_samples/brick_kiln_v1.0"
+KILNS = DATA / "geobench_samples/brick_kiln_v1.0"
 EUROSAT_MEAN = {"B1": 1360, "B2": 1126, "B3": 1055, "B4": 957, "B5": 1220, "B6": 2052, "B7": 2434,
                 "B8": 2360, "B8A": 2665, "B9": 751, "B10": 12.3, "B11": 1849,
                 "B12": 1131}  # fmt: skip

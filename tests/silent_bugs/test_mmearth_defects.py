@@ -13,8 +13,8 @@ import pytest
 from multimae_eo.sample import collate
 from multimae_eo.sources import mmearth
 from multimae_eo.sources.mmearth import MMEarthSource
-from multimae_eo.sources.mmearth_files import write_mmearth
 from multimae_eo.statistics import Statistics
+from tests.support.mmearth_files import write_mmearth
 
 CHIPS, SIZE, STEM = 12, 16, "data_100k_v001"
 

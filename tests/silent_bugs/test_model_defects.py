@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from multimae_eo.errors import ConfigError, TrainingError
-from multimae_eo.model.masking import sample_states
-from multimae_eo.model.tokens import TokenState
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.tokens import TokenState
 from multimae_eo.sample import Sample, collate, crop, flip
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.objective import Losses, Objective

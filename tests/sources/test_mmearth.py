@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.errors import ConfigError, FormatError, LegendError, MultiMAEError, SplitError
-from multimae_eo.sources import open_source
+from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.mmearth import MMEarthSource
-from multimae_eo.sources.mmearth_files import BANDS, write_mmearth
+from tests.support.mmearth_files import BANDS, write_mmearth
 
 CHIPS, SIZE, STEM = 12, 16, "data_100k_v001"
 

@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.loading.open_source import open_source
 from multimae_eo.sample import collate
-from multimae_eo.sources import open_source
 from multimae_eo.sources.landscape import LEAST_SIZE, OPTICAL_BANDS, make_world
 from multimae_eo.sources.synthetic import SyntheticSource, write_world
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_source import TinySource, assert_same_sample, files_of
 
 from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.loading.loader import make_loader
 from multimae_eo.store import layout
 from multimae_eo.store.append import append
-from multimae_eo.store.loader import make_loader
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
+from tests.support.tiny_source import TinySource, assert_same_sample, files_of
 
 
 class Later(TinySource):

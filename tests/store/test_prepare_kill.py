@@ -11,14 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_source import TinySource, files_of
 
 from multimae_eo.errors import FormatError
 from multimae_eo.store import layout, writer
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
+from tests.support.paths import ROOT
+from tests.support.tiny_source import TinySource, files_of
 
-PROGRAM = Path(__file__).with_name("tiny_source.py")
+PROGRAM = ROOT / "tests/support/tiny_source.py"
 CHIPS, SHARD = 64, 4
 
 

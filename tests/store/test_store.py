@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_source import BrokenSource, TinySource, UnevenSource, assert_same_sample, files_of
 
 from multimae_eo import open_source
 from multimae_eo.errors import ConfigError, DataError, FormatError, OutputError
@@ -25,6 +24,13 @@ from multimae_eo.sources.base import ConcatSource
 from multimae_eo.store import layout, reader
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
+from tests.support.tiny_source import (
+    BrokenSource,
+    TinySource,
+    UnevenSource,
+    assert_same_sample,
+    files_of,
+)
 
 
 @pytest.fixture

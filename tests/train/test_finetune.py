@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from multimae_eo import MultiMAE, Predictor
 from multimae_eo.errors import ConfigError, ContractError, DataError
-from multimae_eo.evaluate.metrics import Predictions, values_of
 from multimae_eo.evaluate.predictions import evaluate
-from multimae_eo.model.config import HeadConfig
-from multimae_eo.model.target import Target
+from multimae_eo.metrics.task_metrics import Predictions, values_of
+from multimae_eo.network.config import HeadConfig
+from multimae_eo.network.target import Target
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.synthetic import SyntheticSource

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from multimae_eo import MultiMAE, Predictor
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.sources.synthetic import SyntheticSource
 
 BANDS = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]

@@ -14,12 +14,12 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from multimae_eo.cli import main
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluate.labelled import task_of
-from multimae_eo.evaluate.metrics import Predictions, chip_outcomes, values_of
 from multimae_eo.evaluate.trials import Cells, Trial
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.target import Target, TargetScan
-from multimae_eo.sources import open_source
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.metrics.task_metrics import Predictions, chip_outcomes, values_of
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.target import Target, TargetScan
 from multimae_eo.train.finetune_recipe import LossRecipe
 from multimae_eo.train.supervised import SupervisedLoss
 

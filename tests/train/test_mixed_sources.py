@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from multimae_eo.errors import ContractError
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.tokens import TokenState
+from multimae_eo.loading.open_source import open_source
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.tokens import TokenState
 from multimae_eo.sample import collate, crop
-from multimae_eo.sources import open_source
 from multimae_eo.train.objective import Objective
 from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.recipe import load_recipe
+from tests.support.paths import DATA, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT / ".." / "shared" / "data"
 NAMES = ["rgb", "ired", "sired", "ebands", "radar", "elevation", "landcover", "ndvi"]
 
 pytestmark = pytest.mark.skipif(
-    not (SHARED / "terramind_examples").is_dir(), reason="needs ../shared/data"
+    not (DATA / "terramind_examples").is_dir(), reason="needs ../shared/data"
 )
 
 

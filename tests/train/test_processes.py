@@ -12,16 +12,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import child
 import pytest
 import torch
 
 from multimae_eo import MultiMAE
 from multimae_eo.errors import CheckpointError, ConfigError
-from multimae_eo.info import describe
+from multimae_eo.info.paths import describe
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.run import read_checkpoint
+from tests.support import training_child as child
 
 TOLERANCE = 2e-5
 """Largest difference of any weight after 10 steps of up to 3e-4 each, from sums in another order.

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.catalog import class_map, modality
-from multimae_eo.cli import _VERBS
+from multimae_eo.cli.main import _VERBS
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
-from multimae_eo.model.config import DecoderConfig, EncoderConfig
+from multimae_eo.network.config import DecoderConfig, EncoderConfig
 from multimae_eo.train.options import options_help
 from multimae_eo.train.recipe import (
     Recipe,

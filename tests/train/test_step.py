@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multimae_eo.model.draws import PerSample
-from multimae_eo.model.masking import sample_states
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.sample import collate
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.optim import build_adamw

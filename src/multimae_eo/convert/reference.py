@@ -22,8 +22,8 @@ from torch import Tensor
 from multimae_eo import catalog
 from multimae_eo.errors import CheckpointError, ConfigError, did_you_mean
 from multimae_eo.modality import LegendClass, Modality, ModalitySet, Task
-from multimae_eo.model.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.statistics import Moments, Statistics, known_moments
 
 HEAD_WIDTH = 64

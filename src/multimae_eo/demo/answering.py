@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from multimae_eo.demo.jobs import BusyError, SupersededError, Ticket, Workshop
 from multimae_eo.demo.schemas import Told
-from multimae_eo.demo.workshop import BusyError, SupersededError, Ticket, Workshop
 from multimae_eo.errors import DataError, MultiMAEError
 
 T = TypeVar("T")

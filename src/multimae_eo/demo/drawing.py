@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.infer.pictures import RGB, Look, look_of, ramp_colours, relief_ramp
 from multimae_eo.modality import LegendClass, Modality, ModalitySet
+from multimae_eo.reports.pictures import RGB, Look, look_of, ramp_colours, relief_ramp
 
 # Paul Tol's "muted" and "bright" hues with greys: told apart with every kind of colour vision.
 _SAFE = (

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.demo.drawing import legend_of, png, ramp_of, safe_colours
-from multimae_eo.demo.rasters import (
+from multimae_eo.demo.jobs import Job
+from multimae_eo.demo.map_layers import (
     FileLayer,
     Frame,
     SceneLayer,
@@ -24,15 +25,14 @@ from multimae_eo.demo.rasters import (
     scene_bounds,
     tile_frame,
 )
-from multimae_eo.demo.workshop import Job
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.infer.engine import SceneOptions
-from multimae_eo.infer.pictures import describe
-from multimae_eo.infer.scene_maps import reconstruct_scene
-from multimae_eo.infer.scene_predict import predict_scene
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.sources.scene import Scene
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.reports.pictures import describe
+from multimae_eo.scenes.engine import SceneOptions
+from multimae_eo.scenes.predict import predict_scene
+from multimae_eo.scenes.reconstruct import reconstruct_scene
+from multimae_eo.sources.scene.scene import Scene
 
 Progress = Callable[[int, int], None]
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from multimae_eo.demo.chip_locations import Places
 from multimae_eo.demo.drawing import (
     data_uri,
     legend_of,
@@ -20,19 +21,18 @@ from multimae_eo.demo.drawing import (
     ramp_of,
     safe_set,
 )
-from multimae_eo.demo.places import Places
-from multimae_eo.demo.workshop import Ticket
+from multimae_eo.demo.jobs import Ticket
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.geo import Window
-from multimae_eo.infer.panels import Panel, PanelKind, Ranges, panel, panel_title
-from multimae_eo.infer.pictures import describe, look_of, picture
-from multimae_eo.infer.scores import ReconstructionScores
-from multimae_eo.infer.views import ChipView, chip_views
-from multimae_eo.model.masking import sample_states
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.reconstruct import Reconstructed, predict_hidden
-from multimae_eo.model.tokens import TokenLayout, TokenState
-from multimae_eo.model.windows import Blend, chip_windows, extent
+from multimae_eo.metrics.reconstruction_scores import ReconstructionScores
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.reconstruction import Reconstructed, predict_hidden
+from multimae_eo.network.tokens import TokenLayout, TokenState
+from multimae_eo.network.windows import Blend, chip_windows, extent
+from multimae_eo.reports.panels import Panel, PanelKind, Ranges, panel, panel_title
+from multimae_eo.reports.pictures import describe, look_of, picture
+from multimae_eo.reports.views import ChipView, chip_views
 from multimae_eo.sample import Batch, Sample, collate
 
 Mask = npt.NDArray[np.bool_]

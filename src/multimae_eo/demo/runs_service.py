@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.run_page import Metrics, natural_order, read_metrics
+from multimae_eo.reports.run_page import Metrics, natural_order, read_metrics
 
 _MOST_POINTS = 400
 _CURVES = (("training", "train"), ("validation", "val"), ("baseline", "val_baseline"))

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae_eo.demo.chip_locations import Places, ScenePlaces, SourcePlaces
 from multimae_eo.demo.drawing import data_uri, ramp
 from multimae_eo.demo.few_shot import few_shot
-from multimae_eo.demo.places import Places, ScenePlaces, SourcePlaces
-from multimae_eo.demo.rasters import MERCATOR, frame_over, projected, scene_bounds, warp_array
-from multimae_eo.demo.workshop import Job
+from multimae_eo.demo.jobs import Job
+from multimae_eo.demo.map_layers import MERCATOR, frame_over, projected, scene_bounds, warp_array
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.infer.embed import Embedder
-from multimae_eo.infer.engine import SceneOptions, computing
-from multimae_eo.infer.pictures import ramp_colours, scalar_picture
-from multimae_eo.infer.pipeline import mapped, pieces
-from multimae_eo.infer.reconstruct import chip_batches
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.inference.reconstruct_chips import chip_batches
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.reports.pictures import ramp_colours, scalar_picture
 from multimae_eo.sample import collate
+from multimae_eo.scenes.embed import Embedder
+from multimae_eo.scenes.engine import SceneOptions, computing
+from multimae_eo.scenes.pipeline import mapped, pieces
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]

@@ -15,9 +15,10 @@ from fastapi.responses import Response
 
 import multimae_eo
 from multimae_eo.demo.answering import tell_errors
+from multimae_eo.demo.chip_locations import Places, ScenePlaces, SourcePlaces
 from multimae_eo.demo.guard import Guard, Limits
+from multimae_eo.demo.jobs import Ticket, Workshop
 from multimae_eo.demo.map_service import MapService
-from multimae_eo.demo.places import Places, ScenePlaces, SourcePlaces
 from multimae_eo.demo.reconstruct_service import Asked, ReconstructService
 from multimae_eo.demo.routes import (
     map_routes,
@@ -28,12 +29,11 @@ from multimae_eo.demo.routes import (
 )
 from multimae_eo.demo.runs_service import RunsService
 from multimae_eo.demo.search_service import SearchService
-from multimae_eo.demo.workshop import Ticket, Workshop
 from multimae_eo.errors import ConfigError, MultiMAEError
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.predictor import Predictor
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.base import Source
-from multimae_eo.sources.scene import Scene
+from multimae_eo.sources.scene.scene import Scene
 
 PAGE = {
     "index.html": "text/html; charset=utf-8",

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from multimae_eo.doctor.alignment import AlignmentScan
 from multimae_eo.doctor.bands import StackScan, copy_findings
 from multimae_eo.doctor.classes import ClassScan
+from multimae_eo.doctor.duplicates import TwinScan
 from multimae_eo.doctor.finding import Diagnosis, Finding, Severity, worst_first
 from multimae_eo.doctor.gaps import gap_findings
 from multimae_eo.doctor.levels import level_findings
+from multimae_eo.doctor.locations import PlaceScan
 from multimae_eo.doctor.order import order_findings
-from multimae_eo.doctor.places import PlaceScan
 from multimae_eo.doctor.scale import scale_findings
 from multimae_eo.doctor.scan import Reading, choose
-from multimae_eo.doctor.twins import TwinScan
 from multimae_eo.doctor.values import ValueScan
 from multimae_eo.errors import ConfigError
 from multimae_eo.sources.base import Source

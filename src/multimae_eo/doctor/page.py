@@ -13,9 +13,9 @@ from multimae_eo.doctor.finding import BandSummary, Diagnosis
 from multimae_eo.doctor.scan import choose, validity
 from multimae_eo.doctor.table import evidence_text
 from multimae_eo.errors import DataError
-from multimae_eo.infer.pictures import RGB, Stretch, absent_picture, describe, picture, stretch_of
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.report import Report
+from multimae_eo.reports.html import Report
+from multimae_eo.reports.pictures import RGB, Stretch, absent_picture, describe, picture, stretch_of
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.evaluate.benchmark_page import write_benchmark
-from multimae_eo.evaluate.geobench import Normaliser, aggregate, load_normaliser
-from multimae_eo.evaluate.metrics import values_of
+from multimae_eo.evaluate.geobench_score import Normaliser, aggregate, load_normaliser
 from multimae_eo.evaluate.study import Plan, Studied, claim_study, default_inputs, set_trials
 from multimae_eo.evaluate.trials import Trial
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.sources.geobench import GeoBenchSource
-from multimae_eo.sources.geobench_bands import DATASETS, Metric, find_dataset
+from multimae_eo.metrics.task_metrics import values_of
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.sources.geobench.bands import DATASETS, Metric, find_dataset
+from multimae_eo.sources.geobench.source import GeoBenchSource
 
 Row = dict[str, Any]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "f1": "micro F1", "miou": "mIoU"}

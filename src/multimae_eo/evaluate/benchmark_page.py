@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import markdown_table
-from multimae_eo.evaluate.charts import fraction_figure
 from multimae_eo.evaluate.probe_page import (
     INTERVALS,
     csv_bytes,
@@ -16,7 +15,8 @@ from multimae_eo.evaluate.probe_page import (
     parquet_bytes,
     told_row,
 )
-from multimae_eo.report import Report, write_whole
+from multimae_eo.reports.charts import fraction_figure
+from multimae_eo.reports.html import Report, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

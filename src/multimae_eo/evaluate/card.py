@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.evaluate.charts import (
-    class_figure,
-    confusion_figure,
-    reliability_figure,
-    scatter_figure,
-)
 from multimae_eo.evaluate.examples import example_figure
-from multimae_eo.evaluate.metrics import (
+from multimae_eo.metrics.intervals import score_interval
+from multimae_eo.metrics.task_metrics import (
     Predictions,
     class_scores,
     confusion,
     reliability_of,
     scores_of,
 )
-from multimae_eo.evaluate.statistics import score_interval
-from multimae_eo.report import Report, show, write_whole
+from multimae_eo.reports.charts import (
+    class_figure,
+    confusion_figure,
+    reliability_figure,
+    scatter_figure,
+)
+from multimae_eo.reports.html import Report, show, write_whole
 from multimae_eo.sources.base import Source
 
 EXAMPLES = 12

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.class_colors import Color, class_colors
-from multimae_eo.evaluate.metrics import Predictions, chip_outcomes
-from multimae_eo.infer.pictures import RGB, Look, look_of, picture
+from multimae_eo.metrics.task_metrics import Predictions, chip_outcomes
 from multimae_eo.modality import ModalitySet
+from multimae_eo.reports.pictures import RGB, Look, look_of, picture
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import DataError
-from multimae_eo.evaluate.features import FeatureTable
-from multimae_eo.evaluate.metrics import Predictions, TaskKind
-from multimae_eo.evaluate.readout import Array, Loss, Readout
+from multimae_eo.evaluate.linear_probe import Array, Loss, Readout
+from multimae_eo.inference.extraction import FeatureTable
+from multimae_eo.metrics.task_metrics import Predictions, TaskKind
 
 MOST_CELLS = 4096
 """Cells of grids that a probe of maps is fitted on; more are drawn from."""

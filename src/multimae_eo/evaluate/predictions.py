@@ -15,19 +15,19 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
 from multimae_eo.evaluate.card import Cost, card
-from multimae_eo.evaluate.metrics import (
+from multimae_eo.loading.loader import make_loader
+from multimae_eo.metrics.intervals import hierarchical_interval
+from multimae_eo.metrics.task_metrics import (
     Predictions,
     TaskKind,
     all_scores,
     chip_outcomes,
 )
-from multimae_eo.evaluate.statistics import hierarchical_interval
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.model.target import LabelKind, kind_of
-from multimae_eo.report import write_whole
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.target import LabelKind, kind_of
+from multimae_eo.reports.html import write_whole
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
-from multimae_eo.store.loader import make_loader
 from multimae_eo.train.finetune_module import sized
 
 Array = npt.NDArray[Any]

@@ -35,8 +35,8 @@ def add_options(parser: Any, source: str) -> None:
 def run(options: Any) -> list[dict[str, Any]]:
     """Probe as the parsed options say; errors as for ``probes.probe``."""
     from multimae_eo.evaluate.probes import ProbeOptions, probe
-    from multimae_eo.model.multimae import MultiMAE
-    from multimae_eo.sources import open_source
+    from multimae_eo.loading.open_source import open_source
+    from multimae_eo.network.multimae import MultiMAE
 
     how = ProbeOptions(
         features=options.features, fractions=percents(options.fractions), seeds=options.seeds

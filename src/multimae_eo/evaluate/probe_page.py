@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import Cost, card, markdown_table
-from multimae_eo.evaluate.charts import Line, fraction_figure
-from multimae_eo.evaluate.metrics import Predictions, all_scores, scores_of
-from multimae_eo.evaluate.statistics import Interval
-from multimae_eo.report import Report, write_whole
+from multimae_eo.metrics.intervals import Interval
+from multimae_eo.metrics.task_metrics import Predictions, all_scores, scores_of
+from multimae_eo.reports.charts import Line, fraction_figure
+from multimae_eo.reports.html import Report, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from multimae_eo.evaluate.trials import Trial
-    from multimae_eo.model.multimae import MultiMAE
+    from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.sources.base import Source
 
 Row = dict[str, Any]

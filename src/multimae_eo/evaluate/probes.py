@@ -16,7 +16,11 @@ import numpy as np
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.baselines import image_statistics, pixel_values
-from multimae_eo.evaluate.features import (
+from multimae_eo.evaluate.fractions import Strata, label_fractions
+from multimae_eo.evaluate.labelled import Task, take, task_of
+from multimae_eo.evaluate.linear_probe import Readout, linear_readouts, neighbour_readouts
+from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
+from multimae_eo.inference.extraction import (
     DEFAULT_KIND,
     KINDS,
     Compute,
@@ -26,12 +30,8 @@ from multimae_eo.evaluate.features import (
     encoder_grids,
     extract,
 )
-from multimae_eo.evaluate.fractions import Strata, label_fractions
-from multimae_eo.evaluate.labelled import Task, take, task_of
-from multimae_eo.evaluate.metrics import Predictions, values_of
-from multimae_eo.evaluate.readout import Readout, linear_readouts, neighbour_readouts
-from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.metrics.task_metrics import Predictions, values_of
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sources.base import Indices, Source
 
 NEIGHBOURS = (1, 3, 5, 10, 20)

@@ -12,13 +12,13 @@ import numpy as np
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.card import markdown_table
-from multimae_eo.evaluate.charts import subset_figure
-from multimae_eo.evaluate.metrics import interval_rows, scores_of
 from multimae_eo.evaluate.predictions import input_names, predict_split
 from multimae_eo.evaluate.probe_page import csv_bytes, told_row
-from multimae_eo.evaluate.statistics import hierarchical_interval
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.report import Report, write_whole
+from multimae_eo.metrics.intervals import hierarchical_interval
+from multimae_eo.metrics.task_metrics import interval_rows, scores_of
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.reports.charts import subset_figure
+from multimae_eo.reports.html import Report, write_whole
 from multimae_eo.sources.base import Indices, Source
 
 if TYPE_CHECKING:

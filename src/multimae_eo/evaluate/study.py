@@ -21,7 +21,6 @@ import torch
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.fractions import Strata
-from multimae_eo.evaluate.metrics import Predictions, Tallied, values_of
 from multimae_eo.evaluate.predictions import evaluate, predict_split
 from multimae_eo.evaluate.probes import (
     METHODS,
@@ -39,9 +38,10 @@ from multimae_eo.evaluate.trials import (
     merged,
     slug,
 )
-from multimae_eo.model.adapt import adapt
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.predictor import Predictor
+from multimae_eo.metrics.task_metrics import Predictions, Tallied, values_of
+from multimae_eo.network.adapt import adapt
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.data import chip_sizes, train_statistics
 from multimae_eo.train.finetune import finetune, shown_sizes

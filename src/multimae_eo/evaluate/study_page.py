@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import markdown_table
-from multimae_eo.evaluate.charts import fraction_figure
 from multimae_eo.evaluate.probe_page import (
     INTERVALS,
     TESTED,
@@ -20,7 +19,8 @@ from multimae_eo.evaluate.probe_page import (
     told_row,
 )
 from multimae_eo.evaluate.trials import Trial
-from multimae_eo.report import Report, write_whole
+from multimae_eo.reports.charts import fraction_figure
+from multimae_eo.reports.html import Report, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,13 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import FormatError
-from multimae_eo.evaluate.metrics import (
+from multimae_eo.metrics.intervals import (
+    hierarchical_interval,
+    holm,
+    paired_interval,
+    permutation_test,
+)
+from multimae_eo.metrics.task_metrics import (
     Counts,
     Judged,
     Predictions,
@@ -30,13 +36,7 @@ from multimae_eo.evaluate.metrics import (
     interval_rows,
     scores_of,
 )
-from multimae_eo.evaluate.statistics import (
-    hierarchical_interval,
-    holm,
-    paired_interval,
-    permutation_test,
-)
-from multimae_eo.report import write_whole
+from multimae_eo.reports.html import write_whole
 
 PRETRAINED = "pre-trained"
 FINETUNING = "fine-tuning"

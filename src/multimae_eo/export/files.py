@@ -30,8 +30,8 @@ from multimae_eo.export.graphs import (
     random_images,
 )
 from multimae_eo.export.quantize import Quantization, quantize
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.predictor import Predictor
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
 
 Format = Literal["torch", "onnx"]
 TOLERANCE = 1e-4

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.model.backbone import TensorEncoder
-from multimae_eo.model.heads import ChipHead
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.model.reconstruct import able_tasks, averageable, to_image, usual_level
+from multimae_eo.inference.backbone import TensorEncoder
+from multimae_eo.network.heads import ChipHead
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.reconstruction import able_tasks, averageable, to_image, usual_level
 
 What = Literal["encoder", "predict", "reconstruct"]
 WHATS: tuple[What, ...] = ("encoder", "predict", "reconstruct")

@@ -14,9 +14,9 @@ from pangaea.encoders.base import Encoder  # type: ignore[import-not-found, unus
 from torch import Tensor
 
 from multimae_eo.errors import ContractError
-from multimae_eo.model.backbone import backbone
-from multimae_eo.model.folder import load_either
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.inference.backbone import backbone
+from multimae_eo.model_folder.folder import load_either
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.plugins.channels import Channel, assign_channels
 
 

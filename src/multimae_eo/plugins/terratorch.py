@@ -17,9 +17,9 @@ from terratorch.registry import (  # type: ignore[import-not-found, unused-ignor
 from torch import Tensor, nn
 
 from multimae_eo.errors import ConfigError, ContractError
-from multimae_eo.model.backbone import Backbone, backbone
-from multimae_eo.model.folder import load_either
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.inference.backbone import Backbone, backbone
+from multimae_eo.model_folder.folder import load_either
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.plugins.channels import Channel, ChannelSplit, assign_channels
 
 

@@ -12,9 +12,9 @@ from torchgeo_bench.models.interface import (  # type: ignore[import-not-found, 
 )
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.model.backbone import backbone
-from multimae_eo.model.folder import load_either
-from multimae_eo.model.multimae import MultiMAE
+from multimae_eo.inference.backbone import backbone
+from multimae_eo.model_folder.folder import load_either
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.plugins.channels import Channel, assign_channels
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multimae_eo.catalog import SENSORS
 from multimae_eo.errors import BandError
 from multimae_eo.modality import Modality, canonical
-from multimae_eo.sources.rasters import Header
+from multimae_eo.sources.raster.reading import Header
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
-from multimae_eo.sources.chip_files import UNLISTED
-from multimae_eo.sources.rasters import valid_pixels
+from multimae_eo.sources.dataset.chip_files import UNLISTED
+from multimae_eo.sources.raster.reading import valid_pixels
 from multimae_eo.statistics import Moments, Statistics, known_moments
 
 SUFFIXES = (".h5", "_splits.json", "_tile_info.json", "_band_stats.json")

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_avg_fn
 from tqdm import tqdm
 
-from multimae_eo.report import write_whole
+from multimae_eo.reports.html import write_whole
 
 
 class MetricsCsv(Logger):

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, ContractError, FormatError
+from multimae_eo.loading.loader import make_loader
 from multimae_eo.modality import ModalitySet
-from multimae_eo.model.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
-from multimae_eo.report import write_whole
+from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
+from multimae_eo.reports.html import write_whole
 from multimae_eo.sample import Batch
-from multimae_eo.sources import Source
-from multimae_eo.sources.base import Indices
+from multimae_eo.sources.base import Indices, Source
 from multimae_eo.statistics import Statistics
-from multimae_eo.store.loader import make_loader
 from multimae_eo.train.recipe import DataRecipe, ModelRecipe
 
 

@@ -14,17 +14,16 @@ import numpy as np
 import yaml
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.loading.loader import make_loader
 from multimae_eo.modality import ModalitySet
-from multimae_eo.model.adapt import adapt
-from multimae_eo.model.heads import check_head
-from multimae_eo.model.lora import merge_low_rank
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.model.target import Target, TargetScan
-from multimae_eo.sources import Source
-from multimae_eo.sources.base import Indices
+from multimae_eo.network.adapt import adapt
+from multimae_eo.network.heads import check_head
+from multimae_eo.network.lora import merge_low_rank
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.target import Target, TargetScan
+from multimae_eo.sources.base import Indices, Source
 from multimae_eo.statistics import Statistics
-from multimae_eo.store.loader import make_loader
 from multimae_eo.train.callbacks import MetricsCsv
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics

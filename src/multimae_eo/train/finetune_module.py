@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import DataError, TrainingError
-from multimae_eo.model.compiled import compile_parts
-from multimae_eo.model.draws import mixed_seed
-from multimae_eo.model.encoder import Block
-from multimae_eo.model.lora import add_low_rank
-from multimae_eo.model.predictor import Predictor
-from multimae_eo.model.target import Target
+from multimae_eo.network.compiled import compile_parts
+from multimae_eo.network.encoder import Block
+from multimae_eo.network.lora import add_low_rank
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.sample_rng import mixed_seed
+from multimae_eo.network.target import Target
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine

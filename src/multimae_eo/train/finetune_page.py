@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multimae_eo.plots import Curve, Role, curve_figure
-from multimae_eo.report import Report
-from multimae_eo.run_page import read_metrics
+from multimae_eo.reports.html import Report
+from multimae_eo.reports.plots import Curve, Role, curve_figure
+from multimae_eo.reports.run_page import read_metrics
 
 _CURVES: tuple[tuple[str, str, Role], ...] = (
     ("training", "train/loss", "train"),

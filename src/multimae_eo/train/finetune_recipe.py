@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.model.config import HeadConfig
-from multimae_eo.model.target import TaskName
+from multimae_eo.network.config import HeadConfig
+from multimae_eo.network.target import TaskName
 from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
 from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, EncoderRecipe, TrainingRecipe
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import TrainingError
-from multimae_eo.model.compiled import compile_parts
-from multimae_eo.model.draws import PerSample
-from multimae_eo.model.masking import sample_states, visible_count
-from multimae_eo.model.multimae import MultiMAE, Reconstruction
-from multimae_eo.model.tokens import Patches
+from multimae_eo.network.compiled import compile_parts
+from multimae_eo.network.masking import sample_states, visible_count
+from multimae_eo.network.multimae import MultiMAE, Reconstruction
+from multimae_eo.network.sample_rng import PerSample
+from multimae_eo.network.tokens import Patches
 from multimae_eo.sample import Batch
-from multimae_eo.train.agreement import Agreement, views_of
+from multimae_eo.train.contrastive import Agreement, views_of
 from multimae_eo.train.objective import Losses, Objective
 from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.recipe import Recipe

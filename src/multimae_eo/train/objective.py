@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.modality import Task
-from multimae_eo.model.multimae import Reconstruction
-from multimae_eo.model.tokens import TokenState
+from multimae_eo.network.multimae import Reconstruction
+from multimae_eo.network.tokens import TokenState
 
 PATCH_NORM_EPS = 1e-6
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.model.config import DecoderConfig, EncoderConfig, encoder_named
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, encoder_named
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ import lightning.pytorch as pl
 import numpy as np
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.infer.figures import reconstruction_figure, save_figure
-from multimae_eo.infer.views import chip_views
-from multimae_eo.model.multimae import MultiMAE
-from multimae_eo.report import run_report
-from multimae_eo.sources import Source
-from multimae_eo.store.loader import make_loader
+from multimae_eo.loading.loader import make_loader
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.reports.figures import reconstruction_figure, save_figure
+from multimae_eo.reports.html import run_report
+from multimae_eo.reports.views import chip_views
+from multimae_eo.sources.base import Source
 from multimae_eo.train.callbacks import MetricsCsv, Pictures
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics

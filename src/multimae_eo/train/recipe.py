@@ -16,7 +16,7 @@ import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
-from multimae_eo.model.config import DecoderConfig, EncoderConfig
+from multimae_eo.network.config import DecoderConfig, EncoderConfig
 from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
 
 

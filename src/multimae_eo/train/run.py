@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from multimae_eo.errors import CheckpointError, ConfigError
-from multimae_eo.report import write_whole
-from multimae_eo.sources import Source
+from multimae_eo.reports.html import write_whole
+from multimae_eo.sources.base import Source
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
 from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe

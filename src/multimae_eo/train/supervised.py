@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.model.masking import sample_states
-from multimae_eo.model.predictor import Change
-from multimae_eo.model.target import Target
-from multimae_eo.model.tokens import Patches, TokenState
+from multimae_eo.network.masking import sample_states
+from multimae_eo.network.predictor import Change
+from multimae_eo.network.target import Target
+from multimae_eo.network.tokens import Patches, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
 
 

@@ -1,0 +1,202 @@
+"""The places that can be looked at: chips of a source, or squares of a scene, by number."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from multimae_eo.errors import ConfigError, ContractError, DataError
+from multimae_eo.geo import Window
+from multimae_eo.modality import ModalitySet
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.sample import Sample, crop
+from multimae_eo.scenes.engine import SceneOptions
+from multimae_eo.scenes.reconstruct import require_inputs, scene_cut
+from multimae_eo.sources.base import Source
+from multimae_eo.sources.scene.scene import Scene
+
+STRIP = 24
+_PICTURE = 64  # px: a place shows several of a model's small windows rather than one
+_KEPT = 64
+
+
+class Places(ABC):
+    """Squares of ground, several of the model's windows wide. Reading is safe in threads.
+
+    ``modalities``: those that data and model share. ``count``: how many places there are;
+    ``strip``: the numbers of some, to choose from.
+    """
+
+    modalities: ModalitySet
+    count: int
+    strip: Sequence[int]
+
+    @abstractmethod
+    def read(self, number: int) -> Sample:
+        """A place; DataError for a number that is none, or where nothing was observed."""
+
+    @abstractmethod
+    def title(self, number: int) -> str:
+        """A place's name."""
+
+
+class _Kept:
+    """The latest results of a function of an int, kept. ``alone``: one thread at a time may call
+    it."""
+
+    def __init__(self, make: Callable[[int], Sample], *, alone: bool) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._turn: AbstractContextManager[Any] = threading.Lock() if alone else nullcontext()
+        self._kept: OrderedDict[int, Sample] = OrderedDict()
+
+    def __call__(self, number: int) -> Sample:
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        with self._turn:
+            made = self._make(number)
+        with self._lock:
+            self._kept[number] = made
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+
+class SourcePlaces(Places):
+    """A source's chips: their middle, as many whole windows of the model as make a fair picture."""
+
+    def __init__(self, source: Source, model: MultiMAE) -> None:
+        names = [n for n in source.modalities if n in model.modalities]
+        if not names:
+            raise ConfigError(
+                f"{source.name}: has none of the inputs {', '.join(model.modalities)}"
+            )
+        self.source, self._sizes = source, model.config.sizes
+        self.modalities = source.modalities.select(names)
+        self.count = len(source)
+        # What the model was not trained on comes first.
+        order = {"test": 0, "val": 1}
+        best = min((order.get(s, 2) for s in source.split_of), default=2)
+        shown = [i for i, s in enumerate(source.split_of) if order.get(s, 2) == best]
+        self.strip = [shown[int(i)] for i in _spread(len(shown), STRIP)]
+        self._read = _Kept(self._cut, alone=True)
+
+    def read(self, number: int) -> Sample:
+        """See ``Places``."""
+        return self._read(_known(number, self.count))
+
+    def title(self, number: int) -> str:
+        """The chip's key."""
+        return str(self.source.keys[_known(number, self.count)])
+
+    def _cut(self, number: int) -> Sample:
+        sample = self.source.read(number, self.modalities.names)
+        if not sample.pixels:
+            raise DataError(f"{sample.key}: nothing was observed")
+        sides = {n: min(p.shape[-2:]) for n, p in sample.pixels.items()}
+        square = all(p.shape[-2] == p.shape[-1] for p in sample.pixels.values())
+        times = min(side // self._sizes[n] for n, side in sides.items())
+        times = min(times, _windows_wide(max(self._sizes.values())))
+        coarse = min(sides, key=lambda n: sides[n])
+        wanted = times * self._sizes[coarse]
+        if not square or times < 1 or wanted == sides[coarse]:
+            return sample
+        start = (sides[coarse] - wanted) // 2 / sides[coarse]
+        try:
+            return crop(sample, top=start, left=start, size=wanted / sides[coarse])
+        except ContractError:
+            return sample
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where the squares of a scene lie: ``rows`` × ``cols`` of them, in pixels of its grid."""
+
+    side: int
+    step: int
+    unit: int
+    rows: int
+    cols: int
+
+
+class ScenePlaces(Places):
+    """Squares of a scene, every half of their side."""
+
+    def __init__(self, scene: Scene, model: MultiMAE) -> None:
+        names = require_inputs(model, scene, None)
+        self.scene = scene
+        self.modalities = scene.modalities.select(names)
+        self.cut = scene_cut(model, scene, names, SceneOptions(overlap=0.0))
+        grid, chip = scene.grid, self.cut.chip
+        fits = max(1, min(grid.height, grid.width) // chip)
+        side = chip * min(fits, _windows_wide(max(model.config.sizes.values())))
+        step = max(self.cut.unit, side // 2 // self.cut.unit * self.cut.unit)
+        rows, cols = (
+            1 + max(0, -(-(length - side) // step)) for length in (grid.height, grid.width)
+        )
+        self.lattice = Lattice(side, step, self.cut.unit, rows, cols)
+        self.count = rows * cols
+        self.strip = [int(i) for i in _spread(self.count, STRIP)]
+        self._read = _Kept(self._cut, alone=False)
+
+    def read(self, number: int) -> Sample:
+        """See ``Places``."""
+        return self._read(_known(number, self.count))
+
+    def title(self, number: int) -> str:
+        """Row and column on the scene's grid."""
+        window = self.window(number)
+        return f"row {window.row}, column {window.col}"
+
+    def window(self, number: int) -> Window:
+        """A square's pixels, which may reach over the right and bottom edges."""
+        at = self.lattice
+        row, col = divmod(_known(number, self.count), at.cols)
+        return Window(
+            row=self._start(row, self.scene.grid.height),
+            col=self._start(col, self.scene.grid.width),
+            height=at.side,
+            width=at.side,
+        )
+
+    def at(self, row: float, col: float) -> int:
+        """The number of the square whose middle is nearest to a pixel of the grid."""
+        at = self.lattice
+        down, across = (round((v - at.side / 2) / at.step) for v in (row, col))
+        return min(max(down, 0), at.rows - 1) * at.cols + min(max(across, 0), at.cols - 1)
+
+    def _start(self, index: int, length: int) -> int:
+        at = self.lattice
+        last = max(0, -(-(length - at.side) // at.unit) * at.unit)
+        return min(index * at.step, last)
+
+    def _cut(self, number: int) -> Sample:
+        sample = self.scene.read(self.window(number), self.modalities.names)
+        if not sample.pixels:
+            raise DataError(f"{self.title(number)}: nothing was observed")
+        return sample
+
+
+def _windows_wide(size: int) -> int:
+    return max(1, _PICTURE // size)
+
+
+def _spread(count: int, most: int) -> Any:
+    """At most ``most`` of ``count`` numbers, in order, all over."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def _known(number: int, count: int) -> int:
+    if not 0 <= number < count:
+        raise DataError(f"no place {number}: there are {count}, from 0")
+    return number

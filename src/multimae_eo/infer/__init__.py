@@ -1,1 +1,0 @@
-"""Using a trained model: reconstructing chips, drawing and scoring what it says."""

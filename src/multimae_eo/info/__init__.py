@@ -1,0 +1,1 @@
+"""What a path holds: a store, a model, a run, a map."""

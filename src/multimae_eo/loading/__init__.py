@@ -1,0 +1,1 @@
+"""From stored chips to batches: sampler, gather, workers, loader; ``open_source``."""

@@ -1,0 +1,100 @@
+"""``open_source`` opens any source by what the user wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.sources.base import ConcatSource, Source
+
+_YAML_KINDS = ("scene", "stac")
+
+
+def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
+    """Open a source, whatever it is.
+
+    A dataset, scene or STAC file (YAML), a chip store, an MMEarth or a GEO-Bench folder.
+
+    ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
+    ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities;
+    ``scene:FILE`` and ``stac:FILE`` say what a YAML file is, which is otherwise seen from its keys.
+    Several specs (a list, or separated by commas) become one source whose chips may have different
+    modalities.
+
+    Raises:
+        ConfigError: nothing is there, or it is none of these.
+    """
+    if not isinstance(spec, str | Path):
+        specs = list(spec)
+        return (
+            open_source(specs[0])
+            if len(specs) == 1
+            else ConcatSource([open_source(s) for s in specs])
+        )
+    text = str(spec)
+    if "," in text and not Path(text).exists():
+        return open_source([part.strip() for part in text.split(",") if part.strip()])
+    if text.startswith("mmearth:"):
+        from multimae_eo.sources.mmearth import MMEarthSource
+
+        return MMEarthSource(Path(text.removeprefix("mmearth:")))
+    if text.startswith("geobench:"):
+        from multimae_eo.sources.geobench.source import open_geobench
+
+        return open_geobench(text.removeprefix("geobench:"))
+    kind, _, rest = text.partition(":")
+    path = Path(rest if kind in _YAML_KINDS else text)
+    if not path.exists():
+        raise ConfigError(
+            f"{text}: no such file or folder; a source is a dataset, scene or STAC file (YAML), "
+            "a chip store, mmearth:DIR or geobench:ROOT/NAME"
+        )
+    if path.is_file() and (kind in _YAML_KINDS or path.suffix.lower() in (".yaml", ".yml")):
+        return _open_yaml(path, kind if kind in _YAML_KINDS else _yaml_kind(path))
+    if (path / "store.json").is_file() or (path / "plan.json").is_file():
+        from multimae_eo.store.reader import ChipStore
+
+        return ChipStore(path)
+    if any(path.glob("*_tile_info.json")):
+        from multimae_eo.sources.mmearth import MMEarthSource
+
+        return MMEarthSource(path)
+    if (path / "default_partition.json").is_file():
+        from multimae_eo.sources.geobench.source import GeoBenchSource
+
+        return GeoBenchSource(path)
+    raise ConfigError(
+        f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
+        "an MMEarth folder (no *_tile_info.json), nor a GEO-Bench one (no default_partition.json)"
+    )
+
+
+def _yaml_kind(path: Path) -> str:
+    """What a YAML file describes: ``stac`` has an ``area``; ``scene`` a section ``chips`` or lists
+    of rasters; anything else is a data set."""
+    from multimae_eo.sources.yaml_section import load_yaml
+
+    top = load_yaml(path)
+    if not isinstance(top, Mapping):
+        return "dataset"
+    if "area" in top:
+        return "stac"
+    records = top.get("modalities")
+    layers = records.values() if isinstance(records, Mapping) else ()
+    listed = any(isinstance(r, Mapping) and isinstance(r.get("path"), list) for r in layers)
+    return "scene" if listed or isinstance(top.get("chips"), Mapping) else "dataset"
+
+
+def _open_yaml(path: Path, kind: str) -> Source:
+    if kind == "stac":
+        from multimae_eo.sources.stac.source import open_stac
+
+        return open_stac(path)
+    if kind == "scene":
+        from multimae_eo.sources.scene.chips import open_scene
+
+        return open_scene(path)
+    from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
+
+    return DatasetFileSource(path)

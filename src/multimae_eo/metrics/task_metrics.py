@@ -1,0 +1,369 @@
+"""What was predicted of chips, and how right it is: scores, per class, and calibration.
+
+N chips, C classes, R weightings of the chips. Scores follow scikit-learn's definitions; they are
+written as functions of the chips' weights so that ``evaluate.statistics`` can resample them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import DataError
+from multimae_eo.metrics.intervals import WeightedScore
+from multimae_eo.metrics.moments import Moments
+
+Array = npt.NDArray[np.float64]
+TaskKind = Literal["classification", "multilabel", "segmentation", "regression"]
+BINS = 15
+_MAP_AXES = 3
+_ROWS = 64  # weightings sorted at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a model said of labelled chips; nothing here asks which model.
+
+    ``truth``, ``guess``: class indices (N,); 0 and 1 (N, C) for several labels per chip; maps
+    (N, H, W) of class indices, truth -1 where ignored; or values (N,), or maps of values
+    (N, H, W), truth NaN where there is none. ``probability``: (N, C), or
+    (N, H, W), that of the guessed class, in [0, 1]; for several labels it is what ranks chips.
+    Raises DataError for shapes that do not fit.
+    """
+
+    kind: TaskKind
+    keys: tuple[str, ...]
+    truth: npt.NDArray[Any]
+    guess: npt.NDArray[Any]
+    class_names: tuple[str, ...] = ()
+    probability: npt.NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.truth.shape != self.guess.shape or len(self.truth) != len(self.keys):
+            raise DataError(
+                f"predictions: {len(self.keys)} chips, truth {self.truth.shape}, "
+                f"guess {self.guess.shape}; these must agree"
+            )
+        axes = {"classification": 1, "multilabel": 2, "segmentation": 3, "regression": 1}[self.kind]
+        maps = self.kind == "regression" and self.truth.ndim == _MAP_AXES
+        if (self.truth.ndim != axes and not maps) or not len(self.truth):
+            raise DataError(
+                f"predictions: {self.kind} needs {axes} axes and chips, got {self.truth.shape}"
+            )
+        known = (self.guess,) if maps else (self.guess, self.truth)
+        if self.kind == "regression" and not all(np.isfinite(v).all() for v in known):
+            raise DataError("predictions: values that are not finite")
+        if self.kind == "multilabel" and self.probability is None:
+            raise DataError("predictions: several labels per chip need probabilities to rank by")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Per chip and class: hits, true and guessed. DataError for values, which have no class."""
+        if self.kind == "regression":
+            raise DataError("predictions: values have no classes")
+        truth, guess = self.truth, self.guess
+        if self.kind == "multilabel":
+            is_true, is_guess = truth > 0, guess > 0
+            parts = (is_true & is_guess, is_true, is_guess)
+            return Counts(*(p.astype(np.float64) for p in parts))
+        classes = max(len(self.class_names), int(max(truth.max(), guess.max())) + 1)
+        chip = np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1))
+        chip = np.broadcast_to(chip, truth.shape)
+        seen = truth >= 0
+
+        def tally(values: npt.NDArray[Any], where: npt.NDArray[np.bool_]) -> Array:
+            at = chip[where] * classes + values[where].astype(np.int64)
+            found = np.bincount(at, minlength=len(truth) * classes)
+            return found.reshape(len(truth), classes).astype(np.float64)
+
+        return Counts(tally(truth, seen & (truth == guess)), tally(truth, seen), tally(guess, seen))
+
+    def name_of(self, index: int) -> str:
+        """A class's name, or its index where it has none."""
+        return _name_of(self.class_names, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tallied:
+    """Predicted maps of which only each chip's ``counts`` are kept: all that their scores need."""
+
+    kind: TaskKind
+    keys: tuple[str, ...]
+    counts: Counts
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def name_of(self, index: int) -> str:
+        """A class's name, or its index where it has none."""
+        return _name_of(self.class_names, index)
+
+
+Judged = Predictions | Tallied
+
+
+def _name_of(names: Sequence[str], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Chips or pixels (N, C) of each class: guessed right, true, and guessed."""
+
+    hit: Array
+    true: Array
+    guessed: Array
+
+    def weighted(self, weights: Array) -> Counts:
+        """Sums over weighted chips: (R, C)."""
+        return Counts(weights @ self.hit, weights @ self.true, weights @ self.guessed)
+
+    @property
+    def f1(self) -> Array:
+        """2·hit / (true + guessed); NaN for classes that neither knows."""
+        return _ratio(2 * self.hit, self.true + self.guessed)
+
+    @property
+    def micro_f1(self) -> Array:
+        """F1 of all classes counted together: (R,)."""
+        return _ratio(2 * self.hit.sum(axis=1), (self.true + self.guessed).sum(axis=1))
+
+    @property
+    def iou(self) -> Array:
+        """Intersection over union; NaN for classes that neither knows."""
+        return _ratio(self.hit, self.true + self.guessed - self.hit)
+
+    @property
+    def mean_iou(self) -> Array:
+        """Mean of ``iou`` over the classes it is defined for: (R,)."""
+        return _class_mean(self.iou)
+
+    @property
+    def accuracy(self) -> Array:
+        """Share that was guessed right: (R,)."""
+        return _ratio(self.hit.sum(axis=1), self.true.sum(axis=1))
+
+
+def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
+    """The scores of a kind of task, by name, the one that matters first.
+
+    classification: accuracy, macro F1. multilabel: mAP, macro and micro F1. segmentation: mIoU,
+    accuracy (over pixels that are not ignored). regression: R², RMSE, MAE (lower is better). Means
+    over classes leave out classes that neither truth nor guess hold, as scikit-learn does.
+    """
+    if isinstance(predictions, Predictions) and predictions.kind == "regression":
+        return Moments.of(predictions.truth, predictions.guess).scores()
+    counts = predictions.counts
+
+    def accuracy(weights: Array) -> Array:
+        return counts.weighted(weights).accuracy
+
+    def macro_f1(weights: Array) -> Array:
+        return _class_mean(counts.weighted(weights).f1)
+
+    def mean_iou(weights: Array) -> Array:
+        return counts.weighted(weights).mean_iou
+
+    if predictions.kind == "classification":
+        return {"accuracy": accuracy, "macro F1": macro_f1}
+    if isinstance(predictions, Tallied) or predictions.kind == "segmentation":
+        return {"mIoU": mean_iou, "accuracy": accuracy}
+    return {
+        "mAP": _mean_average_precision(predictions),
+        "macro F1": macro_f1,
+        "micro F1": lambda weights: counts.weighted(weights).micro_f1,
+    }
+
+
+def all_scores(predictions: Judged) -> dict[str, WeightedScore]:
+    """The scores of a kind of task; of maps also ``IoU NAME``, each class's own."""
+    found = scores_of(predictions)
+    if predictions.kind == "segmentation":
+        found |= {f"IoU {name}": score for name, score in class_iou(predictions).items()}
+    return found
+
+
+def class_iou(predictions: Judged) -> dict[str, WeightedScore]:
+    """Intersection over union of each class that is there or guessed, by its name."""
+    counts = predictions.counts
+    there = np.flatnonzero((counts.true + counts.guessed).sum(axis=0))
+
+    def score(index: int) -> WeightedScore:
+        return lambda weights: counts.weighted(weights).iou[:, index]
+
+    return {predictions.name_of(i): score(i) for i in there.tolist()}
+
+
+def values_of(predictions: Judged) -> dict[str, float]:
+    """The scores of all chips, each weighing the same."""
+    ones = np.ones((1, len(predictions)))
+    return {name: float(score(ones)[0]) for name, score in scores_of(predictions).items()}
+
+
+def chip_outcomes(predictions: Judged) -> Array:
+    """How right each chip is, higher is better: (N,), what paired tests compare.
+
+    1 or 0; F1 of the chip's labels; share of its labelled pixels, NaN without any; or minus the
+    squared error.
+    """
+    if isinstance(predictions, Predictions) and predictions.kind == "regression":
+        moments = Moments.of(predictions.truth, predictions.guess)
+        error: Array = moments.outcomes()
+        return error
+    counts = predictions.counts
+    if predictions.kind != "multilabel":
+        return counts.accuracy
+    return np.nan_to_num(counts.micro_f1, nan=1.0)  # no label, and none guessed
+
+
+def class_scores(predictions: Predictions) -> list[dict[str, Any]]:
+    """A row per class: its name, chips or pixels of it, F1 and IoU, None where it does not occur.
+
+    With several labels per chip, average precision, too.
+    """
+    ones = np.ones((1, len(predictions)))
+    total = predictions.counts.weighted(ones)
+    unit = "pixels" if predictions.kind == "segmentation" else "chips"
+    rows: list[dict[str, Any]] = [
+        {
+            "class": predictions.name_of(i),
+            unit: int(total.true[0, i]),
+            "F1": _known(total.f1[0, i]),
+            "IoU": _known(total.iou[0, i]),
+        }
+        for i in range(total.true.shape[1])
+    ]
+    if predictions.kind == "multilabel":
+        precision = average_precision(predictions.truth, _scores(predictions), ones)[0]
+        for row, value in zip(rows, precision, strict=True):
+            row["average precision"] = _known(value)
+    return rows
+
+
+def confusion(predictions: Predictions) -> npt.NDArray[np.int64]:
+    """Chips or pixels by true (rows) and guessed class (columns): (C, C).
+
+    Raises DataError for tasks in which a chip has several labels or a value.
+    """
+    if predictions.kind not in ("classification", "segmentation"):
+        raise DataError(f"{predictions.kind} has no confusion matrix")
+    seen = predictions.truth >= 0
+    classes = predictions.counts.true.shape[1]
+    at = predictions.truth[seen].astype(np.int64) * classes + predictions.guess[seen]
+    return np.bincount(at, minlength=classes**2).reshape(classes, classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Predictions by bins of how sure they were: mean confidence, share that is right, count.
+
+    ``error``: the expected calibration error, the mean gap weighted by the count.
+    """
+
+    confidence: Array
+    right: Array
+    count: npt.NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error in [0, 1]."""
+        total = self.count.sum()
+        return float((np.abs(self.right - self.confidence) * self.count).sum() / max(total, 1))
+
+
+def reliability(
+    confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_], *, bins: int = BINS
+) -> Reliability:
+    """Bins of equal width over [0, 1] (Guo et al. 2017); empty bins are left out.
+
+    confidence: probabilities of any shape; right: bools, aligned. Raises DataError outside [0, 1].
+    """
+    p = np.asarray(confidence, np.float64).ravel()
+    ok = np.asarray(right, bool).ravel()
+    if p.shape != ok.shape or not ((p >= -1e-6) & (p <= 1 + 1e-6)).all():
+        raise DataError("reliability: expected a probability from 0 to 1 for each prediction")
+    place = np.clip((p * bins).astype(np.int64), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    kept = count > 0
+    sums = [np.bincount(place, weights=w, minlength=bins) for w in (p, ok.astype(np.float64))]
+    mean, share = (s[kept] / count[kept] for s in sums)
+    return Reliability(confidence=mean, right=share, count=count[kept])
+
+
+def reliability_of(predictions: Predictions) -> Reliability | None:
+    """Reliability of the guessed classes (of every label's yes, for several); None without."""
+    p = predictions.probability
+    if p is None or predictions.kind == "regression":
+        return None
+    right = predictions.truth == predictions.guess
+    if predictions.kind == "multilabel":
+        return reliability(p, predictions.truth > 0)
+    if predictions.kind == "classification":
+        p = np.take_along_axis(p, predictions.guess[:, None].astype(np.int64), axis=1)[:, 0]
+    seen = predictions.truth >= 0
+    return reliability(p[seen], right[seen])
+
+
+def average_precision(truth: npt.NDArray[Any], scores: npt.NDArray[Any], weights: Array) -> Array:
+    """Average precision of each class under each weighting of the chips: (R, C).
+
+    truth: 0 or 1 (N, C). scores: (N, C). weights: (R, N). NaN for classes without a true chip.
+    """
+    found = np.empty((len(weights), truth.shape[1]))
+    for c in range(truth.shape[1]):
+        order = np.argsort(-scores[:, c], kind="stable")
+        ranked = scores[order, c]
+        # Precision is that of a threshold: chips of equal score pass it together.
+        last = np.searchsorted(-ranked, -ranked, side="right") - 1
+        is_true = truth[order, c] > 0
+        for start in range(0, len(weights), _ROWS):
+            w = weights[start : start + _ROWS, order]
+            hits = w * is_true
+            precision = _ratio(np.cumsum(hits, axis=1)[:, last], np.cumsum(w, axis=1)[:, last])
+            found[start : start + _ROWS, c] = _ratio(
+                (hits * np.nan_to_num(precision)).sum(axis=1), hits.sum(axis=1)
+            )
+    return found
+
+
+def interval_rows(intervals: Mapping[str, Any]) -> dict[str, float]:
+    """Intervals as columns of a table: ``name``, ``name low`` and ``name high`` of each."""
+    return {
+        key: value
+        for name, i in intervals.items()
+        for key, value in ((name, i.value), (f"{name} low", i.low), (f"{name} high", i.high))
+    }
+
+
+def _mean_average_precision(predictions: Predictions) -> WeightedScore:
+    truth, scores = predictions.truth, _scores(predictions)
+    return lambda weights: _class_mean(average_precision(truth, scores, weights))
+
+
+def _scores(predictions: Predictions) -> npt.NDArray[Any]:
+    assert predictions.probability is not None
+    return predictions.probability
+
+
+def _class_mean(values: Array) -> Array:
+    """Mean over the classes that are defined: (R, C) → (R,), NaN where none is."""
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1))
+
+
+def _ratio(above: Array, below: npt.NDArray[Any]) -> Array:
+    found: Array = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return found
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,1 +1,0 @@
-"""The network: tokens, masking, encoder, decoders; and the folder it is saved in."""

@@ -1,0 +1,1 @@
+"""The folder that a model is saved in: loading, saving, the model card, migrations, the hub."""

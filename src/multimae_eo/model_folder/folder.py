@@ -1,0 +1,251 @@
+"""The model folder: ``config.json``, ``modalities.json``, ``model.safetensors``, ``README.md``.
+
+With a head (``Predictor``), ``config.json`` also says what the labels are. ``modalities.json`` is
+the sensor contract: bands, units, classes, product levels, and the
+statistics that inputs are normalised with. Nothing in the folder is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import multimae_eo
+from multimae_eo.errors import CheckpointError, OutputError
+from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.model_folder.hub import located
+from multimae_eo.model_folder.migrations import FORMAT_VERSION, migrated
+from multimae_eo.model_folder.model_card import model_card
+from multimae_eo.network.config import HeadConfig, ModelConfig
+from multimae_eo.network.normalize import require_contract
+from multimae_eo.network.target import Target
+from multimae_eo.statistics import Statistics
+
+if TYPE_CHECKING:
+    from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.network.predictor import Predictor
+
+Kind = TypeVar("Kind", bound=nn.Module)
+FILES = ("config.json", "modalities.json", "model.safetensors")
+
+
+def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
+    """Write a MultiMAE, or a Predictor, under a temporary name, then rename it into place.
+
+    An existing model folder at that path is replaced; anything else there is refused. ``card``:
+    text appended to the generated README. Raises OutputError when it cannot be written.
+    """
+    from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.network.predictor import Predictor
+
+    if isinstance(model, Predictor):
+        record = {
+            **config_record(model.encoder),
+            "head": asdict(model.config),
+            "target": model.target.to_dict(),
+        }
+        _write(folder, model, model.encoder, record, card)
+    else:
+        assert isinstance(model, MultiMAE)
+        _write(folder, model, model, config_record(model), card)
+
+
+def _write(
+    folder: Path,
+    module: MultiMAE | Predictor,
+    model: MultiMAE,
+    config: Mapping[str, Any],
+    text: str,
+) -> None:
+    is_model = (folder / "config.json").is_file()
+    if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OutputError(f"{folder}: exists and is no model folder; choose another path")
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(temporary, 0o755)
+        weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        _write_json(temporary / "config.json", config)
+        _write_json(temporary / "modalities.json", _contract_record(model))
+        readme = model_card(module, model_hash(temporary), text)
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+        _exchange(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"{folder}: cannot write the model: {error}") from error
+
+
+def _exchange(temporary: Path, folder: Path) -> None:
+    """Put a folder in another's place. At no moment is neither of them on the disk."""
+    previous = temporary.with_name(temporary.name + ".previous")
+    if folder.exists():
+        os.replace(folder, previous)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if previous.exists():
+            os.replace(previous, folder)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def load_model(folder: Path) -> MultiMAE:
+    """Load a model folder on the CPU, in evaluation mode.
+
+    Raises CheckpointError naming the file that is missing, damaged or does not fit.
+    """
+    config, contract = _records(folder)
+    if "head" in config:
+        raise CheckpointError(
+            f"{folder}: a fine-tuned model, without decoders; give it to `evaluate`, or load it "
+            "with Predictor.from_pretrained"
+        )
+    with _damage(folder):
+        model = _model(config, contract)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """As ``load_model``, of an encoder with its head."""
+    from multimae_eo.network.predictor import Predictor
+
+    config, contract = _records(folder)
+    if "head" not in config:
+        raise CheckpointError(
+            f"{folder}: a pre-trained model, without a head; fine-tune it with "
+            "`multimae-eo finetune`"
+        )
+    with _damage(folder):
+        encoder = _model({**config, "tasks": []}, contract)
+        target = Target.from_dict(config["target"])
+        predictor = Predictor(encoder, target, HeadConfig(**config["head"]))
+        predictor.load_state_dict(load_file(folder / "model.safetensors"))
+    return predictor.eval()
+
+
+def load_either(place: str | Path) -> MultiMAE | Predictor:
+    """Load a model folder, whatever it holds. ``place``: as of ``located``."""
+    folder = located(place)
+    config, _ = _records(folder)
+    return load_predictor(folder) if "head" in config else load_model(folder)
+
+
+def load(place: str | Path, kind: type[Kind], modalities: ModalitySet | None) -> Kind:
+    """Load a model of one kind and compare its contract with ``modalities``."""
+    from multimae_eo.network.predictor import Predictor
+
+    folder = located(place)
+    model = load_predictor(folder) if issubclass(kind, Predictor) else load_model(folder)
+    encoder = model.encoder if isinstance(model, Predictor) else model
+    require_contract(encoder.modalities, modalities)
+    assert isinstance(model, kind)
+    return model
+
+
+def is_predictor(folder: Path) -> bool:
+    """Whether a model folder holds a head."""
+    return "head" in _read_json(folder / "config.json")
+
+
+def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.json`` and ``modalities.json``, of a format that this version reads."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: no model folder, {name} is missing")
+    config = _read_json(folder / "config.json")
+    contract = _read_json(folder / "modalities.json")
+    return migrated(config, contract, where=str(folder))
+
+
+def _model(config: Mapping[str, Any], contract: Mapping[str, Any]) -> MultiMAE:
+    from multimae_eo.network.multimae import MultiMAE
+
+    modalities = ModalitySet.from_list(contract["modalities"])
+    if contract.get("fingerprint") != modalities.fingerprint:
+        raise CheckpointError(
+            "modalities.json was changed: its fingerprint differs from the one written with it; "
+            "restore the file, or adapt the model with `multimae-eo finetune`"
+        )
+    record = contract["statistics"]
+    statistics = None if record is None else Statistics.from_dict(modalities, record)
+    tasks = [Task(**t) for t in config["tasks"]]
+    return MultiMAE(modalities, tasks, ModelConfig.from_dict(config["model"]), statistics)
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Whatever a file that someone edited may lead to, as a CheckpointError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{folder}: damaged model folder: {reason}") from error
+
+
+def model_hash(folder: str | Path) -> str:
+    """16 hex digits that change with weights, contract or configuration."""
+    digest = hashlib.sha256()
+    folder = located(folder)
+    for name in FILES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def config_record(model: MultiMAE) -> dict[str, Any]:
+    """What ``config.json`` says of a model."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "written_by": f"multimae-eo {multimae_eo.__version__}",
+        "model": model.config.to_dict(),
+        "tasks": [
+            {
+                "name": t.name,
+                "modality": t.modality,
+                "loss": t.loss,
+                "weight": t.weight,
+                "patch_normalise": t.patch_normalise,
+            }
+            for t in model.tasks
+        ],
+    }
+
+
+def _contract_record(model: MultiMAE) -> dict[str, Any]:
+    statistics = model.statistics
+    return {
+        "modalities": model.modalities.to_list(),
+        "fingerprint": model.modalities.fingerprint,
+        "statistics": None if statistics is None else statistics.to_dict(),
+    }
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return record

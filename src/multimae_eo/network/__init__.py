@@ -1,0 +1,1 @@
+"""The network, without input or output: tokens, masking, encoder, decoders, heads."""

@@ -1,0 +1,223 @@
+"""An encoder for other inputs: fewer, more or other bands, keeping what pre-training learnt.
+
+A band takes its patch-projection weights from the pre-trained band of the same name or the nearest
+wavelength; others start anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from multimae_eo.errors import ContractError
+from multimae_eo.modality import Band, Modality, ModalitySet
+from multimae_eo.network.config import InputConfig
+from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.statistics import Statistics
+
+NEAR = 0.05
+"""Centre wavelengths that differ by less, relatively, are of the same band."""
+
+Donor = tuple[str, int]
+"""A pre-trained modality's name and the index of one of its bands."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An encoder without decoders, and what was not simply taken over, in words."""
+
+    encoder: MultiMAE
+    notes: tuple[str, ...]
+
+
+def adapt(
+    model: MultiMAE,
+    inputs: ModalitySet,
+    sizes: Mapping[str, int],
+    measured: Callable[[ModalitySet], Statistics],
+) -> Adapted:
+    """The encoder of ``model`` for ``inputs``: decoders dropped, weights copied where they fit.
+
+    ``sizes``: side of a chip per input in its own pixels. ``measured``: statistics of the data for
+    the inputs that the model does not know, or that mean something else in the data; the others
+    keep those of pre-training.
+
+    Raises ContractError where patches do not divide an input's share of a chip.
+    """
+    known = [n for n in inputs if n in model.modalities and _same(model.modalities[n], inputs[n])]
+    if model.statistics is None:
+        known = []
+    unknown = [n for n in inputs if n not in known]
+    fresh = measured(inputs.select(unknown)) if unknown else None
+    sets: dict[str, Modality] = {
+        n: model.modalities[n] if n in known else inputs[n] for n in inputs
+    }
+    modalities = ModalitySet(sets.values())
+    donors = {n: _donors(modality, model.modalities) for n, modality in modalities.items()}
+    config = replace(
+        model.config,
+        inputs={n: _input(model, modalities[n], donors[n], sizes) for n in modalities},
+    )
+    statistics = _joined(modalities, known, model.statistics, fresh)
+    encoder = MultiMAE(modalities, (), config, statistics)
+    state = {
+        k: v
+        for k, v in model.state_dict().items()
+        if k.startswith("encoder.") or k == "global_tokens"
+    }
+    encoder.load_state_dict(state, strict=False)
+    notes = []
+    for name, modality in modalities.items():
+        notes += _copy(model, encoder, modality, donors[name])
+    return Adapted(encoder, tuple(notes))
+
+
+def _same(a: Modality, b: Modality) -> bool:
+    return a.meaning() == b.meaning()
+
+
+def _donors(modality: Modality, known: ModalitySet) -> list[Donor | None]:
+    """For each band the pre-trained band whose weights it takes."""
+    same = next((m for m in known.values() if m.name == modality.name), None)
+    if modality.categorical:
+        fits = same is not None and same.categorical
+        return [(modality.name, 0) if fits else None]
+    found: list[Donor | None] = []
+    for band in modality.bands:
+        named = None
+        if same is not None and not same.categorical and same.sensor == modality.sensor:
+            named = next((i for i, b in enumerate(same.bands) if b.name == band.name), None)
+        found.append(_nearest(band, modality, known) if named is None else (modality.name, named))
+    return found
+
+
+def _nearest(band: Band, modality: Modality, known: ModalitySet) -> Donor | None:
+    """The pre-trained band of the same unit and nearest wavelength; its own modality's first."""
+    if band.wavelength_um is None:
+        return None
+    ranked = [
+        (
+            abs(other.wavelength_um - band.wavelength_um) / band.wavelength_um,
+            theirs.name != modality.name,
+            (theirs.name, i),
+        )
+        for theirs in known.values()
+        if not theirs.categorical and theirs.unit == modality.unit
+        for i, other in enumerate(theirs.bands)
+        if other.wavelength_um is not None
+    ]
+    best = min(ranked, default=None)
+    return best[2] if best is not None and best[0] < NEAR else None
+
+
+def _input(
+    model: MultiMAE, modality: Modality, donors: list[Donor | None], sizes: Mapping[str, int]
+) -> InputConfig:
+    """Patch and stride of the same modality, or of the donor; else the same ground as others'."""
+    name, inputs = modality.name, model.config.inputs
+    if name in inputs:
+        known: InputConfig | None = inputs[name]
+    else:
+        known = next((inputs[d[0]] for d in donors if d is not None), None)
+    if known is None:
+        beside = next((n for n in sizes if n in inputs), None)
+        if beside is None:
+            known = max(inputs.values(), key=lambda c: c.size)
+        else:
+            patch = inputs[beside].token_pixels * sizes[name] / sizes[beside]
+            if patch != int(patch) or patch < 1:
+                raise ContractError(
+                    f"{name}: {sizes[name]} px beside {sizes[beside]} px of {beside}: no whole "
+                    f"patch covers the ground of its {inputs[beside].token_pixels} px; "
+                    "resample it"
+                )
+            known = InputConfig(size=sizes[name], patch=int(patch))
+    stride = known.stride if modality.categorical else 1
+    return replace(known, size=sizes[name], stride=stride)
+
+
+def _joined(
+    modalities: ModalitySet,
+    known: list[str],
+    kept: Statistics | None,
+    fresh: Statistics | None,
+) -> Statistics:
+    parts = [kept.select(known)] if kept is not None and known else []
+    parts += [fresh] if fresh is not None else []
+    return Statistics(
+        modalities,
+        {n: levels for p in parts for n, levels in p.moments.items()},
+        {n: counts for p in parts for n, counts in p.class_counts.items()},
+    )
+
+
+@torch.no_grad()
+def _copy(
+    old: MultiMAE, new: MultiMAE, modality: Modality, donors: list[Donor | None]
+) -> list[str]:
+    """Copy a modality's embedding band by band; what was not simply taken over, in words."""
+    name, embedding = modality.name, new.embeddings[modality.name]
+    chosen = [d for d in donors if d is not None]
+    if chosen and name in new.modality:
+        most = max((d[0] for d in chosen), key=[d[0] for d in chosen].count)
+        new.modality[name].copy_(old.modality[most])
+    if isinstance(embedding, ClassEmbedding):
+        return _copy_classes(old, new, modality, bool(chosen))
+    assert isinstance(embedding, PatchEmbedding)
+    origins = sorted({d[0] for d in chosen})
+    side = new.config.inputs[name].patch
+    fits = [o for o in origins if old.config.inputs[o].patch == side]
+    weight, taken = _by_band(embedding, modality.channels), []
+    biases: list[Tensor] = []
+    for i, donor in enumerate(donors):
+        if donor is None or donor[0] not in fits:
+            continue
+        theirs = old.embeddings[donor[0]]
+        assert isinstance(theirs, PatchEmbedding)
+        # A token of several modalities' bands is as large as theirs: the mean of what they gave.
+        source = _by_band(theirs, old.modalities[donor[0]].channels)
+        weight[:, i] = source[:, donor[1]] / len(fits)
+        taken.append(i)
+    for origin in fits:
+        theirs = old.embeddings[origin]
+        assert isinstance(theirs, PatchEmbedding)
+        biases.append(theirs.projection.bias)
+    if biases:
+        embedding.projection.bias.copy_(torch.stack(biases).mean(dim=0))
+    if origins == [name] and len(taken) == modality.channels:
+        return []
+    said = [
+        f"{b.name} from {donors[i][0]}.{old.modalities[donors[i][0]].bands[donors[i][1]].name}"  # type: ignore[index]
+        if i in taken
+        else f"{b.name} new"
+        for i, b in enumerate(modality.bands)
+    ]
+    return [f"{name}: weights of bands: {', '.join(said)}"]
+
+
+def _by_band(embedding: PatchEmbedding, channels: int) -> Tensor:
+    """A view of the projection's weight: (D, C, p·p)."""
+    weight = embedding.projection.weight
+    return weight.view(len(weight), channels, -1)
+
+
+def _copy_classes(old: MultiMAE, new: MultiMAE, modality: Modality, known: bool) -> list[str]:
+    """Copy a class map's embedding: vectors by class id, and the projection."""
+    name = modality.name
+    mine = new.embeddings[name]
+    assert isinstance(mine, ClassEmbedding)
+    if not known:
+        return [f"{name}: new weights"]
+    theirs = old.embeddings[name]
+    assert isinstance(theirs, ClassEmbedding)
+    ids = old.modalities[name].class_ids
+    lost = [c.name for c in modality.classes if c.id not in ids]
+    for i, class_id in enumerate(modality.class_ids):
+        if class_id in ids:
+            mine.classes[i].copy_(theirs.classes[ids.index(class_id)])
+    mine.projection.load_state_dict(theirs.projection.state_dict())
+    return [f"{name}: new weights of classes {', '.join(lost)}"] if lost else []

@@ -1,0 +1,106 @@
+"""From patches to vectors: one projection per modality, and fixed 2-D sin-cos positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multimae_eo.modality import Modality
+from multimae_eo.network.config import InputConfig
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+class PatchEmbedding(nn.Module):
+    """A linear projection of a continuous modality's patches: (n, P) → (n, D)."""
+
+    interpolation: Interpolation = "bicubic"
+
+    def __init__(self, modality: Modality, config: InputConfig, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(modality.channels * config.patch**2, width)
+        # As for a linear layer of the flattened patch (Dosovitskiy et al. 2021, appendix).
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Project normalised patches (n, C·p·p) to (n, D)."""
+        projected: Tensor = self.projection(patches)
+        return projected
+
+    def no_patches(self) -> Tensor:
+        """Patches (0, 0, C·p·p)."""
+        return self.projection.weight.new_zeros(0, 0, self.projection.in_features)
+
+
+class ClassEmbedding(nn.Module):
+    """A class map's patches: each class has a vector, each position in a patch a projection.
+
+    Equal to a convolution over embedded pixels, computed as a lookup: the table of every
+    (class, position) pair's contribution is small, and invalid pixels (-1) contribute nothing.
+    """
+
+    interpolation: Interpolation = "bilinear"
+
+    def __init__(self, modality: Modality, config: InputConfig, width: int) -> None:
+        super().__init__()
+        self.positions = config.patch**2
+        self.classes = nn.Parameter(torch.randn(len(modality.classes), config.class_width) * 0.02)
+        self.projection = nn.Linear(config.class_width * self.positions, width)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed class indices (n, p·p), -1 where invalid, to (n, D)."""
+        width = self.classes.shape[1]
+        weight = self.projection.weight.reshape(-1, width, self.positions)
+        table = torch.einsum("ce,dep->cpd", self.classes, weight).flatten(0, 1)
+        nothing = table.new_zeros(1, table.shape[1])
+        position = torch.arange(self.positions, device=patches.device)
+        entry = torch.where(patches >= 0, patches * self.positions + position, len(table))
+        bags = F.embedding_bag(entry, torch.cat([table, nothing]), mode="sum")
+        return bags + self.projection.bias
+
+    def no_patches(self) -> Tensor:
+        """Patches (0, 0, p·p)."""
+        device = self.projection.weight.device
+        return torch.zeros(0, 0, self.positions, dtype=torch.int64, device=device)
+
+
+class PositionTable(nn.Module):
+    """Fixed sin-cos positions on a square grid over the chip, interpolated to any token grid.
+
+    Half of the width encodes the row and half the column (Vaswani et al. 2017 in two dimensions;
+    Chen et al. 2021). A token grid of any size or aspect spans the same square: positions are
+    relative to the chip. Not a parameter, not saved; each grid is interpolated once and kept.
+    """
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.register_buffer("table", sincos_table(width, side), persistent=False)
+        self._kept: dict[tuple[tuple[int, int], str, torch.device], Tensor] = {}
+
+    def forward(self, grid: tuple[int, int], interpolation: Interpolation) -> Tensor:
+        """Positions (N, D) of a grid (rows, columns), row by row, in float32."""
+        table = self.get_buffer("table")
+        key = (grid, interpolation, table.device)
+        if key not in self._kept:
+            sized = table
+            if tuple(table.shape[-2:]) != grid:
+                sized = F.interpolate(table, size=grid, mode=interpolation, align_corners=False)
+            self._kept[key] = sized.flatten(2)[0].T.contiguous()
+        return self._kept[key]
+
+
+def sincos_table(width: int, side: int) -> Tensor:
+    """Table (1, D, side, side): sines and cosines of the row, then of the column."""
+    quarter = width // 4
+    frequency = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1).T
+    across = wave[:, None, :].expand(-1, side, -1)
+    down = wave[:, :, None].expand(-1, -1, side)
+    return torch.cat([down, across])[None].to(torch.float32)

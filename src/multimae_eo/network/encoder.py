@@ -1,0 +1,163 @@
+"""The shared encoder: a pre-norm ViT over the visible tokens of all modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from multimae_eo.network.config import EncoderConfig
+
+NORM_EPS = 1e-6
+_SHORT = 256
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+    """Scaled dot-product attention over (B, heads, length, head width).
+
+    real: bool (B, key length), False for keys to ignore; None when all count.
+    """
+    mask = None if real is None else real[:, None, None, :]
+    if query.device.type == "cpu" and key.shape[2] <= _SHORT:
+        # For short sequences plain products beat the fused kernel's backward on CPUs 5-10 times.
+        shape = query.shape
+        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
+        # The scale rides along with the product.
+        none, scale = query.new_empty(1, 1, 1), query.shape[-1] ** -0.5
+        scores = torch.baddbmm(none, query, key.transpose(1, 2), beta=0, alpha=scale)
+        if mask is not None:
+            hidden = ~mask.expand(*shape[:3], -1).flatten(0, 1)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        return torch.bmm(scores.softmax(dim=-1), value).reshape(shape)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc2 = nn.Linear(int(width * ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, D) to (…, D)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one projection for query, key and value."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Attend among tokens (B, K, D); ``real`` (B, K) as in ``attend``."""
+        size, length, width = x.shape
+        qkv = self.qkv(x).reshape(size, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = attend(qkv[0], qkv[1], qkv[2], real)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(size, length, width))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries to a context."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, real: Tensor | None = None) -> Tensor:
+        """Attend from (B, N, D) to (B, K, D); ``real`` (B, K) as in ``attend``."""
+        size, length, width = x.shape
+        query = self.q(x).reshape(size, length, self.heads, -1).transpose(1, 2)
+        kv = self.kv(context).reshape(size, context.shape[1], 2, self.heads, -1)
+        key, value = kv.permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, real)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(size, length, width))
+        return out
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block.
+
+    ``drop_path``: probability of leaving out a branch of a sample in training (Huang et al. 2016).
+    """
+
+    drop_path = 0.0
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, mlp_ratio)
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Map (B, K, D) to (B, K, D)."""
+        x = x + self._thinned(self.attn(self.norm1(x), real))
+        out: Tensor = x + self._thinned(self.mlp(self.norm2(x)))
+        return out
+
+    def _thinned(self, branch: Tensor) -> Tensor:
+        if not (self.training and self.drop_path):
+            return branch
+        drawn = torch.rand(len(branch), 1, 1, device=branch.device)
+        return branch * (drawn >= self.drop_path) / (1.0 - self.drop_path)
+
+
+class Encoder(nn.Module):
+    """The stack of blocks; no final norm (paper).
+
+    ``recompute``: in training, keep no block's activations but compute them again in the backward
+    pass, for less memory and the same gradients.
+    """
+
+    recompute = False
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Encode (B, K, D); padding slots (``real`` False) are never attended to."""
+        for block in self.blocks:
+            x = self._through(block, x, real)
+        return x
+
+    def stages(self, x: Tensor, real: Tensor | None = None) -> Iterator[Tensor]:
+        """The tokens (B, K, D) after each block; the last are those of ``forward``."""
+        for block in self.blocks:
+            x = self._through(block, x, real)
+            yield x
+
+    def _through(self, block: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, x, real, use_reentrant=False)
+        else:
+            out = block(x, real)
+        return out
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with query, key and value as matrices of their own."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear):
+            parts = 3 if name.endswith("qkv") else 2 if name.endswith("kv") else 1
+            rows = child.out_features // parts
+            with torch.no_grad():
+                for i in range(parts):
+                    nn.init.xavier_uniform_(child.weight[i * rows : (i + 1) * rows])
+                nn.init.zeros_(child.bias)

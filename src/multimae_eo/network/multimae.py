@@ -1,0 +1,315 @@
+"""The model: one shared encoder, one embedding per modality, one decoder per task.
+
+Sosa et al., "MultiMAE Meets Earth Observation" (arXiv 2505.14951), after Bachmann et al. 2022.
+Shape letters as in ``tokens``: B batch, L tokens, K visible slots, G global tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from multimae_eo.errors import ConfigError, ContractError, did_you_mean
+from multimae_eo.modality import ModalitySet, Task, validate_tasks
+from multimae_eo.network.config import ModelConfig
+from multimae_eo.network.decoder import Decoder
+from multimae_eo.network.decoder_group import decode_together, groups
+from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, PositionTable
+from multimae_eo.network.encoder import Encoder, initialise
+from multimae_eo.network.features import Features
+from multimae_eo.network.masking import all_visible
+from multimae_eo.network.normalize import Normalizer
+from multimae_eo.network.pretrained import Pretrained
+from multimae_eo.network.reconstruction import Reconstructed, reconstruct
+from multimae_eo.network.tokens import (
+    Patches,
+    TokenLayout,
+    TokenState,
+    VisibleSlots,
+    visible_slots,
+)
+from multimae_eo.sample import Batch
+from multimae_eo.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Predictions in patch space, with what they are to be measured against.
+
+    ``predictions[task]``: (B, N, P), normalised values or class logits (P = classes·p·p),
+    laid out (channel or class, row, column). ``features``: what the encoder says of the visible
+    patches.
+    """
+
+    predictions: Mapping[str, Tensor]
+    states: Tensor
+    patches: Patches
+    features: Features
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token layout."""
+        return self.patches.layout
+
+
+class MultiMAE(Pretrained):
+    """A multi-modal, multi-task masked autoencoder.
+
+    Args:
+        modalities: the inputs, in the order of their tokens.
+        tasks: the outputs; each names a modality.
+        config: sizes; ``config.inputs`` has an entry per modality.
+        statistics: what inputs are normalised with (None: the model refuses data until given).
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySet,
+        tasks: Iterable[Task],
+        config: ModelConfig,
+        statistics: Statistics | None = None,
+    ) -> None:
+        super().__init__()
+        config.validate(modalities)
+        self.modalities = modalities
+        self.tasks = validate_tasks(tasks, modalities)
+        self.config = config
+        self.normalizer = Normalizer(modalities, config, statistics)
+        width = config.encoder.width
+        self.embeddings = nn.ModuleDict()
+        for name, modality in modalities.items():
+            kind = ClassEmbedding if modality.categorical else PatchEmbedding
+            self.embeddings[name] = kind(modality, config.inputs[name], width)
+        self.modality = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(width) * 0.02) for name in modalities}
+            if config.modality_embeddings
+            else {}
+        )
+        self.global_tokens = nn.Parameter(torch.randn(config.global_tokens, width) * 0.02)
+        self.encoder = Encoder(config.encoder)
+        decoders = {
+            task.name: Decoder(
+                modalities.names,
+                task.modality,
+                (width, self.patch_values(task)),
+                config.decoder,
+            )
+            for task in self.tasks
+        }
+        self.decoders = nn.ModuleDict(decoders)
+        # None: together on devices to which many small launches matter, which is not the CPU.
+        self.decode_together: bool | None = None
+        self.group_decoder = decode_together
+        self.positions = PositionTable(width, config.position_grid)
+        self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
+        initialise(self.encoder)
+        initialise(self.decoders)
+        for decoder in decoders.values():
+            decoder.look_nearby()
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The statistics inputs are normalised with."""
+        return self.normalizer.statistics
+
+    def patch_values(self, task: Task) -> int:
+        """Values a task predicts per patch."""
+        modality = self.modalities[task.modality]
+        channels = len(modality.classes) if modality.categorical else modality.channels
+        return channels * self.config.inputs[task.modality].patch ** 2
+
+    def patchify(self, batch: Batch) -> Patches:
+        """Normalise a batch and cut it into patches."""
+        patches: Patches = self.normalizer(batch)
+        return patches
+
+    def forward(
+        self,
+        patches: Patches,
+        states: Tensor,
+        *,
+        visible: int | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> Reconstruction:
+        """Encode the VISIBLE tokens and predict every task.
+
+        Args:
+            patches: from ``patchify``.
+            states: int8 (B, L) of TokenState; counts of visible tokens may differ per sample.
+                Kept on the CPU, they cost the device no synchronisation.
+            visible: slots for visible tokens, where the caller knows the largest count of any
+                sample (otherwise the device is asked).
+            tasks: which tasks to predict (default: all).
+        """
+        tokens, slots = self.encode_states(patches, states, visible=visible)
+        layout = patches.layout
+        positions = torch.cat(
+            [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
+        )
+        names = [t.name for t in self.tasks] if tasks is None else list(tasks)
+        predictions = self.decode(names, tokens, slots, layout, positions)
+        states = states.to(patches.device, non_blocking=True)
+        features = Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, layout)
+        return Reconstruction(predictions, states, patches, features)
+
+    def decode(
+        self,
+        names: Sequence[str],
+        tokens: Tensor,
+        slots: VisibleSlots,
+        layout: TokenLayout,
+        positions: Tensor,
+    ) -> dict[str, Tensor]:
+        """Predictions of the named tasks; decoders of one shape together, where that pays."""
+        together = self.decode_together
+        if together is None:
+            together = tokens.device.type != "cpu"
+        chosen = {n: cast(Decoder, self.decoders[n]) for n in names}
+        found: dict[str, Tensor] = {}
+        for group in groups(chosen, layout) if together else [[n] for n in names]:
+            members = [chosen[n] for n in group]
+            if len(members) == 1:
+                found[group[0]] = members[0](tokens, slots, layout, positions)
+            else:
+                said = self.group_decoder(members, tokens, slots, layout, positions)
+                found |= zip(group, said, strict=True)
+        return {n: found[n] for n in names}
+
+    def encode_states(
+        self, patches: Patches, states: Tensor, *, visible: int | None = None
+    ) -> tuple[Tensor, VisibleSlots]:
+        """Encode the VISIBLE tokens: (B, K + G, D) with the global tokens last, and their slots."""
+        x, real, slots = self._gathered(patches, states, visible)
+        encoded: Tensor = self.encoder(x, real)
+        return encoded, slots
+
+    def _gathered(
+        self, patches: Patches, states: Tensor, visible: int | None
+    ) -> tuple[Tensor, Tensor | None, VisibleSlots]:
+        """The encoder's input (B, K + G, D), which of it is real, and the slots."""
+        layout = patches.layout
+        if tuple(states.shape) != (patches.batch_size, layout.count):
+            raise ContractError(
+                f"states: expected shape (B, L) = {(patches.batch_size, layout.count)}, "
+                f"got {tuple(states.shape)}"
+            )
+        filled = visible is not None and patches.observed is None
+        if visible is None:
+            counts = (states == TokenState.VISIBLE).sum(dim=1)
+            visible = int(counts.max())
+            filled = bool((counts == visible).all())
+        found = visible_slots(states, visible, filled=filled)
+        x = self._embed(patches, states, visible)
+        slots = found.to(patches.device)
+        real = slots.real
+        if self.config.global_tokens:
+            extra = self.global_tokens.to(x.dtype).expand(len(x), -1, -1)
+            x = torch.cat([x, extra], dim=1)
+            if real is not None:
+                real = torch.cat([real, real.new_ones(len(real), extra.shape[1])], dim=1)
+        return x, real, slots
+
+    def _embed(self, patches: Patches, states: Tensor, count: int) -> Tensor:
+        """Embed the visible patches only, each into its slot: (B, count, D)."""
+        layout, size, device = patches.layout, patches.batch_size, patches.device
+        seen = states == TokenState.VISIBLE
+        slot = seen.cumsum(dim=1) - 1 + torch.arange(size, device=seen.device)[:, None] * count
+        vectors, places = [], []
+        for name, part in layout.slices.items():
+            row, token = seen[:, part].nonzero(as_tuple=True)
+            places.append(slot[:, part][row, token])
+            row, token = (i.to(device, non_blocking=True) for i in (row, token))
+            embed = cast(PatchEmbedding | ClassEmbedding, self.embeddings[name])
+            # Where the batch lacks a modality its weights get a gradient, too, of zero: processes
+            # that sum theirs must all have one.
+            values = patches.values[name] if name in patches.values else embed.no_patches()
+            position = self.positions(layout.grids[name], embed.interpolation)
+            vector = embed(values[row, token]) + position[token]
+            if name in self.modality:
+                vector = vector + self.modality[name]
+            vectors.append(vector)
+        flat = torch.cat(vectors)
+        place = torch.cat(places).to(device, non_blocking=True)
+        x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, place, flat)
+        return x.reshape(size, count, flat.shape[1])
+
+    def encode(
+        self, batch: Batch, inputs: Sequence[str] | None = None, *, stages: Sequence[int] = ()
+    ) -> Features:
+        """Encode every observed token of ``inputs`` (default: all the batch has).
+
+        ``stages``: blocks, from 1, whose tokens ``Features.stages`` shall hold, too.
+        Raises ConfigError for an unknown input, ContractError where a sample has none of them.
+        """
+        return self.encode_patches(self.patchify(batch), batch.keys, inputs, stages=stages)
+
+    def encode_patches(
+        self,
+        patches: Patches,
+        keys: Sequence[str],
+        inputs: Sequence[str] | None = None,
+        *,
+        stages: Sequence[int] = (),
+    ) -> Features:
+        """As ``encode``, from patches of the samples called ``keys``."""
+        states = all_visible(patches, self.chosen(inputs, patches.values))
+        shown = (states == TokenState.VISIBLE).any(dim=1)
+        if not bool(shown.all()):
+            lacking = keys[int((~shown).nonzero()[0])]
+            raise ContractError(
+                f"{lacking}: nothing observed in the inputs {', '.join(inputs or patches.values)}"
+            )
+        x, real, slots = self._gathered(patches, states, None)
+        kept: dict[int, Tensor] = {}
+        encoded = x
+        for number, encoded in enumerate(self.encoder.stages(x, real), start=1):
+            if number in stages:
+                kept[number] = encoded[:, : slots.count]
+        return Features(
+            encoded[:, : slots.count],
+            encoded[:, slots.count :],
+            slots,
+            patches.layout,
+            tuple(kept[n] for n in stages),
+        )
+
+    def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
+        """Chips with anything observed in ``inputs``: indices int64 (n,)."""
+        return self.normalizer.observed_rows(batch, self.chosen(inputs, batch.pixels))
+
+    def chosen(self, inputs: Sequence[str] | None, given: Collection[str]) -> tuple[str, ...]:
+        """Check and order ``inputs``; all that are ``given`` by default."""
+        for name in inputs or ():
+            if name not in self.modalities:
+                raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.modalities)}")
+        return tuple(n for n in self.modalities if n in given and (inputs is None or n in inputs))
+
+    def without_decoders(self) -> MultiMAE:
+        """A copy of the encoder and its inputs, without tasks."""
+        with torch.random.fork_rng(devices=[]):
+            bare = MultiMAE(self.modalities, (), self.config, self.statistics)
+        kept = {k: v for k, v in self.state_dict().items() if not k.startswith("decoders.")}
+        bare.load_state_dict(kept)
+        return bare.to(self.global_tokens.device).train(self.training)
+
+    def reinitialised(self, seed: int = 0) -> MultiMAE:
+        """The same model with fresh random weights: the baseline for probes."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return MultiMAE(self.modalities, self.tasks, self.config, self.statistics)
+
+    def reconstruct(
+        self,
+        batch: Batch,
+        inputs: Sequence[str] | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        draws: int = 8,
+        seed: int = 0,
+    ) -> dict[str, Reconstructed]:
+        """Predict any modality from any others; see ``model.reconstruct``."""
+        return reconstruct(self, batch, inputs, outputs=outputs, draws=draws, seed=seed)

@@ -1,0 +1,148 @@
+"""A fine-tuned model: the encoder of a MultiMAE, and a head in place of its decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.network.config import HeadConfig
+from multimae_eo.network.features import Features
+from multimae_eo.network.heads import ChipHead, build_head
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.pretrained import Pretrained
+from multimae_eo.network.target import Target
+from multimae_eo.network.tokens import Patches
+from multimae_eo.network.windows import Blend, chip_windows, extent
+from multimae_eo.sample import Batch
+
+DENSE_OVERLAP = 0.5
+"""Of the windows that a larger chip's map is blended from."""
+
+_MIRRORS: dict[int, tuple[int, ...]] = {0: (), 4: (-1,), 6: (-2,), 2: (-2, -1)}
+"""How a chip is turned (see ``Batch.turned``), and the axes that its map is flipped back along."""
+_MAP_AXES = 4
+
+Change = Callable[[Patches], Patches]
+
+
+class Predictor(Pretrained):
+    """Predicts labels from any subset of its inputs; every observed token is visible.
+
+    Args:
+        encoder: a MultiMAE; where it has decoders, a copy without them is taken.
+        target: the labels.
+        config: the head's.
+
+    ``flips``: whether ``predict`` averages over a chip and its mirror images; not saved.
+    """
+
+    flips = False
+
+    def __init__(self, encoder: MultiMAE, target: Target, config: HeadConfig) -> None:
+        super().__init__()
+        shape = encoder.config.encoder
+        if config.pool == "global" and not encoder.config.global_tokens and not target.dense:
+            raise ConfigError("head.pool: the model has no global tokens; take 'mean'")
+        self.encoder = encoder.without_decoders() if encoder.tasks else encoder
+        self.target = target
+        self.config = config
+        self.head = build_head(
+            config,
+            width=shape.width,
+            depth=shape.depth,
+            outputs=target.outputs,
+            dense=target.dense,
+        )
+
+    def forward(
+        self, batch: Batch, inputs: Sequence[str] | None = None, *, change: Change | None = None
+    ) -> Tensor:
+        """Raw outputs: logits (B, O) or standardised values (B, 1), or maps of them (B, O, H, W).
+
+        Chips are encoded whole, whatever their size; H and W are those of the finest input.
+        ``change``: applied to the patches first.
+        """
+        patches = self.encoder.patchify(batch)
+        features = self._encode(patches if change is None else change(patches), batch, inputs)
+        out: Tensor = self.head(features)
+        return (
+            out
+            if isinstance(self.head, ChipHead)
+            else self.to_pixels(out, features, patches.chip_sizes)
+        )
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
+        """Raw outputs as of ``forward``; larger chips window by window.
+
+        Windows have the size of the chips the model was trained on. Their features are averaged
+        where labels are one per chip, and their logits blended where they are maps.
+        """
+        if inputs is not None:
+            batch = batch.select([n for n in batch.pixels if n in inputs])
+        if not self.flips:
+            return self._predict(batch, inputs)
+        outputs = [
+            out.flip(axes) if out.ndim == _MAP_AXES else out
+            for turn, axes in _MIRRORS.items()
+            for out in [self._predict(batch.turned(torch.full((len(batch),), turn)), inputs)]
+        ]
+        return torch.stack(outputs).mean(dim=0)
+
+    def _predict(self, batch: Batch, inputs: Sequence[str] | None) -> Tensor:
+        overlap = DENSE_OVERLAP if self.target.dense else 0.0
+        windows = chip_windows(self.encoder.config.sizes, batch, overlap)
+        if not windows:
+            return self(batch, inputs)  # type: ignore[no-any-return]
+        finest = max(self.encoder.config.sizes, key=lambda n: self.encoder.config.sizes[n])
+        blend = Blend(len(batch), extent(windows, finest))
+        total = count = torch.zeros(len(batch), 1, device=batch.present.device)
+        for window in windows:
+            part = batch.cut(window)
+            rows = self.encoder.observed_rows(part, inputs)
+            if not len(rows):
+                continue
+            seen = part.take(rows)
+            if isinstance(self.head, ChipHead):
+                pooled = self.head.pooled(self._encode(self.encoder.patchify(seen), seen, inputs))
+                total = total.expand(-1, pooled.shape[1]).index_add(0, rows, pooled.float())
+                count = count.index_add(0, rows, torch.ones_like(count[rows]))
+            else:
+                blend.add(self(seen, inputs).float(), rows, window[finest])
+        if isinstance(self.head, ChipHead):
+            # A chip in which nothing was observed is told by encoding it whole.
+            return self.head.predict(total / count) if bool(count.all()) else self(batch, inputs)
+        if blend.sum is None:
+            return self(batch, inputs)  # type: ignore[no-any-return]
+        return blend.mean(None if blend.complete else self(batch, inputs))
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Probabilities per class (classes of multi-hot labels each for itself), or the values.
+
+        ``outputs``: (B, O, …) as of ``forward``.
+        """
+        if self.target.numeric:
+            return outputs[:, 0] * self.target.std + self.target.mean
+        return outputs.sigmoid() if self.target.kind == "multilabel" else outputs.softmax(dim=1)
+
+    def _encode(self, patches: Patches, batch: Batch, inputs: Sequence[str] | None) -> Features:
+        return self.encoder.encode_patches(patches, batch.keys, inputs, stages=self.head.blocks)
+
+    def to_pixels(
+        self, maps: Tensor, features: Features, sizes: Mapping[str, tuple[int, int]]
+    ) -> Tensor:
+        """Interpolate (B, O, …) over the grid of tokens to the finest input's pixels.
+
+        ``sizes``: height and width of the chips by modality.
+        """
+        config = self.encoder.config.inputs
+        finest = max(config, key=lambda n: config[n].size)
+        rows, cols = features.layout.grids[finest]
+        side = config[finest].token_pixels
+        whole = F.interpolate(maps, size=(rows * side, cols * side), mode="bilinear")
+        height, width = sizes[finest]
+        return whole[..., :height, :width]

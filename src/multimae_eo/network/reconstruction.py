@@ -1,0 +1,283 @@
+"""Any modality from any others, with a spread that says how far to trust it.
+
+The spread comes from several random subsets of the visible tokens: where the prediction hangs on
+which few patches were seen, it is large. It measures the model's sensitivity, not all its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from multimae_eo.errors import ConfigError, ContractError, did_you_mean
+from multimae_eo.modality import Task
+from multimae_eo.network.masking import all_visible, sample_states
+from multimae_eo.network.tokens import Patches, TokenState, unpatchify
+from multimae_eo.network.windows import Blend, ChipWindow, chip_windows, extent
+from multimae_eo.sample import Batch
+
+if TYPE_CHECKING:
+    from multimae_eo.network.multimae import MultiMAE
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A modality predicted for a batch, at the chips' own size.
+
+    Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` its standard deviation over
+    draws of visible tokens. Categorical: ``mean`` (B, classes, H, W) probabilities in legend
+    order, ``spread`` (B, 1, H, W) their entropy in nats. Both float32.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MultiMAE,
+    batch: Batch,
+    inputs: Sequence[str] | None = None,
+    *,
+    outputs: Sequence[str] | None = None,
+    draws: int = 8,
+    seed: int = 0,
+    overlap: float | None = 0.5,
+) -> dict[str, Reconstructed]:
+    """Predict modalities from ``inputs`` (default: all the batch has).
+
+    A hidden modality is predicted from every observed token of the inputs. A modality that is
+    itself an input is predicted, patch by patch, from draws in which the patch was hidden. Draws
+    come in pairs, a random half of the inputs' tokens and then the other half, so that every patch
+    is hidden equally often. ``outputs``: modalities (default: all with a task).
+    Patch-normalised tasks have no physical unit and are left out.
+
+    Chips larger than those of pre-training are predicted in windows of its size that overlap by
+    the share ``overlap`` and are blended; None predicts them whole, at interpolated positions.
+
+    Raises:
+        ConfigError: unknown inputs or outputs.
+        ContractError: a sample has none of the inputs.
+    """
+
+    def whole(batch: Batch) -> dict[str, Reconstructed]:
+        return _reconstruct_whole(model, batch, inputs, outputs, (draws, seed))
+
+    windows = chip_windows(model.config.sizes, batch, overlap)
+    return _blended(model, batch, inputs, windows, whole) if windows else whole(batch)
+
+
+@torch.no_grad()
+def predict_hidden(
+    model: MultiMAE, batch: Batch, states: Tensor, outputs: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Predict modalities from exactly the tokens that ``states`` shows.
+
+    states: int8 (B, L) of TokenState. Returns (B, C, H, W) float32 in physical units, or class
+    probabilities, of the chips' own size. Raises ConfigError for unknown outputs.
+    """
+    patches = model.patchify(batch)
+    tasks = able_tasks(model, outputs)
+    said = model(patches, states, tasks=list(tasks)).predictions
+    found = {}
+    for name, task in tasks.items():
+        values = averageable(model, task, said[name])
+        found[task.modality] = _finish(model, task, (values, values), patches, batch).mean
+    return found
+
+
+def _blended(
+    model: MultiMAE,
+    batch: Batch,
+    inputs: Sequence[str] | None,
+    windows: Sequence[ChipWindow],
+    whole: Callable[[Batch], dict[str, Reconstructed]],
+) -> dict[str, Reconstructed]:
+    """Windows of a batch's chips, blended. Where no window saw any input, the chip as a whole."""
+    means: dict[str, Blend] = {}
+    spreads: dict[str, Blend] = {}
+    for window in windows:
+        part = batch.cut(window)
+        rows = model.observed_rows(part, inputs)
+        if not len(rows):
+            continue
+        for name, said in whole(part if len(rows) == len(part) else part.take(rows)).items():
+            for blends, values in ((means, said.mean), (spreads, said.spread)):
+                if name not in blends:
+                    blends[name] = Blend(len(batch), extent(windows, name))
+                blends[name].add(values, rows, window[name])
+    if not all(b.complete for b in means.values()) or not means:
+        rest = whole(batch)
+        return {
+            n: Reconstructed(means[n].mean(r.mean), spreads[n].mean(r.spread)) if n in means else r
+            for n, r in rest.items()
+        }
+    return {n: Reconstructed(means[n].mean(), spreads[n].mean()) for n in means}
+
+
+def _reconstruct_whole(
+    model: MultiMAE,
+    batch: Batch,
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    drawn_as: tuple[int, int],
+) -> dict[str, Reconstructed]:
+    draws, seed = drawn_as
+    patches = model.patchify(batch)
+    names = model.chosen(inputs, patches.values)
+    tasks = able_tasks(model, outputs)
+    shown = all_visible(patches, names)
+    counts = (shown == TokenState.VISIBLE).sum(dim=1)
+    if bool((counts == 0).any()):
+        lacking = batch.keys[int((counts == 0).nonzero()[0])]
+        raise ContractError(f"{lacking}: nothing observed in the inputs {', '.join(names)}")
+    full = model(patches, shown, tasks=list(tasks))
+    sums = {t: _Sums() for t in tasks}
+    generator = torch.Generator().manual_seed(seed)
+    for states in _halves(patches, shown, names, draws, generator):
+        drawn = model(patches, states, tasks=list(tasks))
+        for name, task in tasks.items():
+            part = patches.layout.slices[task.modality]
+            hidden = drawn.states[:, part] != TokenState.VISIBLE
+            sums[name].add(averageable(model, task, drawn.predictions[name]), hidden[:, :, None])
+    found = {}
+    for name, task in tasks.items():
+        everything = averageable(model, task, full.predictions[name])
+        given = task.modality in names
+        mean, deviation = sums[name].result(everything, prefer_draws=given)
+        found[task.modality] = _finish(model, task, (mean, deviation), patches, batch)
+    return found
+
+
+def able_tasks(model: MultiMAE, outputs: Sequence[str] | None) -> dict[str, Task]:
+    """One task per output modality, the first that predicts it in its own units."""
+    able: dict[str, Task] = {}
+    for task in model.tasks:
+        if not task.patch_normalise:
+            able.setdefault(task.modality, task)
+    for name in outputs or ():
+        if name not in able:
+            raise ConfigError(f"the model cannot predict {name!r}; {did_you_mean(name, able)}")
+    return {t.name: t for m, t in able.items() if outputs is None or m in outputs}
+
+
+def _halves(
+    patches: Patches,
+    shown: Tensor,
+    names: tuple[str, ...],
+    draws: int,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """States of each draw: a random half of what may be shown, then the rest, and so on."""
+    shown = shown.cpu()
+    able = shown == TokenState.VISIBLE
+    half = max(1, int(able.sum(dim=1).min()) // 2)
+    states = shown
+    for draw in range(draws):
+        if draw % 2 == 0:
+            states = sample_states(
+                patches.layout,
+                shown != TokenState.ABSENT,
+                batch_size=len(shown),
+                visible=half,
+                alpha=4.0,
+                inputs=names,
+                generator=generator,
+            )
+            yield states
+        else:
+            rest = able & (states != TokenState.VISIBLE)
+            hidden = shown.masked_fill(able, int(TokenState.MASKED))
+            yield hidden.masked_fill(rest, int(TokenState.VISIBLE))
+
+
+class _Sums:
+    """Mean and deviation over the draws in which a patch was hidden."""
+
+    def __init__(self) -> None:
+        self.count: Tensor | float = 0.0
+        self.total: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def add(self, values: Tensor, hidden: Tensor) -> None:
+        weight = hidden.to(values.dtype)
+        self.count = self.count + weight
+        self.total = self.total + values * weight
+        self.square = self.square + values.square() * weight
+
+    def result(self, fallback: Tensor, *, prefer_draws: bool) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.count, Tensor):
+            return fallback, torch.zeros_like(fallback)
+        n = self.count.clamp_min(1)
+        mean = self.total / n
+        deviation = (self.square / n - mean * mean).clamp_min(0).sqrt()
+        if prefer_draws:
+            return torch.where(self.count > 0, mean, fallback), deviation
+        return fallback, deviation
+
+
+def averageable(model: MultiMAE, task: Task, predicted: Tensor) -> Tensor:
+    """Predictions as numbers that may be averaged: class logits become probabilities."""
+    predicted = predicted.float()
+    modality = model.modalities[task.modality]
+    if not modality.categorical:
+        return predicted
+    size, tokens, _ = predicted.shape
+    split = predicted.reshape(size, tokens, len(modality.classes), -1)
+    return split.softmax(dim=2).reshape(size, tokens, -1)
+
+
+def _finish(
+    model: MultiMAE, task: Task, values: tuple[Tensor, Tensor], patches: Patches, batch: Batch
+) -> Reconstructed:
+    """From patch space to pixels of the chip's own size, in physical units."""
+    name = task.modality
+    modality = model.modalities[name]
+    grid, size = patches.layout.grids[name], patches.chip_sizes[name]
+    mean, deviation = (to_image(model, name, v, grid, size) for v in values)
+    if modality.categorical:
+        entropy = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
+        return Reconstructed(mean, entropy)
+    level = _level(model, batch, name)
+    scale = model.normalizer.standard_deviation(name, level)
+    return Reconstructed(model.normalizer.physical(name, mean, level), deviation * scale)
+
+
+def to_image(
+    model: MultiMAE, name: str, values: Tensor, grid: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Patches (B, N, P) of a modality as an image (B, C, *size), still normalised."""
+    how = model.config.inputs[name]
+    image = unpatchify(values, grid, how.patch)
+    if how.stride > 1:
+        image = image.repeat_interleave(how.stride, -2).repeat_interleave(how.stride, -1)
+    return image[..., : size[0], : size[1]]
+
+
+def _level(model: MultiMAE, batch: Batch, name: str) -> Tensor:
+    """Product level (B,) to predict a modality at.
+
+    Its own where the sample has it; else that of a present modality with the same levels (red,
+    green and blue at L2A give the other bands at L2A); else the level the model saw most of.
+    """
+    levels = model.modalities[name].levels
+    default = usual_level(model, name)
+    level = torch.full((len(batch),), default, dtype=torch.int64, device=batch.present.device)
+    related = [n for n in batch.pixels if batch.modalities[n].levels == levels and n != name]
+    for other in [*reversed(related), *([name] if name in batch.pixels else [])]:
+        column = batch.modalities.index(other)
+        level = torch.where(batch.present[:, column], batch.level[:, column], level)
+    return level
+
+
+def usual_level(model: MultiMAE, name: str) -> int:
+    """Index of the product level that the model saw most of."""
+    levels, statistics = model.modalities[name].levels, model.statistics
+    if not levels or statistics is None:
+        return 0
+    seen = [float(statistics.moments[name][level].count.sum()) for level in levels]
+    return seen.index(max(seen))

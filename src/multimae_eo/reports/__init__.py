@@ -1,0 +1,1 @@
+"""Everything that draws: HTML reports, plots, pictures, tables."""

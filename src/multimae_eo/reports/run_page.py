@@ -1,0 +1,192 @@
+"""The page about one training run: how it went, beside what guessing would have scored."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import FormatError
+from multimae_eo.reports.html import Report
+from multimae_eo.reports.plots import Curve, Role, curve_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    _Picture = tuple[Path | Figure, str, str]
+
+Array = npt.NDArray[np.float64]
+
+_NONE: Array = np.zeros((2, 0))
+_CURVES: tuple[tuple[str, str, Role], ...] = (
+    ("training", "train", "train"),
+    ("validation", "val", "val"),
+    ("baseline", "val_baseline", "baseline"),
+)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A run's numbers: ``columns[name]`` is (2, N), steps above values, in order of steps.
+
+    ``dropped``: how many recorded values were not finite.
+    """
+
+    columns: dict[str, Array] = field(default_factory=dict)
+    dropped: int = 0
+
+    def of(self, name: str) -> Array:
+        """A column's steps and values; empty where it was never recorded."""
+        return self.columns.get(name, _NONE)
+
+    def last(self, name: str) -> float | None:
+        """The most recent value."""
+        values = self.of(name)[1]
+        return float(values[-1]) if len(values) else None
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names T with a column train/T or val/T, in order, other than the total ``loss``."""
+        found = (n.split("/", 1)[1] for n in self.columns if n.startswith(("train/", "val/")))
+        return list(dict.fromkeys(n for n in found if n != "loss"))
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read a ``metrics.csv``: a ``step`` column and sparse others.
+
+    A run that was resumed may record a step twice; the later record counts.
+    """
+    found: dict[str, dict[float, float]] = {}
+    dropped = 0
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if "step" not in (rows.fieldnames or ()):
+                raise FormatError(f"{path}: no column 'step'; expected a run's metrics.csv")
+            for row in rows:
+                step = float(row["step"] or "nan")
+                for name, cell in row.items():
+                    if name in ("step", None) or not isinstance(cell, str) or not cell.strip():
+                        continue
+                    value = float(cell)
+                    if np.isfinite(value) and np.isfinite(step):
+                        found.setdefault(name, {})[step] = value
+                    else:
+                        dropped += 1
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: not there; is {path.parent} a run folder?") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise FormatError(f"{path}: cannot be read as metrics: {error}") from error
+    columns = {n: np.array(sorted(v.items()), np.float64).T for n, v in found.items()}
+    return Metrics(columns, dropped)
+
+
+def run_page(run: Path) -> Report:
+    """Build the page of a run folder: ``metrics.csv``, ``recipe.yaml``, ``pictures/*.png``."""
+    metrics = read_metrics(run / "metrics.csv")
+    page = Report(f"Training run: {run.resolve().name}", _lead(metrics))
+    page.facts(_facts(metrics))
+    if metrics.dropped:
+        page.text(f"{metrics.dropped} recorded values were not finite and are not drawn.")
+    if rows := _task_rows(metrics):
+        page.heading("Losses").table(
+            rows,
+            "Validation loss on hidden patches. Skill is 1 − loss / baseline, where the baseline "
+            "predicts the training mean or the most frequent class: 0 is no better than guessing, "
+            "1 is perfect.",
+        )
+    page.gallery(_loss_pictures(metrics))
+    pictures = sorted((run / "pictures").glob("*.png"), key=natural_order)
+    if pictures:
+        page.heading("Reconstruction").picture(
+            pictures[-1],
+            f"The latest picture, {pictures[-1].name}.",
+            "Reconstructions of validation chips beside the truth",
+        )
+    if speed := _speed_pictures(metrics):
+        page.heading("Speed").gallery(speed)
+    recipe = run / "recipe.yaml"
+    if recipe.is_file():
+        page.heading("Recipe").code(
+            recipe.read_text(encoding="utf-8", errors="replace"), "The recipe as it was run"
+        )
+    return page
+
+
+def _lead(metrics: Metrics) -> str:
+    tasks = metrics.tasks
+    return f"Tasks: {', '.join(tasks)}" if tasks else ""
+
+
+def _facts(metrics: Metrics) -> dict[str, object]:
+    steps = [c[0].max() for c in metrics.columns.values() if c.shape[1]]
+    rate = metrics.of("throughput/samples_per_s")[1]
+    wait = metrics.of("throughput/loader_wait")[1]
+    epoch = metrics.last("epoch")
+    facts: dict[str, object] = {
+        "steps": int(max(steps)) if steps else 0,
+        "epoch": None if epoch is None else int(epoch),
+        "training loss": metrics.last("train/loss"),
+        "validation loss": metrics.last("val/loss"),
+        "samples per second (median)": float(np.median(rate)) if len(rate) else None,
+        "time waiting for data (median)": f"{100 * np.median(wait):.1f} %" if len(wait) else None,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _task_rows(metrics: Metrics) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for task in metrics.tasks:
+        val, guess = metrics.last(f"val/{task}"), metrics.last(f"val_baseline/{task}")
+        losses = metrics.of(f"val/{task}")[1]
+        rows.append(
+            {
+                "task": task,
+                "training": metrics.last(f"train/{task}"),
+                "validation": val,
+                "best validation": float(losses.min()) if len(losses) else None,
+                "baseline": guess,
+                "skill": 1 - val / guess if val is not None and guess else None,
+            }
+        )
+    return rows
+
+
+def _loss_pictures(metrics: Metrics) -> list[_Picture]:
+    pictures: list[_Picture] = []
+    for task in ["loss", *metrics.tasks]:
+        curves = [
+            Curve(label=label, x=column[0], y=column[1], role=role)
+            for label, part, role in _CURVES
+            if (column := metrics.of(f"{part}/{task}")).shape[1]
+        ]
+        if curves:
+            title = "all tasks" if task == "loss" else task
+            drawn = curve_figure(curves, title=title, unit="loss")
+            pictures.append((drawn, "", f"Loss of {title} by step"))
+    return pictures
+
+
+def _speed_pictures(metrics: Metrics) -> list[_Picture]:
+    pictures: list[_Picture] = []
+    for name, title, unit in (
+        ("throughput/samples_per_s", "throughput", "samples per second"),
+        ("throughput/loader_wait", "waiting for data", "share of time"),
+        ("lr", "learning rate", ""),
+    ):
+        x, y = metrics.of(name)
+        if len(x):
+            drawn = curve_figure([Curve(label=title, x=x, y=y)], title=title, unit=unit)
+            pictures.append((drawn, "", f"{title} by step"))
+    return pictures
+
+
+def natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key by which step-9 comes before step-10."""
+    parts = re.split(r"(\d+)", path.stem)
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]

@@ -1,0 +1,106 @@
+"""A chip and its reconstruction on the CPU, in physical units: what figures are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.metrics.reconstruction_scores import Reconstructed, truth_of
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Batch
+
+Array = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipView:
+    """One chip and what was said of it.
+
+    ``truth[m]``: (C, H, W) physical, or (1, H, W) legend indices; a chip may lack any. ``valid``
+    has an entry per entry of ``truth``, of its shape. ``mean[m]``, ``spread[m]``: as in
+    ``Reconstructed``, without the batch axis. ``masked[m]``: bool (rows, columns), tokens that
+    were hidden, and ``token_pixels[m]`` their side; empty where whole modalities were given.
+    """
+
+    key: str
+    modalities: ModalitySet
+    inputs: tuple[str, ...]
+    truth: Mapping[str, npt.NDArray[Any]]
+    valid: Mapping[str, Bool]
+    mean: Mapping[str, Array]
+    spread: Mapping[str, Array]
+    masked: Mapping[str, Bool] = field(default_factory=dict)
+    token_pixels: Mapping[str, int] = field(default_factory=dict)
+
+    def given_whole(self, name: str) -> bool:
+        """Whether the model was shown all of a modality."""
+        return name in self.inputs and name not in self.masked
+
+    def predicted(self, name: str) -> npt.NDArray[Any]:
+        """The prediction in the truth's terms: physical values, or the likeliest class's index."""
+        mean = self.mean[name]
+        return mean.argmax(axis=0)[None] if self.modalities[name].categorical else mean
+
+    def error(self, name: str) -> Array | None:
+        """Prediction - truth (one band), its root mean square over bands, or 1 where a class is
+        wrong: (H, W) with NaN where nothing was observed. None where the chip has no truth.
+        """
+        if name not in self.truth or name not in self.mean:
+            return None
+        ok = self.valid[name]
+        truth, guess = self.truth[name], self.predicted(name)
+        if self.modalities[name].categorical:
+            return np.where(ok[0], (truth != guess)[0].astype(np.float64), np.nan)
+        error = np.where(ok, guess - truth, np.nan)
+        if len(error) == 1:
+            return np.asarray(error[0], np.float64)
+        count = ok.sum(axis=0)
+        total = np.where(ok, error, 0.0) ** 2
+        return np.where(count > 0, np.sqrt(total.sum(axis=0) / np.maximum(count, 1)), np.nan)
+
+    def uncertainty(self, name: str) -> Array:
+        """Spread, root mean square over bands, or entropy: (H, W)."""
+        return np.asarray(np.sqrt((self.spread[name] ** 2).mean(axis=0)), np.float64)
+
+
+def chip_views(
+    batch: Batch,
+    reconstructed: Mapping[str, Reconstructed],
+    *,
+    inputs: Sequence[str],
+    masked: Mapping[str, Bool] | None = None,
+    token_pixels: Mapping[str, int] | None = None,
+) -> list[ChipView]:
+    """Take a batch and its reconstruction apart into chips.
+
+    masked: bool (B, rows, columns) per modality, where tokens rather than modalities were hidden;
+    token_pixels: the side of a token's ground in each of these, in pixels.
+    """
+    truths = {n: t for n in batch.modalities if (t := truth_of(batch, n)) is not None}
+    said = {
+        n: tuple(t.detach().cpu().numpy().astype(np.float64) for t in (r.mean, r.spread))
+        for n, r in reconstructed.items()
+    }
+    present = batch.present.cpu().numpy()
+    views = []
+    for row, key in enumerate(batch.keys):
+        has = [n for n in truths if present[row, batch.modalities.index(n)]]
+        views.append(
+            ChipView(
+                key=key,
+                modalities=batch.modalities,
+                inputs=tuple(inputs),
+                truth={n: truths[n].values[row] for n in has},
+                valid={n: truths[n].valid[row] for n in has},
+                mean={n: mean[row] for n, (mean, _) in said.items()},
+                spread={n: spread[row] for n, (_, spread) in said.items()},
+                masked={n: m[row] for n, m in (masked or {}).items()},
+                token_pixels=token_pixels or {},
+            )
+        )
+    return views

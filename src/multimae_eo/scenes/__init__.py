@@ -1,0 +1,1 @@
+"""Whole scenes: tiling, engine, blending, raster output; predict, reconstruct, embed."""

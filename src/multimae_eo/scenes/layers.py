@@ -1,0 +1,90 @@
+"""The rasters a scene becomes: what of the blended windows each holds, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.geo import Window
+from multimae_eo.modality import Modality
+from multimae_eo.scenes.blend import Array, Rows, coarser_mask
+from multimae_eo.scenes.raster_output import Profile, profile_of
+from multimae_eo.sources.scene.chips import Area
+
+LayerKind = Literal["value", "spread", "error", "probabilities", "confidence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One raster of a scene. ``stem``: of its file's name.
+
+    ``field``: what it is made of. A "value" is the field itself, or its likeliest class;
+    an "error" is prediction − truth, or 1 where the class is wrong; "confidence" is the likeliest
+    class's probability. ``ratio``: of its pixels to the
+    grid's. ``modality``: what it is about.
+    """
+
+    stem: str
+    kind: LayerKind
+    field: str
+    ratio: int
+    modality: Modality
+
+    @property
+    def profile(self) -> Profile:
+        """Bands, number type, nodata, colours and tags."""
+        about = self.modality
+        if self.kind == "value":
+            return profile_of(about)
+        if self.kind == "spread":
+            return profile_of(about, spread=True)
+        plain = Profile(
+            bands=(), dtype="float32", nodata=float("nan"), tags={"modality": about.name}
+        )
+        if self.kind in ("probabilities", "confidence"):
+            bands = about.class_names if self.kind == "probabilities" else ("confidence",)
+            return replace(plain, bands=bands, tags={**plain.tags, "unit": "probability"})
+        unit = "1 where the class is wrong" if about.categorical else about.unit
+        bands = tuple(f"{b} error" for b in about.band_names)
+        return replace(plain, bands=bands, tags={**plain.tags, "unit": unit})
+
+    def rows(self, rows: Rows, area: Area) -> npt.NDArray[Any]:
+        """What is written of finished rows: (bands, n, W) in the profile's number type."""
+        profile = self.profile
+        grid = area.grid.coarser(self.ratio)
+        seen = coarser_mask(rows.observed, self.ratio)
+        height = min(len(seen), grid.height - rows.top // self.ratio)
+        seen = seen[:height, : grid.width]
+        if self.field not in rows.values:
+            # No window with any input so far: nothing was observed in these rows.
+            return np.full((len(profile.bands), *seen.shape), profile.nodata, profile.dtype)
+        values: Any = rows.values[self.field][:, :height, : grid.width]
+        if self.modality.categorical and self.kind in ("value", "error"):
+            values = np.array(self.modality.class_ids)[values.argmax(axis=0)][None]
+        if self.kind == "confidence":
+            values = values.max(axis=0)[None]
+        if self.kind == "error":
+            values = self._error(values, rows, area)
+        return np.where(seen, values, profile.nodata).astype(profile.dtype, copy=False)
+
+    def _error(self, values: npt.NDArray[Any], rows: Rows, area: Area) -> Array:
+        """NaN where the truth was not observed."""
+        name = self.modality.name
+        height, width = rows.observed.shape
+        window = Window(row=rows.top, col=0, height=height, width=width)
+        sample = area.read(window, [name])
+        if name not in sample.pixels:
+            return np.full(values.shape, np.nan, np.float32)
+        raw = sample.pixels[name]
+        truth = raw.astype(np.float64)
+        if not self.modality.categorical:
+            how = sample.calibration_of(self.modality)
+            truth = truth * how.scale + how.offset
+        valid = sample.valid.get(name, np.ones((1, *raw.shape[1:]), dtype=bool))
+        at = np.s_[:, : values.shape[1], : values.shape[2]]
+        truth, valid = truth[at], valid[at]
+        error = values != truth if self.modality.categorical else values - truth
+        return np.where(valid, error, np.nan).astype(np.float32)

@@ -1,0 +1,161 @@
+"""Cloud-Optimised GeoTIFFs: written in rows, under a temporary name, renamed when whole."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import OutputError
+from multimae_eo.modality import Modality
+from multimae_eo.sources.scene.scene import Grid
+
+_CHUNK_BYTES = 1 << 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a raster holds: band names, number type, nodata, colours by value, and tags."""
+
+    bands: tuple[str, ...]
+    dtype: str
+    nodata: float
+    colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def profile_of(modality: Modality, *, spread: bool = False) -> Profile:
+    """How a predicted modality is written: class ids as they are, measurements as float32."""
+    tags = {"modality": modality.name, "unit": modality.unit}
+    if not modality.categorical:
+        names = tuple(f"{b} spread" if spread else b for b in modality.band_names)
+        return Profile(bands=names, dtype="float32", nodata=float("nan"), tags=tags)
+    if spread:
+        tags["unit"] = "nat"
+        return Profile(bands=("entropy",), dtype="float32", nodata=float("nan"), tags=tags)
+    free = [v for v in (0, 255, 65535, *range(1, 255)) if v not in modality.class_ids]
+    dtype = "uint8" if max(*modality.class_ids, free[0]) < 256 else "uint16"
+    tags |= {f"class_{c.id}": c.name for c in modality.classes}
+    return Profile(
+        bands=(modality.bands[0].name,),
+        dtype=dtype,
+        nodata=float(free[0]),
+        colors={c.id: c.color for c in modality.classes},
+        tags=tags,
+    )
+
+
+def tagged(profile: Profile, tags: Mapping[str, str]) -> Profile:
+    """A profile with more tags."""
+    return replace(profile, tags={**profile.tags, **tags})
+
+
+class RowWriter:
+    """Takes rows from top to bottom; ``finish`` turns them into a COG at ``path``."""
+
+    def __init__(self, path: Path, grid: Grid, profile: Profile) -> None:
+        import rasterio
+
+        self.path, self.grid, self.profile = path, grid, profile
+        self.rows = 0
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+            self._plain = Path(self._folder.name) / "plain.tif"
+            self._file = rasterio.open(
+                self._plain,
+                "w",
+                driver="GTiff",
+                dtype=profile.dtype,
+                count=len(profile.bands),
+                height=grid.height,
+                width=grid.width,
+                crs=grid.crs,
+                transform=grid.transform,
+                nodata=profile.nodata,
+                BIGTIFF="IF_SAFER",
+            )
+            # GDAL takes names, colours and tags only before the first pixel.
+            for i, name in enumerate(profile.bands, 1):
+                self._file.set_band_description(i, name)
+            if profile.colors and profile.dtype == "uint8":
+                self._file.write_colormap(1, {k: (*c, 255) for k, c in profile.colors.items()})
+            self._file.update_tags(**profile.tags)
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Append rows (bands, n, width)."""
+        count = rows.shape[1]
+        with _writing(self.path):
+            window = ((self.rows, self.rows + count), (0, self.grid.width))
+            self._file.write(rows.astype(self.profile.dtype, copy=False), window=window)
+        self.rows += count
+
+    def finish(self) -> Path:
+        """Write the COG and rename it into place."""
+        import rasterio.shutil
+
+        if self.rows != self.grid.height:
+            raise OutputError(f"{self.path}: {self.rows} of {self.grid.height} rows were written")
+        whole = Path(self._folder.name) / "cog.tif"
+        with _writing(self.path):
+            self._file.close()
+            floating = np.dtype(self.profile.dtype).kind == "f"
+            rasterio.shutil.copy(
+                self._plain,
+                whole,
+                driver="COG",
+                COMPRESS="DEFLATE",
+                PREDICTOR="YES",
+                OVERVIEW_RESAMPLING="AVERAGE" if floating else "NEAREST",
+                BIGTIFF="IF_SAFER",
+                NUM_THREADS="ALL_CPUS",
+            )
+            self._compare(whole)
+            whole.replace(self.path)
+        self._folder.cleanup()
+        return self.path
+
+    def _compare(self, whole: Path) -> None:
+        """OutputError unless every pixel arrived: GDAL keeps silent about what it cannot flush."""
+        import rasterio
+
+        with rasterio.open(self._plain) as written, rasterio.open(whole) as read:
+            step = rows_at_once(self.grid.width, self.profile)
+            for top in range(0, self.grid.height, step):
+                bottom = min(top + step, self.grid.height)
+                window = ((top, bottom), (0, self.grid.width))
+                ours, theirs = written.read(window=window), read.read(window=window)
+                if not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
+                    raise OutputError(f"{self.path}: was not written whole; free space")
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        self._folder.cleanup()
+
+
+def rows_at_once(width: int, profile: Profile) -> int:
+    """How many rows to handle at once, so that memory stays small."""
+    row = width * len(profile.bands) * np.dtype(profile.dtype).itemsize
+    return max(1, _CHUNK_BYTES // row)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    # GDAL's own errors, and rasterio's SystemError for those it does not know, come through copy.
+    except (OSError, RasterioError, CPLE_BaseError, SystemError) as error:
+        raise OutputError(
+            f"{path}: cannot be written: {' '.join(str(error).split())}; free space or choose "
+            "another --out"
+        ) from error

@@ -1,0 +1,140 @@
+"""Blocks of a scene shared out: among processes here, or among the workers of a Dask cluster.
+
+Blocks do not depend on one another, so whoever computes them writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from multimae_eo.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+    from multimae_eo.scenes.blocks import Blocks
+    from multimae_eo.scenes.engine import Job
+
+Work = Callable[["Job", "Blocks", int], None]
+
+_SECONDS_TO_CONNECT = 10
+
+
+def _packed(job: Job) -> Job:
+    """A job that can travel: its model in the CPU's memory, nobody to tell of progress."""
+    options = replace(job.options, progress=None)
+    return replace(job, mapper=job.mapper.to("cpu"), options=options)
+
+
+def _on(job: Job, device: str) -> Job:
+    return replace(job, mapper=job.mapper.to(device), options=replace(job.options, device=device))
+
+
+# Processes ------------------------------------------------------------------------------------
+
+_HERE: dict[str, tuple[Work, Job, Blocks]] = {}
+
+
+def by_processes(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -> Iterator[int]:
+    """Blocks as they are finished by ``job.options.workers`` processes; OutputError if one dies."""
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    count = min(job.options.workers, len(numbers))
+    threads = max(1, torch.get_num_threads() // count)
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=context,
+        initializer=_begin,
+        initargs=((work, _packed(job), blocks), context.Value("i", 0), threads),
+    )
+    try:
+        for future in as_completed([pool.submit(_one, n) for n in numbers]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{blocks.folder}: a worker process ended unexpectedly, perhaps for want of memory; "
+            "run again to go on, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(what: tuple[Work, Job, Blocks], counter: Synchronized[int], threads: int) -> None:
+    """In a new process: take the job, a share of the cores, and the next device."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with counter.get_lock():
+        rank = counter.value
+        counter.value += 1
+    work, job, blocks = what
+    device = job.options.device
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    _HERE["job"] = work, _on(job, device), blocks
+
+
+def _one(number: int) -> int:
+    work, job, blocks = _HERE["job"]
+    work(job, blocks, number)
+    return number
+
+
+# Dask -----------------------------------------------------------------------------------------
+
+
+def by_dask(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -> Iterator[int]:
+    """Blocks as they are finished by the workers of the scheduler at ``job.options.dask``.
+
+    The scheduler gives the blocks of a worker that died to another.
+
+    Raises ConfigError without ``distributed`` or where no scheduler answers, OutputError where a
+    worker does not see the folder of blocks, or blocks kill their workers again and again.
+    """
+    try:
+        from distributed import Client, KilledWorker
+        from distributed import as_completed as completed
+    except ImportError as error:
+        raise ConfigError("--dask needs distributed: pip install 'multimae-eo[dask]'") from error
+    address = job.options.dask
+    try:
+        client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--dask {address}: no scheduler answers there; start one with `dask scheduler` and "
+            "give the address that it tells"
+        ) from error
+    with client:
+        # A task, so that the scheduler can give the job again where its holder died.
+        held = client.submit(_held, _packed(job), pure=False)
+        tasks = [client.submit(_elsewhere, work, held, blocks, n, pure=False) for n in numbers]
+        try:
+            for task in completed(tasks, loop=client.loop):
+                yield task.result()
+        except KilledWorker as error:
+            raise OutputError(
+                f"{blocks.folder}: workers at {address} died over one block again and again, "
+                "perhaps for want of memory; run again to go on, with more memory per worker"
+            ) from error
+
+
+def _held(job: Job) -> Job:
+    return _on(job, job.options.device)
+
+
+def _elsewhere(work: Callable[..., Any], job: Job, blocks: Blocks, number: int) -> int:
+    if not blocks.folder.is_dir():
+        raise OutputError(
+            f"{blocks.folder}: the worker on {socket.gethostname()} does not see it; choose an "
+            "--out on storage that all workers share"
+        )
+    if not blocks.done(number):
+        work(job, blocks, number)
+    return number

@@ -1,0 +1,148 @@
+"""How a scene is cut: windows of the model's chip size, read in tiles, resumed in blocks.
+
+All numbers are pixels of the scene's grid. A modality whose pixels are ``ratio`` times coarser is
+cut at the same ground, so every edge is a multiple of all ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from multimae_eo.errors import ConfigError, ContractError
+from multimae_eo.geo import Window, window_starts
+from multimae_eo.sources.raster.grid import Grid
+
+# A block repeats the windows that reach into it from above: 24 rows of windows lose a twenty-fourth
+# at half overlap. A tile's pixels are read once, so a larger one is warped less often.
+_BLOCK_ROWS = 24
+_TILE_ROWS, _TILE_COLUMNS = 4, 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What is read at once: ``windows`` within ``bounds``. No window of this tile or of a later
+    one reaches above the row ``floor``. ``column``: its place from the left, from 0."""
+
+    bounds: Window
+    windows: tuple[Window, ...]
+    floor: int
+    column: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The windows of a scene: all pairs of ``tops`` and ``lefts``, ``chip`` × ``chip`` pixels.
+
+    ``ratios``: for each modality of the model, how many of the grid's pixels make one of its own.
+    """
+
+    grid: Grid
+    chip: int
+    ratios: Mapping[str, int]
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    @property
+    def unit(self) -> int:
+        """Every edge is a multiple of it."""
+        return math.lcm(*self.ratios.values())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The grid's height and width, rounded up to the unit."""
+        return _up(self.grid.height, self.unit), _up(self.grid.width, self.unit)
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """First row and last row + 1 of each block; together they are all rows."""
+        return list(pairwise([*self.tops[::_BLOCK_ROWS], self.shape[0]]))
+
+    def tiles(self, block: tuple[int, int]) -> Iterator[Tile]:
+        """The tiles of all windows that touch a block, from top to bottom."""
+        first, last = block
+        touching = [t for t in self.tops if t < last and t + self.chip > first]
+        for rows in _runs(touching, _TILE_ROWS):
+            for column, cols in enumerate(_runs(self.lefts, _TILE_COLUMNS)):
+                windows = tuple(
+                    Window(row=row, col=col, height=self.chip, width=self.chip)
+                    for row in rows
+                    for col in cols
+                )
+                bounds = Window(
+                    row=rows[0],
+                    col=cols[0],
+                    height=rows[-1] + self.chip - rows[0],
+                    width=cols[-1] + self.chip - cols[0],
+                )
+                yield Tile(bounds, windows, rows[0], column)
+
+
+def cut_scene(
+    grid: Grid,
+    sizes: Mapping[str, int],
+    given: Mapping[str, int],
+    *,
+    chip: int | None = None,
+    overlap: float = 0.5,
+) -> Cut:
+    """Cut a scene for a model whose chips have ``sizes``, by modality, in their own pixels.
+
+    ``given``: the ratio of each input in the scene. ``chip``: another side of the windows.
+    ``overlap``: share of a window's side, in [0, 1).
+
+    Raises ContractError where the scene's resolutions are not those the model has learnt,
+    ConfigError for a chip that is not whole pixels of every modality.
+    """
+    grounds = {n: sizes[n] * ratio for n, ratio in given.items()}
+    if len(set(grounds.values())) > 1:
+        told = ", ".join(f"{n} {side} px" for n, side in grounds.items())
+        raise ContractError(
+            f"the model's chips cover different ground in this scene ({told} of its grid); give "
+            "coarser modalities the `ratio:` that the model was trained with"
+        )
+    side = next(iter(grounds.values()))
+    for name, size in sizes.items():
+        if side % size:
+            raise ContractError(
+                f"the model's chips have {size} px of {name} on {side} px of the scene's grid, "
+                "which is not a whole ratio; name the finest modality first in the scene file"
+            )
+    ratios = {name: side // size for name, size in sizes.items()}
+    unit, length = math.lcm(*ratios.values()), chip or side
+    if length < 1 or length % unit:
+        raise ConfigError(f"chip: {length} px is not whole pixels of all modalities; choose "
+                          f"a multiple of {unit}")  # fmt: skip
+    step = max(1, round(length * (1 - overlap) / unit))
+    tops, lefts = (
+        tuple(unit * s for s in window_starts(-(-size // unit), length // unit, step))
+        for size in (grid.height, grid.width)
+    )
+    return Cut(grid=grid, chip=length, ratios=ratios, tops=tops, lefts=lefts)
+
+
+def cut_in_cells(cut: Cut, field: str, overlap: float) -> Cut:
+    """The same scene cut for one answer per window, told as ``field`` on a grid of cells.
+
+    A cell is the part of a window's side that does not overlap, as nearly as it divides the window.
+    Windows start at cells; the last reach over the edges, and none is moved.
+    """
+    most = max(1, round(1 / (1 - overlap)))
+    parts = max(p for p in range(1, most + 1) if cut.chip % (p * cut.unit) == 0)
+    cell = cut.chip // parts
+    tops, lefts = (
+        tuple(cell * s for s in window_starts(-(-size // cell), parts, 1))
+        for size in (cut.grid.height, cut.grid.width)
+    )
+    return replace(cut, ratios={**cut.ratios, field: cell}, tops=tops, lefts=lefts)
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
+
+
+def _runs(items: Sequence[int], count: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), count):
+        yield items[start : start + count]

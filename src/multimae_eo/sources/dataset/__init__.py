@@ -1,0 +1,1 @@
+"""Dataset files (YAML): chips that lie in raster files, with their labels and splits."""

@@ -1,0 +1,329 @@
+"""A data set of raster files described by one YAML file. See docs/datasets.md."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from multimae_eo.errors import (
+    ConfigError,
+    DataError,
+    FormatError,
+    LegendError,
+    did_you_mean,
+)
+from multimae_eo.geo import Geometry
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.band_match import locate_bands, require_calibration
+from multimae_eo.sources.base import Source, hashed_fraction
+from multimae_eo.sources.dataset.chip_files import (
+    UNLISTED,
+    Pattern,
+    read_table,
+    require_files,
+)
+from multimae_eo.sources.dataset.labels import ChipLabels
+from multimae_eo.sources.dataset.schema import (
+    DatasetSpec,
+    ModalitySpec,
+    PerChip,
+    Size,
+    read_dataset_file,
+)
+from multimae_eo.sources.raster.reading import (
+    Header,
+    Raster,
+    read_header,
+    read_raster,
+    valid_pixels,
+)
+from multimae_eo.sources.yaml_section import as_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How one modality is read. ``having``: the chips that have its file. ``first``: the header
+    read on opening, whose number type all chips must have.
+    """
+
+    modality: Modality
+    spec: ModalitySpec
+    pattern: Pattern
+    having: frozenset[str]
+    first: Header
+    calibration: Mapping[str, PerChip]
+
+    def calibration_of(self, key: str) -> Calibration:
+        how = {name: value.of(key) for name, value in self.calibration.items()}
+        return Calibration(
+            scale=1.0 if how["scale"] is None else how["scale"],
+            offset=how["offset"] or 0.0,
+            level=how["level"] or "",
+        )
+
+
+@dataclass
+class _Files:
+    """The files of one chip, each read once; they must cover the same ground."""
+
+    root: Path
+    read: dict[str, Raster] = field(default_factory=dict)
+    geometry: Geometry | None = None
+
+    def open(self, path: str) -> Raster:
+        if path not in self.read:
+            raster = read_raster(self.root / path)
+            self._agree(raster.header)
+            self.read[path] = raster
+        return self.read[path]
+
+    def _agree(self, header: Header) -> None:
+        theirs = header.geometry
+        if theirs is None or self.geometry is None:
+            self.geometry = self.geometry or theirs
+            return
+        left, bottom, right, top = theirs.bounds
+        pixel = max((right - left) / header.shape[1], (top - bottom) / header.shape[0])
+        coarsest = max([pixel, *(_pixel_of(r.header) for r in self.read.values())])
+        apart = max(abs(a - b) for a, b in zip(theirs.bounds, self.geometry.bounds, strict=True))
+        if theirs.crs != self.geometry.crs or apart > coarsest:
+            raise DataError(
+                f"{header.path}: covers {theirs.bounds} in {theirs.crs[:40]}, the chip's other "
+                f"files {self.geometry.bounds} in {self.geometry.crs[:40]}; reproject it to them"
+            )
+
+
+def _pixel_of(header: Header) -> float:
+    if header.geometry is None:
+        return 0.0
+    left, _, right, _ = header.geometry.bounds
+    return (right - left) / header.shape[1]
+
+
+class DatasetFileSource(Source):
+    """Chips described by a dataset file. Opening it lists files and reads one header a modality;
+    everything else is checked when a chip is read.
+
+    Chips that the split table does not name have the split ``unlisted``: they can be read, and are
+    never trained on. A modality that is nowhere valid in a chip is absent from its sample.
+
+    Raises ConfigError for what the dataset file gets wrong, DataError and its kinds for the files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        spec = read_dataset_file(Path(path))
+        self.name = spec.name
+        self._spec = spec
+        found, known = _discover(spec)
+        self._table = read_table(spec.table, _main_pattern(spec), known) if spec.table else None
+        self.keys = sorted(known - spec.exclude)
+        self._plans = {
+            s.modality.name: self._plan(s, found[_pattern_of(spec, s)]) for s in spec.modalities
+        }
+        self.modalities = ModalitySet(p.modality for p in self._plans.values())
+        self._time = self._resolved(spec.time, "time", numeric=False)
+        self.split_of = self._splits(_main_pattern(spec), known)
+        self._labels: ChipLabels | None = None
+        if spec.labels:
+            self._labels = ChipLabels.of(spec, _main_pattern(spec), self.keys, self._table)
+            self.class_names = self._labels.classes
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
+        """Read one chip; every file is read once.
+
+        Raises FormatError, BandError or LegendError naming the file, and DataError for a chip in
+        which no modality has a valid pixel.
+        """
+        key = self.keys[index]
+        chosen = self.modalities.names if names is None else self.modalities.select(names).names
+        files = _Files(self._spec.root)
+        pixels: dict[str, Pixels] = {}
+        valid: dict[str, Validity] = {}
+        for name in chosen:
+            plan = self._plans[name]
+            if key not in plan.having or key in plan.spec.exclude:
+                continue
+            values, ok = self._pixels(plan, files.open(plan.pattern.path(key)))
+            if ok is not None and not ok.any():
+                continue
+            pixels[name] = values
+            if ok is not None:
+                valid[name] = ok
+        if names is None and not pixels:
+            raise DataError(
+                f"{self._spec.file}: chip {key!r} has no valid pixel in any modality; "
+                f"list it: `exclude: [{key}]`"
+            )
+        return Sample(
+            key=key,
+            pixels=pixels,
+            valid=valid,
+            calibration={
+                n: self._plans[n].calibration_of(key)
+                for n in pixels
+                if not self.modalities[n].categorical
+            },
+            geometry=files.geometry,
+            time=self._time.of(key),
+            label=self._labels.read(key, files.open) if self._labels else None,
+        )
+
+    def _plan(self, spec: ModalitySpec, having: frozenset[str]) -> _Plan:
+        name = spec.modality.name
+        where = f"{self._spec.file}: modalities.{name}"
+        _known_chips(where, spec.exclude, having | set(self.keys))
+        pattern = _pattern_of(self._spec, spec)
+        wanted = set(self.keys) - spec.exclude
+        if not spec.optional:
+            require_files(self._spec.root, pattern, wanted, having, where)
+        first = min(wanted & having, default=None)
+        if first is None:
+            raise DataError(
+                f"{where}: no chip has a file {self._spec.root / pattern.text}; mend `path:`"
+            )
+        header = read_header(self._spec.root / pattern.path(first))
+        at = locate_bands(header, spec.modality, spec.rule)
+        declared = spec.scale != PerChip() or spec.offset != PerChip()
+        require_calibration(header, spec.modality, at, declared=declared)
+        calibration = {
+            "level": self._resolved(spec.level, "level", numeric=False),
+            "scale": self._resolved(spec.scale, "scale", numeric=True),
+            "offset": self._resolved(spec.offset, "offset", numeric=True),
+        }
+        if spec.modality.levels:
+            for level in {calibration["level"].of(key) or "" for key in wanted & having}:
+                try:
+                    spec.modality.level_index(level)
+                except ConfigError as error:
+                    raise ConfigError(f"{self._spec.file}: {error}") from error
+        return _Plan(
+            modality=spec.modality,
+            spec=spec,
+            pattern=pattern,
+            having=having,
+            first=header,
+            calibration=calibration,
+        )
+
+    def _resolved(self, value: PerChip, what: str, *, numeric: bool) -> PerChip:
+        """The value with its column read and checked."""
+        where = self._spec.file
+        _known_chips(f"{where}: {what}", value.chips, self.keys, self._spec.exclude)
+        if not value.column:
+            return value
+        if self._table is None:
+            raise ConfigError(f"{where}: {what}: a column needs `table:` or a split table")
+        cells = {k: v for k, v in self._table.column(value.column).items() if v}
+        if not numeric:
+            return replace(value, chips=cells)
+        numbers = {k: as_number(v) for k, v in cells.items()}
+        for key, number in numbers.items():
+            if number is None or not np.isfinite(number) or (what == "scale" and number == 0):
+                raise ConfigError(
+                    f"{self._table.path}: {value.column}: chip {key!r}: {cells[key]!r} is no {what}"
+                )
+        return replace(value, chips=numbers)
+
+    def _splits(self, pattern: Pattern | None, known: frozenset[str]) -> list[str]:
+        spec = self._spec
+        if spec.fractions:
+            return [_drawn(key, spec.fractions) for key in self.keys]
+        if spec.split_table is None:
+            return [""] * len(self.keys)
+        table = self._table
+        if table is None or table.path != spec.split_table:
+            table = read_table(spec.split_table, pattern, known)
+        listed = table.splits()
+        return [listed.get(key, UNLISTED) for key in self.keys]
+
+    def _pixels(self, plan: _Plan, raster: Raster) -> tuple[Pixels, Validity | None]:
+        header, spec = raster.header, plan.spec
+        at = list(locate_bands(header, plan.modality, spec.rule))
+        size: Size | None = spec.size or self._spec.size
+        if size is not None and header.shape != size:
+            raise FormatError(
+                f"{header.path}: {plan.modality.name}: expected {_by(size)} px (`size:`), "
+                f"got {_by(header.shape)}"
+            )
+        if header.dtype != plan.first.dtype:
+            raise FormatError(
+                f"{header.path}: {plan.modality.name}: number type {header.dtype}, but "
+                f"{plan.first.dtype} in {plan.first.path}; convert the odd one (its units may "
+                "differ), or list it under `exclude:`"
+            )
+        pixels = np.ascontiguousarray(raster.pixels[at])
+        if spec.nodata is None:
+            own = [() if header.nodata[i] is None else (header.nodata[i],) for i in at]
+            nodata = [(*plan.modality.nodata, *(n for n in mine if n is not None)) for mine in own]
+        else:
+            nodata = [spec.nodata] * len(at)
+        ok = valid_pixels(pixels, nodata, raster.mask)
+        if plan.modality.categorical:
+            _require_legend(plan.modality, pixels, ok, header.path)
+        if ok is not None:
+            pixels[~np.broadcast_to(ok, pixels.shape)] = 0  # no sentinel travels further
+        return pixels, ok
+
+
+def _pattern_of(spec: DatasetSpec, modality: ModalitySpec) -> Pattern:
+    pattern = modality.path or spec.chips
+    if pattern is None:
+        raise ConfigError(f"{spec.file}: modality {modality.modality.name!r} has no `path:`")
+    return pattern
+
+
+def _main_pattern(spec: DatasetSpec) -> Pattern | None:
+    """The files that a table's ``file`` column names."""
+    return spec.chips or spec.modalities[0].path
+
+
+def _discover(spec: DatasetSpec) -> tuple[dict[Pattern, frozenset[str]], frozenset[str]]:
+    """Ids per pattern, and the ids of the data set: those of ``chips``, else of all paths."""
+    patterns = {_pattern_of(spec, m) for m in spec.modalities}
+    if spec.chips:
+        patterns.add(spec.chips)
+    found = {p: p.discover(spec.root) for p in patterns}
+    known = found[spec.chips] if spec.chips else frozenset().union(*found.values())
+    if not known:
+        tried = ", ".join(sorted(p.text for p in patterns))
+        raise DataError(f"{spec.file}: no file under {spec.root} matches {tried}")
+    _known_chips(str(spec.file), spec.exclude, known)
+    if known == spec.exclude:
+        raise DataError(f"{spec.file}: `exclude:` leaves no chip")
+    return found, known
+
+
+def _known_chips(
+    where: str, named: Iterable[str], known: Collection[str], also: Collection[str] = ()
+) -> None:
+    for key in sorted(named):
+        if key not in known and key not in also:
+            near = did_you_mean(key, sorted(known)[:2000]).split("; valid")[0][:120]
+            raise ConfigError(f"{where}: no chip {key!r}; {near}")
+
+
+def _require_legend(modality: Modality, pixels: Pixels, ok: Validity | None, path: Path) -> None:
+    ids = np.unique(pixels if ok is None else pixels[ok])
+    strange = [i for i in ids.tolist() if i not in modality.class_ids]
+    if strange:
+        raise LegendError(
+            f"{path}: {modality.name}: class id {strange[0]} is not in the legend "
+            f"({', '.join(map(str, modality.class_ids))}); add it there, or to `nodata:`"
+        )
+
+
+def _drawn(key: str, fractions: Mapping[str, float]) -> str:
+    draw, reached = hashed_fraction(key), 0.0
+    for name, share in fractions.items():
+        reached += share
+        if draw < reached:
+            return name
+    return "train"
+
+
+def _by(shape: Size) -> str:
+    return f"{shape[0]}×{shape[1]}"

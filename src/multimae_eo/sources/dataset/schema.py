@@ -1,0 +1,397 @@
+"""The dataset file: a YAML text becomes a checked, typed ``DatasetSpec``. See docs/datasets.md.
+
+Nothing of the data is read here, only what the user wrote about them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from multimae_eo import catalog
+from multimae_eo.errors import ConfigError, MultiMAEError, did_you_mean
+from multimae_eo.modality import Band, Modality
+from multimae_eo.sources.band_match import BandRule
+from multimae_eo.sources.dataset.chip_files import Pattern
+from multimae_eo.sources.dataset.class_maps import inline_legend
+from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
+
+DATASET_KEYS = (
+    "name", "root", "chips", "size", "time", "file_bands", "modalities", "labels", "splits",
+    "table", "exclude",
+)  # fmt: skip
+MODALITY_KEYS = (
+    "path", "sensor", "bands", "band", "channels", "file_bands", "scale", "offset", "nodata",
+    "unit", "gsd", "level", "legend", "kind", "custom", "optional", "size", "exclude",
+)  # fmt: skip
+LABEL_KEYS = (
+    "column", "folder", "mask", "classes", "ignore", "ids", "optional", "numeric", "separator",
+)  # fmt: skip
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PerChip:
+    """A value of every chip: one ``default``, a table's ``column``, or some ``chips``' own."""
+
+    default: Any = None
+    column: str = ""
+    chips: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, key: str) -> Any:
+        """The value of one chip."""
+        return self.chips.get(key, self.default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """A modality, where its files are and how they are to be read.
+
+    ``path``: None where it is in the ``chips`` file. ``nodata``: None means what the file and the
+    legend declare. ``exclude``: chips whose pixels of this modality must not be used.
+    """
+
+    modality: Modality
+    rule: BandRule
+    path: Pattern | None
+    level: PerChip
+    scale: PerChip
+    offset: PerChip
+    nodata: tuple[float, ...] | None
+    size: Size | None
+    optional: bool
+    exclude: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSpec:
+    """Where labels come from: exactly one of ``column``, ``folder``, ``mask``.
+
+    ``ids``: raw mask id → class index, -1 for ignored ones. ``separator``: splits a column's text
+    into several classes (multi-label). ``numeric``: the column or mask holds values, not classes.
+    """
+
+    column: str = ""
+    folder: bool = False
+    mask: Pattern | None = None
+    classes: tuple[str, ...] = ()
+    ids: Mapping[int, int] = field(default_factory=dict)
+    optional: bool = False
+    numeric: bool = False
+    separator: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A whole dataset file. ``fractions`` and ``split_table`` exclude each other."""
+
+    file: Path
+    name: str
+    root: Path
+    chips: Pattern | None
+    size: Size | None
+    time: PerChip
+    modalities: tuple[ModalitySpec, ...]
+    labels: LabelSpec | None
+    split_table: Path | None
+    fractions: Mapping[str, float]
+    table: Path | None
+    exclude: frozenset[str]
+
+
+def read_dataset_file(path: Path) -> DatasetSpec:
+    """Read and check a dataset file; ConfigError says which key is wrong and what is valid."""
+    top = Section.of(str(path), load_yaml(path), DATASET_KEYS)
+    records = top.get("modalities", {})
+    if not isinstance(records, Mapping) or not records:
+        raise top.error("modalities", "name at least one modality")
+    root = path.parent / os.path.expanduser(top.text("root", "."))
+    if not root.is_dir():
+        raise top.error("root", f"{root} is not a folder")
+    chips = _pattern(top, "chips")
+    specs = tuple(modality_spec(top, name, record) for name, record in records.items())
+    lost = [s.modality.name for s in specs if s.path is None and chips is None]
+    if lost:
+        raise ConfigError(f"{path}: modality {lost[0]!r} has no `path:`, and there is no `chips:`")
+    split_table, fractions = _splits(top, root)
+    table = root / top.text("table") if "table" in top else split_table
+    return DatasetSpec(
+        file=path,
+        name=top.text("name", path.stem),
+        root=root,
+        chips=chips,
+        size=_size(top),
+        time=_per_chip(top, "time"),
+        modalities=specs,
+        labels=_labels(top) if "labels" in top else None,
+        split_table=split_table,
+        fractions=fractions,
+        table=table,
+        exclude=frozenset(top.names("exclude") or ()),
+    )
+
+
+def modality_spec(top: Section, name: object, record: object) -> ModalitySpec:
+    """Read one entry of ``modalities:``; scene files have the same, but for ``path``."""
+    if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+        raise top.error("modalities", f"{name!r} is no name: use letters, digits, _ and -")
+    section = Section.of(f"{top.where}: modalities.{name}", record or {}, MODALITY_KEYS)
+    try:
+        modality, wanted = _categorical(section, name) or _continuous(section, name)
+    except MultiMAEError as error:
+        if str(error).startswith(section.where):
+            raise
+        raise type(error)(f"{section.where}: {error}") from error
+    scale, offset, level = (_per_chip(section, k) for k in ("scale", "offset", "level"))
+    _check_level(section, modality, level)
+    own = section.names("file_bands")
+    inherited = top.names("file_bands") if "path" not in section else None
+    rule = BandRule(
+        wanted=wanted,
+        file_bands=own or inherited or (),
+        channels=_channels(section, modality.channels),
+    )
+    nodata = section.numbers("nodata")
+    listed = modality.nodata if nodata is None else nodata
+    try:
+        modality = replace(
+            modality,
+            scale=1.0 if scale.default is None else scale.default,
+            offset=offset.default or 0.0,
+            # NaN is always nodata; it is left out as it would never equal itself.
+            nodata=tuple(n for n in listed if not math.isnan(n)),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{section.where}: {error}") from error
+    return ModalitySpec(
+        modality=modality,
+        rule=rule,
+        path=_pattern(section, "path"),
+        level=level,
+        scale=scale,
+        offset=offset,
+        nodata=nodata,
+        size=_size(section),
+        optional=section.flag("optional"),
+        exclude=frozenset(section.names("exclude") or ()),
+    )
+
+
+def _continuous(section: Section, name: str) -> tuple[Modality, tuple[str, ...]]:
+    """The modality and the names under which its bands are looked for in files."""
+    if section.get("kind", "continuous") != "continuous":
+        raise section.error("kind", "a categorical modality needs `legend:`, others are continuous")
+    asked = _bands(section)
+    if section.flag("custom"):
+        if not asked or not all(isinstance(b, str) for b in asked):
+            raise section.error("bands", "a custom modality needs the names of its bands")
+        names = tuple(str(b) for b in asked)
+        made = Modality(
+            name=name, bands=tuple(Band(name=b) for b in names), sensor=section.text("sensor")
+        )
+    elif asked:
+        sensor = section.text("sensor") or _sensor_of(section, asked)
+        made = catalog.make_modality(name, sensor_name=sensor, bands=asked)
+        names = tuple(
+            a if isinstance(a, str) else b.name for a, b in zip(asked, made.bands, strict=True)
+        )
+    elif name in catalog.MODALITIES and "sensor" not in section:
+        made = catalog.modality(name)
+        names = made.band_names
+    else:
+        raise section.error("bands", "name the bands, with `sensor:` (or `custom: true`)")
+    gsd = section.number("gsd")
+    made = replace(made, gsd_m=gsd or made.gsd_m, unit=section.text("unit", made.unit))
+    return made, names
+
+
+def _categorical(section: Section, name: str) -> tuple[Modality, tuple[str, ...]] | None:
+    """A class map where ``legend`` is given, or the catalogue has one under this name."""
+    known = catalog.MODALITIES.get(name)
+    bare = not any(k in section for k in ("legend", "band", "bands", "sensor"))
+    value = section.get("legend")
+    if value is None and not (bare and known is not None and known.categorical):
+        return None
+    if section.get("kind", "categorical") != "categorical":
+        raise section.error("kind", "a modality with a legend is categorical")
+    asked = _bands(section)
+    if len(asked) > 1:
+        raise section.error("bands", "a class map has one band")
+    band = str(asked[0]) if asked else ""
+    gsd = section.number("gsd")
+    if value is None and known is not None:
+        made = replace(known, gsd_m=gsd or known.gsd_m)
+    elif isinstance(value, str):
+        made = catalog.class_map(name, legend_name=value, gsd_m=gsd)
+    else:
+        made = Modality(
+            name=name,
+            kind="categorical",
+            sensor=section.text("sensor"),
+            bands=(Band(name=band or name),),
+            classes=inline_legend(section, value),
+            gsd_m=gsd,
+        )
+    return replace(made, unit=section.text("unit")), (band or made.bands[0].name,)
+
+
+def _bands(section: Section) -> tuple[str | float, ...]:
+    if "band" in section and "bands" in section:
+        raise section.error("band", "give either `band` or `bands`")
+    value = section.get("bands", [section.get("band")] if "band" in section else [])
+    ok = isinstance(value, list) and all(
+        isinstance(b, str | int | float) and not isinstance(b, bool) and b != "" for b in value
+    )
+    if not ok or ("bands" in section and not value):
+        raise section.error("bands", "expected a list of band names or wavelengths (µm)")
+    return tuple(value)
+
+
+def _sensor_of(section: Section, asked: tuple[str | float, ...]) -> str:
+    if not all(isinstance(b, str) for b in asked):
+        raise section.error("sensor", "a wavelength needs `sensor:`")
+    if str(asked[0]) in catalog.LEGENDS:
+        raise section.error("legend", f"a class map needs `legend: {asked[0]}`")
+    return catalog.find_band(str(asked[0]))[0].name
+
+
+def _check_level(section: Section, modality: Modality, level: PerChip) -> None:
+    if not modality.levels:
+        if "level" in section:
+            raise section.error("level", f"{modality.sensor or 'it'} has no product levels")
+        return
+    listed = ", ".join(modality.levels)
+    if "level" not in section:
+        raise ConfigError(
+            f"{section.where}: level: required for {modality.sensor}; one of {listed}"
+        )
+    values = [*level.chips.values(), *([] if level.default is None else [level.default])]
+    for value in values:
+        if value not in modality.levels:
+            raise section.error("level", f"{did_you_mean(str(value), modality.levels)}")
+
+
+def _channels(section: Section, count: int) -> tuple[int, ...]:
+    value = section.get("channels", [])
+    if not isinstance(value, list) or not all(type(c) is int and c > 0 for c in value):
+        raise section.error("channels", "expected a list of file band numbers from 1")
+    if "channels" in section and (len(value) != count or len(set(value)) != count):
+        raise section.error("channels", f"expected {count} different number(s), one per band")
+    return tuple(value)
+
+
+def _per_chip(section: Section, key: str) -> PerChip:
+    """A plain value, ``{column: NAME}``, or ``{default: VALUE, chips: {ID: VALUE}}``."""
+    value = section.get(key)
+    if not isinstance(value, Mapping):
+        return PerChip(None if value is None else _value(section, key, value))
+    inner = Section.of(f"{section.where}: {key}", value, ("column", "default", "chips"))
+    chips = inner.get("chips", {})
+    if not isinstance(chips, Mapping) or ("column" in inner) == ("chips" in inner):
+        raise section.error(key, "expected {column: NAME} or {default: VALUE, chips: {ID: VALUE}}")
+    default = _value(section, key, inner.get("default")) if "default" in inner else None
+    own = {str(chip): _value(section, key, v) for chip, v in chips.items()}
+    return PerChip(default, inner.text("column"), own)
+
+
+def _value(section: Section, key: str, value: object) -> float | str:
+    if key in ("level", "time"):
+        if isinstance(value, datetime.date):
+            return value.isoformat()
+        if isinstance(value, str) and value:
+            return value
+        raise section.error(key, "expected text")
+    number = as_number(value)
+    if number is None or not math.isfinite(number) or (key == "scale" and number == 0):
+        raise section.error(key, "expected a finite number" + (" ≠ 0" if key == "scale" else ""))
+    return number
+
+
+def _pattern(section: Section, key: str) -> Pattern | None:
+    if key not in section:
+        return None
+    try:
+        return Pattern(section.text(key).removeprefix("./"))
+    except ConfigError as error:
+        raise ConfigError(f"{section.where}: {key}: {error}") from error
+
+
+def _size(section: Section) -> Size | None:
+    value = section.get("size")
+    if value is None:
+        return None
+    sides = value if isinstance(value, list) else [value, value]
+    if len(sides) != 2 or not all(type(s) is int and s > 0 for s in sides):
+        raise section.error("size", "expected pixels: a whole number, or [height, width]")
+    return sides[0], sides[1]
+
+
+def _splits(top: Section, root: Path) -> tuple[Path | None, dict[str, float]]:
+    value = top.get("splits")
+    if value is None or isinstance(value, str):
+        return (root / value if value else None), {}
+    if not isinstance(value, Mapping) or not value or "train" in value:
+        raise top.error("splits", "expected a CSV file, or fractions of all but train: {val: 0.1}")
+    shares = {str(name): as_number(share) for name, share in value.items()}
+    found = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
+    if len(found) < len(shares) or sum(found.values()) >= 1:
+        raise top.error("splits", "fractions lie between 0 and 1 and leave some chips for train")
+    return None, found
+
+
+_ONLY_WITH = {"separator": ("column",), "numeric": ("column", "mask"), "ignore": ("mask",),
+              "ids": ("mask",), "optional": ("mask",)}  # fmt: skip
+
+
+def _labels(top: Section) -> LabelSpec:
+    section = Section.of(f"{top.where}: labels", top.get("labels"), LABEL_KEYS)
+    given = [k for k in ("column", "folder", "mask") if k in section]
+    if len(given) != 1:
+        raise ConfigError(f"{section.where}: give one of column, folder, mask; got {given}")
+    classes = section.names("classes") or ()
+    mask = _pattern(section, "mask")
+    values = section.flag("numeric")
+    if mask and bool(classes) == values:
+        raise section.error("classes", "a mask needs its classes' names, or numeric: true")
+    if "folder" in section and not section.flag("folder"):
+        raise section.error("folder", "expected true")
+    for key, holders in _ONLY_WITH.items():
+        if key in section and given[0] not in holders:
+            raise section.error(key, f"only a `{':` or `'.join(holders)}:` label has it")
+    if values and ("ignore" in section or "ids" in section):
+        raise section.error("numeric", "values have no `ids:`; those to ignore are nodata or NaN")
+    return LabelSpec(
+        column=section.text("column"),
+        folder="folder" in section,
+        mask=mask,
+        classes=classes,
+        ids=_mask_ids(section, classes) if mask and not values else {},
+        optional=section.flag("optional"),
+        numeric=values,
+        separator=section.text("separator"),
+    )
+
+
+def _mask_ids(section: Section, classes: tuple[str, ...]) -> dict[int, int]:
+    """Raw id → class index. By default a raw id is the class's place in ``classes``."""
+    given = section.get("ids", dict(enumerate(classes)))
+    if not isinstance(given, Mapping):
+        raise section.error("ids", "expected a mapping of mask ids to classes")
+    found: dict[int, int] = {}
+    for raw, name in given.items():
+        if type(raw) is not int:
+            raise section.error("ids", f"the mask id {raw!r} is no whole number")
+        if str(name) not in classes:
+            raise section.error("ids", f"no class {name!r}; {did_you_mean(str(name), classes)}")
+        found[raw] = classes.index(str(name))
+    for number in section.numbers("ignore") or ():
+        if not float(number).is_integer() or int(number) in found:
+            raise section.error("ignore", "expected whole ids that are not classes")
+        found[int(number)] = -1
+    return found

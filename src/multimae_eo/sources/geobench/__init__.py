@@ -1,0 +1,1 @@
+"""GEO-Bench data sets, as distributed."""

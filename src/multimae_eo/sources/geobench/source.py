@@ -1,0 +1,371 @@
+"""GEO-Bench (version 1) data sets as sources of chips. See docs/geobench.md.
+
+A data set is a folder of one HDF5 file per chip. Its metadata, class labels included, is a pickle
+inside each file, and is read without running it (``sources/safe_pickle.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo import catalog
+from multimae_eo.errors import ConfigError, FormatError, LegendError, SplitError, did_you_mean
+from multimae_eo.geo import Geometry
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.base import Source
+from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, Layer, find_dataset
+from multimae_eo.sources.geobench.safe_pickle import Inert, StoredArray, load_pickle_text
+from multimae_eo.sources.raster.reading import valid_pixels
+
+PARTITION = "_partition.json"
+SUFFIX = ".hdf5"
+_SPLITS = {"train": "train", "valid": "val", "test": "test"}
+_DATED = re.compile(r"(?P<name>.+)_(?P<date>\d{4}-\d{2}-\d{2})")
+
+
+def open_geobench(spec: str) -> GeoBenchSource:
+    """Open ``ROOT/NAME[?partition=NAME][&modalities=A+B]``.
+
+    ROOT is the benchmark's folder, or the one that holds it. Raises ConfigError for an unknown
+    option, and what ``GeoBenchSource`` raises.
+    """
+    path, _, query = spec.partition("?")
+    partition, modalities = "default", None
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key == "partition":
+            partition = value
+        elif key == "modalities":
+            modalities = value.split()
+        else:
+            valid = ("partition", "modalities")
+            raise ConfigError(f"geobench:{spec}: no option {key!r}; {did_you_mean(key, valid)}")
+    return GeoBenchSource(Path(path), partition=partition, modalities=modalities)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The HDF5 datasets of one date in a file, by their names without it."""
+
+    date: str
+    stored: Mapping[str, str]
+
+
+class GeoBenchSource(Source):
+    """The chips of a GEO-Bench data set that a partition lists.
+
+    ``modalities``: names of the catalogue's, or modalities, that the data set's bands can fill; by
+    default those of ``docs/geobench.md``. ``partition``: the label fraction, for example
+    ``0.10x_train``. ``label``: a class index (``data.label`` "class"), a multi-hot float32 vector
+    ("classes"), or an (H, W) int64 map ("map").
+
+    A modality that is nowhere valid in a chip is absent from its sample. Where a file holds several
+    dates, ``read`` gives the last that has all bands asked for, and ``series`` all of them.
+
+    Raises ConfigError where there is no such folder, data set or partition, BandError for bands
+    that the data set has not, FormatError for a damaged or missing file, SplitError where the
+    splits of the partition contradict each other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        partition: str = "default",
+        modalities: Iterable[str | Modality] | None = None,
+    ) -> None:
+        self.folder = _locate(Path(folder))
+        self.data: GeoBenchData = find_dataset(self.folder.name)
+        self.partition = partition
+        self.name = self.data.name
+        wanted = self.data.modalities if modalities is None else tuple(modalities)
+        filled = [self.data.fill(_modality(self.data, m)) for m in wanted]
+        self.modalities = ModalitySet(m for m, _ in filled)
+        self._layers = {m.name: layer for m, layer in filled}
+        self.keys, self.split_of = _partition(self.folder, partition)
+        self.class_names = self.data.classes
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
+        """Read one chip: only the HDF5 datasets that the modalities ``names`` need.
+
+        Raises FormatError for a damaged file or a missing band, LegendError for a class that the
+        data set has not.
+        """
+        with self._opened(index, names) as (file, metadata, scenes):
+            return self._sample(index, file, metadata, scenes[-1], names)
+
+    def series(self, index: int, names: Sequence[str] | None = None) -> tuple[Sample, ...]:
+        """One sample per date that has all bands asked for, in order of time."""
+        with self._opened(index, names) as (file, metadata, scenes):
+            return tuple(self._sample(index, file, metadata, s, names) for s in scenes)
+
+    @contextmanager
+    def _opened(
+        self, index: int, names: Sequence[str] | None
+    ) -> Iterator[tuple[Any, Mapping[str, Any], list[_Scene]]]:
+        path = self._path(index)
+        try:
+            # Network and read-only file systems cannot lock; nothing is written here.
+            with h5py.File(path, "r", locking="best-effort") as file:
+                metadata = load_pickle_text(_attribute(path, file), str(path))
+                if not isinstance(metadata, Mapping):
+                    raise FormatError(f"{path}: the pickle holds no dictionary")
+                scenes = _scenes(path, file, self._needed(names))
+                yield file, metadata, scenes
+        except (OSError, RuntimeError, KeyError) as error:
+            raise FormatError(
+                f"{path}: cannot be read (truncated or damaged?): {error}; download it again"
+            ) from error
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{self.keys[index]}{SUFFIX}"
+
+    def _chosen(self, names: Sequence[str] | None) -> ModalitySet:
+        return self.modalities if names is None else self.modalities.select(names)
+
+    def _needed(self, names: Sequence[str] | None) -> set[str]:
+        return {
+            self._layers[n].places[b][0]
+            for n, modality in self._chosen(names).items()
+            for b in modality.band_names
+        }
+
+    def _sample(
+        self,
+        index: int,
+        file: Any,
+        metadata: Mapping[str, Any],
+        scene: _Scene,
+        names: Sequence[str] | None,
+    ) -> Sample:
+        chosen = self._chosen(names)
+        path = self._path(index)
+        arrays = {n: _channels(path, file[scene.stored[n]]) for n in sorted(self._needed(names))}
+        pixels: dict[str, Pixels] = {}
+        valid: dict[str, Validity] = {}
+        for name, modality in chosen.items():
+            values = _stack(path, arrays, modality, self._layers[name])
+            ok = valid_pixels(values, [modality.nodata] * modality.channels)
+            if ok is None:
+                pixels[name] = values
+            elif ok.any():
+                values[~np.broadcast_to(ok, values.shape)] = 0  # no sentinel travels further
+                pixels[name], valid[name] = values, ok
+        about = metadata.get(next((scene.stored[n] for n in arrays), ""), {})
+        about = about if isinstance(about, Mapping) else {}
+        shape = next((a.shape[1:] for a in arrays.values()), None)
+        return Sample(
+            key=self.keys[index],
+            pixels=pixels,
+            valid=valid,
+            calibration={
+                n: Calibration(scale=chosen[n].scale, level=self._layers[n].level)
+                for n in pixels
+                if chosen[n].levels
+            },
+            geometry=_geometry(about, shape) if self.data.located and shape else None,
+            time=_time(about, scene),
+            label=self._label(path, file, metadata, scene),
+        )
+
+    def _label(self, path: Path, file: Any, metadata: Mapping[str, Any], scene: _Scene) -> Any:
+        classes = len(self.data.classes)
+        if self.data.label == "map":
+            stored = scene.stored.get("label")
+            if stored is None:
+                raise FormatError(f"{path}: no label map; it holds {', '.join(file)}")
+            return _class_map(path, file[stored][()], classes)
+        if metadata.get("label") is None:
+            raise FormatError(f"{path}: its metadata holds no label")
+        stored = metadata["label"]
+        label = np.asarray(stored.values if isinstance(stored, StoredArray) else stored)
+        if self.data.label == "classes":
+            if label.shape != (classes,) or not np.isin(label, (0, 1)).all():
+                raise LegendError(
+                    f"{path}: label: expected {classes} zeros and ones, got {_shown(label)}"
+                )
+            return label.astype(np.float32)
+        if label.size != 1 or label.dtype.kind not in "iu" or not 0 <= label.item() < classes:
+            raise LegendError(
+                f"{path}: label: expected a class from 0 to {classes - 1}, got {_shown(label)}"
+            )
+        return int(label.item())
+
+
+def _modality(data: GeoBenchData, wanted: str | Modality) -> Modality:
+    if isinstance(wanted, Modality):
+        return wanted
+    own = {m.name: m for m in data.modalities}
+    return own[wanted] if wanted in own else catalog.modality(wanted)
+
+
+def _locate(folder: Path) -> Path:
+    """The data set's folder, also where its benchmark's folder is left out."""
+    found = [folder] if folder.is_dir() else sorted(folder.parent.glob(f"*_v*/{folder.name}"))
+    if not found:
+        near = did_you_mean(folder.name, DATASETS)
+        raise ConfigError(f"{folder}: no such folder; give ROOT/NAME; {near}")
+    if len(found) > 1:
+        raise ConfigError(
+            f"{folder}: is in {' and '.join(p.parent.name for p in found)}; name one of them"
+        )
+    return found[0]
+
+
+def _partition(folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """Keys and splits that a partition lists."""
+    path = folder / f"{name}{PARTITION}"
+    if not path.is_file():
+        have = sorted(p.name.removesuffix(PARTITION) for p in folder.glob(f"*{PARTITION}"))
+        raise ConfigError(f"{folder}: no partition {name!r}; {did_you_mean(name, have)}")
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: cannot be read as JSON: {error}; download it again") from error
+    if not isinstance(listed, Mapping) or set(listed) - set(_SPLITS):
+        raise FormatError(f"{path}: expected an object with the lists {', '.join(_SPLITS)}")
+    for split, ids in listed.items():
+        if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+            raise FormatError(f"{path}: {split}: expected a list of names")
+    same = len(listed) > 1 and len({frozenset(ids) for ids in listed.values()}) == 1
+    split_of: dict[str, str] = {}
+    for split, ids in listed.items():
+        for key in ids:
+            if key in split_of and not same:
+                raise SplitError(
+                    f"{path}: {key!r} is listed in {split!r} and again; chips of one split in "
+                    "another are training on the test; mend the partition"
+                )
+            # Splits that are all the same tell nothing: a folder of examples.
+            split_of[key] = "" if same else _SPLITS[split]
+    present = {p.name for p in folder.glob(f"*{SUFFIX}")}
+    missing = [key for key in split_of if f"{key}{SUFFIX}" not in present]
+    if missing:
+        raise FormatError(
+            f"{folder}: {missing[0]}{SUFFIX} of {path.name} is not there ({len(missing)} of "
+            f"{len(split_of)}); download the data set again"
+        )
+    if not split_of:
+        raise SplitError(f"{path}: lists no chip")
+    return list(split_of), list(split_of.values())
+
+
+def _attribute(path: Path, file: Any) -> str | bytes:
+    text = file.attrs.get("pickle")
+    if not isinstance(text, str | bytes):
+        raise FormatError(f"{path}: no `pickle` attribute; this is no file of GEO-Bench")
+    return text
+
+
+def _scenes(path: Path, file: Any, needed: set[str]) -> list[_Scene]:
+    """The dates at which all needed datasets exist, in order of time; never a mixture of dates."""
+    by_date: dict[str, dict[str, str]] = {}
+    for stored in file:
+        dated = _DATED.fullmatch(stored)
+        name, when = (dated["name"], dated["date"]) if dated else (stored, "")
+        by_date.setdefault(when, {})[name] = stored
+    timeless = by_date.pop("", {})
+    scenes = [_Scene(when, {**timeless, **stored}) for when, stored in sorted(by_date.items())]
+    found = [s for s in scenes or [_Scene("", timeless)] if needed <= set(s.stored)]
+    if not found and needed <= set(timeless):  # only the label has a date
+        found = [_Scene("", {**(scenes[-1].stored if scenes else {}), **timeless})]
+    if not found:
+        lacking = sorted(needed - set().union(*(s.stored for s in scenes), timeless))
+        raise FormatError(
+            f"{path}: lacks {', '.join(lacking) or 'a date with all bands'}; it holds "
+            f"{', '.join(file)}"
+        )
+    return found
+
+
+def _channels(path: Path, dataset: Any) -> Pixels:
+    """An HDF5 dataset as (C, H, W); FormatError unless it holds real numbers."""
+    values: Pixels = dataset[()] if isinstance(dataset, h5py.Dataset) else np.zeros(0)
+    if values.ndim not in (2, 3) or not values.size or values.dtype.kind not in "iuf":
+        raise FormatError(
+            f"{path}: {dataset.name}: expected numbers (H, W) or (H, W, C), got {values.dtype} "
+            f"{values.shape}"
+        )
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)  # halves of digital numbers: nothing is lost
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+
+
+def _stack(
+    path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: Layer
+) -> npt.NDArray[Any]:
+    """A modality's bands as (C, H, W), in a new array."""
+    planes = []
+    for band in modality.band_names:
+        stored, channel = layer.places[band]
+        if channel >= len(arrays[stored]):
+            raise FormatError(
+                f"{path}: {stored}: {modality.name} needs channel {channel}, it has "
+                f"{len(arrays[stored])}"
+            )
+        planes.append(arrays[stored][channel])
+    shapes = {p.shape for p in planes}
+    if len(shapes) > 1:
+        raise FormatError(
+            f"{path}: {modality.name}: bands differ in size: "
+            + ", ".join(f"{h}×{w}" for h, w in sorted(shapes))
+        )
+    values = np.stack(planes)
+    if layer.decibel:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = (10 * np.log10(values)).astype(np.float32)
+    return values
+
+
+def _class_map(path: Path, ids: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
+    if ids.ndim != 2 or ids.dtype.kind not in "iuf":
+        raise FormatError(f"{path}: label: expected numbers (H, W), got {ids.dtype} {ids.shape}")
+    strange = ids[~np.isin(ids, np.arange(classes))]
+    if strange.size:
+        raise LegendError(
+            f"{path}: label: holds {strange.flat[0]}; the classes are 0 to {classes - 1}"
+        )
+    return ids.astype(np.int64)
+
+
+def _shown(label: npt.NDArray[Any]) -> str:
+    return " ".join(str(label).split())[:60]
+
+
+def _geometry(about: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry | None:
+    """The footprint of a north-up transform; None where there is none."""
+    transform, crs = about.get("transform"), about.get("crs")
+    crs = crs.state if isinstance(crs, Inert) else crs
+    values = transform.arguments if isinstance(transform, Inert) else ()
+    if not isinstance(crs, str) or not crs or len(values) < 6:
+        return None
+    a, b, left, d, e, top = (float(v) for v in values[:6])
+    right, bottom = left + a * shape[1], top + e * shape[0]
+    if b or d or not (left < right and bottom < top):
+        return None
+    return Geometry(crs=crs, bounds=(left, bottom, right, top))
+
+
+def _time(about: Mapping[str, Any], scene: _Scene) -> str | None:
+    """The date; None for a composite of years, to which the data set gave a made-up one."""
+    extra = about.get("meta_info")
+    if isinstance(extra, Mapping) and extra.get("is_composite"):
+        return None
+    stored = about.get("date")
+    if isinstance(stored, datetime | date):
+        return stored.isoformat()[:10]
+    return scene.date or None

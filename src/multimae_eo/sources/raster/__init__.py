@@ -1,0 +1,1 @@
+"""Reading rasters: what a file's header says, and its pixels."""

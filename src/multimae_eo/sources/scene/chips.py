@@ -1,0 +1,138 @@
+"""An area of co-registered layers, cut into chips: a scene file or a STAC file as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import ConfigError, DataError, SplitError
+from multimae_eo.geo import Window
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Sample
+from multimae_eo.sources.base import Source
+from multimae_eo.sources.raster.grid import Grid
+from multimae_eo.sources.scene.chip_rule import ChipRule, CloudRule, split_by_blocks
+from multimae_eo.sources.scene.scene import Scene
+
+
+class Area(Protocol):
+    """Layers on one grid, read window by window. ``ratios``: see ``Scene``."""
+
+    name: str
+    modalities: ModalitySet
+    grid: Grid
+    ratios: Mapping[str, int]
+    chip_rule: ChipRule | None
+
+    def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
+        """The modalities with any valid pixel in a window, which may reach over the edges."""
+
+    def wanted(self, window: Window) -> bool:
+        """Whether a chip may lie here."""
+
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+        """The valid class ids of the cloud layer in a window, flat."""
+
+
+class SceneChips(Source):
+    """The chips of an area, by the rule of its file. See docs/scenes.md.
+
+    Opening it reads the layers that the rule asks about once, to find the chips to keep.
+    ``skipped`` counts the others by reason. Keys are ``r<row>c<col>`` in pixels of the grid.
+
+    Raises ConfigError without a ``chips:`` section or when a modality's ratio does not divide the
+    chips, DataError when no chip is kept, SplitError for too few blocks.
+    """
+
+    def __init__(self, area: Area) -> None:
+        if area.chip_rule is None:
+            raise ConfigError(
+                f"{area.name}: to be cut into chips it needs a section `chips: {{size: 128}}`"
+            )
+        self.name = area.name
+        self._area = area
+        self._rule = rule = area.chip_rule
+        self.modalities = area.modalities.select([n for n in area.modalities if n != rule.label])
+        if rule.label:
+            self.class_names = area.modalities[rule.label].class_names
+        for name, ratio in area.ratios.items():
+            if rule.size % ratio or rule.stride % ratio:
+                raise ConfigError(
+                    f"{self.name}: chips of {rule.size} px every {rule.stride} px are not whole "
+                    f"pixels of {name} (ratio {ratio}); choose multiples of {ratio}"
+                )
+        self.skipped = {"empty": 0, "cloudy": 0, "across splits": 0}
+        kept = [w for w in rule.windows(area.grid.height, area.grid.width) if self._keep(w)]
+        if not kept:
+            raise DataError(
+                f"{self.name}: no chip is left ({self._told()}); check the rasters' extents and "
+                "nodata, `min_valid` and `cloud`"
+            )
+        placed = list(zip(kept, split_by_blocks(kept, rule, self.name), strict=True))
+        self._windows = [w for w, split in placed if split is not None]
+        self.skipped["across splits"] = len(kept) - len(self._windows)
+        self.split_of = [split for _, split in placed if split is not None]
+        self.keys = [f"r{w.row:05d}c{w.col:05d}" for w in self._windows]
+        wanted = ("train", *rule.split.shares) if rule.split else ()
+        for split in wanted:
+            if split not in self.split_of:
+                raise SplitError(
+                    f"{self.name}: split {split!r} has no chip ({self._told()}); a stride below "
+                    "the size needs larger blocks"
+                )
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
+        """Read one chip; see ``Source.read`` and ``Scene.read`` for errors."""
+        chosen = self.modalities.names if names is None else self.modalities.select(names).names
+        window, label = self._windows[index], self._rule.label
+        sample = self._area.read(window, [*chosen, label] if label else chosen)
+        if not label:
+            return replace(sample, key=self.keys[index])
+        classes = self._classes(sample, window)
+        return replace(sample.select(chosen), key=self.keys[index], label=classes)
+
+    def _classes(self, sample: Sample, window: Window) -> npt.NDArray[np.int64]:
+        """The label: indices of classes (H, W), -1 where none is valid."""
+        name = self._rule.label
+        ratio = self._area.ratios[name]
+        found = np.full((window.height // ratio, window.width // ratio), -1, dtype=np.int64)
+        if name in sample.pixels:
+            ids = sample.pixels[name][0]
+            ok = sample.valid[name][0] if name in sample.valid else np.ones(ids.shape, dtype=bool)
+            for index, own in enumerate(self._area.modalities[name].class_ids):
+                found[ok & (ids == own)] = index
+        return found
+
+    def _keep(self, window: Window) -> bool:
+        if not self._area.wanted(window):
+            return False
+        asked = self._rule.min_valid
+        sample = self._area.read(window, list(asked))
+        for name, least in asked.items():
+            if name not in sample.pixels or _valid_fraction(sample, name) < least:
+                self.skipped["empty"] += 1
+                return False
+        cloud = self._rule.cloud
+        if cloud is not None:
+            ids = self._area.cloud_ids(window, cloud)
+            if ids.size and np.isin(ids, cloud.classes).mean() > cloud.max_fraction:
+                self.skipped["cloudy"] += 1
+                return False
+        return True
+
+    def _told(self) -> str:
+        return ", ".join(f"{count} {why}" for why, count in self.skipped.items())
+
+
+def _valid_fraction(sample: Sample, name: str) -> float:
+    return float(sample.valid[name].mean()) if name in sample.valid else 1.0
+
+
+def open_scene(path: Path) -> SceneChips:
+    """The chips of a scene file, every modality at its own ratio."""
+    return SceneChips(Scene(path, native=True))

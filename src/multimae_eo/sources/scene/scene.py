@@ -1,0 +1,301 @@
+"""A scene: rasters of one area, each in its own CRS, grid and tiles, read window by window.
+
+The scene's grid is that of the first modality's first raster, extended over all of that modality's
+rasters. Everything else is warped onto it as it is read, never as a whole: bilinear for
+measurements, nearest for classes. See docs/scenes.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, did_you_mean
+from multimae_eo.geo import Window
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.band_match import locate_bands, require_calibration
+from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, PerChip, modality_spec
+from multimae_eo.sources.raster.grid import Grid
+from multimae_eo.sources.raster.reading import read_header
+from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp, view_on
+from multimae_eo.sources.scene.chip_rule import ChipRule, CloudRule, chip_rule
+from multimae_eo.sources.scene.single_raster import RasterRule, raster_specs
+from multimae_eo.sources.yaml_section import Section, load_yaml
+
+__all__ = ["Grid", "Scene", "require_scene_modalities"]
+
+SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "modalities")
+_ONLY_DATASETS = ("optional", "size", "exclude")
+SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
+
+
+_Parsed = tuple[ModalitySpec, tuple[Path, ...], int]
+"""A modality, its rasters, and its ratio to the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """A modality and its rasters on its grid, which is ``ratio`` times coarser than the scene's."""
+
+    spec: ModalitySpec
+    ratio: int
+    mosaic: Mosaic
+
+
+class Scene:
+    """A scene file (YAML), opened. ``read`` gives a window of it as a Sample.
+
+    ``grid``: of the scene. ``ratios``: per modality, how many of the grid's pixels make one of
+    its own; all 1 unless ``native``, which heeds the modalities' ``ratio:``. ``chip_rule``: how
+    chips are cut, None where the file does not say.
+
+    Raises ConfigError for what the file says, FormatError for rasters that cannot be used (no CRS,
+    rotated, damaged), DataError for a raster that lies wholly elsewhere.
+    """
+
+    time: str | None = None
+    chip_rule: ChipRule | None = None
+    _cloud: Mosaic | None = None
+
+    def __init__(self, path: Path, *, native: bool = False) -> None:
+        top = Section.of(str(path), load_yaml(path), SCENE_KEYS)
+        records = top.get("modalities", {})
+        if not isinstance(records, Mapping) or not records:
+            raise top.error("modalities", "name at least one modality")
+        root = path.parent / top.text("root", ".")
+        parsed = {str(name): _parse(top, str(name), r, root) for name, r in records.items()}
+        self._place(path, path.read_bytes(), parsed, native=native)
+        self.name = top.text("name", path.stem)
+        self.time = _time(top)
+        self.chip_rule = chip_rule(top, self.modalities)
+        cloud = self.chip_rule.cloud if self.chip_rule else None
+        if cloud is not None and cloud.paths:
+            files = _files(top, root, cloud.paths)
+            self._cloud = _mosaic(files, self.grid, (1,), None, nodata=None)
+
+    @classmethod
+    def of_raster(
+        cls,
+        path: Path,
+        modalities: ModalitySet,
+        rule: RasterRule | None = None,
+        *,
+        ratios: Mapping[str, int] | None = None,
+    ) -> Scene:
+        """A raster that holds the bands of all ``modalities``; see ``scene_raster``.
+
+        ``ratios``: as the attribute. Raises BandError for bands that are not in it, ConfigError for
+        what it does not say, and as a scene file does for a raster that cannot be used.
+        """
+        rule = rule or RasterRule()
+        parsed = {
+            name: (spec, (path,), (ratios or {}).get(name, 1))
+            for name, spec in raster_specs(path, modalities, rule).items()
+        }
+        scene = cls.__new__(cls)
+        scene._place(path, f"{modalities.fingerprint} {rule}".encode(), parsed, native=True)
+        return scene
+
+    def _place(
+        self, path: Path, said: bytes, parsed: Mapping[str, _Parsed], *, native: bool
+    ) -> None:
+        """Put the rasters on the grid. ``said``: what decides the scene beside their pixels."""
+        self.path, self._said = path, said
+        self.name = path.stem
+        self.modalities = ModalitySet(spec.modality for spec, _, _ in parsed.values())
+        self.grid = _grid_of(next(iter(parsed.values()))[1])
+        self._layers = {
+            name: _layer(spec, paths, self.grid, ratio if native else 1)
+            for name, (spec, paths, ratio) in parsed.items()
+        }
+        self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
+
+    def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
+        """The modalities with any valid pixel in ``window``, which may reach over the edges.
+
+        Pixels outside the grid are invalid. A modality has the window's size divided by its ratio;
+        ConfigError where that is not whole.
+        """
+        pixels: dict[str, Pixels] = {}
+        valid: dict[str, Validity] = {}
+        calibration: dict[str, Calibration] = {}
+        for name, layer in self._layers.items():
+            if names is not None and name not in names:
+                continue
+            values, ok = layer.mosaic.read(coarser_window(window, layer.ratio, name))
+            if not ok.any():
+                continue
+            modality = layer.spec.modality
+            check_classes(modality, values, ok, layer.mosaic.views[0].path)
+            pixels[name] = values
+            if not ok.all():
+                valid[name] = ok
+            calibration[name] = Calibration(
+                scale=modality.scale,
+                offset=modality.offset,
+                level=str(layer.spec.level.default or ""),
+            )
+        return Sample(
+            key=f"{self.name}@{window.row},{window.col}",
+            pixels=pixels,
+            valid=valid,
+            calibration=calibration,
+            geometry=self.grid.footprint(window),
+            time=self.time,
+        )
+
+    def stamp(self) -> str:
+        """16 hex digits that change with the scene's file, or when a raster is replaced."""
+        digest = hashlib.sha256(self._said)
+        for layer in self._layers.values():
+            for view in layer.mosaic.views:
+                digest.update(f"\n{view.path} {stamp(view.path)}".encode())
+        return digest.hexdigest()[:16]
+
+    def wanted(self, window: Window) -> bool:
+        """Whether a chip may lie here: anywhere on the grid."""
+        return window.row < self.grid.height and window.col < self.grid.width
+
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+        """The valid class ids of the cloud layer in a window, flat."""
+        if self._cloud is None:
+            return class_ids(self.read(window, [rule.modality]), rule.modality)
+        values, ok = self._cloud.read(window)
+        return values[ok]
+
+
+def class_ids(sample: Sample, name: str) -> npt.NDArray[Any]:
+    """The valid pixels of one modality of a sample, flat; none where it is absent."""
+    if name not in sample.pixels:
+        return np.zeros(0, dtype=np.int64)
+    pixels = sample.pixels[name]
+    return pixels[sample.valid[name]] if name in sample.valid else pixels.ravel()
+
+
+def coarser_window(window: Window, ratio: int, name: str) -> Window:
+    """The same ground in pixels ``ratio`` times coarser; ConfigError where that is not whole."""
+    sides = (window.row, window.col, window.height, window.width)
+    if any(side % ratio for side in sides):
+        raise ConfigError(f"{name}: ratio {ratio} does not divide a window of {sides} (r, c, h, w)")
+    row, col, height, width = (side // ratio for side in sides)
+    return Window(row=row, col=col, height=height, width=width)
+
+
+def _time(top: Section) -> str | None:
+    value = top.get("time")
+    return value.isoformat() if isinstance(value, datetime.date) else top.text("time") or None
+
+
+def _parse(top: Section, name: str, record: object, root: Path) -> _Parsed:
+    section = Section.of(f"{top.where}: modalities.{name}", record or {}, SCENE_MODALITY_KEYS)
+    value = section.get("path")
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(p, str) and p for p in listed):
+        raise section.error("path", "expected a raster, or a list of rasters")
+    ratio = section.get("ratio", 1)
+    if type(ratio) is not int or ratio < 1:
+        raise section.error("ratio", "expected how many pixels of the grid make one, from 1")
+    rest = {k: v for k, v in section.record.items() if k not in ("path", "ratio")}
+    return modality_spec(top, name, rest), _files(section, root, listed), ratio
+
+
+def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    for text in listed:
+        found = sorted(root.glob(text)) if any(c in text for c in "*?[") else [root / text]
+        if not found:
+            raise section.error("path", f"no file matches {text!r} in {root}")
+        paths += found
+    return tuple(paths)
+
+
+def _grid_of(paths: Sequence[Path]) -> Grid:
+    """The first raster's grid, extended over all of them."""
+    read_header(paths[0])  # tells when rasterio is missing
+    from rasterio.warp import transform_bounds
+
+    first, bounds = describe(paths[0])
+    found = [bounds]
+    for path in paths[1:]:
+        read_header(path)
+        own, bounds = describe(path)
+        with reading(path):
+            found.append(
+                bounds if own.crs == first.crs else transform_bounds(own.crs, first.crs, *bounds)
+            )
+    return first.covering(found)
+
+
+def _layer(spec: ModalitySpec, paths: Sequence[Path], grid: Grid, ratio: int) -> _Layer:
+    modality = spec.modality
+    declared = spec.scale != PerChip() or spec.offset != PerChip()
+    bands: tuple[int, ...] = ()
+    for path in paths:
+        header = read_header(path)
+        at = locate_bands(header, modality, spec.rule)
+        require_calibration(header, modality, at, declared=declared)
+        own = tuple(b + 1 for b in at)
+        if bands and own != bands:
+            raise FormatError(f"{path}: its bands are ordered unlike {paths[0].name}'s")
+        bands = own
+    mosaic = _mosaic(paths, grid.coarser(ratio), bands, modality, nodata=spec.nodata)
+    return _Layer(spec=spec, ratio=ratio, mosaic=mosaic)
+
+
+def _mosaic(
+    paths: Sequence[Path],
+    grid: Grid,
+    bands: tuple[int, ...],
+    modality: Modality | None,
+    *,
+    nodata: Sequence[float] | None,
+) -> Mosaic:
+    """Rasters on a grid; without a modality they are classes that nobody lists."""
+    dtype = read_header(paths[0]).dtype
+    known = modality.nodata if modality else ()
+    nearest = modality is None or modality.categorical
+    views = []
+    for path in paths:
+        if read_header(path).dtype != dtype:
+            raise FormatError(
+                f"{path}: number type {read_header(path).dtype}, but {dtype} in {paths[0].name}"
+            )
+        views.append(view_on(path, grid, nodata=nodata, fallback=known, nearest=nearest))
+    seen = tuple(v for v in views if v is not None)
+    if not seen:
+        raise DataError(
+            f"{paths[0]}: {modality.name if modality else 'the cloud layer'} does not overlap the "
+            "scene's grid at all; check its CRS and extent"
+        )
+    return Mosaic(views=seen, bands=bands, dtype=str(dtype), nodata=known)
+
+
+def check_classes(
+    modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], where: str
+) -> None:
+    """LegendError where a valid pixel of a class map is not in its legend; ``where`` leads it."""
+    if not modality.categorical:
+        return
+    foreign = sorted(set(np.unique(values[ok]).tolist()) - set(modality.class_ids))
+    if foreign:
+        raise LegendError(
+            f"{where}: {modality.name}: class id {foreign[0]} is not in the legend "
+            f"({', '.join(map(str, modality.class_ids))}); add it, or list it under nodata"
+        )
+
+
+def require_scene_modalities(scene: Scene, names: Sequence[str]) -> None:
+    """ConfigError unless the scene has every named modality."""
+    for name in names:
+        if name not in scene.modalities:
+            raise ConfigError(
+                f"{scene.name}: no modality {name!r}; {did_you_mean(name, scene.modalities)}"
+            )

@@ -1,0 +1,92 @@
+"""A single raster as a scene: the bands of a model's inputs, found in it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from multimae_eo.errors import BandError, ConfigError, did_you_mean
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sources.band_match import BandRule, locate_bands
+from multimae_eo.sources.dataset.schema import ModalitySpec, PerChip
+from multimae_eo.sources.raster.reading import Header, read_header
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+"""Names of a SCENE that are rasters; all others are scene files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterRule:
+    """What a lone raster does not say of itself.
+
+    ``level``: product level of its inputs that have several. ``scale``: physical units per number
+    (None: what the file declares, else that of the data the model has learnt from).
+    """
+
+    level: str = ""
+    scale: float | None = None
+
+
+def raster_specs(
+    path: Path, modalities: ModalitySet, rule: RasterRule
+) -> Mapping[str, ModalitySpec]:
+    """How each of ``modalities`` is read from the raster.
+
+    Raises BandError where one is not in it, ConfigError where level or scale must be told.
+    """
+    header = read_header(path)
+    return {name: _spec(header, modality, rule) for name, modality in modalities.items()}
+
+
+def _spec(header: Header, modality: Modality, rule: RasterRule) -> ModalitySpec:
+    bands = BandRule(wanted=modality.band_names)
+    try:
+        at = locate_bands(header, modality, bands)
+    except BandError as error:
+        raise BandError(
+            f"{error}. Of a single raster all inputs are read; choose with --inputs, or write a "
+            "scene file"
+        ) from error
+    where = f"{header.path}: {modality.name}"
+    level = None
+    if modality.levels:
+        if rule.level not in modality.levels:
+            hint = did_you_mean(rule.level, modality.levels) if rule.level else "which has it?"
+            raise ConfigError(f"{where}: --level {' or '.join(modality.levels)}: {hint}")
+        level = rule.level
+    if modality.categorical:
+        scale, offset = 1.0, 0.0
+    else:
+        scale, offset = _calibration(header, {header.calibration[i] for i in at}, modality, rule)
+    return ModalitySpec(
+        modality=replace(modality, scale=scale, offset=offset),
+        rule=bands,
+        path=None,
+        level=PerChip(level),
+        scale=PerChip(scale),
+        offset=PerChip(offset),
+        nodata=None,
+        size=None,
+        optional=False,
+        exclude=frozenset(),
+    )
+
+
+def _calibration(
+    header: Header, own: set[tuple[float, float]], modality: Modality, rule: RasterRule
+) -> tuple[float, float]:
+    """Scale and offset: as told, as the file declares, or as the model's data had them."""
+    if rule.scale is not None:
+        return rule.scale, 0.0
+    where = f"{header.path}: {modality.name}"
+    if len(own) > 1:
+        raise ConfigError(f"{where}: its bands have different scales; give --scale")
+    if own != {(1.0, 0.0)}:
+        return own.pop()
+    if header.dtype.kind == "f" and (modality.scale, modality.offset) != (1.0, 0.0):
+        raise ConfigError(
+            f"{where}: are its {header.dtype} numbers {modality.unit or 'physical'} "
+            f"(--scale 1), or as the model's data were (--scale {modality.scale:g})?"
+        )
+    return modality.scale, modality.offset

@@ -1,0 +1,166 @@
+"""Scale and offset of STAC items, and a check that they are right.
+
+Since processing baseline 04.00 (January 2022) Sentinel-2's digital numbers are 1000 higher. Some
+catalogues say so in the raster extension, some do not, some have subtracted it and still say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multimae_eo.errors import ConfigError
+from multimae_eo.sources.stac.items import StacItem, asset_of
+from multimae_eo.sources.stac.stac_file import StacModality
+
+_BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
+_APPLIED_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+_BASELINE_WITH_OFFSET = 4.0
+_OFFSET_DN = -1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """``physical = raw * scale + offset``."""
+
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """One calibration for chips of many items. ``shift[item id]``: added to its raw values.
+
+    ``own[item id]`` where items differ otherwise: each band is made physical before it is stored.
+    """
+
+    stored: Linear
+    shift: Mapping[str, int]
+    own: Mapping[str, tuple[Linear, ...]] | None = None
+
+
+def common_calibration(
+    items: Sequence[StacItem], assets: Mapping[str, Sequence[str]], wanted: StacModality, where: str
+) -> Common:
+    """The calibration that the items share, or are brought to.
+
+    Integers stay integers where items differ by whole numbers (the lowest offset is kept, so that
+    no value falls below 0). ConfigError where declared, extension and baseline disagree.
+    """
+    if wanted.spec.modality.categorical:
+        return Common(stored=Linear(scale=1.0, offset=0.0), shift=dict.fromkeys(assets, 0))
+    found = {
+        item.id: tuple(band_calibration(item, key, wanted, where) for key in assets[item.id])
+        for item in items
+    }
+    every = [linear for bands in found.values() for linear in bands]
+    low = min(every, key=lambda c: c.offset)
+    shifts = {c: (c.offset - low.offset) / low.scale for c in every}
+    alike = all(
+        math.isclose(c.scale, low.scale) and abs(s - round(s)) < 1e-6 for c, s in shifts.items()
+    )
+    if alike and all(len(set(bands)) == 1 for bands in found.values()):
+        return Common(stored=low, shift={i: round(shifts[b[0]]) for i, b in found.items()})
+    return Common(stored=Linear(scale=1.0, offset=0.0), shift=dict.fromkeys(found, 0), own=found)
+
+
+def band_calibration(item: StacItem, key: str, wanted: StacModality, where: str) -> Linear:
+    """Scale and offset of one band of an item, declared, told by STAC, or by its baseline."""
+    told_scale, told_offset = _extension(item, key)
+    declared_scale, declared_offset = wanted.spec.scale.default, wanted.spec.offset.default
+    scale = _agreed(declared_scale, told_scale, "scale", item, wanted, where)
+    expected = _baseline_offset(item, wanted, 1e-4 if scale is None else scale)
+    if scale is None:
+        _require_scale(item, key, wanted, where)
+        scale = 1.0
+    if not wanted.check or expected is None:
+        offset = _agreed(declared_offset, told_offset, "offset", item, wanted, where)
+        return Linear(scale=scale, offset=offset or 0.0)
+    said = told_offset if declared_offset is None else declared_offset
+    if said is not None and not math.isclose(said, expected, abs_tol=1e-9):
+        source = "its metadata say" if declared_offset is None else "declared is"
+        raise ConfigError(
+            f"{where}: item {item.id}: {source} offset {said:g}, but its baseline "
+            f"{_baseline(item)}{_flags(item)} means {expected:g}; look at dark pixels, then write "
+            f"`offset: {expected:g}`, or the other one with `check_calibration: false`"
+        )
+    return Linear(scale=scale, offset=expected)
+
+
+def _agreed(
+    declared: Any, told: float | None, what: str, item: StacItem, wanted: StacModality, where: str
+) -> float | None:
+    if declared is None:
+        return told
+    if wanted.check and told is not None and not math.isclose(declared, told, abs_tol=1e-12):
+        raise ConfigError(
+            f"{where}: item {item.id}: declared {what} {declared:g}, its metadata say {told:g}; "
+            f"mend it, or add `check_calibration: false`"
+        )
+    return float(declared)
+
+
+def _extension(item: StacItem, key: str) -> tuple[float | None, float | None]:
+    """Scale and offset of the raster extension, in its old and its new form."""
+    name, number = asset_of(item, key)
+    record = raster_record(item.assets[name], number)
+    scale, offset = record.get("scale"), record.get("offset")
+    if scale is None and offset is None:
+        return None, None
+    return float(1.0 if scale is None else scale), float(offset or 0.0)
+
+
+def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What STAC says of a band's raster: nodata, scale, offset, … without prefix."""
+    merged: dict[str, Any] = {}
+    for part in (asset, _nth(asset.get("bands"), number)):
+        for field in ("nodata", "data_type", "scale", "offset"):
+            for key in (field, f"raster:{field}"):
+                if part.get(key) is not None:
+                    merged[field] = part[key]
+    old = {k: v for k, v in _nth(asset.get("raster:bands"), number).items() if v is not None}
+    return merged | old
+
+
+def _nth(bands: Any, number: int) -> Mapping[str, Any]:
+    listed = bands if isinstance(bands, list) else []
+    found = listed[number - 1] if len(listed) >= number else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _baseline(item: StacItem) -> str:
+    return next((str(item.properties[k]) for k in _BASELINE_KEYS if k in item.properties), "")
+
+
+def _applied(item: StacItem) -> bool | None:
+    return next((bool(item.properties[k]) for k in _APPLIED_KEYS if k in item.properties), None)
+
+
+def _flags(item: StacItem) -> str:
+    told = {True: " (offset already applied)", False: " (offset not applied)", None: ""}
+    return told[_applied(item)]
+
+
+def _baseline_offset(item: StacItem, wanted: StacModality, scale: float) -> float | None:
+    """The offset that a Sentinel-2 item's baseline means; None where that is not known."""
+    if wanted.spec.modality.sensor != "sentinel2":
+        return None
+    try:
+        baseline = float(_baseline(item))
+    except ValueError:
+        return None
+    shifted = baseline >= _BASELINE_WITH_OFFSET and not _applied(item)
+    return _OFFSET_DN * scale if shifted else 0.0
+
+
+def _require_scale(item: StacItem, key: str, wanted: StacModality, where: str) -> None:
+    """Reflectance in integers without any scale would be thousands of times too large."""
+    name, number = asset_of(item, key)
+    kind = str(raster_record(item.assets[name], number).get("data_type", "int"))
+    if wanted.spec.modality.unit == "reflectance" and "int" in kind:
+        raise ConfigError(
+            f"{where}: item {item.id}: its metadata tell no scale; write `scale:` (1.0e-4 for "
+            "most reflectance products)"
+        )

@@ -1,0 +1,247 @@
+"""STAC items: found in an API or a static catalogue, counted before each filter."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multimae_eo.errors import ConfigError, DataError, FormatError, MultiMAEError, did_you_mean
+from multimae_eo.modality import Modality
+from multimae_eo.sources.stac.stac_file import Search, StacModality
+from multimae_eo.sources.yaml_section import one_line
+
+Box = tuple[float, float, float, float]
+"""(west, south, east, north) in degrees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StacItem:
+    """An item as plain data, so that it can travel between processes.
+
+    ``bbox`` in degrees. ``cloud``: percent, None where unknown. ``document``: the item's JSON with
+    absolute asset links.
+    """
+
+    id: str
+    time: str
+    bbox: Box
+    cloud: float | None
+    document: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """The item's properties."""
+        found: Mapping[str, Any] = self.document["properties"]
+        return found
+
+    @property
+    def assets(self) -> Mapping[str, Mapping[str, Any]]:
+        """Its assets by key."""
+        found: Mapping[str, Mapping[str, Any]] = self.document["assets"]
+        return found
+
+
+def require_stac() -> None:
+    """ConfigError unless odc-stac, pystac and pystac-client are installed."""
+    for package in ("odc.stac", "pystac", "pystac_client"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"STAC needs {package}; install it with pip install 'multimae-eo[geo]'"
+            ) from error
+
+
+def find_items(search: Search, area: Mapping[str, Any], where: str) -> tuple[StacItem, ...]:
+    """Items that match a search and touch the area's box, by time.
+
+    Raises FormatError for a catalogue that cannot be read, and DataError when nothing is found,
+    with the number of items before each filter.
+    """
+    box = box_of(area)
+    counts: list[str] = []
+    with _searching(search.place):
+        found = _from_api(search, area) if search.is_api else _from_catalogue(search)
+    if search.is_api:
+        counts.append(f"{len(found)} from the API for collections, dates and area")
+    else:
+        counts.append(f"{len(found)} in the catalogue")
+        found = [i for i in found if not search.collections or i[1] in search.collections]
+        counts.append(f"{len(found)} in the collections")
+        found = [i for i in found if _overlaps(i[2], search.dates)]
+        counts.append(f"{len(found)} in the dates")
+        found = [i for i in found if _touch(i[0].bbox, box)]
+        counts.append(f"{len(found)} touch the area")
+    items = [i[0] for i in found]
+    if search.max_cloud is not None:
+        most = search.max_cloud
+        items = [i for i in items if i.cloud is None or i.cloud <= most]
+        counts.append(f"{len(items)} with at most {most:g} % cloud")
+    if not items:
+        first, last = (d.date().isoformat() for d in search.dates)
+        raise DataError(
+            f"{where}: no item in {search.place} for area {[round(b, 4) for b in box]}, dates "
+            f"{first}/{last}, collections {', '.join(search.collections) or 'any'}: "
+            f"{', '.join(counts)}"
+        )
+    names = [i.id for i in items]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"{where}: two items of {search.place} are called {name!r}; name one collection"
+            )
+    return tuple(sorted(items, key=lambda i: (i.time, i.id)))
+
+
+Found = tuple[StacItem, str, tuple[datetime.datetime, datetime.datetime]]
+"""An item, its collection, its first and last moment."""
+
+
+def _from_catalogue(search: Search) -> list[Found]:
+    import pystac
+
+    place = search.place
+    if "://" not in place and not Path(place).is_file():
+        raise FormatError(f"{place}: no such catalogue; give its catalog.json or collection.json")
+    catalogue = pystac.read_file(place)
+    if not isinstance(catalogue, pystac.Catalog):
+        raise FormatError(f"{place}: is no STAC catalogue or collection, but an item")
+    return _plain(catalogue.get_items(recursive=True))
+
+
+def _from_api(search: Search, area: Mapping[str, Any]) -> list[Found]:
+    import pystac_client
+
+    first, last = (d.astimezone(datetime.UTC).isoformat() for d in search.dates)
+    client = pystac_client.Client.open(search.place)
+    found = client.search(
+        collections=list(search.collections) or None,
+        intersects=dict(area),
+        datetime=f"{first}/{last}",
+    )
+    return _plain(found.items())
+
+
+def _plain(items: Iterable[Any]) -> list[Found]:
+    found: list[Found] = []
+    for item in items:
+        start, end = item.common_metadata.start_datetime, item.common_metadata.end_datetime
+        moment = item.datetime or start or end
+        if moment is None:
+            raise FormatError(f"{item.id}: the item has no time")
+        if item.geometry is None and item.bbox is None:
+            continue
+        item.make_asset_hrefs_absolute()
+        document = item.to_dict(include_self_link=False, transform_hrefs=False)
+        bbox = box_of(item.geometry) if item.bbox is None else _flat(item.bbox)
+        cloud = item.properties.get("eo:cloud_cover")
+        plain = StacItem(
+            id=item.id,
+            time=_utc(moment).isoformat().replace("+00:00", "Z"),
+            bbox=bbox,
+            cloud=None if cloud is None else float(cloud),
+            document={**document, "links": []},
+        )
+        span = (_utc(start or moment), _utc(end or moment))
+        found.append((plain, item.collection_id or "", span))
+    return found
+
+
+def _utc(moment: datetime.datetime) -> datetime.datetime:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    return aware.astimezone(datetime.UTC)
+
+
+def _flat(bbox: Sequence[float]) -> Box:
+    """The box without heights."""
+    half = len(bbox) // 2
+    return float(bbox[0]), float(bbox[1]), float(bbox[half]), float(bbox[half + 1])
+
+
+def box_of(geometry: Mapping[str, Any]) -> Box:
+    """The box around a GeoJSON geometry."""
+    points = list(_points(geometry["coordinates"]))
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _points(coordinates: Any) -> Iterator[Sequence[float]]:
+    if coordinates and isinstance(coordinates[0], int | float):
+        yield coordinates
+        return
+    for part in coordinates:
+        yield from _points(part)
+
+
+def _touch(a: Box, b: Box) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _overlaps(
+    a: tuple[datetime.datetime, datetime.datetime], b: tuple[datetime.datetime, datetime.datetime]
+) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1]
+
+
+@contextmanager
+def _searching(place: str) -> Iterator[None]:
+    try:
+        yield
+    except MultiMAEError:
+        raise
+    # pystac's and pystac-client's errors have no common base, and damaged JSON raises any.
+    except Exception as error:
+        what = one_line(error) or type(error).__name__
+        raise FormatError(f"{place}: cannot be read as STAC: {what}; check its address") from error
+
+
+def locate_assets(item: StacItem, wanted: StacModality, where: str) -> tuple[str, ...]:
+    """The asset of each band (``key`` or ``key.NUMBER`` for a band of it), in the bands' order.
+
+    ConfigError where one is missing or several answer, with the nearest.
+    """
+    modality = wanted.spec.modality
+    keys = tuple(
+        wanted.assets.get(name) or _match(item, modality, band, where)
+        for band, name in enumerate(wanted.spec.rule.wanted)
+    )
+    if len(set(keys)) < len(keys):
+        raise ConfigError(f"{where}: item {item.id}: two bands are one asset: {', '.join(keys)}")
+    for key in (*keys, *([wanted.mask.asset] if wanted.mask else [])):
+        if asset_of(item, key)[0] not in item.assets:
+            raise ConfigError(
+                f"{where}: item {item.id} has no asset {key!r}; {did_you_mean(key, item.assets)}"
+            )
+    return keys
+
+
+def asset_of(item: StacItem, key: str) -> tuple[str, int]:
+    """The asset's key and the number of its band from 1: ``visual.3`` is band 3 of ``visual``."""
+    name, _, number = key.rpartition(".")
+    if key not in item.assets and name and number.isdigit():
+        return name, int(number)
+    return key, 1
+
+
+def _match(item: StacItem, modality: Modality, index: int, where: str) -> str:
+    band = modality.bands[index]
+    hits = [key for key in item.assets if band.answers_to(key)]
+    if not hits:
+        hits = [k for k, a in item.assets.items() if any(band.answers_to(n) for n in _named(a))]
+    if len(hits) == 1:
+        return hits[0]
+    told = f"may be any of {', '.join(hits)}" if hits else f"not found among {list(item.assets)}"
+    raise ConfigError(
+        f"{where}: item {item.id}: band {band.name!r} {told}; write `assets: {{{band.name}: KEY}}`"
+    )
+
+
+def _named(asset: Mapping[str, Any]) -> list[str]:
+    """The band's names of an asset with one band."""
+    bands = asset.get("eo:bands") or asset.get("bands") or []
+    return [bands[0]["name"]] if len(bands) == 1 and bands[0].get("name") else []

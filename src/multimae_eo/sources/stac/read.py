@@ -1,0 +1,168 @@
+"""Windows of STAC items: odc-stac finds the rasters, ``warped`` reads them.
+
+odc-stac's own reader warps each window for itself, which puts pixels elsewhere in different
+windows, and does not know of nodata that only STAC tells. This one gives a pixel the same value in
+any window.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import odc.stac
+import pystac
+from odc.geo.geobox import GeoBox
+from odc.loader import RioDriver
+
+from multimae_eo.errors import FormatError, MultiMAEError
+from multimae_eo.geo import Window
+from multimae_eo.sources.raster.grid import Grid, overlap
+from multimae_eo.sources.raster.warped import View, stamp, view_on
+from multimae_eo.sources.stac.calibration import raster_record
+from multimae_eo.sources.stac.items import StacItem, asset_of
+from multimae_eo.sources.yaml_section import as_number, one_line
+
+Slices = tuple[slice, slice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How an item's bands are read. ``nodata``: replaces what files and STAC tell, if not None.
+
+    ``known``: raw values that mean nodata in any case (a legend's). ``dtype``: a float
+    type that holds every raw value; NaN is where nothing was observed.
+    """
+
+    grid: Grid
+    nodata: tuple[float, ...] | None
+    nearest: bool
+    dtype: str
+    known: tuple[float, ...] = ()
+
+
+def read_item(
+    item: StacItem, keys: Sequence[str], window: Window, how: Reading
+) -> npt.NDArray[Any]:
+    """Bands of an item in a window of ``how.grid``: raw values (C, H, W), NaN where invalid.
+
+    FormatError when a raster cannot be read.
+    """
+    grid = how.grid
+    origin = grid.transform @ type(grid.transform).translation(window.col, window.row)
+    try:
+        loaded = odc.stac.load(
+            [_plain(item, keys)],
+            bands=list(keys),
+            geobox=GeoBox((window.height, window.width), origin, grid.crs),
+            groupby="id",
+            nodata=math.nan,
+            dtype=how.dtype,
+            resampling="nearest" if how.nearest else "bilinear",
+            driver=_Driver(how, _told_nodata(item, keys)),
+        )
+    except MultiMAEError:
+        raise
+    # odc-stac raises nearly anything for documents that are not quite STAC.
+    except Exception as error:
+        raise FormatError(
+            f"item {item.id}: cannot be loaded: {one_line(error)}; leave it out, or mend it"
+        ) from error
+    if not loaded.sizes.get("time"):
+        return np.full((len(keys), window.height, window.width), np.nan, dtype=how.dtype)
+    values = np.stack([loaded[key].values[0] for key in keys])
+    for value in (*(how.nodata or ()), *how.known):
+        values[values == value] = np.nan
+    return values
+
+
+def _plain(item: StacItem, keys: Sequence[str]) -> pystac.Item:
+    """The item with what is needed to find its rasters.
+
+    Its other fields would let odc-stac fill gaps with nodata, drop windows beside a rounded
+    footprint, or miss bands that nobody described.
+    """
+    west, south, east, north = item.bbox
+    margin = 0.1 * max(east - west, north - south)
+    west, east = max(-180.0, west - margin), min(180.0, east + margin)
+    south, north = max(-90.0, south - margin), min(90.0, north + margin)
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    plain = pystac.Item(
+        item.id,
+        {"type": "Polygon", "coordinates": [ring]},
+        [west, south, east, north],
+        datetime.datetime.fromisoformat(item.time),
+        {},
+    )
+    counts: dict[str, int] = {}
+    for name, number in (asset_of(item, key) for key in keys):
+        counts[name] = max(number, counts.get(name, 0))
+    for name, count in counts.items():
+        fields: dict[str, Any] = {"bands": [{} for _ in range(count)]}
+        href = str(item.assets[name]["href"])
+        plain.add_asset(
+            name, pystac.Asset(href, media_type="image/tiff", roles=["data"], extra_fields=fields)
+        )
+    return plain
+
+
+def _told_nodata(item: StacItem, keys: Sequence[str]) -> dict[tuple[str, int], float]:
+    """Nodata as STAC tells it, by link and band."""
+    found = {}
+    for key in keys:
+        name, number = asset_of(item, key)
+        told = as_number(raster_record(item.assets[name], number).get("nodata"))
+        if told is not None:
+            found[str(item.assets[name]["href"]), number] = told
+    return found
+
+
+class _Driver(RioDriver):  # type: ignore[misc]
+    """odc-stac's driver, with a reader of our own."""
+
+    def __init__(self, how: Reading, told: Mapping[tuple[str, int], float]) -> None:
+        super().__init__()
+        self._how, self._told = how, told
+
+    def open(self, src: Any, ctx: Any) -> _Reader:
+        """A reader of one band of one asset."""
+        told = self._told.get((src.uri, src.band))
+        fallback = self._how.known if told is None else (told,)
+        return _Reader(src.uri, src.band, self._how, fallback)
+
+
+class _Reader:
+    """Reads a band of an asset into a part of a chip."""
+
+    def __init__(self, uri: str, band: int, how: Reading, told: tuple[float, ...]) -> None:
+        self._uri, self._band, self._how, self._told = uri, band, how, told
+
+    def read(
+        self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None
+    ) -> tuple[Slices, npt.NDArray[Any]]:
+        """The part of ``dst_geobox`` that the raster covers, and its pixels."""
+        how = self._how
+        view = _view(self._uri, stamp(self._uri), how, self._told)
+        col, row = ~how.grid.transform @ (dst_geobox.transform.c, dst_geobox.transform.f)
+        height, width = dst_geobox.shape
+        asked = Window(row=round(row), col=round(col), height=height, width=width)
+        part = None if view is None else overlap(asked, view.covers)
+        if view is None or part is None:
+            return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), dtype=how.dtype)
+        pixels, seen = view.read((self._band,), part)
+        values = np.where(seen[0], pixels[0], math.nan).astype(how.dtype)
+        rows = slice(part.row - asked.row, part.row - asked.row + part.height)
+        cols = slice(part.col - asked.col, part.col - asked.col + part.width)
+        return (rows, cols), values
+
+
+@functools.lru_cache(maxsize=4096)
+def _view(uri: str, written: int, how: Reading, told: tuple[float, ...]) -> View | None:
+    """``written``: the file's ``stamp``, so that a replaced file is looked at again."""
+    return view_on(uri, how.grid, nodata=how.nodata, fallback=told, nearest=how.nearest)

@@ -1,0 +1,272 @@
+"""An area described by a STAC file: items found in APIs or static catalogues, read window by
+window on one grid, and merged into one picture. See docs/stac.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import DataError, FormatError
+from multimae_eo.geo import Window
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.raster.grid import Bounds, Grid, overlap
+from multimae_eo.sources.raster.warped import reading
+from multimae_eo.sources.scene.chip_rule import CloudRule
+from multimae_eo.sources.scene.chips import SceneChips
+from multimae_eo.sources.scene.scene import check_classes, class_ids, coarser_window
+from multimae_eo.sources.stac.calibration import Common, common_calibration
+from multimae_eo.sources.stac.items import (
+    StacItem,
+    asset_of,
+    box_of,
+    find_items,
+    locate_assets,
+    require_stac,
+)
+from multimae_eo.sources.stac.stac_file import Search, StacModality, StacSpec, read_stac_file
+
+# Footprints in STAC are rounded; the rasters themselves decide.
+_MARGIN = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """A modality's items in the order in which they are used, and where each may lie.
+
+    ``assets``: per item, the asset of each band. ``dtype``: of the pixels in the rasters.
+    """
+
+    wanted: StacModality
+    items: tuple[StacItem, ...]
+    places: tuple[Window, ...]
+    assets: Mapping[str, tuple[str, ...]]
+    calibration: Common
+    dtype: np.dtype[Any]
+
+
+class StacArea:
+    """A STAC file (YAML), opened: everything is searched, nothing read but a few headers.
+
+    Attributes as ``Scene``'s, with ``ratios`` always heeded.
+
+    Raises ConfigError for what the file says (or a library that is missing), DataError when
+    nothing is found, FormatError for a catalogue or raster that cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_stac()
+        spec = read_stac_file(Path(path))
+        self.name = spec.name
+        self.chip_rule = spec.chip_rule
+        self.modalities = ModalitySet(m.spec.modality for m in spec.modalities.values())
+        self.ratios: Mapping[str, int] = {n: m.ratio for n, m in spec.modalities.items()}
+        self.grid = _grid(spec)
+        self._area = _on_grid(spec)
+        found: dict[Search, tuple[StacItem, ...]] = {}
+        self._layers: dict[str, _Layer] = {}
+        for name, wanted in spec.modalities.items():
+            where = f"{spec.file}: modalities.{name}"
+            if wanted.search not in found:
+                found[wanted.search] = find_items(wanted.search, spec.area, where)
+            self._layers[name] = _layer(found[wanted.search], wanted, self.grid, where)
+
+    def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
+        """The modalities with any valid pixel in ``window``, as ``Scene.read``.
+
+        ``time``: of the items behind the first of them, an interval where there are several.
+        """
+        pixels: dict[str, Pixels] = {}
+        valid: dict[str, Validity] = {}
+        calibration: dict[str, Calibration] = {}
+        times: list[str] = []
+        for name, layer in self._layers.items():
+            if names is not None and name not in names:
+                continue
+            values, ok, used = _merged(layer, self.grid, window, name)
+            if not ok.any():
+                continue
+            pixels[name] = values
+            if not ok.all():
+                valid[name] = ok
+            stored = layer.calibration.stored
+            level = str(layer.wanted.spec.level.default or "")
+            calibration[name] = Calibration(scale=stored.scale, offset=stored.offset, level=level)
+            times = times or sorted({item.time for item in used})
+        return Sample(
+            key=f"{self.name}@{window.row},{window.col}",
+            pixels=pixels,
+            valid=valid,
+            calibration=calibration,
+            geometry=self.grid.footprint(window),
+            time="/".join(dict.fromkeys((times[0], times[-1]))) if times else None,
+        )
+
+    def wanted(self, window: Window) -> bool:
+        """Whether a chip touches the area."""
+        from odc.geo.geom import box
+
+        chip = box(*self.grid.footprint(window).bounds, crs=self.grid.crs)
+        return bool(self._area.intersects(chip))
+
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+        """The valid class ids of the cloud modality in a window, flat."""
+        return class_ids(self.read(window, [rule.modality]), rule.modality)
+
+
+def open_stac(path: Path) -> SceneChips:
+    """The chips of a STAC file."""
+    return SceneChips(StacArea(path))
+
+
+def _grid(spec: StacSpec) -> Grid:
+    """Pixels at whole multiples of the resolution (and of every coarser one) over the area."""
+    from affine import Affine
+
+    side = spec.resolution * math.lcm(*(m.ratio for m in spec.modalities.values()))
+    left, bottom, right, top = _bounds(box_of(spec.area), spec.crs, spec.file)
+    left, top = math.floor(left / side) * side, math.ceil(top / side) * side
+    return Grid(
+        crs=spec.crs,
+        transform=Affine(spec.resolution, 0, left, 0, -spec.resolution, top),
+        height=math.ceil((top - bottom) / side) * round(side / spec.resolution),
+        width=math.ceil((right - left) / side) * round(side / spec.resolution),
+    )
+
+
+def _bounds(box: Bounds, crs: str, where: Path) -> Bounds:
+    from rasterio.warp import transform_bounds
+
+    with reading(where):
+        found: Bounds = transform_bounds("EPSG:4326", crs, *box)
+    if not all(math.isfinite(v) for v in found):
+        raise DataError(f"{where}: the area cannot be placed in {crs}; choose the CRS of its zone")
+    return found
+
+
+def _on_grid(spec: StacSpec) -> Any:
+    from odc.geo.geom import Geometry
+
+    return Geometry(dict(spec.area), "EPSG:4326").to_crs(spec.crs, resolution=0.01)
+
+
+def _layer(items: Sequence[StacItem], wanted: StacModality, grid: Grid, where: str) -> _Layer:
+    if wanted.composite == "least_cloudy":
+        items = sorted(items, key=lambda i: (i.cloud is None, i.cloud, i.time))
+    placed = [(i, grid.place(_bounds(i.bbox, grid.crs, Path(i.id)), margin=_MARGIN)) for i in items]
+    used = [(i, place) for i, place in placed if place is not None]
+    if not used:
+        raise DataError(f"{where}: none of {len(items)} items touches the grid")
+    kept = tuple(i for i, _ in used)
+    assets = {i.id: locate_assets(i, wanted, where) for i in kept}
+    return _Layer(
+        wanted=wanted,
+        items=kept,
+        places=tuple(place for _, place in used),
+        assets=assets,
+        calibration=common_calibration(kept, assets, wanted, where),
+        dtype=_dtype(kept[0], assets[kept[0].id]),
+    )
+
+
+def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[Any]:
+    """The number type of an item's bands, by their rasters' headers."""
+    import rasterio
+
+    found = []
+    for key in dict.fromkeys(asset_of(item, k)[0] for k in keys):
+        href = str(item.assets[key]["href"])
+        with reading(href), rasterio.open(href) as dataset:
+            found.append(np.dtype(dataset.dtypes[0]))
+    dtype = np.result_type(*found)
+    if dtype.kind not in "uif":
+        raise FormatError(f"item {item.id}: number type {dtype} cannot be a band")
+    return dtype
+
+
+def _merged(
+    layer: _Layer, grid: Grid, window: Window, name: str
+) -> tuple[Pixels, Validity, list[StacItem]]:
+    """Pixels (C, H, W), validity (1, H, W) and the items that gave them.
+
+    A pixel is taken from an item only where all bands are valid, so that no pixel mixes dates but
+    in a median.
+    """
+    wanted = layer.wanted
+    own = coarser_window(window, wanted.ratio, name)
+    shape = (wanted.spec.modality.channels, own.height, own.width)
+    values = np.full(shape, np.nan)
+    stack: list[npt.NDArray[Any]] = []
+    used: list[StacItem] = []
+    for item, place in zip(layer.items, layer.places, strict=True):
+        if overlap(place, window) is None:
+            continue
+        read = _observed(layer, item, own, grid.coarser(wanted.ratio))
+        fresh = np.isfinite(read) & (np.isnan(values) if wanted.composite != "median" else True)
+        if not fresh.any():
+            continue
+        used.append(item)
+        if wanted.composite == "median":
+            stack.append(read)
+            continue
+        values = np.where(fresh, read, values)
+        if np.isfinite(values).all():
+            break
+    ok: Validity = np.isfinite(values)[:1]
+    if stack:
+        ok = np.isfinite(np.stack(stack)[:, :1]).any(axis=0)
+        # nanmedian complains about pixels that no item has.
+        values = np.nanmedian(np.where(ok, stack, 0.0), axis=0)
+    return _stored(layer, values, ok, name), ok, used
+
+
+def _observed(layer: _Layer, item: StacItem, window: Window, grid: Grid) -> npt.NDArray[np.float64]:
+    """An item's values (C, H, W) as they will be stored, NaN where not valid or masked."""
+    from multimae_eo.sources.stac.read import Reading, read_item
+
+    wanted, modality = layer.wanted, layer.wanted.spec.modality
+    exact = layer.dtype.itemsize <= 2 or layer.dtype == np.float32
+    how = Reading(
+        grid=grid,
+        nodata=wanted.spec.nodata,
+        known=modality.nodata,
+        nearest=modality.categorical,
+        dtype="float32" if exact else "float64",
+    )
+    read = read_item(item, layer.assets[item.id], window, how).astype(np.float64)
+    read[:, np.isnan(read).any(axis=0)] = np.nan
+    if wanted.mask is not None and np.isfinite(read).any():
+        classes = Reading(grid=grid, nodata=None, nearest=True, dtype="float64")
+        ids = read_item(item, [wanted.mask.asset], window, classes)[0]
+        read[:, np.isnan(ids) | np.isin(ids, wanted.mask.classes)] = np.nan
+    common = layer.calibration
+    if common.own is not None:
+        scale, offset = (
+            np.array([getattr(c, part) for c in common.own[item.id]])[:, None, None]
+            for part in ("scale", "offset")
+        )
+        return np.asarray(read * scale + offset)
+    return read + common.shift[item.id]
+
+
+def _stored(layer: _Layer, values: npt.NDArray[np.float64], ok: Validity, name: str) -> Pixels:
+    """Values in the type of the store, 0 where invalid."""
+    dtype = np.dtype(np.float32) if layer.calibration.own is not None else layer.dtype
+    whole = np.where(ok, values, 0.0)
+    if dtype.kind != "f":
+        whole = np.rint(whole)
+        limits = np.iinfo(dtype.name)
+        if whole.min() < limits.min or whole.max() > limits.max:
+            raise DataError(
+                f"{name}: values from {whole.min():g} to {whole.max():g} do not fit {dtype} once "
+                "its items' offsets are made alike; narrow the dates to one processing baseline"
+            )
+    pixels = whole.astype(dtype)
+    check_classes(layer.wanted.spec.modality, pixels, np.broadcast_to(ok, pixels.shape), name)
+    return pixels

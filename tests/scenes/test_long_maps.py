@@ -1,0 +1,217 @@
+"""Maps that are interrupted, shared by processes or threads, and held in little memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from multimae_eo.errors import OutputError
+from multimae_eo.scenes.engine import SceneOptions
+from multimae_eo.scenes.pipeline import Behind, ahead
+from multimae_eo.scenes.reconstruct import reconstruct_scene
+from multimae_eo.sources.scene.scene import Scene
+
+rasterio = pytest.importorskip("rasterio")
+
+from tests.support.scene_files import CRS, Fake, grid, optical_scene  # noqa: E402
+
+
+def test_reading_ahead_keeps_the_order_and_its_bound():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(number: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002 * (number % 3))
+        with lock:
+            running -= 1
+        return number
+
+    asked = iter(range(40))
+    for number, done in enumerate(ahead(work, asked, lambda i: i, threads=3)):
+        assert done == number
+    assert 1 < most <= 3
+    asked = iter(range(40))
+    next(ahead(work, asked, lambda i: i, threads=3))
+    assert next(asked) <= 6, "no more is taken than may wait"
+
+
+def test_what_goes_wrong_behind_is_raised():
+    def fail() -> None:
+        raise ValueError("behind")
+
+    with pytest.raises(ValueError, match="behind"), Behind() as behind:
+        behind.do(fail)
+    order: list[int] = []
+    with Behind() as behind:
+        for i in range(50):
+            behind.do(order.append, i)
+    assert order == list(range(50))
+
+
+def test_memory_does_not_grow_with_the_scenes_height(tmp_path):
+    """Everything NumPy and Python hold, with tall sparse rasters."""
+    import rasterio
+
+    class Ones(Fake):
+        def reconstruct(self, batch, inputs=None, *, outputs=None, draws=8, seed=0):
+            ones = torch.ones(len(batch), 1, 16, 16)
+            return {"elevation": SimpleNamespace(mean=ones, spread=ones)}
+
+    def peak(height: int) -> int:
+        folder = tmp_path / str(height)
+        folder.mkdir()
+        path = optical_scene(folder, 4, 64)
+        with rasterio.open(
+            folder / "s2.tif", "w", driver="GTiff", dtype="uint16", count=3, height=height,
+            width=64, crs=CRS, transform=grid(1, 1).transform, tiled=True, blockxsize=64,
+            blockysize=64,
+            nodata=65535, sparse_ok=True,
+        ) as file:  # fmt: skip
+            file.descriptions = ("B4", "B3", "B2")
+        scene = Scene(path)
+        tracemalloc.start()
+        reconstruct_scene(
+            Ones(), scene, inputs=["rgb"], outputs=["elevation"], out=folder / "out",
+            options=SceneOptions(overlap=0.0),
+        )  # fmt: skip
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(100)  # what is imported and cached
+    short = peak(1_000)
+    assert peak(16_000) < short + 1_000_000, "float32 of the whole would be 4 MB"
+
+
+# Resuming, processes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_folder(make_model, tmp_path) -> Path:
+    make_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def tall(tmp_path) -> Path:
+    """Three blocks of rows for a model of 16 px."""
+    folder = tmp_path / "tall"
+    folder.mkdir()
+    return optical_scene(folder, 500, 24, hole=np.s_[100:180, :])
+
+
+def arguments(model: Path, scene: Path, out: Path, *more: str) -> list[str]:
+    return ["reconstruct", "--model", str(model), "--scene", str(scene), "--inputs", "rgb",
+            "--outputs", "elevation,landcover", "--device", "cpu", "--out", str(out),
+            *more]  # fmt: skip
+
+
+def maps(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.is_file()}
+
+
+KILLED_AFTER_ONE_BLOCK = """
+import os, signal, sys
+from multimae_eo.scenes import engine
+whole, blocks = engine.run_block, []
+def dying(*arguments):
+    if blocks:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(*arguments)
+    blocks.append(1)
+engine.run_block = dying
+from multimae_eo.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_map_goes_on_and_equals_an_uninterrupted_one(run, model_folder, tall, tmp_path):
+    out = tmp_path / "out"
+    command = arguments(model_folder, tall, out)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_ONE_BLOCK, *command], env=environment, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [p.name for p in out.iterdir()] == [".scene.partial"]
+    first = out / ".scene.partial/block-00000/elevation.rows"
+    stamp = first.stat().st_mtime_ns
+
+    code, _, err = run(*command, "--overlap", "0.25")
+    assert code == 1
+    assert "overlap: 0.5 there, 0.25 here" in err
+    assert first.stat().st_mtime_ns == stamp, "what is refused is left alone"
+
+    assert run(*command)[0] == 0
+    clean = tmp_path / "clean"
+    assert run(*arguments(model_folder, tall, clean))[0] == 0
+    assert maps(out) == maps(clean)
+    assert len(maps(out)) == 4
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_finished_blocks_are_not_computed_again(tall, tmp_path):
+    class Counting(Fake):
+        rows = 0
+
+        def reconstruct(self, batch, *a, **k):
+            Counting.rows += len(batch)
+            if Counting.rows > 60:
+                raise KeyboardInterrupt
+            return super().reconstruct(batch, *a, **k)
+
+    def go(model: Fake, **changes: object) -> list[Path]:
+        return reconstruct_scene(
+            model, Scene(tall), inputs=["rgb"], outputs=["elevation"], out=tmp_path / "out",
+            options=SceneOptions(model_hash="one", **changes),
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        go(Counting())
+    model = Fake()
+    with pytest.raises(OutputError, match="model: 'one' there, 'two' here"):
+        reconstruct_scene(
+            model, Scene(tall), inputs=["rgb"], outputs=["elevation"], out=tmp_path / "out",
+            options=SceneOptions(model_hash="two"),
+        )  # fmt: skip
+    told: list[tuple[int, int]] = []
+    go(model, progress=lambda *t: told.append(t))
+    windows = 62 * 2
+    assert 0 < sum(model.batches) < 0.8 * windows
+    assert told[0][0] > 0, "progress begins where it was"
+    assert told[-1] == (500 * 24, 500 * 24)
+    assert told == sorted(told)
+
+
+def test_processes_share_a_scene(run, model_folder, tall, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(*arguments(model_folder, tall, one))[0] == 0
+    assert run(*arguments(model_folder, tall, two, "--workers", "2"))[0] == 0
+    assert maps(one) == maps(two)
+
+
+def test_bfloat16_is_close(run, model_folder, tall, tmp_path):
+    values = []
+    for precision in ("32-true", "bf16-mixed"):
+        out = tmp_path / precision
+        command = arguments(model_folder, tall, out, "--precision", precision, "--draws", "2")
+        assert run(*command)[0] == 0
+        with rasterio.open(out / "elevation.tif") as cog:
+            values.append(cog.read(1))
+    assert np.array_equal(*(np.isnan(v) for v in values))
+    difference = np.abs(values[0] - values[1])
+    assert 0 < np.nanmax(difference) < 0.05 * np.nanstd(values[0]) + 5

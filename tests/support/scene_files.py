@@ -1,0 +1,97 @@
+"""Small made-up scenes and models for the tests of the scene engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.sources.raster.grid import Grid
+
+CRS = "EPSG:32630"
+
+
+def grid(height: int, width: int) -> Grid:
+    import rasterio
+
+    return Grid(
+        crs=CRS,
+        transform=rasterio.transform.from_origin(500000, 5800000, 10, 10),
+        height=height,
+        width=width,
+    )
+
+
+def write(path: Path, pixels: np.ndarray, names: tuple[str, ...], **profile: object) -> None:
+    import rasterio
+
+    settings = {"crs": CRS, "transform": grid(1, 1).transform, "nodata": 0, **profile}
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=pixels.dtype, count=len(pixels),
+        height=pixels.shape[1], width=pixels.shape[2], **settings,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+        file.descriptions = names
+
+
+def optical_scene(
+    folder: Path, height: int, width: int, *, seed: int = 1, hole: object = None
+) -> Path:
+    """``scene.yaml`` with one modality, rgb; ``hole``: slices without data."""
+    red = np.random.default_rng(seed).integers(500, 4000, (3, height, width)).astype(np.uint16)
+    if hole is not None:
+        red[(slice(None), *hole)] = 0
+    write(folder / "s2.tif", red, ("B4", "B3", "B2"))
+    np.save(folder / "red.npy", red)
+    path = folder / "scene.yaml"
+    path.write_text(
+        "name: made-up\ntime: 2021-05-27\nmodalities:\n"
+        "  rgb: {path: s2.tif, sensor: sentinel2, bands: [B4, B3, B2], scale: 1.0e-4, level: l2a}\n"
+    )
+    return path
+
+
+class Fake:
+    """Says elevation = 100 × the first optical band, and class by threshold; sees no position."""
+
+    class_names = ("land", "water")
+    per_chip = False
+
+    def __init__(self, size: int = 16) -> None:
+        self.modalities = ModalitySet(
+            [
+                make_modality("rgb", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
+                make_modality("elevation", sensor_name="dem", bands=("elevation",)),
+                class_map("landcover", legend_name="esa_worldcover"),
+            ]
+        )
+        self.tasks = (
+            Task(name="elevation", modality="elevation"),
+            Task(name="landcover", modality="landcover", loss="cross_entropy"),
+        )
+        self.config = SimpleNamespace(sizes=dict.fromkeys(self.modalities, size))
+        self.statistics = None
+        self.batches: list[int] = []
+
+    def red(self, batch):
+        self.batches.append(len(batch))
+        return batch.pixels["rgb"][:, :1].float() * batch.scale[:, 0, None, None, None]
+
+    def reconstruct(self, batch, inputs=None, *, outputs=None, draws=8, seed=0):
+        red = self.red(batch)
+        share = torch.zeros(len(batch), 11, *red.shape[-2:])
+        share[:, 0] = (red[:, 0] > 0.2).float()
+        share[:, 7] = 1 - share[:, 0]
+        found = {
+            "elevation": SimpleNamespace(mean=red * 100, spread=red * 0 + 1.5),
+            "landcover": SimpleNamespace(mean=share, spread=red * 0),
+        }
+        return {n: found[n] for n in outputs or found}
+
+    def predict(self, batch, inputs=None):
+        land = (self.red(batch) > 0.2).float() * 0.8 + 0.1
+        return torch.cat([land, 1 - land], dim=1)
