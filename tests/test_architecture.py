@@ -10,103 +10,107 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.imports import circles, import_graph, lazy_imports, room, rooms_table
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "src/multimae_eo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A file may import its own layer and those below. The lowest comes first.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("modality",),
-    ("catalog",),
-    ("class_colors",),
-    ("geo",),
-    ("sample",),
-    ("statistics",),
-    ("sources", "store", "model"),
-    (
-        "report",
-        "plots",
-        "run_page",
-        "infer",
-        "evaluate",
-        "train",
-        "convert",
-        "doctor",
-        "info",
-        "info_files",
-        "export",
-    ),
-    ("plugins",),
-    ("quickstart", "demo"),
-    (
-        "cli_parts",
-        "cli_demo",
-        "cli_scenes",
-        "cli_predict",
-        "cli_study",
-        "cli_transfer",
-        "cli_ecosystem",
-        "cli_completion",
-        "cli_examples",
-        "cli",
-    ),
+# One rank a room, the lowest first. A file imports its own room and those before it.
+ROOMS = (
+    "version",
+    "errors",
+    "modality",
+    "catalog",
+    "class_colors",
+    "geo",
+    "sample",
+    "statistics",
+    "plausible",
+    "files",
+    "runtime",
+    "metrics",
+    "network",
+    "model_folder",
+    "sources",
+    "store",
+    "loading",
+    "reports",
+    "inference",
+    "scenes",
+    "train",
+    "evaluate",
+    "doctor",
+    "convert",
+    "export",
+    "info",
+    "plugins",
+    "quickstart",
+    "demo",
+    "api",
+    "cli",
 )
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+RANK = {name: rank for rank, name in enumerate(ROOMS)}
+
+# Data and networks meet at sample.py only.
+STRANGERS = ({"sources", "store", "loading"}, {"network", "model_folder"})
 
 
-def room(path: Path) -> str:
-    part = path.relative_to(PACKAGE).parts[0]
-    return part.removesuffix(".py")
+GRAPH = import_graph(PACKAGE)
 
 
-def imported(path: Path) -> set[str]:
-    """Rooms of this package that a file imports, at the top or inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "multimae_eo":
-                names = [f"multimae_eo.{a.name}" for a in node.names]
-        elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("multimae_eo.")}
-    return found - {"__version__"}
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_point_downwards(module: str) -> None:
+    """All of them: at the top, inside functions, and those for type checkers only."""
+    if module == "multimae_eo":
+        return  # the list of public names, imported when they are first used
+    own = room(module)
+    assert own in RANK, f"{own}: give it a rank here and in docs/architecture.md"
+    for other in {room(target) for target in GRAPH[module]} - {own, "multimae_eo"}:
+        assert RANK[other] < RANK[own], f"{module} imports {other}, which is above it"
+        for one, two in (STRANGERS, STRANGERS[::-1]):
+            assert not (own in one and other in two), f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_downwards(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":
-        return
-    own = room(path)
-    assert own in RANK, f"{own}: give it a layer here and in docs/architecture.md"
-    for other in imported(path):
-        # sources/__init__ opens chip stores: the one door between two rooms of a layer.
-        assert RANK[other] <= RANK[own], f"{path.name} ({own}) imports {other}, which is above it"
-    if own in ("sources", "store"):
-        assert "model" not in imported(path), "sources and store never import the model"
-    if own == "model":
-        assert not imported(path) & {"sources", "store"}, "the model never imports sources or store"
+def test_no_circles_between_files() -> None:
+    assert circles(GRAPH) == []
+
+
+def test_the_map_of_rooms_in_the_docs_is_current() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert rooms_table(GRAPH, ROOMS) in page, "run python docs/figures/rooms.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_functions_and_signatures_stay_small(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400, "split the file"
+def test_functions_stay_small(path: Path) -> None:
     assert path.name != "utils.py"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             length -= len((ast.get_docstring(node, clean=False) or "").splitlines())
             assert length <= 60, f"{node.name} has {length} lines"
 
 
+# Names of this package that are imported inside functions. Only what keeps torch, GDAL and other
+# heavy libraries out of start-up: the command line, the list of public names, the openers.
+LAZY_ROOMS = {"multimae_eo", "api", "cli", "quickstart", "loading.open_source", "plugins"}
+
+
+def test_lazy_imports_only_keep_heavy_libraries_out_of_start_up() -> None:
+    lazy = lazy_imports(PACKAGE)
+    elsewhere = {
+        module: targets
+        for module, targets in lazy.items()
+        if not any(f"{module}.".startswith(f"multimae_eo.{r}.") for r in LAZY_ROOMS)
+        and module not in LAZY_ROOMS
+    }
+    assert elsewhere == {}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_branch_on_a_modality_name(path: Path) -> None:
     """Adding a modality is one record: only the catalogue and readers may know names."""
-    if room(path) in ("catalog", "sources"):
+    if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in ("catalog", "sources"):
         return
     names = {"rgb", "ired", "sired", "ebands", "depth", "semseg", "elevation", "sentinel1",
              "sentinel2", "landcover", "esa_worldcover", "dynamic_world"}  # fmt: skip

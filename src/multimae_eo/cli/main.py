@@ -69,7 +69,7 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
 
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    import multimae_eo
+    from multimae_eo.version import __version__
 
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """Keeps the lines of the list of recipe options."""
@@ -78,7 +78,7 @@ def _parse(arguments: list[str]) -> tuple[str, Any, list[str]]:
         prog="multimae-eo",
         description="One multi-modal masked autoencoder for all Earth-observation sensors.",
         epilog="multimae-eo VERB --help explains a verb; --debug shows tracebacks.",
-        version=multimae_eo.__version__,
+        version=__version__,
         default_env=False,
         formatter_class=Formatter,
     )

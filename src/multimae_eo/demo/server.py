@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-import multimae_eo
+from multimae_eo.version import __version__
 from multimae_eo.demo.answering import tell_errors
 from multimae_eo.demo.chip_locations import Places, ScenePlaces, SourcePlaces
 from multimae_eo.demo.guard import Guard, Limits
@@ -108,7 +108,7 @@ def create_app(
 
     app = FastAPI(
         title="multimae-eo demo",
-        version=multimae_eo.__version__,
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
@@ -138,7 +138,7 @@ def _services(
     if shown.scene is not None:
         maps = MapService(model, shown.scene, folder, predictor=shown.predictor, map=shown.map)
     about = {
-        "version": multimae_eo.__version__,
+        "version": __version__,
         "data": shown.scene.name if shown.scene is not None else _name(shown.source),
         "scene": shown.scene is not None,
         "runs": shown.runs is not None,

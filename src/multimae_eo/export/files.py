@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-import multimae_eo
+from multimae_eo.version import __version__
 from multimae_eo.errors import ConfigError, FormatError, OutputError
 from multimae_eo.export.graphs import (
     Graph,
@@ -78,7 +78,7 @@ def export_model(
     if images is not None:
         checks += _real(graph, images, graph_options.size, dynamic=file_options.dynamic)
     record: dict[str, Any] = {
-        "software": f"multimae-eo {multimae_eo.__version__}",
+        "software": f"multimae-eo {__version__}",
         "model_hash": file_options.model_hash,
         "what": graph_options.what,
         "format": file_options.format,

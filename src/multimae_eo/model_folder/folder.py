@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import multimae_eo
+from multimae_eo.version import __version__
 from multimae_eo.errors import CheckpointError, OutputError
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.hub import located
@@ -213,7 +213,7 @@ def config_record(model: MultiMAE) -> dict[str, Any]:
     """What ``config.json`` says of a model."""
     return {
         "format_version": FORMAT_VERSION,
-        "written_by": f"multimae-eo {multimae_eo.__version__}",
+        "written_by": f"multimae-eo {__version__}",
         "model": model.config.to_dict(),
         "tasks": [
             {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import multimae_eo
+from multimae_eo.version import __version__
 from multimae_eo.errors import ConfigError
 from multimae_eo.scenes.blend import Canvas, Rows
 from multimae_eo.scenes.blocks import Blocks, assemble
@@ -111,7 +111,7 @@ def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
     blocks = Blocks(folder / keep, _plan(job) if job.options.model_hash else None)
     try:
         _compute(job, blocks)
-        tags = {"software": f"multimae-eo {multimae_eo.__version__}"}
+        tags = {"software": f"multimae-eo {__version__}"}
         if job.options.model_hash:
             tags["model_hash"] = job.options.model_hash
         paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
@@ -129,7 +129,7 @@ def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
 def _plan(job: Job) -> dict[str, Any]:
     options = job.options
     return {
-        "software": multimae_eo.__version__,
+        "software": __version__,
         "model": options.model_hash,
         "scene": job.scene.stamp(),
         "chip": job.cut.chip,

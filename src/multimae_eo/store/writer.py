@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import multimae_eo
+from multimae_eo.version import __version__
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
@@ -382,7 +382,7 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
         "provenance": {
             "source": source.name,
             "reader": type(source).__name__,
-            "written_by": f"multimae-eo {multimae_eo.__version__}",
+            "written_by": f"multimae-eo {__version__}",
         },
     }
     sums[layout.HEADER] = write_json(out / layout.HEADER, header)
