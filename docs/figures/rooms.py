@@ -17,6 +17,7 @@ TABLE = re.compile(r"\| room \| imports \|\n(?:\|.*\n)+")
 
 
 def main() -> None:
+    """Replace the table."""
     text = PAGE.read_text(encoding="utf-8")
     table = rooms_table(import_graph(PACKAGE), ROOMS) + "\n"
     PAGE.write_text(TABLE.sub(lambda _: table, text), encoding="utf-8")

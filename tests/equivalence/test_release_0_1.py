@@ -62,7 +62,10 @@ def test_a_map_is_equal(release: Path) -> None:
     assert main([*scene, "--outputs", "elevation,landcover", "--out", "new"]) == 0
     for name, tolerance in (("elevation", 1e-3), ("landcover", 0)):
         with rasterio.open(release / "map" / f"{name}.tif") as file:
-            expected, profile = file.read(), (file.crs, file.transform, str(file.nodata), file.dtypes)
+            expected, profile = (
+                file.read(),
+                (file.crs, file.transform, str(file.nodata), file.dtypes),
+            )
         with rasterio.open(release / "new" / f"{name}.tif") as file:
             assert (file.crs, file.transform, str(file.nodata), file.dtypes) == profile
             np.testing.assert_allclose(file.read(), expected, atol=tolerance)

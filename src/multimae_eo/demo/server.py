@@ -13,7 +13,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from multimae_eo.version import __version__
 from multimae_eo.demo.answering import tell_errors
 from multimae_eo.demo.chip_locations import Places, ScenePlaces, SourcePlaces
 from multimae_eo.demo.guard import Guard, Limits
@@ -34,6 +33,7 @@ from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene.scene import Scene
+from multimae_eo.version import __version__
 
 PAGE = {
     "index.html": "text/html; charset=utf-8",

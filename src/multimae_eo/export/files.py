@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from multimae_eo.version import __version__
 from multimae_eo.errors import ConfigError, FormatError, OutputError
 from multimae_eo.export.graphs import (
     Graph,
@@ -32,6 +31,7 @@ from multimae_eo.export.graphs import (
 from multimae_eo.export.quantize import Quantization, quantize
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.version import __version__
 
 Format = Literal["torch", "onnx"]
 TOLERANCE = 1e-4

@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from multimae_eo.version import __version__
 from multimae_eo.errors import CheckpointError, OutputError
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.hub import located
@@ -32,6 +31,7 @@ from multimae_eo.network.config import HeadConfig, ModelConfig
 from multimae_eo.network.normalize import require_contract
 from multimae_eo.network.target import Target
 from multimae_eo.statistics import Statistics
+from multimae_eo.version import __version__
 
 if TYPE_CHECKING:
     from multimae_eo.network.multimae import MultiMAE

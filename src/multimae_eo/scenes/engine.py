@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from multimae_eo.version import __version__
 from multimae_eo.errors import ConfigError
 from multimae_eo.scenes.blend import Canvas, Rows
 from multimae_eo.scenes.blocks import Blocks, assemble
@@ -24,6 +23,7 @@ from multimae_eo.scenes.sharing import by_dask, by_processes
 from multimae_eo.scenes.tiling import Cut
 from multimae_eo.sources.raster.warped import bounded_cache
 from multimae_eo.sources.scene.scene import Scene
+from multimae_eo.version import __version__
 
 Precision = Literal["32-true", "bf16-mixed"]
 

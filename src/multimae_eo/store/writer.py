@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.version import __version__
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
@@ -31,6 +30,7 @@ from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
 from multimae_eo.store.layout import LABELS, Plan
 from multimae_eo.store.reader import ChipStore
+from multimae_eo.version import __version__
 
 Arrays = dict[str, dict[str, Any]]
 """Shape and type of a chip's array per modality (and ``LABELS``), and the first chip with one."""
