@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= quickstart
 PLUGINS ?= .venv-plugins
 
-.PHONY: quickstart demo test check format docs reference clean constraints plugins
+.PHONY: quickstart demo test test-fast check format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -18,6 +18,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# What an edit should not break, in under two minutes.
+test-fast: $(VENV)/ready
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import threading
@@ -22,7 +23,10 @@ FLAGS = [
 ]  # fmt: skip
 PANELS = ("reconstruct", "map", "search", "runs")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
+REQUIRED = os.environ.get("MULTIMAE_EO_TEST_BROWSER") == "required"
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and not REQUIRED, reason="no chromium on the PATH"
+)
 
 
 @pytest.fixture(scope="module")
