@@ -24,9 +24,7 @@ FLAGS = [
 PANELS = ("reconstruct", "map", "search", "runs")
 
 REQUIRED = os.environ.get("MULTIMAE_EO_TEST_BROWSER") == "required"
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and not REQUIRED, reason="no chromium on the PATH"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no chromium on the PATH")
 
 
 @pytest.fixture(scope="module")
