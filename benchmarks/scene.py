@@ -37,8 +37,11 @@ from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.network.config import ENCODERS, DecoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import collate
-from multimae_eo.scenes.engine import SceneOptions, computing
-from multimae_eo.scenes.reconstruct import reconstruct_scene, scene_cut
+from multimae_eo.scenes.engine import computing
+from multimae_eo.scenes.job import SceneOptions
+from multimae_eo.scenes.reconstruct import reconstruct_scene
+from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
+from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.statistics import Statistics
 
@@ -132,7 +135,12 @@ def killed_map(model: MultiMAE, scene: Scene, out: Path, options: SceneOptions) 
     kept = list(first.parent.glob("block-?????"))
     if process.exitcode != -signal.SIGKILL or not kept:
         raise RuntimeError("the map ended before it could be killed; take a larger --size")
-    return len(scene_cut(model, scene, ["optical"], options).blocks) - len(kept)
+    return len(tiling_of(model, scene, options).blocks) - len(kept)
+
+
+def tiling_of(model: MultiMAE, scene: Scene, options: SceneOptions) -> Tiling:
+    inputs = require_inputs(model.modalities, scene, ["optical"])
+    return scene_tiling(model.config.sizes, scene, inputs, options)
 
 
 def _map(model: MultiMAE, path: Path, out: Path, options: SceneOptions) -> None:
@@ -181,8 +189,8 @@ def main() -> None:
         start = time.perf_counter()
         reconstruct_scene(model, scene, inputs=["optical"], out=folder / "out", options=options)
         seconds = time.perf_counter() - start
-        cut = scene_cut(model, scene, ["optical"], options)
-        windows = len(cut.tops) * len(cut.lefts)
+        tiling = tiling_of(model, scene, options)
+        windows = len(tiling.tops) * len(tiling.lefts)
         peak = peak_gib()
         measure.say(f"mapped in {seconds:.1f} s")
         model.reconstruct = said  # type: ignore[method-assign]
@@ -194,7 +202,7 @@ def main() -> None:
             left = killed_map(model, scene, folder / "again", options)
             _map(model, scene.path, folder / "again", options)
             same = hashes(folder / "again") == hashes(folder / "out")
-            print(f"killed with {left} of {len(cut.blocks)} blocks left; goes on to "
+            print(f"killed with {left} of {len(tiling.blocks)} blocks left; goes on to "
                   f"{'the same bytes' if same else 'OTHER BYTES'}")  # fmt: skip
     pixels = asked.size**2
     print(f"{asked.size} × {asked.size} px, 13 bands, encoder {asked.encoder}, {asked.device}")

@@ -15,8 +15,9 @@ from fastapi.testclient import TestClient
 
 from multimae_eo import MultiMAE, open_source
 from multimae_eo.demo.guard import Limits
-from multimae_eo.demo.server import Shown, create_app
-from multimae_eo.scenes.reconstruct import open_for
+from multimae_eo.demo.server import create_app
+from multimae_eo.demo.services import Shown
+from multimae_eo.scenes.scene_inputs import open_for
 from multimae_eo.sources.scene.scene import Scene
 
 LIMITS = Limits(hosts=("testserver", "127.0.0.1", "localhost"), rate=1e6, burst=10**6)

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no ch
 def address(made, model, scene) -> Iterator[str]:
     import uvicorn
 
-    from multimae_eo.demo.server import Shown, create_app
+    from multimae_eo.demo.server import create_app
+    from multimae_eo.demo.services import Shown
 
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

@@ -21,7 +21,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.demo.guard import Limits  # noqa: E402
 from multimae_eo.demo.map_layers import frame_over  # noqa: E402
-from multimae_eo.demo.server import PAGE, Shown, create_app  # noqa: E402
+from multimae_eo.demo.server import PAGE, create_app  # noqa: E402
+from multimae_eo.demo.services import Shown  # noqa: E402
 from multimae_eo.errors import ConfigError  # noqa: E402
 
 LIMITS = Limits(hosts=("testserver",), rate=1e6, burst=10**6)

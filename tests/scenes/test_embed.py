@@ -17,8 +17,8 @@ from multimae_eo.geo import Geometry, Window
 from multimae_eo.inference.search import search
 from multimae_eo.sample import Sample, collate
 from multimae_eo.scenes.embed import embed_scene, embed_source
-from multimae_eo.scenes.engine import SceneOptions
 from multimae_eo.scenes.geoparquet import EmbeddingWriter, on_the_globe
+from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene.scene import Scene
 

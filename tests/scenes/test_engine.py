@@ -17,11 +17,12 @@ from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.scenes.blend import Canvas
-from multimae_eo.scenes.engine import SceneOptions
+from multimae_eo.scenes.blend import WindowBlender
+from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.predict import predict_scene
-from multimae_eo.scenes.reconstruct import open_for, reconstruct_scene
-from multimae_eo.scenes.tiling import cut_scene
+from multimae_eo.scenes.reconstruct import reconstruct_scene
+from multimae_eo.scenes.scene_inputs import open_for
+from multimae_eo.scenes.tiling import make_tiling
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.statistics import Statistics
 
@@ -37,18 +38,18 @@ def blended(image: np.ndarray, *, chip: int, overlap: float, function, ratio: in
     """An image through windows, block by block; ``ratio``: of what the function gives."""
     height, width = image.shape
     sizes, given = {"x": chip, "y": chip // ratio}, {"x": 1}
-    cut = cut_scene(grid(height, width), sizes, given, overlap=overlap)
+    tiling = make_tiling(grid(height, width), sizes, given, overlap=overlap)
     rows = []
-    for block in cut.blocks:
-        canvas = Canvas(cut, block, {"y": ratio}, rows.append)
-        for tile in cut.tiles(block):
+    for block in tiling.blocks:
+        blender = WindowBlender(tiling, block, {"y": ratio}, rows.append)
+        for tile in tiling.tiles(block):
             for w in tile.windows:
                 piece = np.full((w.height, w.width), np.nan, np.float32)
                 part = image[w.row : w.row + w.height, w.col : w.col + w.width]
                 piece[: part.shape[0], : part.shape[1]] = part
                 if np.isfinite(piece).any():
-                    canvas.add(w, {"y": function(piece)[None]}, np.isfinite(piece), tile.floor)
-        canvas.finish()
+                    blender.add(w, {"y": function(piece)[None]}, np.isfinite(piece), tile.floor)
+        blender.finish()
     values = np.concatenate([r.values["y"] for r in rows if "y" in r.values], axis=1)[0]
     observed = np.concatenate([r.observed for r in rows])
     assert [r.top for r in rows] == list(np.cumsum([0, *(len(r.observed) for r in rows)]))[:-1]
@@ -92,8 +93,8 @@ def test_coarser_outputs_lie_on_the_coarser_grid(height, width, ratio):
 def test_many_blocks_meet_without_a_seam(height, chip, overlap):
     image = np.random.default_rng(0).random((height, 7)).astype(np.float32)
     image[60:80] = np.nan
-    cut = cut_scene(grid(height, 7), {"x": chip}, {"x": 1}, overlap=overlap)
-    assert (len(cut.blocks) > 1) is (height > 90)
+    tiling = make_tiling(grid(height, 7), {"x": chip}, {"x": 1}, overlap=overlap)
+    assert (len(tiling.blocks) > 1) is (height > 90)
     values, observed = blended(image, chip=chip, overlap=overlap, function=np.nan_to_num)
     assert np.array_equal(observed, np.isfinite(image))
     assert np.abs((values - image)[observed]).max() < 1e-6

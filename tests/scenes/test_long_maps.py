@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from multimae_eo.errors import OutputError
-from multimae_eo.scenes.engine import SceneOptions
-from multimae_eo.scenes.pipeline import Behind, ahead
+from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.reconstruct import reconstruct_scene
+from multimae_eo.scenes.threads import WriteQueue, prefetch
 from multimae_eo.sources.scene.scene import Scene
 
 rasterio = pytest.importorskip("rasterio")
@@ -41,11 +41,11 @@ def test_reading_ahead_keeps_the_order_and_its_bound():
         return number
 
     asked = iter(range(40))
-    for number, done in enumerate(ahead(work, asked, lambda i: i, threads=3)):
+    for number, done in enumerate(prefetch(work, asked, lambda i: i, threads=3)):
         assert done == number
     assert 1 < most <= 3
     asked = iter(range(40))
-    next(ahead(work, asked, lambda i: i, threads=3))
+    next(prefetch(work, asked, lambda i: i, threads=3))
     assert next(asked) <= 6, "no more is taken than may wait"
 
 
@@ -53,12 +53,12 @@ def test_what_goes_wrong_behind_is_raised():
     def fail() -> None:
         raise ValueError("behind")
 
-    with pytest.raises(ValueError, match="behind"), Behind() as behind:
-        behind.do(fail)
+    with pytest.raises(ValueError, match="behind"), WriteQueue() as queue:
+        queue.submit(fail)
     order: list[int] = []
-    with Behind() as behind:
+    with WriteQueue() as queue:
         for i in range(50):
-            behind.do(order.append, i)
+            queue.submit(order.append, i)
     assert order == list(range(50))
 
 

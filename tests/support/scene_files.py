@@ -56,10 +56,9 @@ def optical_scene(
 
 
 class Fake:
-    """Says elevation = 100 × the first optical band, and class by threshold; sees no position."""
+    """Predicts elevation = 100 × the first optical band, and class by threshold."""
 
     class_names = ("land", "water")
-    per_chip = False
 
     def __init__(self, size: int = 16) -> None:
         self.modalities = ModalitySet(
@@ -75,11 +74,19 @@ class Fake:
         )
         self.config = SimpleNamespace(sizes=dict.fromkeys(self.modalities, size))
         self.statistics = None
+        self.encoder = self
+        self.target = SimpleNamespace(classes=self.class_names, dense=True)
         self.batches: list[int] = []
 
     def red(self, batch):
         self.batches.append(len(batch))
         return batch.pixels["rgb"][:, :1].float() * batch.scale[:, 0, None, None, None]
+
+    def observed_rows(self, batch, inputs=None):
+        return torch.arange(len(batch))
+
+    def answers(self, outputs):
+        return outputs if self.class_names else outputs[:, 0]
 
     def reconstruct(self, batch, inputs=None, *, outputs=None, draws=8, seed=0):
         red = self.red(batch)

@@ -54,11 +54,12 @@ def _app(options: Any) -> Any:
     import torch
 
     from multimae_eo.demo.guard import LOOPBACK, Limits
-    from multimae_eo.demo.server import Shown, create_app
+    from multimae_eo.demo.server import create_app
+    from multimae_eo.demo.services import Shown
     from multimae_eo.loading.open_source import open_source
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
-    from multimae_eo.scenes.reconstruct import open_for
+    from multimae_eo.scenes.scene_inputs import open_for
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = options.threads or max(1, min(cores or 1, 8))

@@ -29,18 +29,18 @@ def _predict_options(parser: Any) -> None:
 def _predict(options: Any, _: list[str]) -> None:
     from multimae_eo.model_folder.folder import is_predictor
     from multimae_eo.network.predictor import Predictor
-    from multimae_eo.scenes.predict import Answering, default_overlap, predict_scene
+    from multimae_eo.scenes.predict import default_overlap, predict_scene
 
     folder = Path(options.model)
     if (folder / "config.json").is_file() and not is_predictor(folder):
         raise ConfigError(f"{folder}: has no head; fine-tune it first, or use `reconstruct`")
-    model = Answering(Predictor.from_pretrained(folder).eval())
+    model = Predictor.from_pretrained(folder).eval()
     if options.overlap is None:
         options.overlap = default_overlap(model)
     with counter("px", scaled=True) as progress:
         paths = predict_scene(
             model,
-            open_scene(model, options),
+            open_scene(model.encoder, options),
             out=place(options.out, options),
             inputs=names_in(options.inputs),
             extras=[k for k in ("probabilities", "confidence") if getattr(options, k)],

@@ -31,7 +31,7 @@ def scene_options(parser: Any, *, required: bool = False) -> None:
 
 def open_scene(model: Any, options: Any) -> Any:
     """The scene, as a model wants it."""
-    from multimae_eo.scenes.reconstruct import open_for
+    from multimae_eo.scenes.scene_inputs import open_for
     from multimae_eo.sources.scene.single_raster import RasterRule
 
     rule = RasterRule(level=options.level, scale=options.scale)
@@ -122,7 +122,7 @@ def scene_how(options: Any, progress: Any, *, draws: int = 0) -> Any:
     import torch
 
     from multimae_eo.model_folder.folder import model_hash
-    from multimae_eo.scenes.engine import SceneOptions
+    from multimae_eo.scenes.job import SceneOptions
 
     device = options.device
     if device == "auto":

@@ -17,8 +17,8 @@ from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Sample, crop
-from multimae_eo.scenes.engine import SceneOptions
-from multimae_eo.scenes.reconstruct import require_inputs, scene_cut
+from multimae_eo.scenes.job import SceneOptions
+from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene.scene import Scene
 
@@ -131,18 +131,18 @@ class ScenePlaces(Places):
     """Squares of a scene, every half of their side."""
 
     def __init__(self, scene: Scene, model: MultiMAE) -> None:
-        names = require_inputs(model, scene, None)
         self.scene = scene
-        self.modalities = scene.modalities.select(names)
-        self.cut = scene_cut(model, scene, names, SceneOptions(overlap=0.0))
-        grid, chip = scene.grid, self.cut.chip
+        self.modalities = require_inputs(model.modalities, scene, None)
+        sizes = {n: model.config.sizes[n] for n in model.modalities}
+        self.tiling = scene_tiling(sizes, scene, self.modalities, SceneOptions(overlap=0.0))
+        grid, chip = scene.grid, self.tiling.chip
         fits = max(1, min(grid.height, grid.width) // chip)
         side = chip * min(fits, _windows_wide(max(model.config.sizes.values())))
-        step = max(self.cut.unit, side // 2 // self.cut.unit * self.cut.unit)
+        step = max(self.tiling.unit, side // 2 // self.tiling.unit * self.tiling.unit)
         rows, cols = (
             1 + max(0, -(-(length - side) // step)) for length in (grid.height, grid.width)
         )
-        self.lattice = Lattice(side, step, self.cut.unit, rows, cols)
+        self.lattice = Lattice(side, step, self.tiling.unit, rows, cols)
         self.count = rows * cols
         self.strip = [int(i) for i in _spread(self.count, STRIP)]
         self._read = _Kept(self._cut, alone=False)

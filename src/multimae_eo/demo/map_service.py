@@ -29,7 +29,7 @@ from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.reports.pictures import describe
-from multimae_eo.scenes.engine import SceneOptions
+from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.predict import predict_scene
 from multimae_eo.scenes.reconstruct import reconstruct_scene
 from multimae_eo.sources.scene.scene import Scene

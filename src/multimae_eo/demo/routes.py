@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
@@ -17,10 +17,8 @@ from multimae_eo.demo.schemas import (
     Rectangle,
     SimilarRequest,
 )
+from multimae_eo.demo.services import Services
 from multimae_eo.errors import DataError
-
-if TYPE_CHECKING:
-    from multimae_eo.demo.server import Services
 
 Number = Annotated[int, InPath(ge=0, le=2**31 - 1)]
 Zoom = Annotated[int, InPath(ge=0, le=24)]

@@ -19,9 +19,9 @@ from multimae_eo.inference.reconstruct_chips import chip_batches
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.pictures import ramp_colours, scalar_picture
 from multimae_eo.sample import collate
-from multimae_eo.scenes.embed import Embedder
-from multimae_eo.scenes.engine import SceneOptions, computing
-from multimae_eo.scenes.pipeline import mapped, pieces
+from multimae_eo.scenes.embed import WindowEmbedder
+from multimae_eo.scenes.engine import computing, predict_windows
+from multimae_eo.scenes.job import SceneOptions
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -146,12 +146,12 @@ class SearchService:
 
     def _scene(self, progress: Progress) -> Index:
         places = self._scene_places()
-        embedder = Embedder(self.model, places.modalities, "patch")
-        cut, width = places.cut, self.model.config.encoder.width
+        embedder = WindowEmbedder(network=self.model, inputs=places.modalities, per="patch")
+        tiling, width = places.tiling, self.model.config.encoder.width
         config = self.model.config
         per_side = max(config.inputs[n].grid(*[config.sizes[n]] * 2)[0] for n in places.modalities)
-        cell = max(1, cut.chip // per_side)
-        rows, cols = (-(-length // cell) for length in cut.shape)
+        cell = max(1, tiling.chip // per_side)
+        rows, cols = (-(-length // cell) for length in tiling.shape)
         if rows * cols * width > MOST_NUMBERS:
             raise ConfigError(
                 f"{places.scene.name}: {rows} × {cols} patches of {width} features are more than "
@@ -160,15 +160,18 @@ class SearchService:
         cells, seen = np.zeros((rows, cols, width), np.float32), np.zeros((rows, cols), bool)
         options = SceneOptions(overlap=0.0)
         with computing(options):
-            found = pieces(places.scene, embedder, cut, (0, cut.shape[0]))
-            for batch in mapped(found, embedder, options.batch):
-                for piece, said in batch:
-                    top, left = round(piece.window.row / cell), round(piece.window.col / cell)
+            block = (0, tiling.shape[0])
+            for batch in predict_windows(
+                embedder, places.scene, tiling, block, batch_size=options.batch
+            ):
+                for item in batch:
+                    window, fields = item.window.window, item.fields
+                    top, left = round(window.row / cell), round(window.col / cell)
                     here = np.s_[top : top + per_side, left : left + per_side]
                     fits = cells[here].shape[:2]
-                    cells[here] = said["vectors"][: fits[0], : fits[1]]
-                    seen[here] = said["seen"][: fits[0], : fits[1]]
-                progress(batch[-1][0].floor if batch else 0, cut.shape[0])
+                    cells[here] = fields["vectors"][: fits[0], : fits[1]]
+                    seen[here] = fields["seen"][: fits[0], : fits[1]]
+                progress(batch[-1].window.floor if batch else 0, tiling.shape[0])
         if not seen.any():
             raise DataError(f"{places.scene.name}: nothing was observed")
         cells = _without_position(cells, seen, per_side)
@@ -194,7 +197,9 @@ class SearchService:
     def _source(self, progress: Progress) -> Index:
         places = self.places
         assert isinstance(places, SourcePlaces)
-        embedder = Embedder(self.model, places.modalities, "chip", windows=True)
+        embedder = WindowEmbedder(
+            network=self.model, inputs=places.modalities, per="chip", larger_chips=True
+        )
         names = list(places.modalities)
         count = min(places.count, MOST_CHIPS)
         vectors = np.zeros((places.count, self.model.config.encoder.width), np.float32)
@@ -203,10 +208,10 @@ class SearchService:
         done = 0
         with computing(SceneOptions()):
             for samples in chip_batches(places.source, range(count), names, names, 16):
-                rows, said = embedder(collate(samples, places.modalities))
-                for i, row in enumerate(rows):
+                predictions = embedder(collate(samples, places.modalities))
+                for i, row in enumerate(predictions.rows):
                     number = number_of[samples[row].key]
-                    vectors[number], known[number] = said["vector"][i], True
+                    vectors[number], known[number] = predictions.fields["vector"][i], True
                 done += len(samples)
                 progress(done, count)
         return Index(_centred(vectors, known), known)

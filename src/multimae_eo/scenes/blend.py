@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.geo import Window
-from multimae_eo.scenes.tiling import Cut
+from multimae_eo.scenes.tiling import Tiling
 
 Array = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Rows:
+class BlendedRows:
     """Finished rows from the grid's row ``top``.
 
-    ``values[field]``: (C, n, W) at the field's own resolution; fields that no window has told yet
+    ``values[field]``: (C, n, W) at the field's own resolution; fields that no window has had yet
     are missing. ``observed``: bool (n, W) on the grid, where any input was valid. Widths are
-    rounded up to the cut's unit.
+    rounded up to the tiling's unit.
     """
 
     top: int
@@ -47,27 +47,27 @@ def coarser_mask(mask: Bool, ratio: int) -> Bool:
     return np.asarray(cells.any(axis=(1, 3)))
 
 
-class Canvas:
+class WindowBlender:
     """The rows of a block that are not final yet; ``emit`` is called with those that are.
 
-    ``ratios``: of each field that windows will tell.
+    ``ratios``: of each field of the windows.
     """
 
     def __init__(
         self,
-        cut: Cut,
+        tiling: Tiling,
         block: tuple[int, int],
         ratios: Mapping[str, int],
-        emit: Callable[[Rows], None],
+        emit: Callable[[BlendedRows], None],
     ) -> None:
-        tiles = list(cut.tiles(block))
-        self.cut, self.block, self.ratios, self.emit = cut, block, ratios, emit
+        tiles = list(tiling.tiles(block))
+        self.tiling, self.block, self.ratios, self.emit = tiling, block, ratios, emit
         self.base = tiles[0].floor
         self.height = max(t.bounds.height for t in tiles)
-        self.width = cut.shape[1]
+        self.width = tiling.shape[1]
         self.observed = np.zeros((self.height, self.width), dtype=bool)
         self.sums: dict[str, Array] = {}
-        self.weights = {r: blend_weights(cut.chip // r) for r in set(ratios.values())}
+        self.weights = {r: blend_weights(tiling.chip // r) for r in set(ratios.values())}
         self.totals = {
             r: np.zeros((self.height // r, self.width // r), np.float32) for r in self.weights
         }
@@ -97,7 +97,7 @@ class Canvas:
         first, last = self.block
         while self.base < min(row, last):
             count = min(min(row, last) - self.base, self.height)
-            if self.base < first:  # rows of the block above, which has them whole
+            if self.base < first:  # rows of the block above, which has all of them
                 count = min(count, first - self.base)
             else:
                 self.emit(self._rows(count))
@@ -105,13 +105,13 @@ class Canvas:
                 _shift(array, count * array.shape[-2] // self.height)
             self.base += count
 
-    def _rows(self, count: int) -> Rows:
+    def _rows(self, count: int) -> BlendedRows:
         values = {}
         for name, total in self.sums.items():
             n = count // self.ratios[name]
             share = np.maximum(self.totals[self.ratios[name]][:n], np.float32(1e-30))
             values[name] = np.divide(total[:, :n], share, dtype=np.float32)
-        return Rows(self.base, values, self.observed[:count].copy())
+        return BlendedRows(self.base, values, self.observed[:count].copy())
 
 
 def _coarser(at: tuple[slice, slice], ratio: int) -> tuple[slice, slice]:

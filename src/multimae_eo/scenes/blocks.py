@@ -1,6 +1,6 @@
-"""Finished blocks of rows on disk, so that an interrupted map goes on where it was.
+"""Finished blocks of rows on disk, so that an interrupted map goes on where it stopped.
 
-A hidden folder beside the results holds ``plan.json`` (what was asked, of which scene and model)
+A hidden folder beside the results holds ``plan.json`` (settings, scene and model)
 and a folder per finished block with a plain file of rows per raster. Blocks are written under
 another name and renamed when whole; they do not depend on one another. A block that two machines
 came to write is the first one's: both are equal.
@@ -21,12 +21,11 @@ import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
 from multimae_eo.reports.html import write_whole
-from multimae_eo.scenes.layers import Layer
-from multimae_eo.scenes.raster_output import RowWriter, rows_at_once, tagged
-from multimae_eo.scenes.tiling import Cut
+from multimae_eo.scenes.blend import BlendedRows
+from multimae_eo.scenes.output_layers import OutputLayer
+from multimae_eo.scenes.raster_output import rows_at_once
 from multimae_eo.sources.raster.grid import Grid
-
-Plan = Mapping[str, Any]
+from multimae_eo.sources.scene.chips import Area
 
 
 class Blocks:
@@ -35,7 +34,7 @@ class Blocks:
     Raises OutputError where the folder holds another command's blocks.
     """
 
-    def __init__(self, folder: Path, plan: Plan | None) -> None:
+    def __init__(self, folder: Path, plan: Mapping[str, Any] | None) -> None:
         self.folder = folder
         mark = folder / "plan.json"
         if plan is None:
@@ -50,16 +49,19 @@ class Blocks:
         """Whether a block is finished."""
         return (self.folder / f"block-{number:05d}").is_dir()
 
-    def writer(self, number: int, layers: Sequence[Layer]) -> BlockWriter:
-        """Write a block anew."""
-        return BlockWriter(self.folder / f"block-{number:05d}", layers)
+    def writer(self, number: int, layers: Sequence[OutputLayer], area: Area) -> BlockWriter:
+        """Write a block anew. ``area``: where a layer of errors reads the truth."""
+        return BlockWriter(self.folder / f"block-{number:05d}", layers, area)
 
-    def rows(self, layer: Layer, grid: Grid, cut: Cut) -> Iterator[npt.NDArray[Any]]:
-        """The rows of a raster from top to bottom, some at a time: (bands, n, W)."""
+    def rows(self, layer: OutputLayer, grid: Grid, count: int) -> Iterator[npt.NDArray[Any]]:
+        """The rows of a raster from top to bottom, some at a time: (bands, n, W).
+
+        ``count``: how many blocks there are, all of them finished.
+        """
         profile = layer.profile
         step = rows_at_once(grid.width, profile)
         row = len(profile.bands) * grid.width * np.dtype(profile.dtype).itemsize
-        for number in range(len(cut.blocks)):
+        for number in range(count):
             path = self.folder / f"block-{number:05d}" / f"{layer.stem}.rows"
             with path.open("rb") as file:
                 while data := file.read(row * step):
@@ -82,10 +84,10 @@ class Blocks:
 
 
 class BlockWriter:
-    """Takes the rows of one block from top to bottom, of all its rasters."""
+    """Takes the blended rows of one block from top to bottom and writes all its rasters."""
 
-    def __init__(self, path: Path, layers: Sequence[Layer]) -> None:
-        self.path = path
+    def __init__(self, path: Path, layers: Sequence[OutputLayer], area: Area) -> None:
+        self.path, self._layers, self._area = path, layers, area
         self._part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         self._files: dict[str, BinaryIO] = {}
         try:
@@ -93,14 +95,17 @@ class BlockWriter:
             for layer in layers:
                 self._files[layer.stem] = (self._part / f"{layer.stem}.rows").open("wb")
         except OSError as error:
-            raise self._told(error) from error
+            raise self._error(error) from error
 
-    def write(self, stem: str, rows: npt.NDArray[Any]) -> None:
-        """Append rows (bands, n, W)."""
-        try:
-            self._files[stem].write(np.ascontiguousarray(rows.transpose(1, 0, 2)).data)
-        except OSError as error:
-            raise self._told(error) from error
+    def write(self, rows: BlendedRows) -> None:
+        """Append rows to each raster."""
+        for layer in self._layers:
+            values = layer.rows(rows, self._area)
+            try:
+                file = self._files[layer.stem]
+                file.write(np.ascontiguousarray(values.transpose(1, 0, 2)).data)
+            except OSError as error:
+                raise self._error(error) from error
 
     def finish(self) -> None:
         """Bring everything to the disk, then give the block its name."""
@@ -114,7 +119,7 @@ class BlockWriter:
             if self.path.is_dir():
                 self.discard()
                 return
-            raise self._told(error) from error
+            raise self._error(error) from error
 
     def discard(self) -> None:
         """Leave nothing of the block."""
@@ -125,36 +130,23 @@ class BlockWriter:
                 continue
         shutil.rmtree(self._part, ignore_errors=True)
 
-    def _told(self, error: OSError) -> OutputError:
+    def _error(self, error: OSError) -> OutputError:
         return OutputError(
             f"{self.path}: cannot be written: {error.strerror or error}; free space or choose "
             "another --out"
         )
 
 
-def assemble(blocks: Blocks, layer: Layer, cut: Cut, path: Path, tags: Mapping[str, str]) -> Path:
-    """Make one raster of its blocks: a COG at ``path``."""
-    grid = cut.grid.coarser(layer.ratio)
-    writer = RowWriter(path, grid, tagged(layer.profile, tags))
+def _require_equal(folder: Path, plan: Mapping[str, Any]) -> None:
     try:
-        for rows in blocks.rows(layer, grid, cut):
-            writer.write(rows)
-        return writer.finish()
-    except BaseException:
-        writer.discard()
-        raise
-
-
-def _require_equal(folder: Path, plan: Plan) -> None:
-    try:
-        there = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        stored = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except ValueError:
-        there = {}
+        stored = {}
     ours = json.loads(json.dumps(plan))
-    differs = [k for k in ours if there.get(k) != ours[k]]
-    if differs:
-        told = ", ".join(f"{k}: {there.get(k)!r} there, {ours[k]!r} here" for k in differs)
+    keys = [k for k in ours if stored.get(k) != ours[k]]
+    if keys:
+        differences = ", ".join(f"{k}: {stored.get(k)!r} there, {ours[k]!r} here" for k in keys)
         raise OutputError(
-            f"{folder}: holds an interrupted map of another command ({told}); repeat that one, "
-            "choose another --out, or delete the folder"
+            f"{folder}: holds an interrupted map of another command ({differences}); "
+            "repeat that one, choose another --out, or delete the folder"
         )

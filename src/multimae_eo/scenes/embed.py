@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.geo import Geometry
 from multimae_eo.inference.extraction import encoder_features
@@ -14,10 +17,17 @@ from multimae_eo.inference.reconstruct_chips import chip_batches
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
-from multimae_eo.scenes.engine import SceneOptions, computing
+from multimae_eo.scenes.engine import computing, predict_windows
 from multimae_eo.scenes.geoparquet import EmbeddingWriter
-from multimae_eo.scenes.pipeline import mapped, pieces
-from multimae_eo.scenes.reconstruct import observed, require_inputs, scene_cut
+from multimae_eo.scenes.job import SceneOptions
+from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
+from multimae_eo.scenes.window_model import (
+    Predictions,
+    device_of,
+    host_array,
+    observed_rows,
+    take_rows,
+)
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.raster.warped import bounded_cache
 from multimae_eo.sources.scene.scene import Scene
@@ -38,29 +48,35 @@ def embed_scene(
     """Write a GeoParquet file of a scene's embeddings; returns how many.
 
     Chips of the model's size lie side by side; the last of a row or column is moved back, so that
-    it overlaps the one before. What has no valid input is left out. Keys are the chip's row and
-    column on the scene's grid, and a patch's row and column in the chip.
+    it overlaps the one before. Chips without any valid input are left out. Keys are the chip's row
+    and column on the scene's grid, and a patch's row and column in the chip.
 
     Raises as ``reconstruct_scene``; DataError where nothing is observed at all.
     """
-    chosen = replace(options or SceneOptions(), overlap=0.0)
-    names = require_inputs(model, scene, inputs)
-    cut = scene_cut(model, scene, names, chosen)
-    embedder = Embedder(model.to(chosen.device), scene.modalities.select(names), _per(per))
+    options = replace(options or SceneOptions(), overlap=0.0)
+    embedder = WindowEmbedder(
+        network=model.to(options.device),
+        inputs=require_inputs(model.modalities, scene, inputs),
+        per=_require_per(per),
+    )
+    tiling = scene_tiling(embedder.sizes, scene, embedder.inputs, options)
     height, width = scene.grid.height, scene.grid.width
 
-    def batches() -> Iterator[list[tuple[Sample, dict[str, Any]]]]:
-        whole = (0, cut.shape[0])
-        for batch in mapped(pieces(scene, embedder, cut, whole), embedder, chosen.batch):
-            yield [(piece.sample, said) for piece, said in batch]
-            if chosen.progress is not None:
-                rows = min(batch[-1][0].floor, height) if batch else 0
-                chosen.progress(rows * width, height * width)
-        if chosen.progress is not None:
-            chosen.progress(height * width, height * width)
+    def embeddings() -> Iterator[Embedding]:
+        block = (0, tiling.shape[0])
+        for batch in predict_windows(embedder, scene, tiling, block, batch_size=options.batch):
+            for item in batch:
+                yield from embedder.embeddings(item.window.sample, item.fields)
+            if options.progress is not None:
+                rows = min(batch[-1].window.floor, height) if batch else 0
+                options.progress(rows * width, height * width)
+        if options.progress is not None:
+            options.progress(height * width, height * width)
 
-    with computing(chosen), bounded_cache():
-        return _write(batches(), embedder, out, (half, chosen.model_hash), scene.name)
+    with computing(options), bounded_cache():
+        return _write(
+            embeddings(), embedder, out, half=half, model_hash=options.model_hash, name=scene.name
+        )
 
 
 def embed_source(
@@ -80,7 +96,7 @@ def embed_source(
 
     Raises ConfigError for unknown inputs, DataError where nothing is observed at all, OutputError.
     """
-    chosen = options or SceneOptions()
+    options = options or SceneOptions()
     shared = [n for n in source.modalities if n in model.modalities]
     for name in inputs or ():
         model.modalities[name]
@@ -88,25 +104,31 @@ def embed_source(
     names = [n for n in shared if inputs is None or n in inputs]
     if not names:
         raise ConfigError(f"{source.name}: has none of the inputs {', '.join(model.modalities)}")
-    embedder = Embedder(
-        model.to(chosen.device), source.modalities.select(names), _per(per), windows=True
+    embedder = WindowEmbedder(
+        network=model.to(options.device),
+        inputs=source.modalities.select(names),
+        per=_require_per(per),
+        larger_chips=True,
     )
 
-    def batches() -> Iterator[list[tuple[Sample, dict[str, Any]]]]:
+    def embeddings() -> Iterator[Embedding]:
         done = 0
-        everything = range(len(source))
-        for samples in chip_batches(source, everything, names, names, chosen.batch):
-            rows, said = embedder(collate(samples, embedder.modalities))
-            yield [(samples[r], {n: v[i] for n, v in said.items()}) for i, r in enumerate(rows)]
+        for samples in chip_batches(source, range(len(source)), names, names, options.batch):
+            predictions = embedder(collate(samples, embedder.inputs))
+            for i, row in enumerate(predictions.rows):
+                fields = {n: v[i] for n, v in predictions.fields.items()}
+                yield from embedder.embeddings(samples[row], fields)
             done += len(samples)
-            if chosen.progress is not None:
-                chosen.progress(done, len(source))
+            if options.progress is not None:
+                options.progress(done, len(source))
 
-    with computing(chosen):
-        return _write(batches(), embedder, out, (half, chosen.model_hash), source.name)
+    with computing(options):
+        return _write(
+            embeddings(), embedder, out, half=half, model_hash=options.model_hash, name=source.name
+        )
 
 
-def _per(per: str) -> Per:
+def _require_per(per: str) -> Per:
     if per == "chip":
         return "chip"
     if per == "patch":
@@ -115,23 +137,22 @@ def _per(per: str) -> Per:
 
 
 def _write(
-    batches: Iterable[list[tuple[Sample, dict[str, Any]]]],
-    embedder: Embedder,
+    embeddings: Iterable[Embedding],
+    embedder: WindowEmbedder,
     out: Path,
-    how: tuple[bool, str],
+    *,
+    half: bool,
+    model_hash: str,
     name: str,
 ) -> int:
-    writer = EmbeddingWriter(
-        out, embedder.model.config.encoder.width, half=how[0], model_hash=how[1]
-    )
+    width = embedder.network.config.encoder.width
+    writer = EmbeddingWriter(out, width, half=half, model_hash=model_hash)
     try:
-        for batch in batches:
-            for sample, said in batch:
-                for key, geometry, vector in embedder.placed(sample, said):
-                    writer.add(key, geometry, sample.time, vector)
+        for item in embeddings:
+            writer.add(item.key, item.geometry, item.time, item.vector)
         if not writer.rows:
             raise DataError(
-                f"{name}: nothing is observed in the inputs {', '.join(embedder.modalities)}"
+                f"{name}: nothing is observed in the inputs {', '.join(embedder.inputs)}"
             )
         writer.finish()
     except BaseException:
@@ -140,57 +161,85 @@ def _write(
     return writer.rows
 
 
-@dataclass(frozen=True)
-class Embedder:
-    """Encodes chips: ``vector`` (B, D); or ``vectors`` (B, rows, columns, D) and ``seen``."""
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """The vector (D,) of a chip or patch, and its footprint where it is known."""
 
-    model: MultiMAE
-    modalities: ModalitySet
+    key: str
+    geometry: Geometry | None
+    time: str | None
+    vector: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowEmbedder:
+    """Encodes chips: ``vector`` (B, D); or ``vectors`` (B, rows, columns, D) and ``seen``.
+
+    ``per``: of what a vector is. ``larger_chips``: a vector per chip is the mean over windows of
+    the model's size.
+    """
+
+    network: MultiMAE
+    inputs: ModalitySet
     per: Per
-    windows: bool = False
+    larger_chips: bool = False
 
-    def __call__(self, batch: Batch) -> tuple[Sequence[int], Mapping[str, Any]]:
-        """The rows in which something was observed, and their vectors."""
-        inputs = list(self.modalities)
-        batch = batch.to(next(self.model.parameters()).device)
-        rows, batch = observed(self.model, batch, inputs)
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """See ``WindowModel``."""
+        return {n: self.network.config.sizes[n] for n in self.network.modalities}
+
+    def __call__(self, batch: Batch) -> Predictions:
+        """See ``WindowModel``."""
+        names = list(self.inputs)
+        batch = batch.to(device_of(self.network))
+        rows = observed_rows(self.network, batch, names)
         if not rows:
-            return rows, {}
-        if self.per == "chip" and self.windows:
-            return rows, {"vector": encoder_features(self.model, inputs, "mean")(batch)}
-        features = self.model.encode(batch, inputs)
+            return Predictions()
+        batch = take_rows(batch, rows)
+        if self.per == "chip" and self.larger_chips:
+            fields = {"vector": encoder_features(self.network, names, "mean")(batch)}
+            return Predictions(rows=rows, fields=fields)
+        features = self.network.encode(batch, names)
         if self.per == "chip":
-            return rows, {"vector": features.pooled.float().cpu().numpy()}
-        return rows, {
-            "vectors": features.fused().permute(0, 2, 3, 1).float().cpu().numpy(),
-            "seen": features.seen.cpu().numpy(),
-        }
+            return Predictions(rows=rows, fields={"vector": host_array(features.pooled)})
+        fused = features.fused().permute(0, 2, 3, 1)
+        fields = {"vectors": host_array(fused), "seen": features.seen.cpu().numpy()}
+        return Predictions(rows=rows, fields=fields)
 
-    def placed(
-        self, sample: Sample, said: Mapping[str, Any]
-    ) -> Iterator[tuple[str, Geometry | None, Any]]:
-        """Key, place and vector of a chip, or of each of its patches."""
+    def to(self, device: str) -> WindowEmbedder:
+        """See ``WindowModel``."""
+        return replace(self, network=self.network.to(device))
+
+    def embeddings(self, sample: Sample, fields: Mapping[str, Any]) -> Iterator[Embedding]:
+        """The embedding of a chip, or of each of its patches, from its fields."""
         if self.per == "chip":
-            yield sample.key, sample.geometry, said["vector"]
+            yield Embedding(
+                key=sample.key, geometry=sample.geometry, time=sample.time, vector=fields["vector"]
+            )
             return
-        rows, cols = said["seen"].shape
+        rows, cols = fields["seen"].shape
         # Patches may reach over the chip's right and bottom: their ground ends with it.
         name = max(sample.pixels, key=lambda n: self._grid(sample, n)[0])
-        side = self.model.config.inputs[name].token_pixels
+        side = self.network.config.inputs[name].token_pixels
         height, width = sample.pixels[name].shape[-2:]
         for row in range(rows):
             for col in range(cols):
-                if not said["seen"][row, col]:
+                if not fields["seen"][row, col]:
                     continue
-                spans = (
-                    (row * side / height, min(1.0, (row + 1) * side / height)),
-                    (col * side / width, min(1.0, (col + 1) * side / width)),
+                down = (row * side / height, min(1.0, (row + 1) * side / height))
+                across = (col * side / width, min(1.0, (col + 1) * side / width))
+                yield Embedding(
+                    key=f"{sample.key}/{row},{col}",
+                    geometry=None
+                    if sample.geometry is None
+                    else _part(sample.geometry, down, across),
+                    time=sample.time,
+                    vector=fields["vectors"][row, col],
                 )
-                place = None if sample.geometry is None else _part(sample.geometry, *spans)
-                yield f"{sample.key}/{row},{col}", place, said["vectors"][row, col]
 
     def _grid(self, sample: Sample, name: str) -> tuple[int, int]:
-        return self.model.config.inputs[name].grid(*sample.pixels[name].shape[-2:])
+        return self.network.config.inputs[name].grid(*sample.pixels[name].shape[-2:])
 
 
 def _part(geometry: Geometry, down: tuple[float, float], across: tuple[float, float]) -> Geometry:

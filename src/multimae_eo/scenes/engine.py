@@ -1,4 +1,4 @@
-"""A scene through a model, window by window, in memory that does not grow with its height.
+"""A model over a whole scene, window by window, in memory that does not grow with its height.
 
 Windows overlap and are blended. At the right and bottom the last window is moved back, never
 shrunk; a scene smaller than a chip is padded with invalid pixels. Rows are finished in blocks that
@@ -7,99 +7,32 @@ do not depend on one another: an interrupted map goes on with the next, and proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from multimae_eo.errors import ConfigError
-from multimae_eo.scenes.blend import Canvas, Rows
-from multimae_eo.scenes.blocks import Blocks, assemble
-from multimae_eo.scenes.layers import Layer
-from multimae_eo.scenes.pipeline import Behind, Mapper, mapped, pieces
+import numpy.typing as npt
+
+from multimae_eo.sample import Batch, collate
+from multimae_eo.scenes.blend import BlendedRows, WindowBlender
+from multimae_eo.scenes.blocks import Blocks
+from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.quick_look import quick_look
+from multimae_eo.scenes.raster_output import tagged, write_raster
 from multimae_eo.scenes.sharing import by_dask, by_processes
-from multimae_eo.scenes.tiling import Cut
+from multimae_eo.scenes.threads import WriteQueue, prefetch
+from multimae_eo.scenes.tiling import Tiling
+from multimae_eo.scenes.window_model import WindowModel
+from multimae_eo.scenes.window_reader import SceneWindow, read_windows
 from multimae_eo.sources.raster.warped import bounded_cache
-from multimae_eo.sources.scene.scene import Scene
+from multimae_eo.sources.scene.chips import Area
 from multimae_eo.version import __version__
 
-Precision = Literal["32-true", "bf16-mixed"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class SceneOptions:
-    """How a scene is cut and computed.
-
-    ``chip``: side of a window in pixels of the scene's grid (default: the model's). ``overlap``:
-    share of a window's side. ``batch_size``: windows at once (default: by the device). ``draws``:
-    random subsets for the spread (0: no spread is written). ``device``: where the model is.
-    ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler whose workers
-    share it instead; they read the scene and write its blocks under the paths given here.
-    ``model_hash``: the model's identity, for the rasters' tags; without it an interrupted map is
-    begun again. ``progress`` is told pixels done and pixels in all.
-    """
-
-    chip: int | None = None
-    overlap: float = 0.5
-    batch_size: int | None = None
-    draws: int = 0
-    seed: int = 0
-    precision: Precision = "32-true"
-    device: str = "cpu"
-    workers: int = 1
-    dask: str = ""
-    model_hash: str = ""
-    progress: Callable[[int, int], None] | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise ConfigError(f"overlap must be in [0, 1), got {self.overlap}")
-        for name, least in (("draws", 0), ("workers", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be ≥ {least}, got {value}")
-        if self.dask and self.workers > 1:
-            raise ConfigError("workers: give either workers (here) or dask (elsewhere)")
-        if self.precision not in ("32-true", "bf16-mixed"):
-            raise ConfigError(f"precision must be 32-true or bf16-mixed, got {self.precision!r}")
-
-    @property
-    def batch(self) -> int:
-        """Windows at once: as asked, else by the device and its memory."""
-        if self.batch_size is not None:
-            return self.batch_size
-        if not self.device.startswith("cuda"):
-            return 16
-        import torch
-
-        memory = torch.cuda.get_device_properties(self.device).total_memory
-        return int(min(512, max(16, 64 * (memory >> 33))))
-
-
-class SceneMapper(Mapper, Protocol):
-    """A mapper that can be put on a device and says what it was asked."""
-
-    def to(self, device: str) -> SceneMapper:
-        """The same on another device."""
-
-    def describe(self) -> dict[str, Any]:
-        """What decides its answers, JSON-ready."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A scene to be mapped; it travels to worker processes by pickling."""
-
-    scene: Scene
-    cut: Cut
-    mapper: SceneMapper
-    layers: tuple[Layer, ...]
-    options: SceneOptions
-
-
-def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
+def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
     """Write a COG and a quick-look PNG for each layer: ``folder/<stem>.tif``.
 
     ``keep``: name of the hidden folder of finished blocks in ``folder``, which is there while the
@@ -110,14 +43,16 @@ def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
     """
     blocks = Blocks(folder / keep, _plan(job) if job.options.model_hash else None)
     try:
-        _compute(job, blocks)
+        _finish_blocks(job, blocks)
         tags = {"software": f"multimae-eo {__version__}"}
         if job.options.model_hash:
             tags["model_hash"] = job.options.model_hash
         paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
         with bounded_cache():
             for layer, path in zip(job.layers, paths, strict=True):
-                assemble(blocks, layer, job.cut, path, tags)
+                grid = job.tiling.grid.coarser(layer.ratio)
+                rows = blocks.rows(layer, grid, len(job.tiling.blocks))
+                write_raster(path, grid, tagged(layer.profile, tags), rows)
                 quick_look(path, layer)
     except BaseException:
         blocks.leave()
@@ -126,83 +61,138 @@ def map_scene(job: Job, folder: Path, *, keep: str) -> list[Path]:
     return paths
 
 
-def _plan(job: Job) -> dict[str, Any]:
+def _plan(job: SceneJob) -> dict[str, Any]:
+    """What has to be equal for an interrupted map to go on."""
     options = job.options
     return {
         "software": __version__,
         "model": options.model_hash,
         "scene": job.scene.stamp(),
-        "chip": job.cut.chip,
+        "chip": job.tiling.chip,
         "overlap": options.overlap,
         "batch_size": options.batch,
         "precision": options.precision,
         "layers": [layer.stem for layer in job.layers],
-        **job.mapper.describe(),
+        **job.settings,
     }
 
 
-def _compute(job: Job, blocks: Blocks) -> None:
-    ranges, width = job.cut.blocks, job.cut.grid.width
-    left = [n for n in range(len(ranges)) if not blocks.done(n)]
-    height = job.cut.grid.height
+def _finish_blocks(job: SceneJob, blocks: Blocks) -> None:
+    """Compute the blocks that are not finished yet: here, by processes, or by Dask's workers."""
+    ranges, grid = job.tiling.blocks, job.tiling.grid
+    missing = [n for n in range(len(ranges)) if not blocks.done(n)]
 
     def rows_of(number: int) -> int:
-        return min(ranges[number][1], height) - ranges[number][0]
+        return min(ranges[number][1], grid.height) - ranges[number][0]
 
-    done = height - sum(rows_of(n) for n in left)
-
-    def told(rows: int) -> None:
+    def report(rows: int) -> None:
         if job.options.progress is not None:
-            job.options.progress(rows * width, height * width)
+            job.options.progress(rows * grid.width, grid.height * grid.width)
 
-    told(done)
-    if left and (job.options.dask or (job.options.workers > 1 and len(left) > 1)):
+    done = grid.height - sum(rows_of(n) for n in missing)
+    report(done)
+    if missing and (job.options.dask or (job.options.workers > 1 and len(missing) > 1)):
         share = by_dask if job.options.dask else by_processes
-        for number in share(run_block, job, blocks, left):
+        for number in share(run_block, job, blocks, missing):
             done += rows_of(number)
-            told(done)
+            report(done)
         return
-    for number in left:
+    for number in missing:
         before = done
-        run_block(job, blocks, number, lambda rows: told(before + rows))  # noqa: B023
+        run_block(job, blocks, number, lambda rows: report(before + rows))  # noqa: B023
         done += rows_of(number)
 
 
 def run_block(
-    job: Job, blocks: Blocks, number: int, progress: Callable[[int], None] | None = None
+    job: SceneJob, blocks: Blocks, number: int, progress: Callable[[int], None] | None = None
 ) -> None:
-    """Compute one block of rows and write it; ``progress`` is told how many rows are done."""
-    block = job.cut.blocks[number]
-    writer = blocks.writer(number, job.layers)
+    """Compute one block of rows and write it; ``progress`` is called with the rows done."""
+    block = job.tiling.blocks[number]
+    writer = blocks.writer(number, job.layers, job.scene)
 
-    def write(rows: Rows) -> None:
-        for layer in job.layers:
-            writer.write(layer.stem, layer.rows(rows, job.scene))
+    def write(rows: BlendedRows) -> None:
+        writer.write(rows)
         if progress is not None:
-            below = min(rows.top + len(rows.observed), job.cut.grid.height)
-            progress(below - block[0])
+            bottom = min(rows.top + len(rows.observed), job.tiling.grid.height)
+            progress(bottom - block[0])
 
-    canvas = Canvas(job.cut, block, {la.field: la.ratio for la in job.layers}, write)
+    blender = WindowBlender(job.tiling, block, {la.field: la.ratio for la in job.layers}, write)
 
-    def add(batch: list[Any]) -> None:
-        for piece, values in batch:
-            canvas.add(piece.window, values, piece.observed, piece.floor)
+    def add(batch: list[PredictedWindow]) -> None:
+        for item in batch:
+            at = item.window
+            blender.add(at.window, item.fields, at.observed, at.floor)
 
     try:
-        with computing(job.options), bounded_cache(), Behind() as behind:
-            found = pieces(job.scene, job.mapper, job.cut, block)
-            for batch in mapped(found, job.mapper, job.options.batch):
-                behind.do(add, batch)
-            behind.do(canvas.finish)
+        with computing(job.options), bounded_cache(), WriteQueue() as queue:
+            for batch in predict_windows(
+                job.model, job.scene, job.tiling, block, batch_size=job.options.batch
+            ):
+                queue.submit(add, batch)
+            queue.submit(blender.finish)
         writer.finish()
     except BaseException:
         writer.discard()
         raise
 
 
+# A model on windows ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedWindow:
+    """A window and the model's predictions for it, by field, without the batch axis."""
+
+    window: SceneWindow
+    fields: Mapping[str, npt.NDArray[Any]]
+
+
+def predict_windows(
+    model: WindowModel, area: Area, tiling: Tiling, block: tuple[int, int], *, batch_size: int
+) -> Iterator[list[PredictedWindow]]:
+    """Read the windows of a block and apply a model to them, batch by batch.
+
+    Windows of which the model observes nothing are left out. A batch for which the device has no
+    memory is halved.
+    """
+    windows = read_windows(area, model.inputs, tiling, block)
+    parts = iter(lambda: list(islice(windows, batch_size)), [])
+
+    def collated(part: list[SceneWindow]) -> tuple[list[SceneWindow], Batch]:
+        return part, collate([w.sample for w in part], model.inputs)
+
+    for part, batch in prefetch(collated, parts, lambda _: 0, threads=1):
+        yield _predict_batch(model, part, batch)
+
+
+def _predict_batch(
+    model: WindowModel, windows: list[SceneWindow], batch: Batch
+) -> list[PredictedWindow]:
+    import torch
+
+    try:
+        predictions = model(batch)
+    except torch.OutOfMemoryError:
+        if len(windows) == 1:
+            raise
+    else:
+        return [
+            PredictedWindow(
+                window=windows[row], fields={n: v[i] for n, v in predictions.fields.items()}
+            )
+            for i, row in enumerate(predictions.rows)
+        ]
+    # Outside of the handler, which would keep the failed batch's tensors alive.
+    half = len(windows) // 2
+    first, second = torch.arange(half), torch.arange(half, len(windows))
+    return _predict_batch(model, windows[:half], batch.take(first)) + _predict_batch(
+        model, windows[half:], batch.take(second)
+    )
+
+
 @contextmanager
 def computing(options: SceneOptions) -> Iterator[None]:
-    """No gradients, in the precision that was asked for."""
+    """No gradients, in the precision of the options."""
     import torch
 
     kind = options.device.split(":", maxsplit=1)[0]

@@ -1,92 +1,36 @@
-"""What a fine-tuned model says of a whole scene: classes, probabilities, or values."""
+"""Maps of a scene by a fine-tuned model: classes, probabilities, or values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor, nn
 
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError
 from multimae_eo.modality import Band, LegendClass, Modality, ModalitySet
-from multimae_eo.network.config import ModelConfig
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.sample import Batch
-from multimae_eo.scenes.engine import Job, SceneOptions, map_scene
-from multimae_eo.scenes.layers import Layer, LayerKind
-from multimae_eo.scenes.reconstruct import (
-    Sized,
-    array_of,
+from multimae_eo.scenes import engine
+from multimae_eo.scenes.job import SceneJob, SceneOptions
+from multimae_eo.scenes.output_layers import LayerKind, OutputLayer
+from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
+from multimae_eo.scenes.tiling import tiling_in_cells
+from multimae_eo.scenes.window_model import (
+    Predictions,
     device_of,
+    host_array,
     moved,
-    observed,
-    require_inputs,
-    scene_cut,
+    observed_rows,
+    take_rows,
 )
-from multimae_eo.scenes.tiling import cut_in_cells
 from multimae_eo.sources.scene.scene import Scene
 
 _FIELD = "prediction"
 
 
-class ScenePredictor(Sized, Protocol):
-    """A model of labels. ``class_names``: of its classes; empty where it predicts values.
-    ``per_chip``: whether it has one answer for a whole chip."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of its classes, in the order of its probabilities."""
-
-    @property
-    def per_chip(self) -> bool:
-        """Whether ``predict`` gives one answer for a whole chip."""
-
-    def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
-        """Probabilities (B, classes, H, W) or values (B, 1, H, W); ``per_chip`` without H and W."""
-
-
-class Answering(nn.Module):
-    """A Predictor as scenes ask it: in probabilities, or in values of the labels' unit."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.predictor = predictor
-
-    @property
-    def modalities(self) -> ModalitySet:
-        """Its inputs."""
-        return self.predictor.encoder.modalities
-
-    @property
-    def config(self) -> ModelConfig:
-        """Of its encoder, with the sides of its chips."""
-        return self.predictor.encoder.config
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of its classes, none for values."""
-        return self.predictor.target.classes
-
-    @property
-    def per_chip(self) -> bool:
-        """Whether its labels are one per chip."""
-        return not self.predictor.target.dense
-
-    def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
-        """Chips with anything observed in ``inputs``: indices int64 (n,)."""
-        return self.predictor.encoder.observed_rows(batch, inputs)
-
-    def predict(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
-        """Probabilities (B, classes[, H, W]), or values (B, 1)."""
-        said = self.predictor.answers(self.predictor.predict(batch, inputs).float())
-        return said if self.class_names else said[:, None]
-
-
 def predict_scene(
-    model: ScenePredictor | Predictor,
+    model: Predictor,
     scene: Scene,
     *,
     out: Path,
@@ -94,58 +38,61 @@ def predict_scene(
     extras: Sequence[LayerKind] = (),
     options: SceneOptions | None = None,
 ) -> list[Path]:
-    """Map a scene with a fine-tuned model; a COG and a quick-look PNG for each raster.
+    """Map a scene with a fine-tuned model; returns the paths of the COGs.
 
     Writes ``out`` (a ``.tif``): class ids from 0 with names and a colour table, nodata 255 (the
     likeliest label, where labels are multi-hot), or float32 values with NaN. ``extras`` also
     ``<out's stem>.probabilities.tif``, a band per class, and ``<out's stem>.confidence.tif``, the
-    likeliest class's probability. The grid is the scene's; for a model that has one answer per
-    chip it has a pixel per window, or finer where windows overlap (by default they do not).
+    likeliest class's probability. Beside each lies a quick-look PNG. The grid is the scene's; for a
+    model with one prediction per chip it has a pixel per window, or finer where windows overlap (by
+    default they do not).
 
     Raises as ``reconstruct_scene``; ConfigError for extras of a model without classes.
     """
-    asked: ScenePredictor = Answering(model) if isinstance(model, Predictor) else model
-    chosen = options or SceneOptions(overlap=default_overlap(asked))
+    options = options or SceneOptions(overlap=default_overlap(model))
     if out.suffix != ".tif":
         raise ConfigError(f"{out}: the map is a GeoTIFF; let its name end in .tif")
     for kind in extras:
-        if not asked.class_names:
+        if not model.target.classes:
             raise ConfigError(f"{kind}: the model predicts values, not classes")
-    names = require_inputs(asked, scene, inputs)
-    cut = scene_cut(asked, scene, names, chosen)
-    if asked.per_chip:
-        cut = cut_in_cells(cut, _FIELD, chosen.overlap)
-    ratio = cut.ratios.get(_FIELD, 1) if asked.per_chip else 1
-    about = _prediction(tuple(asked.class_names))
-    kinds: list[LayerKind] = ["value", *extras]
-    layers = tuple(
-        Layer(
-            stem=out.stem if k == "value" else f"{out.stem}.{k}",
-            kind=k,
-            field=_FIELD,
-            ratio=ratio,
-            modality=about,
-        )
-        for k in kinds
+    window_model = WindowPredictor(
+        network=model, inputs=require_inputs(model.encoder.modalities, scene, inputs)
     )
-    mapper = _Predict(asked, scene.modalities.select(names), cut.chip // ratio)
-    job = Job(
+    tiling = scene_tiling(window_model.sizes, scene, window_model.inputs, options)
+    ratio = 1
+    if not model.target.dense:
+        tiling = tiling_in_cells(tiling, _FIELD, options.overlap)
+        ratio = tiling.ratios[_FIELD]
+    window_model = replace(window_model, side=tiling.chip // ratio)
+    value = OutputLayer(
+        stem=out.stem,
+        kind="value",
+        field=_FIELD,
+        ratio=ratio,
+        modality=_predicted_modality(model.target.classes),
+    )
+    job = SceneJob(
         scene=scene,
-        cut=cut,
-        mapper=mapper if chosen.dask else mapper.to(chosen.device),
-        layers=layers,
-        options=chosen,
+        tiling=tiling,
+        model=window_model if options.dask else window_model.to(options.device),
+        layers=(value, *(replace(value, stem=f"{out.stem}.{k}", kind=k) for k in extras)),
+        settings={
+            "verb": "predict",
+            "inputs": list(window_model.inputs),
+            "classes": list(model.target.classes),
+        },
+        options=options,
     )
-    return map_scene(job, out.parent, keep=f".{out.name}.partial")
+    return engine.run(job, out.parent, keep=f".{out.name}.partial")
 
 
-def default_overlap(model: ScenePredictor) -> float:
-    """Of windows: half for maps, none for a model with one answer per chip."""
-    return 0.0 if model.per_chip else 0.5
+def default_overlap(model: Predictor) -> float:
+    """Overlap of windows: half for maps, none for a model with one prediction per chip."""
+    return 0.5 if model.target.dense else 0.0
 
 
-def _prediction(class_names: tuple[str, ...]) -> Modality:
-    """What a fine-tuned model predicts, as a modality."""
+def _predicted_modality(class_names: Sequence[str]) -> Modality:
+    """The prediction as a modality: a class map, or values where there are no classes."""
     if not class_names:
         return Modality(name=_FIELD, bands=(Band(name="value"),))
     classes = tuple(
@@ -156,35 +103,42 @@ def _prediction(class_names: tuple[str, ...]) -> Modality:
     return Modality(name=_FIELD, bands=bands, kind="categorical", classes=classes)
 
 
-@dataclass(frozen=True)
-class _Predict:
+@dataclass(frozen=True, kw_only=True)
+class WindowPredictor:
     """Predicts windows: one field of ``side`` × ``side`` pixels per window."""
 
-    model: ScenePredictor
-    modalities: ModalitySet
-    side: int
+    network: Predictor
+    inputs: ModalitySet
+    side: int = 1
 
-    def __call__(self, batch: Batch) -> tuple[Sequence[int], Mapping[str, Any]]:
-        inputs = list(self.modalities)
-        batch = batch.to(device_of(self.model))
-        rows, batch = observed(self.model, batch, inputs)
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """See ``WindowModel``."""
+        encoder = self.network.encoder
+        return {n: encoder.config.sizes[n] for n in encoder.modalities}
+
+    def __call__(self, batch: Batch) -> Predictions:
+        """See ``WindowModel``."""
+        network, names = self.network, list(self.inputs)
+        batch = batch.to(device_of(network))
+        rows = observed_rows(network.encoder, batch, names)
         if not rows:
-            return rows, {}
-        said = array_of(self.model.predict(batch, inputs))
-        if self.model.per_chip and said.ndim == 2:
-            said = said[:, :, None, None]
-        count = max(1, len(self.model.class_names))
-        if said.ndim != 4 or said.shape[1] != count or self.side % said.shape[-1]:
+            return Predictions()
+        outputs = network.answers(network.predict(take_rows(batch, rows), names).float())
+        field = host_array(outputs if network.target.classes else outputs[:, None])
+        if not network.target.dense and field.ndim == 2:
+            field = field[:, :, None, None]
+        count = max(1, len(network.target.classes))
+        if field.ndim != 4 or field.shape[1] != count or self.side % field.shape[-1]:
             raise ContractError(
-                f"the model's prediction has shape {said.shape}; expected (B, {count}, H, W) with "
+                f"the model's prediction has shape {field.shape}; expected (B, {count}, H, W) with "
                 f"H and W that divide {self.side}"
             )
-        times = self.side // said.shape[-1]
-        return rows, {_FIELD: said.repeat(times, axis=2).repeat(times, axis=3)}
+        times = self.side // field.shape[-1]
+        return Predictions(
+            rows=rows, fields={_FIELD: field.repeat(times, axis=2).repeat(times, axis=3)}
+        )
 
-    def to(self, device: str) -> _Predict:
-        return replace(self, model=moved(self.model, device))
-
-    def describe(self) -> dict[str, Any]:
-        return {"verb": "predict", "inputs": list(self.modalities),
-                "classes": list(self.model.class_names)}  # fmt: skip
+    def to(self, device: str) -> WindowPredictor:
+        """See ``WindowModel``."""
+        return replace(self, network=moved(self.network, device))

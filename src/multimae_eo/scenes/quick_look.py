@@ -25,7 +25,7 @@ from multimae_eo.reports.pictures import (
     scalar_picture,
     stretch_of,
 )
-from multimae_eo.scenes.layers import Layer
+from multimae_eo.scenes.output_layers import OutputLayer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ class _Look:
     classes: tuple[LegendClass, ...] = ()
 
 
-def quick_look(path: Path, layer: Layer) -> Path:
+def quick_look(path: Path, layer: OutputLayer) -> Path:
     """Draw the raster at ``path``, at most 1024 px a side, as ``path`` + ``.png``.
 
     Raises OutputError where it cannot be written.
@@ -61,7 +61,7 @@ def quick_look(path: Path, layer: Layer) -> Path:
     return save_figure(_figure(_look(layer, values, ok)), path.with_name(path.name + ".png"))
 
 
-def _look(layer: Layer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Look:
+def _look(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Look:
     modality = layer.modality
     if layer.kind == "value":
         return _value(modality, values, ok)

@@ -1,9 +1,9 @@
-"""Cloud-Optimised GeoTIFFs: written in rows, under a temporary name, renamed when whole."""
+"""Cloud-Optimised GeoTIFFs: written in rows under a temporary name, renamed when complete."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
 from multimae_eo.modality import Modality
-from multimae_eo.sources.scene.scene import Grid
+from multimae_eo.sources.raster.grid import Grid
 
 _CHUNK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What a raster holds: band names, number type, nodata, colours by value, and tags."""
+    """A raster's band names, dtype, nodata, colours by value, and tags."""
 
     bands: tuple[str, ...]
     dtype: str
@@ -31,7 +31,7 @@ class Profile:
 
 
 def profile_of(modality: Modality, *, spread: bool = False) -> Profile:
-    """How a predicted modality is written: class ids as they are, measurements as float32."""
+    """The profile of a predicted modality: class ids as they are, measurements as float32."""
     tags = {"modality": modality.name, "unit": modality.unit}
     if not modality.categorical:
         names = tuple(f"{b} spread" if spread else b for b in modality.band_names)
@@ -132,12 +132,26 @@ class RowWriter:
                 window = ((top, bottom), (0, self.grid.width))
                 ours, theirs = written.read(window=window), read.read(window=window)
                 if not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
-                    raise OutputError(f"{self.path}: was not written whole; free space")
+                    raise OutputError(f"{self.path}: was not written completely; free space")
 
     def discard(self) -> None:
         """Leave nothing behind."""
         self._file.close()
         self._folder.cleanup()
+
+
+def write_raster(
+    path: Path, grid: Grid, profile: Profile, rows: Iterable[npt.NDArray[Any]]
+) -> Path:
+    """Write rows (bands, n, width), from top to bottom, as a COG at ``path``; OutputError."""
+    writer = RowWriter(path, grid, profile)
+    try:
+        for part in rows:
+            writer.write(part)
+        return writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
 
 
 def rows_at_once(width: int, profile: Profile) -> int:

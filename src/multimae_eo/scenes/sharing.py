@@ -10,38 +10,28 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.scenes.blocks import Blocks
+from multimae_eo.scenes.job import SceneJob
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-    from multimae_eo.scenes.blocks import Blocks
-    from multimae_eo.scenes.engine import Job
-
-Work = Callable[["Job", "Blocks", int], None]
+Work = Callable[[SceneJob, Blocks, int], None]
 
 _SECONDS_TO_CONNECT = 10
 
 
-def _packed(job: Job) -> Job:
-    """A job that can travel: its model in the CPU's memory, nobody to tell of progress."""
-    options = replace(job.options, progress=None)
-    return replace(job, mapper=job.mapper.to("cpu"), options=options)
-
-
-def _on(job: Job, device: str) -> Job:
-    return replace(job, mapper=job.mapper.to(device), options=replace(job.options, device=device))
-
-
 # Processes ------------------------------------------------------------------------------------
 
-_HERE: dict[str, tuple[Work, Job, Blocks]] = {}
+_WORKER: dict[str, tuple[Work, SceneJob, Blocks]] = {}
 
 
-def by_processes(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -> Iterator[int]:
+def by_processes(
+    work: Work, job: SceneJob, blocks: Blocks, numbers: Sequence[int]
+) -> Iterator[int]:
     """Blocks as they are finished by ``job.options.workers`` processes; OutputError if one dies."""
     import torch
 
@@ -52,7 +42,7 @@ def by_processes(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -
         count,
         mp_context=context,
         initializer=_begin,
-        initargs=((work, _packed(job), blocks), context.Value("i", 0), threads),
+        initargs=((work, job.packed(), blocks), context.Value("i", 0), threads),
     )
     try:
         for future in as_completed([pool.submit(_one, n) for n in numbers]):
@@ -66,7 +56,9 @@ def by_processes(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(what: tuple[Work, Job, Blocks], counter: Synchronized[int], threads: int) -> None:
+def _begin(
+    assignment: tuple[Work, SceneJob, Blocks], counter: Synchronized[int], threads: int
+) -> None:
     """In a new process: take the job, a share of the cores, and the next device."""
     import torch
 
@@ -74,15 +66,15 @@ def _begin(what: tuple[Work, Job, Blocks], counter: Synchronized[int], threads: 
     with counter.get_lock():
         rank = counter.value
         counter.value += 1
-    work, job, blocks = what
+    work, job, blocks = assignment
     device = job.options.device
     if device == "cuda":
         device = f"cuda:{rank % torch.cuda.device_count()}"
-    _HERE["job"] = work, _on(job, device), blocks
+    _WORKER["job"] = work, job.on(device), blocks
 
 
 def _one(number: int) -> int:
-    work, job, blocks = _HERE["job"]
+    work, job, blocks = _WORKER["job"]
     work(job, blocks, number)
     return number
 
@@ -90,7 +82,7 @@ def _one(number: int) -> int:
 # Dask -----------------------------------------------------------------------------------------
 
 
-def by_dask(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -> Iterator[int]:
+def by_dask(work: Work, job: SceneJob, blocks: Blocks, numbers: Sequence[int]) -> Iterator[int]:
     """Blocks as they are finished by the workers of the scheduler at ``job.options.dask``.
 
     The scheduler gives the blocks of a worker that died to another.
@@ -109,12 +101,12 @@ def by_dask(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -> Ite
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--dask {address}: no scheduler answers there; start one with `dask scheduler` and "
-            "give the address that it tells"
+            "give the address that it prints"
         ) from error
     with client:
         # A task, so that the scheduler can give the job again where its holder died.
-        held = client.submit(_held, _packed(job), pure=False)
-        tasks = [client.submit(_elsewhere, work, held, blocks, n, pure=False) for n in numbers]
+        held = client.submit(_keep, job.packed(), pure=False)
+        tasks = [client.submit(_remote_block, work, held, blocks, n, pure=False) for n in numbers]
         try:
             for task in completed(tasks, loop=client.loop):
                 yield task.result()
@@ -125,11 +117,11 @@ def by_dask(work: Work, job: Job, blocks: Blocks, numbers: Sequence[int]) -> Ite
             ) from error
 
 
-def _held(job: Job) -> Job:
-    return _on(job, job.options.device)
+def _keep(job: SceneJob) -> SceneJob:
+    return job.on(job.options.device)
 
 
-def _elsewhere(work: Callable[..., Any], job: Job, blocks: Blocks, number: int) -> int:
+def _remote_block(work: Callable[..., Any], job: SceneJob, blocks: Blocks, number: int) -> int:
     if not blocks.folder.is_dir():
         raise OutputError(
             f"{blocks.folder}: the worker on {socket.gethostname()} does not see it; choose an "

@@ -1,4 +1,4 @@
-"""How a scene is cut: windows of the model's chip size, read in tiles, resumed in blocks.
+"""Tiling of a scene: windows of the model's chip size, read in tiles, resumed in blocks.
 
 All numbers are pixels of the scene's grid. A modality whose pixels are ``ratio`` times coarser is
 cut at the same ground, so every edge is a multiple of all ratios.
@@ -23,8 +23,11 @@ _TILE_ROWS, _TILE_COLUMNS = 4, 16
 
 @dataclass(frozen=True)
 class Tile:
-    """What is read at once: ``windows`` within ``bounds``. No window of this tile or of a later
-    one reaches above the row ``floor``. ``column``: its place from the left, from 0."""
+    """Windows that are read at once, within ``bounds``.
+
+    No window of this tile or of a later one reaches above the row ``floor``. ``column``: its index
+    from the left, from 0.
+    """
 
     bounds: Window
     windows: tuple[Window, ...]
@@ -33,7 +36,7 @@ class Tile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class Tiling:
     """The windows of a scene: all pairs of ``tops`` and ``lefts``, ``chip`` × ``chip`` pixels.
 
     ``ratios``: for each modality of the model, how many of the grid's pixels make one of its own.
@@ -80,27 +83,27 @@ class Cut:
                 yield Tile(bounds, windows, rows[0], column)
 
 
-def cut_scene(
+def make_tiling(
     grid: Grid,
     sizes: Mapping[str, int],
-    given: Mapping[str, int],
+    ratios: Mapping[str, int],
     *,
     chip: int | None = None,
     overlap: float = 0.5,
-) -> Cut:
+) -> Tiling:
     """Cut a scene for a model whose chips have ``sizes``, by modality, in their own pixels.
 
-    ``given``: the ratio of each input in the scene. ``chip``: another side of the windows.
+    ``ratios``: of each input in the scene. ``chip``: another side of the windows.
     ``overlap``: share of a window's side, in [0, 1).
 
     Raises ContractError where the scene's resolutions are not those the model has learnt,
     ConfigError for a chip that is not whole pixels of every modality.
     """
-    grounds = {n: sizes[n] * ratio for n, ratio in given.items()}
+    grounds = {n: sizes[n] * ratio for n, ratio in ratios.items()}
     if len(set(grounds.values())) > 1:
-        told = ", ".join(f"{n} {side} px" for n, side in grounds.items())
+        sides = ", ".join(f"{n} {side} px" for n, side in grounds.items())
         raise ContractError(
-            f"the model's chips cover different ground in this scene ({told} of its grid); give "
+            f"the model's chips cover different ground in this scene ({sides} of its grid); give "
             "coarser modalities the `ratio:` that the model was trained with"
         )
     side = next(iter(grounds.values()))
@@ -110,8 +113,8 @@ def cut_scene(
                 f"the model's chips have {size} px of {name} on {side} px of the scene's grid, "
                 "which is not a whole ratio; name the finest modality first in the scene file"
             )
-    ratios = {name: side // size for name, size in sizes.items()}
-    unit, length = math.lcm(*ratios.values()), chip or side
+    all_ratios = {name: side // size for name, size in sizes.items()}
+    unit, length = math.lcm(*all_ratios.values()), chip or side
     if length < 1 or length % unit:
         raise ConfigError(f"chip: {length} px is not whole pixels of all modalities; choose "
                           f"a multiple of {unit}")  # fmt: skip
@@ -120,23 +123,23 @@ def cut_scene(
         tuple(unit * s for s in window_starts(-(-size // unit), length // unit, step))
         for size in (grid.height, grid.width)
     )
-    return Cut(grid=grid, chip=length, ratios=ratios, tops=tops, lefts=lefts)
+    return Tiling(grid=grid, chip=length, ratios=all_ratios, tops=tops, lefts=lefts)
 
 
-def cut_in_cells(cut: Cut, field: str, overlap: float) -> Cut:
-    """The same scene cut for one answer per window, told as ``field`` on a grid of cells.
+def tiling_in_cells(tiling: Tiling, field: str, overlap: float) -> Tiling:
+    """The same scene's tiling for one prediction per window, as ``field`` on a grid of cells.
 
     A cell is the part of a window's side that does not overlap, as nearly as it divides the window.
     Windows start at cells; the last reach over the edges, and none is moved.
     """
     most = max(1, round(1 / (1 - overlap)))
-    parts = max(p for p in range(1, most + 1) if cut.chip % (p * cut.unit) == 0)
-    cell = cut.chip // parts
+    parts = max(p for p in range(1, most + 1) if tiling.chip % (p * tiling.unit) == 0)
+    cell = tiling.chip // parts
     tops, lefts = (
         tuple(cell * s for s in window_starts(-(-size // cell), parts, 1))
-        for size in (cut.grid.height, cut.grid.width)
+        for size in (tiling.grid.height, tiling.grid.width)
     )
-    return replace(cut, ratios={**cut.ratios, field: cell}, tops=tops, lefts=lefts)
+    return replace(tiling, ratios={**tiling.ratios, field: cell}, tops=tops, lefts=lefts)
 
 
 def _up(length: int, unit: int) -> int:

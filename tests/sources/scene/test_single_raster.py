@@ -11,7 +11,7 @@ from multimae_eo.geo import Window
 from multimae_eo.network.config import HeadConfig, InputConfig
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
-from multimae_eo.scenes.reconstruct import open_for
+from multimae_eo.scenes.scene_inputs import open_for
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.sources.scene.single_raster import RasterRule
 

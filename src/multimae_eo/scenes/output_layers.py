@@ -1,4 +1,4 @@
-"""The rasters a scene becomes: what of the blended windows each holds, and how it is written."""
+"""The rasters a scene is mapped to: the values that each holds of the blended windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality
-from multimae_eo.scenes.blend import Array, Rows, coarser_mask
+from multimae_eo.scenes.blend import Array, BlendedRows, coarser_mask
 from multimae_eo.scenes.raster_output import Profile, profile_of
 from multimae_eo.sources.scene.chips import Area
 
@@ -18,13 +18,12 @@ LayerKind = Literal["value", "spread", "error", "probabilities", "confidence"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One raster of a scene. ``stem``: of its file's name.
+class OutputLayer:
+    """One raster to write. ``stem``: of its file's name. ``modality``: the predicted one.
 
-    ``field``: what it is made of. A "value" is the field itself, or its likeliest class;
-    an "error" is prediction − truth, or 1 where the class is wrong; "confidence" is the likeliest
-    class's probability. ``ratio``: of its pixels to the
-    grid's. ``modality``: what it is about.
+    ``field``: the predicted field that it is made of. A "value" is the field itself, or its
+    likeliest class; an "error" is prediction − truth, or 1 where the class is wrong; "confidence"
+    is the likeliest class's probability. ``ratio``: of its pixels to the grid's.
     """
 
     stem: str
@@ -35,32 +34,32 @@ class Layer:
 
     @property
     def profile(self) -> Profile:
-        """Bands, number type, nodata, colours and tags."""
-        about = self.modality
+        """Bands, dtype, nodata, colours and tags."""
+        modality = self.modality
         if self.kind == "value":
-            return profile_of(about)
+            return profile_of(modality)
         if self.kind == "spread":
-            return profile_of(about, spread=True)
+            return profile_of(modality, spread=True)
         plain = Profile(
-            bands=(), dtype="float32", nodata=float("nan"), tags={"modality": about.name}
+            bands=(), dtype="float32", nodata=float("nan"), tags={"modality": modality.name}
         )
         if self.kind in ("probabilities", "confidence"):
-            bands = about.class_names if self.kind == "probabilities" else ("confidence",)
+            bands = modality.class_names if self.kind == "probabilities" else ("confidence",)
             return replace(plain, bands=bands, tags={**plain.tags, "unit": "probability"})
-        unit = "1 where the class is wrong" if about.categorical else about.unit
-        bands = tuple(f"{b} error" for b in about.band_names)
+        unit = "1 where the class is wrong" if modality.categorical else modality.unit
+        bands = tuple(f"{b} error" for b in modality.band_names)
         return replace(plain, bands=bands, tags={**plain.tags, "unit": unit})
 
-    def rows(self, rows: Rows, area: Area) -> npt.NDArray[Any]:
-        """What is written of finished rows: (bands, n, W) in the profile's number type."""
+    def rows(self, rows: BlendedRows, area: Area) -> npt.NDArray[Any]:
+        """The raster's values of finished rows: (bands, n, W) in the profile's dtype."""
         profile = self.profile
         grid = area.grid.coarser(self.ratio)
-        seen = coarser_mask(rows.observed, self.ratio)
-        height = min(len(seen), grid.height - rows.top // self.ratio)
-        seen = seen[:height, : grid.width]
+        observed = coarser_mask(rows.observed, self.ratio)
+        height = min(len(observed), grid.height - rows.top // self.ratio)
+        observed = observed[:height, : grid.width]
         if self.field not in rows.values:
             # No window with any input so far: nothing was observed in these rows.
-            return np.full((len(profile.bands), *seen.shape), profile.nodata, profile.dtype)
+            return np.full((len(profile.bands), *observed.shape), profile.nodata, profile.dtype)
         values: Any = rows.values[self.field][:, :height, : grid.width]
         if self.modality.categorical and self.kind in ("value", "error"):
             values = np.array(self.modality.class_ids)[values.argmax(axis=0)][None]
@@ -68,9 +67,9 @@ class Layer:
             values = values.max(axis=0)[None]
         if self.kind == "error":
             values = self._error(values, rows, area)
-        return np.where(seen, values, profile.nodata).astype(profile.dtype, copy=False)
+        return np.where(observed, values, profile.nodata).astype(profile.dtype, copy=False)
 
-    def _error(self, values: npt.NDArray[Any], rows: Rows, area: Area) -> Array:
+    def _error(self, values: npt.NDArray[Any], rows: BlendedRows, area: Area) -> Array:
         """NaN where the truth was not observed."""
         name = self.modality.name
         height, width = rows.observed.shape
@@ -81,10 +80,10 @@ class Layer:
         raw = sample.pixels[name]
         truth = raw.astype(np.float64)
         if not self.modality.categorical:
-            how = sample.calibration_of(self.modality)
-            truth = truth * how.scale + how.offset
+            calibration = sample.calibration_of(self.modality)
+            truth = truth * calibration.scale + calibration.offset
         valid = sample.valid.get(name, np.ones((1, *raw.shape[1:]), dtype=bool))
-        at = np.s_[:, : values.shape[1], : values.shape[2]]
-        truth, valid = truth[at], valid[at]
+        inside = np.s_[:, : values.shape[1], : values.shape[2]]
+        truth, valid = truth[inside], valid[inside]
         error = values != truth if self.modality.categorical else values - truth
         return np.where(valid, error, np.nan).astype(np.float32)

@@ -1,0 +1,65 @@
+"""Between a model and a scene: which modalities are read, and how the scene is cut into windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.modality import ModalitySet
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.scenes.job import SceneOptions
+from multimae_eo.scenes.tiling import Tiling, make_tiling
+from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
+from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES, RasterRule
+
+
+def open_for(
+    model: MultiMAE,
+    path: Path,
+    *,
+    inputs: Sequence[str] | None = None,
+    rule: RasterRule | None = None,
+) -> Scene:
+    """Open a scene file, or a single raster that holds all ``inputs`` (default: the model's).
+
+    Modalities are read at the resolutions of the model's training: all on one grid, or native.
+    ``rule``: what a raster does not declare itself. Raises as ``Scene`` and ``Scene.of_raster``;
+    ConfigError for a rule beside a scene file.
+    """
+    sizes = model.config.sizes
+    if path.suffix.lower() not in RASTER_SUFFIXES:
+        if rule not in (None, RasterRule()):
+            raise ConfigError(f"{path}: level and scale of its rasters stand in the scene file")
+        return Scene(path, native=len(set(sizes.values())) > 1)
+    modalities = model.modalities.select(inputs or list(model.modalities))
+    side = max(sizes[n] for n in modalities)
+    ratios = {n: side // sizes[n] for n in modalities if side % sizes[n] == 0}
+    return Scene.of_raster(path, modalities, rule, ratios=ratios)
+
+
+def require_inputs(
+    modalities: ModalitySet, scene: Scene, inputs: Sequence[str] | None
+) -> ModalitySet:
+    """The modalities to read, as the scene has them.
+
+    ``modalities``: the model's. ``inputs``: names (default: all that model and scene share).
+    Raises ConfigError for a name that either lacks, or where nothing is shared.
+    """
+    shared = [n for n in scene.modalities if n in modalities]
+    for name in inputs or ():
+        if name not in modalities:
+            raise ConfigError(f"the model has no input {name!r}; {did_you_mean(name, shared)}")
+    require_scene_modalities(scene, inputs or ())
+    names = [n for n in shared if inputs is None or n in inputs]
+    if not names:
+        raise ConfigError(f"{scene.name}: has none of the inputs {', '.join(modalities)}")
+    return scene.modalities.select(names)
+
+
+def scene_tiling(
+    sizes: Mapping[str, int], scene: Scene, inputs: ModalitySet, options: SceneOptions
+) -> Tiling:
+    """Cut a scene into windows for a model whose chips have ``sizes``; see ``make_tiling``."""
+    ratios = {n: scene.ratios[n] for n in inputs}
+    return make_tiling(scene.grid, sizes, ratios, chip=options.chip, overlap=options.overlap)

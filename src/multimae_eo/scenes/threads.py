@@ -1,0 +1,68 @@
+"""Threads around the model: prefetching before it, a write queue after it.
+
+Queues are bounded, and so is memory; an error in a thread is raised where its result is taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_QUEUED_WRITES = 4
+
+
+def prefetch(
+    work: Callable[[A], B], items: Iterable[A], thread_of: Callable[[A], int], *, threads: int
+) -> Iterator[B]:
+    """``work`` of each item, in order, done by threads; at most ``threads`` + 1 results wait.
+
+    Items of equal ``thread_of`` (modulo the number of threads) are done by the same thread.
+    """
+    remaining = iter(items)
+    pools = [ThreadPoolExecutor(1, thread_name_prefix="reader") for _ in range(threads)]
+
+    def submit(count: int) -> list[Future[B]]:
+        return [
+            pools[thread_of(item) % threads].submit(work, item) for item in islice(remaining, count)
+        ]
+
+    try:
+        waiting = deque(submit(threads + 1))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(submit(1))
+            yield result
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class WriteQueue:
+    """One thread that does the submitted work in order while the caller goes on.
+
+    ``submit`` waits while the queue is full; it and the end of the ``with`` raise what went wrong.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> WriteQueue:
+        return self
+
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Queue ``work(*arguments)``."""
+        while len(self._waiting) >= _QUEUED_WRITES:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(work, *arguments))
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        for future in () if kind is not None else self._waiting:
+            future.result()

@@ -1,0 +1,90 @@
+"""The protocol of models that the scene engine applies to windows, and its shared helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+    from multimae_eo.network.multimae import MultiMAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a model predicts for a batch of windows.
+
+    ``rows``: the windows of the batch in which the model observes anything. ``fields``: arrays in
+    the host's memory with those rows first, mostly float32 (len(rows), C, h, w).
+    """
+
+    rows: Sequence[int] = ()
+    fields: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+class WindowModel(Protocol):
+    """A model that is applied to a scene window by window; it travels to processes by pickling."""
+
+    @property
+    def inputs(self) -> ModalitySet:
+        """The modalities to read, as the scene has them."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Side of a chip in pixels for each of the model's modalities, as in training."""
+
+    def __call__(self, batch: Batch) -> Predictions:
+        """Predict a batch of windows that holds only ``inputs``."""
+
+    def to(self, device: str) -> WindowModel:
+        """The same on another device."""
+
+
+def observed_rows(encoder: MultiMAE, batch: Batch, inputs: Sequence[str]) -> list[int]:
+    """Rows of a batch in which a model has a token to see.
+
+    A thinned class map may be valid only between the pixels that are taken.
+    """
+    if batch.complete:
+        return list(range(len(batch)))
+    return [int(row) for row in encoder.observed_rows(batch, inputs)]
+
+
+def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The rows of a batch; itself where they are all."""
+    import torch
+
+    if len(rows) == len(batch):
+        return batch
+    return batch.take(torch.tensor(rows, device=batch.present.device))
+
+
+def host_array(values: torch.Tensor) -> npt.NDArray[np.float32]:
+    """A tensor as float32 in the host's memory."""
+    return values.detach().float().cpu().numpy().astype(np.float32, copy=False)
+
+
+def device_of(network: object) -> torch.device:
+    """Where a network's weights are; the CPU for one without weights."""
+    import torch
+
+    if isinstance(network, torch.nn.Module):
+        parameter = next(network.parameters(), None)
+        if parameter is not None:
+            return parameter.device
+    return torch.device("cpu")
+
+
+def moved(network: Any, device: str) -> Any:
+    """A network on a device; what has no weights stays."""
+    import torch
+
+    return network.to(device) if isinstance(network, torch.nn.Module) else network
