@@ -102,7 +102,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
 
 def _claim(out: Path, plan: dict[str, int]) -> None:
     """Make ``out`` this tour's folder; OutputError when it holds something else."""
-    from multimae_eo.reports.html import write_whole
+    from multimae_eo.files import write_file
 
     mark = out / "quickstart.json"
     text = json.dumps(plan) + "\n"
@@ -115,7 +115,7 @@ def _claim(out: Path, plan: dict[str, int]) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is not empty and no quickstart; choose another --out")
-    write_whole(mark, text.encode())
+    write_file(mark, text.encode())
 
 
 def _report(

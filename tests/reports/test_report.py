@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from multimae_eo.errors import FormatError, OutputError
-from multimae_eo.reports.html import Report, run_report, show, write_whole
+from multimae_eo.files import write_file
+from multimae_eo.reports.html import Report, run_report, show
 from multimae_eo.reports.plots import Curve, curve_figure, thin
 from multimae_eo.reports.run_page import read_metrics, run_page
 
@@ -119,13 +120,13 @@ def test_pictures_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = write_whole(tmp_path / "deep" / "x.bin", b"new")
+    path = write_file(tmp_path / "deep" / "x.bin", b"new")
     assert path.read_bytes() == b"new"
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="cannot be written"):
-        write_whole(tmp_path / "folder", b"x")
+        write_file(tmp_path / "folder", b"x")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_whole(path / "below-a-file", b"x")
+        write_file(path / "below-a-file", b"x")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["deep", "folder", "x.bin"]
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.loading.loader import make_loader
-from multimae_eo.store import layout
 from multimae_eo.store.append import append
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
@@ -94,7 +93,7 @@ def test_killed_before_any_write_the_store_is_readable_and_ends_the_same(tmp_pat
             original(source, target)
 
         with monkeypatch.context() as patched:
-            patched.setattr(layout.os, "replace", moved)
+            patched.setattr(os, "replace", moved)
             try:
                 append(new, out)
                 break
@@ -105,7 +104,7 @@ def test_killed_before_any_write_the_store_is_readable_and_ends_the_same(tmp_pat
         assert len(seen) in (6, 11)
         assert_same_sample(old, seen.read(5), old.read(5))
         append(new, out)
-        assert {n: b for n, b in files_of(out).items() if not n.endswith(".tmp")} == whole
+        assert {n: b for n, b in files_of(out).items() if not n.endswith(".part")} == whole
     assert last > 10
 
 

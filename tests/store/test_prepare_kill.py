@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from multimae_eo import files
 from multimae_eo.errors import FormatError
-from multimae_eo.store import layout, writer
+from multimae_eo.store import writer
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
 from tests.support.paths import ROOT
@@ -35,6 +36,11 @@ def wait_for(happened, process: subprocess.Popen[bytes], seconds: float = 30.0) 
         time.sleep(0.002)
 
 
+def finished_parts(out: Path) -> set[str]:
+    """Names of finished shards' records; not of the file that a killed run was writing."""
+    return {name for name in files_of(out / "parts") if not name.startswith(".")}
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "store"
@@ -48,10 +54,10 @@ def test_killed_again_and_again_it_ends_byte_identical(tmp_path, expected, worke
     rng = random.Random(workers)
     finished: list[set[str]] = []
     for _ in range(10):
-        before = set(files_of(out / "parts"))
+        before = finished_parts(out)
         process = start(out, delay=0.01, workers=workers)
         # Not while Python starts: there is nothing to interrupt yet.
-        wait_for(lambda known=before: set(files_of(out / "parts")) - known, process)
+        wait_for(lambda known=before: finished_parts(out) - known, process)
         time.sleep(rng.uniform(0, 0.04))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
@@ -60,8 +66,8 @@ def test_killed_again_and_again_it_ends_byte_identical(tmp_path, expected, worke
         with pytest.raises(FormatError, match="interrupted; run it again"):
             ChipStore(out)
         # Each start keeps what was finished before, and gets further.
-        assert before < set(files_of(out / "parts"))
-        finished.append(set(files_of(out / "parts")))
+        assert before < finished_parts(out)
+        finished.append(finished_parts(out))
     assert len(finished[-1]) < CHIPS // SHARD, "the last kill should leave work to do"
     process = start(out, delay=0.0, workers=workers)
     errors = process.communicate(timeout=60)[1]
@@ -113,12 +119,13 @@ def test_stopped_before_any_write_it_ends_byte_identical(tmp_path, monkeypatch):
 
         out = tmp_path / f"{last}"
         with monkeypatch.context() as patched:
-            patched.setattr(layout.os, "replace", replace)
+            patched.setattr(os, "replace", replace)
+            patched.setattr(files, "remove", lambda path: None)
             try:
                 prepare(source, out, shard_chips=3)
                 break
             except Killed:
-                assert list(out.rglob("*.tmp")), "as a kill would leave it"
+                assert list(out.rglob(".*.part")), "as a kill would leave it"
         assert files_of(prepare(source, out, shard_chips=3).path) == whole
     assert last == len(whole) + 2, "every file and both part records were interrupted once"
 

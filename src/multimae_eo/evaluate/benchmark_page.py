@@ -15,8 +15,9 @@ from multimae_eo.evaluate.probe_page import (
     parquet_bytes,
     told_row,
 )
+from multimae_eo.files import write_file
 from multimae_eo.reports.charts import fraction_figure
-from multimae_eo.reports.html import Report, write_whole
+from multimae_eo.reports.html import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,12 +41,12 @@ def write_benchmark(
     told = [told_row(row, ("score",)) for row in rows]
     summed = [told_row(row, ("aggregate",)) for row in totals]
     about = _AGGREGATE if totals else _NO_AGGREGATE
-    write_whole(out / "results.csv", csv_bytes(rows))
-    write_whole(out / "results.parquet", parquet_bytes(rows))
-    write_whole(out / "aggregate.csv", csv_bytes(totals))
+    write_file(out / "results.csv", csv_bytes(rows))
+    write_file(out / "results.parquet", parquet_bytes(rows))
+    write_file(out / "aggregate.csv", csv_bytes(totals))
     lines = ["# GEO-Bench", "", *markdown_table(summed), "", about, ""]
     lines += [*markdown_table(told), "", INTERVALS]
-    write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
+    write_file(out / "results.md", ("\n".join(lines) + "\n").encode())
     count = len({dataset for dataset, _, _ in places})
     page = Report("GEO-Bench", f"{count} data set{'s' if count > 1 else ''}")
     page.heading("Aggregate")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.evaluate.examples import example_figure
+from multimae_eo.files import write_file
 from multimae_eo.metrics.intervals import score_interval
 from multimae_eo.metrics.task_metrics import (
     Predictions,
@@ -26,7 +27,7 @@ from multimae_eo.reports.charts import (
     reliability_figure,
     scatter_figure,
 )
-from multimae_eo.reports.html import Report, show, write_whole
+from multimae_eo.reports.html import Report, show
 from multimae_eo.sources.base import Source
 
 EXAMPLES = 12
@@ -84,7 +85,7 @@ def card(
             ),
             "Example predictions",
         )
-    write_whole(out / "card.md", _markdown(title, rows, classes, predictions, cost).encode())
+    write_file(out / "card.md", _markdown(title, rows, classes, predictions, cost).encode())
     return page.write(out / "report.html")
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
 from multimae_eo.evaluate.card import Cost, card
+from multimae_eo.files import write_file
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.metrics.intervals import hierarchical_interval
 from multimae_eo.metrics.task_metrics import (
@@ -25,7 +26,6 @@ from multimae_eo.metrics.task_metrics import (
 )
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import LabelKind, kind_of
-from multimae_eo.reports.html import write_whole
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.finetune_module import sized
@@ -129,8 +129,8 @@ def evaluate(
         },
     }
     if out is not None:
-        write_whole(out / "predictions.parquet", _parquet(predictions))
-        write_whole(out / "metrics.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_file(out / "predictions.parquet", _parquet(predictions))
+        write_file(out / "metrics.json", (json.dumps(record, indent=1) + "\n").encode())
         size = sum(p.numel() for p in predictor.parameters())
         card(
             predictions,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.evaluate.card import Cost, card, markdown_table
+from multimae_eo.files import write_file
 from multimae_eo.metrics.intervals import Interval
 from multimae_eo.metrics.task_metrics import Predictions, all_scores, scores_of
 from multimae_eo.reports.charts import Line, fraction_figure
-from multimae_eo.reports.html import Report, write_whole
+from multimae_eo.reports.html import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +46,12 @@ def write_results(
     names = shown_scores(trials[0])
     told = [told_row(row, names) for row in rows]
     tested = [told_comparison(row, names[0]) for row in compared]
-    write_whole(out / "results.csv", csv_bytes(rows))
-    write_whole(out / "results.parquet", parquet_bytes(rows))
-    write_whole(out / "comparisons.csv", csv_bytes(compared))
+    write_file(out / "results.csv", csv_bytes(rows))
+    write_file(out / "results.parquet", parquet_bytes(rows))
+    write_file(out / "comparisons.csv", csv_bytes(compared))
     lines = [*markdown_table(told), "", f"Test chips: {rows[0]['test chips']}. {INTERVALS}", ""]
     lines += [*markdown_table(tested), "", TESTED]
-    write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
+    write_file(out / "results.md", ("\n".join(lines) + "\n").encode())
     best = _card(out / "card", model, source, trials)
     page = Report(f"Frozen features on {source.name}", _lead(trials[0], rows))
     page.heading(

@@ -14,11 +14,12 @@ from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.card import markdown_table
 from multimae_eo.evaluate.predictions import input_names, predict_split
 from multimae_eo.evaluate.probe_page import csv_bytes, told_row
+from multimae_eo.files import write_file
 from multimae_eo.metrics.intervals import hierarchical_interval
 from multimae_eo.metrics.task_metrics import interval_rows, scores_of
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.reports.charts import subset_figure
-from multimae_eo.reports.html import Report, write_whole
+from multimae_eo.reports.html import Report
 from multimae_eo.sources.base import Indices, Source
 
 if TYPE_CHECKING:
@@ -132,10 +133,10 @@ def _write(out: Path, name: str, rows: Sequence[Row]) -> None:
         {"inputs": n, f"mean {scores[0]}": mean, "least": low, "greatest": high}
         for n, (mean, low, high) in by_count.items()
     ]
-    write_whole(out / "dropped.csv", csv_bytes(rows))
-    write_whole(out / "dropped.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_file(out / "dropped.csv", csv_bytes(rows))
+    write_file(out / "dropped.json", (json.dumps(rows, indent=1) + "\n").encode())
     lines = [f"# Missing inputs: {name}", "", *markdown_table(means), "", *markdown_table(told)]
-    write_whole(out / "dropped.md", ("\n".join([*lines, "", _ABOUT]) + "\n").encode())
+    write_file(out / "dropped.md", ("\n".join([*lines, "", _ABOUT]) + "\n").encode())
     page = Report(f"Missing inputs: {name}", f"{len(rows)} sets of inputs, one model")
     page.heading(f"{scores[0]} by number of inputs").gallery([_figure(rows, scores[0])])
     page.table(means, "Over the sets of inputs of each size.")

@@ -19,8 +19,9 @@ from multimae_eo.evaluate.probe_page import (
     told_row,
 )
 from multimae_eo.evaluate.trials import Trial
+from multimae_eo.files import write_file
 from multimae_eo.reports.charts import fraction_figure
-from multimae_eo.reports.html import Report, write_whole
+from multimae_eo.reports.html import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,14 +45,14 @@ def write_study(
     scores = shown_scores(trials[0])
     told = [told_row(row, scores) for row in rows]
     tested = [told_comparison(row, scores[0]) for row in compared]
-    write_whole(out / "results.csv", csv_bytes(rows))
-    write_whole(out / "results.parquet", parquet_bytes(rows))
-    write_whole(out / "comparisons.csv", csv_bytes(compared))
-    write_whole(out / "grid.csv", csv_bytes(tried))
+    write_file(out / "results.csv", csv_bytes(rows))
+    write_file(out / "results.parquet", parquet_bytes(rows))
+    write_file(out / "comparisons.csv", csv_bytes(compared))
+    write_file(out / "grid.csv", csv_bytes(tried))
     lines = [f"# Transfer to {name}", "", *markdown_table(told), ""]
     lines += [f"Test chips: {rows[0]['test chips']}. {INTERVALS} {_CHOSEN}", ""]
     lines += [*markdown_table(tested), "", TESTED] if tested else []
-    write_whole(out / "results.md", ("\n".join(lines) + "\n").encode())
+    write_file(out / "results.md", ("\n".join(lines) + "\n").encode())
     page = Report(f"Transfer to {name}", f"{rows[0]['test chips']} test chips")
     page.heading(f"{scores[0]} by label fraction").gallery(curves(result, scores[0]))
     page.heading("Scores on the test split").table(told, f"{INTERVALS} {_CHOSEN}")

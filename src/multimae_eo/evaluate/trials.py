@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import FormatError
+from multimae_eo.files import write_file
 from multimae_eo.metrics.intervals import (
     hierarchical_interval,
     holm,
@@ -36,7 +37,6 @@ from multimae_eo.metrics.task_metrics import (
     interval_rows,
     scores_of,
 )
-from multimae_eo.reports.html import write_whole
 
 PRETRAINED = "pre-trained"
 FINETUNING = "fine-tuning"
@@ -120,7 +120,7 @@ class Cells:
         if self.folder is not None:
             held = io.BytesIO()
             np.savez_compressed(held, **_packed(trial))
-            write_whole(self.folder / f"{slug(*names)}.npz", held.getvalue())
+            write_file(self.folder / f"{slug(*names)}.npz", held.getvalue())
         return trial
 
 

@@ -7,9 +7,8 @@ relative to the chip and become constants of the graph.
 from __future__ import annotations
 
 import copy
+import io
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from multimae_eo.export.graphs import (
     random_images,
 )
 from multimae_eo.export.quantize import Quantization, quantize
+from multimae_eo.files import write_file
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.version import __version__
@@ -40,7 +40,7 @@ RECORD = "multimae_eo.json"
 _OPSET = 18
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
-Save = Callable[[Path, dict[str, Any]], None]
+Save = Callable[[dict[str, Any]], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,28 +91,21 @@ def export_model(
         full, graph = graph, copy.deepcopy(graph)
         quantize(graph, file_options.quantization)
         record["quantization_change"] = _change(full, graph, checks)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            path = Path(folder) / f"graph{'.onnx' if file_options.format == 'onnx' else '.pt2'}"
-            program = _drawn(graph, checks[0], dynamic=file_options.dynamic)
-            if file_options.format == "onnx":
-                save = _onnx_file(program, graph, fold=file_options.quantization is None)
-                opened = _open_onnx
-            else:
-                save, opened = _torch_file(program), _open_torch
-            save(path, record)
-            record["max_difference"] = _difference(graph, opened(path), checks)
-            record["checked_on"] = f"{sum(c[0].shape[0] for c in checks)} chips"
-            if not record["max_difference"] <= TOLERANCE:
-                raise OutputError(
-                    f"{out}: the graph differs from the model by {record['max_difference']:.2g} "
-                    f"(allowed {TOLERANCE:g}); nothing was written"
-                )
-            save(path, record)
-            os.replace(path, out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot write the graph: {error}") from error
+    program = _drawn(graph, checks[0], dynamic=file_options.dynamic)
+    # In memory: torch's own writer aborts the process where the disk is full.
+    if file_options.format == "onnx":
+        save = _onnx_bytes(program, graph, fold=file_options.quantization is None)
+        opened = _open_onnx
+    else:
+        save, opened = _torch_bytes(program), _open_torch
+    record["max_difference"] = _difference(graph, opened(save(record)), checks)
+    record["checked_on"] = f"{sum(c[0].shape[0] for c in checks)} chips"
+    if not record["max_difference"] <= TOLERANCE:
+        raise OutputError(
+            f"{out}: the graph differs from the model by {record['max_difference']:.2g} "
+            f"(allowed {TOLERANCE:g}); nothing was written"
+        )
+    write_file(out, save(record))
     return record
 
 
@@ -164,14 +157,16 @@ def _drawn(graph: Graph, images: tuple[Tensor, ...], *, dynamic: bool) -> Any:
         return torch.export.export(graph, images, dynamic_shapes=shapes, strict=False)
 
 
-def _torch_file(program: Any) -> Save:
-    def save(path: Path, record: dict[str, Any]) -> None:
-        torch.export.save(program, path, extra_files={RECORD: json.dumps(record)})
+def _torch_bytes(program: Any) -> Save:
+    def save(record: dict[str, Any]) -> bytes:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={RECORD: json.dumps(record)})
+        return buffer.getvalue()
 
     return save
 
 
-def _onnx_file(program: Any, graph: Graph, *, fold: bool) -> Save:
+def _onnx_bytes(program: Any, graph: Graph, *, fold: bool) -> Save:
     """``fold`` constants: it would turn small weights into the large ones they stand for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -186,15 +181,15 @@ def _onnx_file(program: Any, graph: Graph, *, fold: bool) -> Save:
         )
     assert written is not None
 
-    def save(path: Path, record: dict[str, Any]) -> None:
+    def save(record: dict[str, Any]) -> bytes:
         written.model.metadata_props[RECORD] = json.dumps(record)
-        written.save(path)
+        return bytes(written.model_proto.SerializeToString())
 
     return save
 
 
-def _open_torch(path: Path) -> Run:
-    module = torch.export.load(path).module()
+def _open_torch(data: bytes) -> Run:
+    module = torch.export.load(io.BytesIO(data)).module()
 
     def run(images: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
@@ -203,10 +198,10 @@ def _open_torch(path: Path) -> Run:
     return run
 
 
-def _open_onnx(path: Path) -> Run:
+def _open_onnx(data: bytes) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
 
     def run(images: Sequence[Tensor]) -> list[Tensor]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
+from multimae_eo.files import write_file
 from multimae_eo.metrics.reconstruction_scores import Reconstructed, ReconstructionScores
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
-from multimae_eo.reports.html import Report, write_whole
+from multimae_eo.reports.html import Report
 from multimae_eo.reports.views import ChipView, chip_views
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.sources.base import Source
@@ -132,7 +133,7 @@ def reconstruct_chips(
         "scores": {"hidden": tally.hidden.compute(), "given": tally.given.compute()},
     }
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(out / "scores.json", text.encode())
+    write_file(out / "scores.json", text.encode())
     pictures = _draw(out, tally.views)
     _page(result, pictures).write(out / "index.html")
     return {**result, "pictures": [str(p) for p in pictures]}
@@ -246,7 +247,7 @@ def _write_arrays(out: Path, batch: Batch, said: Mapping[str, Reconstructed]) ->
         for row, key in enumerate(batch.keys):
             data = io.BytesIO()
             np.savez_compressed(data, mean=mean[row], spread=spread[row])
-            write_whole(out / "arrays" / f"{file_name(key)}.{name}.npz", data.getvalue())
+            write_file(out / "arrays" / f"{file_name(key)}.{name}.npz", data.getvalue())
 
 
 def _draw(out: Path, views: Sequence[ChipView]) -> list[Path]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimae_eo.errors import CheckpointError, OutputError
+from multimae_eo.files import put_in_place, remove, temporary_path
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.hub import located
 from multimae_eo.model_folder.migrations import FORMAT_VERSION, migrated
@@ -72,11 +71,9 @@ def _write(
     is_model = (folder / "config.json").is_file()
     if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is no model folder; choose another path")
-    temporary: Path | None = None
+    temporary = temporary_path(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        os.chmod(temporary, 0o755)
+        temporary.mkdir(parents=True)
         weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", config)
@@ -85,23 +82,22 @@ def _write(
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         _exchange(temporary, folder)
     except (OSError, SafetensorError) as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         raise OutputError(f"{folder}: cannot write the model: {error}") from error
 
 
 def _exchange(temporary: Path, folder: Path) -> None:
     """Put a folder in another's place. At no moment is neither of them on the disk."""
-    previous = temporary.with_name(temporary.name + ".previous")
+    previous = temporary_path(folder)
     if folder.exists():
         os.replace(folder, previous)
     try:
-        os.replace(temporary, folder)
+        put_in_place(temporary, folder)
     except OSError:
         if previous.exists():
             os.replace(previous, folder)
         raise
-    shutil.rmtree(previous, ignore_errors=True)
+    remove(previous)
 
 
 def load_model(folder: Path) -> MultiMAE:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.files import write_file
 from multimae_eo.modality import Modality
-from multimae_eo.reports.html import write_whole
 from multimae_eo.reports.panels import (
     PANELS,
     Panel,
@@ -147,7 +147,7 @@ def figure_png(figure: Figure) -> bytes:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, whole or not at all; raises OutputError."""
-    return write_whole(path, figure_png(figure))
+    return write_file(path, figure_png(figure))
 
 
 def _general(kind: PanelKind) -> str:

@@ -6,12 +6,12 @@ import base64
 import html
 import io
 import numbers
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multimae_eo.errors import FormatError, OutputError
+from multimae_eo.errors import FormatError
+from multimae_eo.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,7 +153,7 @@ class Report:
 
     def write(self, path: Path) -> Path:
         """Write the page, whole or not at all; raises OutputError."""
-        return write_whole(path, self.html().encode())
+        return write_file(path, self.html().encode())
 
     def _add(self, part: str) -> Report:
         self._parts.append(part)
@@ -178,22 +178,7 @@ def show(value: object) -> str:
     return str(value)
 
 
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file under a temporary name in its folder, then rename it; raises OutputError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another "
-            "folder"
-        ) from error
-    return path
+write_whole = write_file  # for callers not moved yet
 
 
 def _column_class(values: Sequence[object]) -> str:

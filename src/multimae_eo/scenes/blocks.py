@@ -9,9 +9,7 @@ came to write is the first one's: both are equal.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
-from multimae_eo.reports.html import write_whole
+from multimae_eo.files import output_error, put_in_place, remove, temporary_path, write_file
 from multimae_eo.scenes.blend import BlendedRows
 from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.raster_output import rows_at_once
@@ -43,7 +41,7 @@ class Blocks:
             _require_equal(folder, plan)
             self._sweep()
             return
-        write_whole(mark, json.dumps(plan or {}, indent=1).encode())
+        write_file(mark, json.dumps(plan or {}, indent=1).encode())
 
     def done(self, number: int) -> bool:
         """Whether a block is finished."""
@@ -79,8 +77,8 @@ class Blocks:
             self.delete()
 
     def _sweep(self) -> None:
-        for part in self.folder.glob("*.part"):
-            shutil.rmtree(part, ignore_errors=True)
+        for part in [*self.folder.glob("*.part"), *self.folder.glob(".*.part")]:
+            remove(part)
 
 
 class BlockWriter:
@@ -88,14 +86,14 @@ class BlockWriter:
 
     def __init__(self, path: Path, layers: Sequence[OutputLayer], area: Area) -> None:
         self.path, self._layers, self._area = path, layers, area
-        self._part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+        self._part = temporary_path(path)
         self._files: dict[str, BinaryIO] = {}
         try:
             self._part.mkdir(parents=True)
             for layer in layers:
                 self._files[layer.stem] = (self._part / f"{layer.stem}.rows").open("wb")
         except OSError as error:
-            raise self._error(error) from error
+            raise output_error(self.path, error) from error
 
     def write(self, rows: BlendedRows) -> None:
         """Append rows to each raster."""
@@ -105,21 +103,19 @@ class BlockWriter:
                 file = self._files[layer.stem]
                 file.write(np.ascontiguousarray(values.transpose(1, 0, 2)).data)
             except OSError as error:
-                raise self._error(error) from error
+                raise output_error(self.path, error) from error
 
     def finish(self) -> None:
         """Bring everything to the disk, then give the block its name."""
         try:
             for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
                 file.close()
-            os.replace(self._part, self.path)
+            put_in_place(self._part, self.path)
         except OSError as error:
             if self.path.is_dir():
                 self.discard()
                 return
-            raise self._error(error) from error
+            raise output_error(self.path, error) from error
 
     def discard(self) -> None:
         """Leave nothing of the block."""
@@ -128,13 +124,7 @@ class BlockWriter:
                 file.close()
             except OSError:  # what is left in the buffer has no room either
                 continue
-        shutil.rmtree(self._part, ignore_errors=True)
-
-    def _error(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.path}: cannot be written: {error.strerror or error}; free space or choose "
-            "another --out"
-        )
+        remove(self._part)
 
 
 def _require_equal(folder: Path, plan: Mapping[str, Any]) -> None:

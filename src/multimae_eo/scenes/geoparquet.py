@@ -8,16 +8,15 @@ Columns: ``key``; ``geometry`` (WKB polygons in longitude and latitude, EPSG:432
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.errors import ConfigError
+from multimae_eo.files import output_errors, put_in_place, remove, temporary_path
 from multimae_eo.geo import Geometry
 
 Array = npt.NDArray[np.float64]
@@ -39,7 +38,7 @@ class EmbeddingWriter:
         import pyarrow.parquet as pq
 
         self.path, self.model_hash, self.rows = path, model_hash, 0
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._temporary = temporary_path(path)
         self._number = pa.float16() if half else pa.float32()
         self._width = width
         corner = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
@@ -58,7 +57,7 @@ class EmbeddingWriter:
         self._waiting: list[tuple[str, Geometry | None, str | None]] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
         self._extent = np.array([np.inf, np.inf, -np.inf, -np.inf])
-        with _writing(path):
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # A stream of our own: Arrow's gives no error where the disk is full when it closes.
             self._stream = self._temporary.open("wb")
@@ -90,13 +89,11 @@ class EmbeddingWriter:
             column["bbox"] = self._extent.tolist()
         # No "crs": GeoParquet's default is longitude and latitude on WGS 84.
         geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-        with _writing(self.path):
+        with output_errors(self.path):
             self._file.add_key_value_metadata({"geo": json.dumps(geo)})
             self._file.close()
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
             self._stream.close()
-            os.replace(self._temporary, self.path)
+            put_in_place(self._temporary, self.path)
         return self.path
 
     def discard(self) -> None:
@@ -106,7 +103,7 @@ class EmbeddingWriter:
             self._stream.close()
         except OSError:  # what is left in the buffer has no room either
             pass
-        self._temporary.unlink(missing_ok=True)
+        remove(self._temporary)
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -136,7 +133,7 @@ class EmbeddingWriter:
             pa.array([self.model_hash] * len(keys), pa.string()),
             pa.FixedSizeListArray.from_arrays(pa.array(flat, self._number), self._width),
         ]  # fmt: skip
-        with _writing(self.path):
+        with output_errors(self.path):
             self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._waiting, self._vectors = [], []
 
@@ -172,14 +169,3 @@ def _transformed(points: Array, crs: str) -> Array:
         ) from error
     flat = points.reshape(-1, 2)
     return np.stack(transform(crs, WGS84, flat[:, 0], flat[:, 1]), axis=1).reshape(points.shape)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another "
-            "--out"
-        ) from error

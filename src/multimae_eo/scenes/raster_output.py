@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
+from multimae_eo.files import put_in_place, remove, temporary_path
 from multimae_eo.modality import Modality
 from multimae_eo.sources.raster.grid import Grid
 
@@ -66,8 +66,9 @@ class RowWriter:
         self.rows = 0
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
-            self._plain = Path(self._folder.name) / "plain.tif"
+            self._folder = temporary_path(path)
+            self._folder.mkdir()
+            self._plain = self._folder / "plain.tif"
             self._file = rasterio.open(
                 self._plain,
                 "w",
@@ -102,7 +103,7 @@ class RowWriter:
 
         if self.rows != self.grid.height:
             raise OutputError(f"{self.path}: {self.rows} of {self.grid.height} rows were written")
-        whole = Path(self._folder.name) / "cog.tif"
+        whole = self._folder / "cog.tif"
         with _writing(self.path):
             self._file.close()
             floating = np.dtype(self.profile.dtype).kind == "f"
@@ -117,8 +118,8 @@ class RowWriter:
                 NUM_THREADS="ALL_CPUS",
             )
             self._compare(whole)
-            whole.replace(self.path)
-        self._folder.cleanup()
+            put_in_place(whole, self.path)
+        remove(self._folder)
         return self.path
 
     def _compare(self, whole: Path) -> None:
@@ -137,7 +138,7 @@ class RowWriter:
     def discard(self) -> None:
         """Leave nothing behind."""
         self._file.close()
-        self._folder.cleanup()
+        remove(self._folder)
 
 
 def write_raster(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from multimae_eo import catalog
-from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.errors import ConfigError
+from multimae_eo.files import write_file
 from multimae_eo.geo import Geometry, Window
 from multimae_eo.modality import Modality, ModalitySet, rename
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -331,31 +330,12 @@ def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -
         with memory.open(**profile) as out:
             out.write(pixels)
             out.descriptions = _BANDS[layer]
-        with _replacing(path) as temporary:
-            temporary.write_bytes(memory.getbuffer())
+        # A world can be made again; to sync each of its files takes longer than to make it.
+        write_file(path, memory.getbuffer(), durable=False)
 
 
 def _write_text(path: Path, text: str) -> None:
-    with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` on success."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another "
-            "folder"
-        ) from error
+    write_file(path, text.encode())
 
 
 def _require_rasterio() -> None:

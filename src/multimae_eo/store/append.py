@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.errors import ConfigError, DataError, OutputError, did_you_mean
+from multimae_eo.errors import ConfigError, DataError, did_you_mean
+from multimae_eo.files import remove, replacing
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
@@ -136,19 +137,13 @@ def _renumbered(name: str, first: int) -> str:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file, or a copy where the file system has none."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(exist_ok=True)
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-        # Where both are names of one file, replacing does nothing and leaves the first.
-        temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    # Where both are names of one file, replacing does nothing and leaves the first.
+    remove(temporary)
 
 
 def _merged(store: ChipStore, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

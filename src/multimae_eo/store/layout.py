@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, FormatError, OutputError
+from multimae_eo.errors import ConfigError, FormatError
+from multimae_eo.files import replacing
 
 FORMAT_VERSION = 1
 PLAN = "plan.json"
@@ -88,7 +88,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write a file whole or not at all; returns its checksum. OutputError when it cannot be."""
+    """Write a file atomically; returns its checksum. Raises OutputError."""
     return _write(path, lambda file: file.write(data))
 
 
@@ -113,32 +113,10 @@ class _Hashed:
 
 
 def _write(path: Path, fill: Callable[[Any], object]) -> str:
-    # The process id keeps a run that was left behind from writing into its successor's file.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            hashed = _Hashed(file)
-            fill(hashed)
-            file.flush()
-            # Without this, a power cut may leave an empty file under the final name.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another "
-            "--out, and run again to continue"
-        ) from error
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        hashed = _Hashed(file)
+        fill(hashed)
     return hashed.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        # The path cannot exist (its folder is a file): the first error tells more.
-        return
 
 
 def _digest() -> Any:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
+from multimae_eo.files import is_temporary, remove
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
@@ -112,20 +113,15 @@ def _claim(out: Path, plan: Plan) -> None:
                 f"{out}: holds a store of something else ({told}); choose another --out, delete "
                 "it, or give what it was begun with"
             )
-    elif out.exists() and (not out.is_dir() or not all(_temporary(p) for p in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or not all(is_temporary(p) for p in out.iterdir())):
         raise OutputError(f"{out}: exists and is no chip store; choose another --out")
     try:
-        for leftover in list(out.rglob("*.tmp")):
-            if _temporary(leftover):
-                leftover.unlink(missing_ok=True)
+        for leftover in [p for p in out.rglob("*") if is_temporary(p)]:
+            remove(leftover)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to: {error.strerror or error}") from error
     if not path.is_file():
         layout.write_bytes(path, plan.to_json().encode())
-
-
-def _temporary(path: Path) -> bool:
-    return path.suffix == ".tmp" and path.is_file()
 
 
 class _Work:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_avg_fn
 from tqdm import tqdm
 
-from multimae_eo.reports.html import write_whole
+from multimae_eo.files import write_file
 
 
 class MetricsCsv(Logger):
@@ -74,7 +74,7 @@ class MetricsCsv(Logger):
         for step in sorted(self.rows):
             shown = {k: f"{v:.6g}" for k, v in self.rows[step].items()}
             writer.writerow({"step": step, **shown})
-        write_whole(self.path, text.getvalue().encode())
+        write_file(self.path, text.getvalue().encode())
 
 
 def _column_order(name: str) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import sys
@@ -17,6 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from multimae_eo.errors import OutputError
+from multimae_eo.files import put_in_place, remove, temporary_path
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -116,16 +116,14 @@ class Checkpoints(Checkpoint):
     def _replacing(self, name: str, trainer: pl.Trainer) -> Iterator[Path]:
         """A temporary path, which the first rank renames to ``name`` once it is whole."""
         path = self.folder / name
-        temporary = path.with_name(f"{name}.tmp")
+        temporary = temporary_path(path)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield temporary
             if trainer.is_global_zero:
-                with temporary.open("rb") as written:
-                    os.fsync(written.fileno())
-                os.replace(temporary, path)
+                put_in_place(temporary, path)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
             reason = str(error).split("\n", maxsplit=1)[0]
             raise OutputError(f"{path}: cannot be written: {reason}; free space") from error
 

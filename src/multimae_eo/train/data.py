@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, ContractError, FormatError
+from multimae_eo.files import write_file
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
-from multimae_eo.reports.html import write_whole
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.statistics import Statistics
@@ -96,7 +96,7 @@ def train_statistics(
         chosen = train[np.linspace(0, len(train) - 1, limit).astype(np.int64)]
     found = source.statistics(chosen).select(list(modalities))
     found = Statistics(modalities, found.moments, found.class_counts)
-    write_whole(kept, (json.dumps(found.to_dict()) + "\n").encode())
+    write_file(kept, (json.dumps(found.to_dict()) + "\n").encode())
     return found
 
 

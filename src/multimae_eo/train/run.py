@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from multimae_eo.errors import CheckpointError, ConfigError
-from multimae_eo.reports.html import write_whole
+from multimae_eo.files import write_file
 from multimae_eo.sources.base import Source
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
@@ -72,7 +72,7 @@ def claim_run(
                 "give the same recipe and data to resume it, or choose another --out"
             )
         return
-    write_whole(path, yaml.safe_dump(record, sort_keys=False).encode())
+    write_file(path, yaml.safe_dump(record, sort_keys=False).encode())
 
 
 def _filled(record: Any, defaults: Mapping[str, Any]) -> Any:
