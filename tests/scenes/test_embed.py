@@ -228,7 +228,7 @@ def test_what_cannot_be_is_told(make_model, scene, tmp_path):
         search(out)
     with pytest.raises(DataError, match="did you mean 'made-up@0,16'"):
         search(out, key="made-up@0,17")
-    with pytest.raises(DataError, match=r"nothing lies at 8\.0,50\.0.*the nearest is made-up@"):
+    with pytest.raises(DataError, match=r"no embedding covers 8\.0,50\.0.*the nearest is made-up@"):
         search(out, at=(8.0, 50.0))
     (tmp_path / "no.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(FormatError, match="cannot be read as GeoParquet"):

@@ -1,4 +1,4 @@
-"""What looks alike: nearest neighbours among embeddings, by cosine, read a row group at a time."""
+"""Similarity search: nearest neighbours among embeddings by cosine, a row group at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMNS = ("key", "bbox", "time", "vector")
 
 @dataclass(frozen=True)
 class _Group:
-    """Some rows: ``boxes`` (n, 4) in degrees, NaN where there is none; ``vectors`` (n, D)."""
+    """Rows of the file: ``boxes`` (n, 4) in degrees, NaN where there is none; ``vectors`` (n, D)."""
 
     keys: list[str]
     times: list[str | None]
@@ -34,76 +34,87 @@ def search(
     key: str | None = None,
     k: int = 10,
 ) -> list[dict[str, Any]]:
-    """The ``k`` embeddings most like one of the file, itself first.
+    """The ``k`` embeddings most similar to one of the file, itself first.
 
-    ``at``: the one that lies at (longitude, latitude) in degrees, of several the one whose centre
-    is nearest; or ``key``: the one of this key. Returns ``key``, ``similarity`` (cosine), ``lon``
-    and ``lat`` of the centre (None without a place) and ``time``.
+    ``at``: the query is the embedding whose footprint holds (longitude, latitude) in degrees, of
+    several the one whose centre is nearest; or ``key``: the one with this key. Returns ``key``,
+    ``similarity`` (cosine), ``lon`` and ``lat`` of the centre (None without a footprint) and
+    ``time``.
 
-    Raises ConfigError where neither or both are given, or ``k`` < 1; FormatError for a file that is
-    no embeddings; DataError where nothing has the key or lies there.
+    Raises ConfigError where neither or both are given, or ``k`` < 1; FormatError for a file without
+    embeddings; DataError where no embedding has the key or covers the point.
     """
     if (at is None) == (key is None):
         raise ConfigError("search: give either --at LON,LAT or --key KEY")
     if k < 1:
         raise ConfigError(f"k must be ≥ 1, got {k}")
-    own, wanted = _find(path, at, key)
-    wanted = wanted / max(float(np.linalg.norm(wanted)), 1e-12)
+    query = _at_point(path, *at) if at is not None else _with_key(path, str(key))
+    unit = query.vector / max(float(np.linalg.norm(query.vector)), 1e-12)
     best: list[tuple[float, int, dict[str, Any]]] = []
     number = 0
     for group in _groups(path):
         lengths = np.maximum(np.linalg.norm(group.vectors, axis=1), 1e-12)
-        alike = group.vectors @ wanted / lengths
-        rank = alike.copy()
-        if number <= own < number + len(rank):
-            rank[own - number] = np.inf  # before others that equal it
+        similarity = group.vectors @ unit / lengths
+        rank = similarity.copy()
+        if number <= query.row < number + len(rank):
+            rank[query.row - number] = np.inf  # before others that equal it
         for row in np.argsort(-rank, kind="stable")[:k]:
-            told = _told(group, int(row), float(alike[row]))
-            item = (float(rank[row]), -number - int(row), told)
+            record = _record(group, int(row), float(similarity[row]))
+            item = (float(rank[row]), -number - int(row), record)
             (heapq.heappush if len(best) < k else heapq.heappushpop)(best, item)
         number += len(group.keys)
     return [record for _, _, record in sorted(best, key=lambda b: (-b[0], -b[1]))]
 
 
-def _find(path: Path, at: tuple[float, float] | None, key: str | None) -> tuple[int, Array]:
-    """The row that is asked for, and its vector."""
-    found: tuple[float, int, Array] | None = None
-    nearest: tuple[float, str] = (np.inf, "")
+@dataclass(frozen=True)
+class _Query:
+    """An embedding of the file: its row and vector (D,)."""
+
+    row: int
+    vector: Array
+
+
+def _with_key(path: Path, key: str) -> _Query:
     number = 0
     keys: list[str] = []
     for group in _groups(path):
-        if at is None:
-            if key in group.keys:
-                row = group.keys.index(key)
-                return number + row, group.vectors[row]
-            keys += group.keys[: max(0, 2000 - len(keys))]
-        else:
-            (west, south), (east, north) = group.boxes[:, :2].T, group.boxes[:, 2:].T
-            gap = np.hypot((west + east) / 2 - at[0], (south + north) / 2 - at[1])
-            inside = (west <= at[0]) & (at[0] <= east) & (south <= at[1]) & (at[1] <= north)
-            for place in np.flatnonzero(inside).tolist():
-                if found is None or gap[place] < found[0]:
-                    found = float(gap[place]), number + place, group.vectors[place]
-            known = np.where(np.isfinite(gap), gap, np.inf)
-            closest = int(np.argmin(known))
-            nearest = min(nearest, (float(known[closest]), group.keys[closest]))
+        if key in group.keys:
+            row = group.keys.index(key)
+            return _Query(number + row, group.vectors[row])
+        keys += group.keys[: max(0, 2000 - len(keys))]
         number += len(group.keys)
-    if found is not None:
-        return found[1], found[2]
-    if at is not None:
-        hint = f"the nearest is {nearest[1]}" if nearest[1] else "none has a place on the ground"
-        raise DataError(f"{path}: nothing lies at {at[0]},{at[1]} (longitude, latitude); {hint}")
-    raise DataError(f"{path}: no key {key!r}; {did_you_mean(str(key), keys).split('; valid')[0]}")
+    raise DataError(f"{path}: no key {key!r}; {did_you_mean(key, keys).split('; valid')[0]}")
 
 
-def _told(group: _Group, row: int, similarity: float) -> dict[str, Any]:
+def _at_point(path: Path, lon: float, lat: float) -> _Query:
+    best: tuple[float, _Query] | None = None
+    nearest: tuple[float, str] = (np.inf, "")
+    number = 0
+    for group in _groups(path):
+        (west, south), (east, north) = group.boxes[:, :2].T, group.boxes[:, 2:].T
+        distance = np.hypot((west + east) / 2 - lon, (south + north) / 2 - lat)
+        inside = (west <= lon) & (lon <= east) & (south <= lat) & (lat <= north)
+        for row in np.flatnonzero(inside).tolist():
+            if best is None or distance[row] < best[0]:
+                best = float(distance[row]), _Query(number + row, group.vectors[row])
+        distance = np.where(np.isfinite(distance), distance, np.inf)
+        closest = int(np.argmin(distance))
+        nearest = min(nearest, (float(distance[closest]), group.keys[closest]))
+        number += len(group.keys)
+    if best is not None:
+        return best[1]
+    hint = f"the nearest is {nearest[1]}" if nearest[1] else "no embedding has a footprint"
+    raise DataError(f"{path}: no embedding covers {lon},{lat} (longitude, latitude); {hint}")
+
+
+def _record(group: _Group, row: int, similarity: float) -> dict[str, Any]:
     west, south, east, north = (float(v) for v in group.boxes[row])
-    placed = np.isfinite(west)
+    located = np.isfinite(west)
     return {
         "key": group.keys[row],
         "similarity": similarity,
-        "lon": (west + east) / 2 if placed else None,
-        "lat": (south + north) / 2 if placed else None,
+        "lon": (west + east) / 2 if located else None,
+        "lat": (south + north) / 2 if located else None,
         "time": group.times[row],
     }
 
@@ -117,7 +128,7 @@ def _groups(path: Path) -> Iterator[_Group]:
             lacking = [c for c in _COLUMNS if c not in file.schema_arrow.names]
             if lacking:
                 raise FormatError(
-                    f"{path}: no embeddings, column {lacking[0]!r} is missing; write one with "
+                    f"{path}: holds no embeddings, column {lacking[0]!r} is missing; write one with "
                     "multimae-eo embed"
                 )
             for number in range(file.num_row_groups):
@@ -135,5 +146,5 @@ def _groups(path: Path) -> Iterator[_Group]:
                     vectors=vectors.astype(np.float32).reshape(table.num_rows, -1),
                 )
     except (OSError, pa.ArrowException) as error:
-        told = " ".join(str(error).split())
-        raise FormatError(f"{path}: cannot be read as GeoParquet: {told}") from error
+        reason = " ".join(str(error).split())
+        raise FormatError(f"{path}: cannot be read as GeoParquet: {reason}") from error

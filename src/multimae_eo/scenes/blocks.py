@@ -2,7 +2,7 @@
 
 A hidden folder beside the results holds ``plan.json`` (settings, scene and model)
 and a folder per finished block with a plain file of rows per raster. Blocks are written under
-another name and renamed when whole; they do not depend on one another. A block that two machines
+another name and renamed when complete; they do not depend on one another. A block that two machines
 came to write is the first one's: both are equal.
 """
 

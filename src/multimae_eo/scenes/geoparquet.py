@@ -1,8 +1,8 @@
-"""Embeddings as GeoParquet 1.1, written batch by batch, whole or not at all.
+"""Embeddings as GeoParquet 1.1, written batch by batch and renamed when complete.
 
 Columns: ``key``; ``geometry`` (WKB polygons in longitude and latitude, EPSG:4326) with its
 ``bbox``; ``crs`` and ``bounds`` (left, bottom, right, top) as they were; ``time``; ``model_hash``;
-``vector``. What has no place on the ground has nulls there.
+``vector``. Embeddings without a footprint have nulls there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLYGON = np.dtype(
 
 
 class EmbeddingWriter:
-    """Takes vectors with their places; ``finish`` gives the file its name, ``discard`` removes it.
+    """Takes vectors with their footprints; ``finish`` names the file, ``discard`` removes it.
 
     ``width``: of a vector. ``half``: float16 rather than float32. ``model_hash``: of the model.
     """
@@ -59,7 +59,7 @@ class EmbeddingWriter:
         self._extent = np.array([np.inf, np.inf, -np.inf, -np.inf])
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A stream of our own: Arrow's gives no error where the disk is full when it closes.
+            # Not Arrow's own stream, which gives no error where the disk is full when it closes.
             self._stream = self._temporary.open("wb")
         self._file = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
 
@@ -115,7 +115,7 @@ class EmbeddingWriter:
         lacking = np.array([g is None for g in geometries])
         self._extent[:2] = np.fmin(self._extent[:2], np.fmin.reduce(boxes[:, :2]))
         self._extent[2:] = np.fmax(self._extent[2:], np.fmax.reduce(boxes[:, 2:]))
-        own = [None if g is None else list(g.bounds) for g in geometries]
+        bounds = [None if g is None else list(g.bounds) for g in geometries]
         corners = pa.StructArray.from_arrays(
             [pa.array(boxes[:, i]) for i in range(4)],
             fields=list(self._schema.field("bbox").type),
@@ -128,7 +128,7 @@ class EmbeddingWriter:
                      pa.binary()),
             corners,
             pa.array([None if g is None else g.crs for g in geometries], pa.string()),
-            pa.array(own, self._schema.field("bounds").type),
+            pa.array(bounds, self._schema.field("bounds").type),
             pa.array(times, pa.string()),
             pa.array([self.model_hash] * len(keys), pa.string()),
             pa.FixedSizeListArray.from_arrays(pa.array(flat, self._number), self._width),
@@ -151,8 +151,8 @@ def on_the_globe(
     for crs in {g.crs for g in geometries if g is not None}:
         rows = [i for i, g in enumerate(geometries) if g is not None and g.crs == crs]
         bounds = np.array([g.bounds for g in geometries if g is not None and g.crs == crs])
-        own = np.stack([bounds[:, pair] for pair in order], axis=1)
-        corners[rows] = own if crs == WGS84 else _transformed(own, crs)
+        points = np.stack([bounds[:, pair] for pair in order], axis=1)
+        corners[rows] = points if crs == WGS84 else _transformed(points, crs)
     polygons = np.zeros(len(geometries), _POLYGON)
     polygons["order"], polygons["type"] = 1, 3
     polygons["rings"], polygons["points"] = 1, 5
@@ -165,7 +165,7 @@ def _transformed(points: Array, crs: str) -> Array:
         from rasterio.warp import transform
     except ImportError as error:
         raise ConfigError(
-            f"embeddings in {crs} need rasterio to be placed: pip install 'multimae-eo[geo]'"
+            f"embeddings in {crs} need rasterio for their footprints: pip install 'multimae-eo[geo]'"
         ) from error
     flat = points.reshape(-1, 2)
     return np.stack(transform(crs, WGS84, flat[:, 0], flat[:, 1]), axis=1).reshape(points.shape)

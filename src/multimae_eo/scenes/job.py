@@ -54,7 +54,7 @@ class SceneOptions:
 
     @property
     def batch(self) -> int:
-        """Windows per batch: as asked, else by the device and its memory."""
+        """Windows per batch: as given, else by the device and its memory."""
         if self.batch_size is not None:
             return self.batch_size
         if not self.device.startswith("cuda"):

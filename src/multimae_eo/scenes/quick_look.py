@@ -37,11 +37,11 @@ _MARGIN = 12
 
 
 @dataclass(frozen=True)
-class _Look:
-    """An image, what its colours mean, and in one line what it shows."""
+class _Drawing:
+    """An image, its caption, and its colour bar or the classes of its legend."""
 
     image: RGB
-    about: str
+    caption: str
     bar: Bar | None = None
     classes: tuple[LegendClass, ...] = ()
 
@@ -58,15 +58,15 @@ def quick_look(path: Path, layer: OutputLayer) -> Path:
         shape = (-(-dataset.height // scale), -(-dataset.width // scale))
         values = dataset.read(out_shape=(dataset.count, *shape))
         ok = np.isfinite(values) if values.dtype.kind == "f" else values != dataset.nodata
-    return save_figure(_figure(_look(layer, values, ok)), path.with_name(path.name + ".png"))
+    return save_figure(_figure(_draw(layer, values, ok)), path.with_name(path.name + ".png"))
 
 
-def _look(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Look:
+def _draw(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Drawing:
     modality = layer.modality
     if layer.kind == "value":
         return _value(modality, values, ok)
     if layer.kind in ("probabilities", "confidence"):
-        # One picture of many bands: how sure the map is of its likeliest class.
+        # One picture of many bands: the likeliest class's probability.
         likeliest = np.where(ok.all(axis=0), values.max(axis=0), np.nan)
         return _ramp(likeliest, "cividis", (0.0, 1.0), "probability of the likeliest class", "")
     unit = layer.profile.tags["unit"]
@@ -76,41 +76,41 @@ def _look(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_
         )
     signed = layer.kind == "error" and len(values) == 1
     if signed:
-        flat, words = values[0], "prediction − truth"
+        flat, quantity = values[0], "prediction − truth"
     else:
         flat = np.sqrt((values.astype(np.float64) ** 2).mean(axis=0))
-        words = "entropy" if modality.categorical else layer.kind
-        words += ", rms of bands" if len(values) > 1 else ""
-    seen = np.abs(flat[np.isfinite(flat)])
-    end = float(np.percentile(seen, 98)) if seen.size else 0.0
+        quantity = "entropy" if modality.categorical else layer.kind
+        quantity += ", rms of bands" if len(values) > 1 else ""
+    finite = np.abs(flat[np.isfinite(flat)])
+    end = float(np.percentile(finite, 98)) if finite.size else 0.0
     end = end if end > 0 else 1.0
     ramp = "RdBu_r" if signed else "cividis" if layer.kind == "spread" else "magma"
-    return _ramp(flat, ramp, (-end if signed else 0.0, end), f"{modality.name}: {words}", unit)
+    return _ramp(flat, ramp, (-end if signed else 0.0, end), f"{modality.name}: {quantity}", unit)
 
 
-def _value(modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Look:
+def _value(modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Drawing:
     if modality.categorical:
         index = legend_index(values[0], modality)
-        here = np.unique(index[ok[0] & (index >= 0)])
-        shown = tuple(modality.classes[int(i)] for i in here)
-        return _Look(class_picture(modality, index, ok), modality.name, classes=shown)
+        present = np.unique(index[ok[0] & (index >= 0)])
+        shown = tuple(modality.classes[int(i)] for i in present)
+        return _Drawing(class_picture(modality, index, ok), modality.name, classes=shown)
     filled = np.where(ok, values, 0.0).astype(np.float64)
     stretch = stretch_of(modality, filled, ok)
     image = picture(modality, filled, valid=ok, stretch=stretch)
-    words = ": ".join(w for w in (modality.name, describe(modality)) if w)
+    caption = ": ".join(w for w in (modality.name, describe(modality)) if w)
     look = look_of(modality)
     if look not in (Look.SCALAR, Look.RELIEF):
-        return _Look(image, words)
+        return _Drawing(image, caption)
     colours = relief_ramp() if look is Look.RELIEF else ramp_colours("viridis")
     ends = (stretch.low[0], stretch.high[0])
-    return _Look(image, words, bar=_bar(colours, ends, modality.unit))
+    return _Drawing(image, caption, bar=_bar(colours, ends, modality.unit))
 
 
 def _ramp(
-    values: npt.NDArray[Any], name: str, ends: tuple[float, float], about: str, unit: str
-) -> _Look:
+    values: npt.NDArray[Any], name: str, ends: tuple[float, float], caption: str, unit: str
+) -> _Drawing:
     image = scalar_picture(values, name, *ends)
-    return _Look(image, about, bar=_bar(ramp_colours(name), ends, unit))
+    return _Drawing(image, caption, bar=_bar(ramp_colours(name), ends, unit))
 
 
 def _bar(colours: RGB, ends: tuple[float, float], unit: str) -> Bar:
@@ -118,40 +118,42 @@ def _bar(colours: RGB, ends: tuple[float, float], unit: str) -> Bar:
     return Bar(colours=colours, low=low, high=f"{high} {unit}".strip())
 
 
-def _figure(look: _Look) -> Figure:
-    """The image pixel by pixel, and below it a line of words, a bar or a legend."""
+def _figure(drawing: _Drawing) -> Figure:
+    """The image pixel by pixel, and below it the caption, a bar or a legend."""
     from matplotlib.figure import Figure as NewFigure
 
-    times = max(1, _LEAST // max(look.image.shape[:2]))
-    image = look.image.repeat(times, axis=0).repeat(times, axis=1)
+    times = max(1, _LEAST // max(drawing.image.shape[:2]))
+    image = drawing.image.repeat(times, axis=0).repeat(times, axis=1)
     height, width = image.shape[:2]
-    page_width = max(width, _LEAST) + 2 * _MARGIN
-    columns = max(1, (page_width - 2 * _MARGIN) // 200)
-    lines = 1 + (1 if look.bar else -(-len(look.classes) // columns))
-    page_height = height + 2 * _MARGIN + lines * _LINE
-    figure = NewFigure(figsize=(page_width / _DPI, page_height / _DPI), dpi=_DPI, facecolor="white")
+    figure_width = max(width, _LEAST) + 2 * _MARGIN
+    columns = max(1, (figure_width - 2 * _MARGIN) // 200)
+    lines = 1 + (1 if drawing.bar else -(-len(drawing.classes) // columns))
+    figure_height = height + 2 * _MARGIN + lines * _LINE
+    figure = NewFigure(
+        figsize=(figure_width / _DPI, figure_height / _DPI), dpi=_DPI, facecolor="white"
+    )
 
-    def place(pixels: RGB, x: float, y: float, size: tuple[float, float]) -> None:
-        left, bottom = x / page_width, 1 - (y + size[1]) / page_height
-        axes = figure.add_axes((left, bottom, size[0] / page_width, size[1] / page_height))
+    def draw(pixels: RGB, x: float, y: float, size: tuple[float, float]) -> None:
+        left, bottom = x / figure_width, 1 - (y + size[1]) / figure_height
+        axes = figure.add_axes((left, bottom, size[0] / figure_width, size[1] / figure_height))
         axes.imshow(pixels, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
 
-    def text(words: str, x: float, y: float, **style: Any) -> None:
+    def text(line: str, x: float, y: float, **style: Any) -> None:
         plain: dict[str, Any] = {"fontsize": 9, "va": "center", "parse_math": False}
-        figure.text(x / page_width, 1 - y / page_height, words, **plain | style)
+        figure.text(x / figure_width, 1 - y / figure_height, line, **plain | style)
 
-    place(image, _MARGIN, _MARGIN, (width, height))
+    draw(image, _MARGIN, _MARGIN, (width, height))
     y = _MARGIN + height + 0.75 * _LINE
-    text(look.about, _MARGIN, y, fontweight="bold")
-    if look.bar is not None:
-        y, right = y + _LINE, page_width - _MARGIN
-        text(look.bar.low, _MARGIN, y)
-        text(look.bar.high, right, y, ha="right")
-        place(look.bar.colours[None], _MARGIN + 60, y - 5, (right - _MARGIN - 180, 10))
-    for number, entry in enumerate(look.classes):
+    text(drawing.caption, _MARGIN, y, fontweight="bold")
+    if drawing.bar is not None:
+        y, right = y + _LINE, figure_width - _MARGIN
+        text(drawing.bar.low, _MARGIN, y)
+        text(drawing.bar.high, right, y, ha="right")
+        draw(drawing.bar.colours[None], _MARGIN + 60, y - 5, (right - _MARGIN - 180, 10))
+    for number, entry in enumerate(drawing.classes):
         x = _MARGIN + 200 * (number % columns)
         below = y + _LINE * (1 + number // columns)
-        place(np.full((1, 1, 3), entry.color, np.uint8), x, below - 6, (12, 12))
+        draw(np.full((1, 1, 3), entry.color, np.uint8), x, below - 6, (12, 12))
         text(entry.name[:28], x + 18, below)
     return figure

@@ -103,13 +103,13 @@ class RowWriter:
 
         if self.rows != self.grid.height:
             raise OutputError(f"{self.path}: {self.rows} of {self.grid.height} rows were written")
-        whole = self._folder / "cog.tif"
+        cog = self._folder / "cog.tif"
         with _writing(self.path):
             self._file.close()
             floating = np.dtype(self.profile.dtype).kind == "f"
             rasterio.shutil.copy(
                 self._plain,
-                whole,
+                cog,
                 driver="COG",
                 COMPRESS="DEFLATE",
                 PREDICTOR="YES",
@@ -117,16 +117,16 @@ class RowWriter:
                 BIGTIFF="IF_SAFER",
                 NUM_THREADS="ALL_CPUS",
             )
-            self._compare(whole)
-            put_in_place(whole, self.path)
+            self._compare(cog)
+            put_in_place(cog, self.path)
         remove(self._folder)
         return self.path
 
-    def _compare(self, whole: Path) -> None:
+    def _compare(self, cog: Path) -> None:
         """OutputError unless every pixel arrived: GDAL keeps silent about what it cannot flush."""
         import rasterio
 
-        with rasterio.open(self._plain) as written, rasterio.open(whole) as read:
+        with rasterio.open(self._plain) as written, rasterio.open(cog) as read:
             step = rows_at_once(self.grid.width, self.profile)
             for top in range(0, self.grid.height, step):
                 bottom = min(top + step, self.grid.height)

@@ -93,7 +93,7 @@ def _outputs(model: MultiMAE, names: Sequence[str] | None) -> tuple[str, ...]:
 def _layers(
     model: WindowReconstructor, scene: Scene, tiling: Tiling, name: str, *, error: bool
 ) -> list[OutputLayer]:
-    """The rasters of one output: value, and as asked its spread and error."""
+    """The rasters of one output: value, and with draws or errors those, too."""
     modality, ratio = model.network.modalities[name], tiling.ratios[name]
     value = OutputLayer(stem=name, kind="value", field=name, ratio=ratio, modality=modality)
     layers = [value]
