@@ -19,7 +19,7 @@ _COLUMNS = ("key", "bbox", "time", "vector")
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows of the file: ``boxes`` (n, 4) in degrees, NaN where there is none; ``vectors`` (n, D)."""
+    """Rows of the file: ``boxes`` (n, 4) in degrees, NaN for none; ``vectors`` (n, D)."""
 
     keys: list[str]
     times: list[str | None]
@@ -128,8 +128,8 @@ def _groups(path: Path) -> Iterator[_Group]:
             lacking = [c for c in _COLUMNS if c not in file.schema_arrow.names]
             if lacking:
                 raise FormatError(
-                    f"{path}: holds no embeddings, column {lacking[0]!r} is missing; write one with "
-                    "multimae-eo embed"
+                    f"{path}: holds no embeddings, column {lacking[0]!r} is missing; write one "
+                    "with multimae-eo embed"
                 )
             for number in range(file.num_row_groups):
                 table = file.read_row_group(number, columns=list(_COLUMNS))

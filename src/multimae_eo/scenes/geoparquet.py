@@ -165,7 +165,7 @@ def _transformed(points: Array, crs: str) -> Array:
         from rasterio.warp import transform
     except ImportError as error:
         raise ConfigError(
-            f"embeddings in {crs} need rasterio for their footprints: pip install 'multimae-eo[geo]'"
+            f"embeddings in {crs} need rasterio: pip install 'multimae-eo[geo]'"
         ) from error
     flat = points.reshape(-1, 2)
     return np.stack(transform(crs, WGS84, flat[:, 0], flat[:, 1]), axis=1).reshape(points.shape)
