@@ -1,19 +1,31 @@
-"""Writing and reading files safely: the one atomic write, and the one door of every reader.
+"""Writing and reading files safely: the one atomic write, the lock of an output, reading errors.
 
 A file or folder is written under a temporary name beside its own, brought to the disk, and
 renamed: whatever interrupts a writer, a final name holds all of its content or the previous one.
+An output has one writer at a time: ``single_writer``. Its lock is a file, which works on every
+file system and operating system, and which names its holder.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
+import json
+import logging
 import os
 import re
 import shutil
+import socket
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from multimae_eo.errors import MultiMAEError, OutputError
 
@@ -21,6 +33,16 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.part")
 # As versions before 0.2 named them.
 _FORMER = re.compile(r"(\..+\.\d+\.part|.+\.\d+\.tmp|(last|best|epoch_\d+)\.ckpt\.tmp)")
 _NAME_BYTES = 200
+
+LOCK = ".lock"
+# A lock is touched this often; one of another machine that was not for so long is stale.
+_TOUCH_SECONDS, _STALE_SECONDS = 20.0, 120.0
+# Folders below an output in which leftovers are looked for.
+_SWEEP_DEPTH = 4
+
+_log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _REMEDIES = {
     errno.EACCES: "choose an --out that you may write to",
@@ -147,3 +169,278 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{text} is missing"
     return text if " " in text else f"{type(error).__name__} {text}".strip()
+
+
+# One writer per output ------------------------------------------------------------------------
+
+
+def single_writer(
+    *, folder: bool = True, argument: str = "out"
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator of a function that writes ``argument``: it holds the output's lock meanwhile."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+            out = signature.bind(*args, **kwargs).arguments.get(argument)
+            if out is None:
+                return function(*args, **kwargs)
+            with output_lock(Path(out), folder=folder):
+                return function(*args, **kwargs)
+
+        return locked
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockHolder:
+    """The process that holds a lock. ``birth``: its start in ticks since boot, where known."""
+
+    pid: int
+    host: str
+    started: str
+    birth: str = ""
+
+    @classmethod
+    def current(cls) -> LockHolder:
+        """This process, from now on."""
+        return cls(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            birth=_birth(os.getpid()) or "",
+        )
+
+    def is_alive(self, lock: Path) -> bool:
+        """Whether the process still runs; on another machine, whether it touched its lock."""
+        if self.host != socket.gethostname():
+            return time.time() - lock.stat().st_mtime < _STALE_SECONDS
+        birth = _birth(self.pid)
+        if birth is not None and self.birth:
+            return birth == self.birth  # else the number was given to another process
+        return _runs(self.pid)
+
+
+_held: dict[Path, tuple[int, int]] = {}
+"""Locks of this process: the thread that holds each, and how often."""
+_held_guard = threading.Lock()
+
+
+@contextmanager
+def output_lock(out: Path, *, folder: bool = True) -> Iterator[None]:
+    """Hold the lock of an output, and first sweep what ended runs left of it.
+
+    ``folder``: the output is a folder, made here and holding its lock; else the lock is a hidden
+    file beside it. A thread may take a lock again. The lock of an ended process is taken over
+    with a log message. Of several processes that train together only the first takes it.
+
+    Raises OutputError, naming the holder, where another process or thread holds the lock; or
+    where it cannot be written.
+    """
+    lock = _lock_path(out, folder)
+    if _is_follower() or _again(lock):
+        try:
+            yield
+        finally:
+            _release_once(lock)
+        return
+    made = folder and not out.exists()
+    with output_errors(out):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, out)
+    ended = threading.Event()
+    try:
+        threading.Thread(target=_touch, args=(lock, ended), daemon=True).start()
+        _sweep(out, folder)
+        try:
+            yield
+        except BaseException:
+            _sweep(out, folder)  # of workers that were ended
+            raise
+    finally:
+        ended.set()
+        with _held_guard:
+            _held.pop(lock, None)
+        with suppress(OSError):
+            lock.unlink()
+        if made:
+            with suppress(OSError):  # something was written
+                out.rmdir()
+
+
+def _lock_path(out: Path, folder: bool) -> Path:
+    out = Path(os.path.abspath(out))
+    return out / LOCK if folder else out.with_name(f".{out.name}{LOCK}")
+
+
+def _is_follower() -> bool:
+    ranks = (os.environ.get(n, "") for n in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    return any(r.isdigit() and int(r) > 0 for r in ranks)
+
+
+def _again(lock: Path) -> bool:
+    """Whether this thread holds the lock already; counts it."""
+    with _held_guard:
+        thread, count = _held.get(lock, (0, 0))
+        if thread != threading.get_ident():
+            return False
+        _held[lock] = thread, count + 1
+        return True
+
+
+def _release_once(lock: Path) -> None:
+    with _held_guard:
+        if lock in _held:
+            thread, count = _held[lock]
+            _held[lock] = thread, count - 1
+
+
+def _acquire(lock: Path, out: Path) -> None:
+    record = json.dumps(asdict(LockHolder.current())).encode()
+    for _ in range(20):
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            _require_stale(lock, out)
+            continue
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(record)
+        except OSError:
+            remove(lock)
+            raise
+        with _held_guard:
+            _held[lock] = threading.get_ident(), 0
+        return
+    raise OutputError(f"{out}: its lock {lock} cannot be taken; delete that file")
+
+
+def _require_stale(lock: Path, out: Path) -> None:
+    """Set the lock of an ended process aside; OutputError where its holder is alive."""
+    try:
+        content = lock.read_bytes()
+        holder = _holder(content)
+        if holder is None:
+            # Not written yet, or on a disk that was full.
+            if time.time() - lock.stat().st_mtime < _TOUCH_SECONDS:
+                raise OutputError(f"{out}: another process has just begun to write to it; wait")
+        elif holder.is_alive(lock):
+            raise OutputError(
+                f"{out}: process {holder.pid} on {holder.host} has been writing to it since "
+                f"{holder.started}; wait for it, end it, or choose another --out"
+            )
+        aside = temporary_path(lock)
+        os.rename(lock, aside)
+    except FileNotFoundError:
+        return  # its holder has just ended, or another process took it over
+    if aside.read_bytes() != content:
+        # Another process was faster, and this is its lock.
+        with suppress(OSError):
+            os.link(aside, lock)
+        remove(aside)
+        return
+    remove(aside)
+    if holder is not None:
+        _log.warning(
+            "%s: taking over from process %d on %s, which began %s and has ended",
+            out, holder.pid, holder.host, holder.started,
+        )  # fmt: skip
+
+
+def _holder(content: bytes) -> LockHolder | None:
+    try:
+        record = json.loads(content)
+        return LockHolder(
+            pid=int(record["pid"]),
+            host=str(record["host"]),
+            started=str(record["started"]),
+            birth=str(record.get("birth", "")),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _touch(lock: Path, ended: threading.Event) -> None:
+    while not ended.wait(_TOUCH_SECONDS):
+        with suppress(OSError):
+            os.utime(lock)
+
+
+def _birth(pid: int) -> str | None:
+    """When a process of this machine started, in ticks since boot; None where it is not known.
+
+    A process that has ended but was not waited for counts as ended: its birth is "".
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
+    except (OSError, IndexError):
+        return None
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":
+        return _runs_on_windows(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # it is another user's
+    return True
+
+
+def _runs_on_windows(pid: int) -> bool:
+    import ctypes
+
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    handle = kernel.OpenProcess(0x1000, False, pid)
+    if not handle:
+        return False
+    code = ctypes.c_ulong()
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return code.value == 259
+
+
+def _sweep(out: Path, folder: bool) -> None:
+    """Remove temporary files and folders that ended processes left of an output."""
+    if not folder:
+        name = temporary_path(out).name.rpartition(f".{os.getpid()}-")[0]
+        for path in out.parent.iterdir():
+            if path.name.startswith(f"{name}.") and _is_leftover(path):
+                remove(path)
+        return
+    for base, folders, names in os.walk(out):
+        here = Path(base)
+        if here != out and _is_locked(here / LOCK):
+            folders.clear()
+            continue
+        leftovers = [here / n for n in (*folders, *names) if _is_leftover(here / n)]
+        for path in leftovers:
+            remove(path)
+        deep = len(here.relative_to(out).parts) >= _SWEEP_DEPTH
+        folders[:] = [] if deep else [n for n in folders if here / n not in leftovers]
+
+
+def _is_leftover(path: Path) -> bool:
+    if not is_temporary(path):
+        return False
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None:
+        return True
+    if _is_locked(path.with_name(f".{match['name']}{LOCK}")):
+        return False
+    pid = int(match["pid"])
+    return pid != os.getpid() and not _runs(pid)
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        holder = _holder(lock.read_bytes())
+        return holder is not None and holder.is_alive(lock)
+    except OSError:
+        return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import OutputError
+from multimae_eo.files import single_writer
 
 GIVEN = ("rgb", "ired", "sired", "ebands")
 """What the tour shows the model: the optical bands. Radar, relief and land cover are hidden."""
@@ -49,6 +50,7 @@ def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
     return write_world(out / "world", chips=chips, size=64, seed=seed).dataset
 
 
+@single_writer()
 def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | None = None) -> Path:
     """Run the tour; returns the path of ``report.html`` in ``out``.
 

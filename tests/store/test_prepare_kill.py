@@ -21,7 +21,9 @@ from tests.support.paths import ROOT
 from tests.support.tiny_source import TinySource, files_of
 
 PROGRAM = ROOT / "tests/support/tiny_source.py"
-CHIPS, SHARD = 64, 4
+CHIPS, SHARD = 128, 4
+ENDED = 2**31 - 2
+"""The number of no process."""
 
 
 def start(out: Path, *, delay: float, workers: int) -> subprocess.Popen[bytes]:
@@ -121,6 +123,7 @@ def test_stopped_before_any_write_it_ends_byte_identical(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, "replace", replace)
             patched.setattr(files, "remove", lambda path: None)
+            patched.setattr(files.os, "getpid", lambda: ENDED)
             try:
                 prepare(source, out, shard_chips=3)
                 break

@@ -21,6 +21,7 @@ from multimae_eo.cli.scenes import SCENE_VERBS
 from multimae_eo.cli.study import STUDY_VERBS
 from multimae_eo.cli.transfer import TRANSFER_VERBS
 from multimae_eo.errors import MultiMAEError, did_you_mean
+from multimae_eo.processes import noted_interrupts
 
 OVERRIDDEN = ("pretrain", "finetune", "study", "benchmark")
 """Verbs that take options of a recipe beside their own."""
@@ -31,22 +32,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    # Usage errors exit here with 2, --help and --version with 0.
-    verb, options, overrides = _parse(arguments)
+    with noted_interrupts() as interrupts:
+        try:
+            return _run(arguments, debug)
+        except BaseException as error:
+            # Libraries turn an interrupt into other errors: an import that failed, exit code 1.
+            if debug or not (interrupts or isinstance(error, KeyboardInterrupt)):
+                raise
+            _complain("interrupted")
+            return 130
+
+
+def _run(arguments: list[str], debug: bool) -> int:
     try:
+        # Usage errors exit here with 2, --help and --version with 0.
+        verb, options, overrides = _parse(arguments)
         _VERBS[verb][1](options, overrides)
         sys.stdout.flush()
     except MultiMAEError as error:
-        if debug:
+        if debug or isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
             raise
         _complain(str(error))
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
     except OSError as error:
         if debug:
             raise

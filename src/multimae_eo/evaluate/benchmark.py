@@ -16,6 +16,7 @@ from multimae_eo.evaluate.benchmark_page import write_benchmark
 from multimae_eo.evaluate.geobench_score import Normaliser, aggregate, load_normaliser
 from multimae_eo.evaluate.study import Plan, Studied, claim_study, default_inputs, set_trials
 from multimae_eo.evaluate.trials import Trial
+from multimae_eo.files import single_writer
 from multimae_eo.metrics.task_metrics import values_of
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sources.geobench.bands import DATASETS, Metric, find_dataset
@@ -77,6 +78,7 @@ class Scored:
         }
 
 
+@single_writer()
 def benchmark(
     model: MultiMAE, runs: Benchmark, out: Path, *, digest: str = ""
 ) -> tuple[list[Row], list[Row]]:

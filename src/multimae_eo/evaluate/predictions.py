@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
 from multimae_eo.evaluate.card import Cost, card
-from multimae_eo.files import write_file
+from multimae_eo.files import single_writer, write_file
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.metrics.intervals import hierarchical_interval
 from multimae_eo.metrics.task_metrics import (
@@ -97,6 +97,7 @@ def predict_split(
     return Told(predictions=predictions, inputs=tuple(names), seconds=seconds)
 
 
+@single_writer()
 def evaluate(
     predictor: Predictor,
     source: Source,

@@ -20,6 +20,7 @@ from multimae_eo.evaluate.fractions import Strata, label_fractions
 from multimae_eo.evaluate.labelled import Task, take, task_of
 from multimae_eo.evaluate.linear_probe import Readout, linear_readouts, neighbour_readouts
 from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
+from multimae_eo.files import single_writer
 from multimae_eo.inference.extraction import (
     DEFAULT_KIND,
     KINDS,
@@ -69,6 +70,7 @@ class ProbeOptions:
             )
 
 
+@single_writer()
 def probe(
     model: MultiMAE,
     source: Source,

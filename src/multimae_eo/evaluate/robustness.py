@@ -14,7 +14,7 @@ from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.card import markdown_table
 from multimae_eo.evaluate.predictions import input_names, predict_split
 from multimae_eo.evaluate.probe_page import csv_bytes, told_row
-from multimae_eo.files import write_file
+from multimae_eo.files import single_writer, write_file
 from multimae_eo.metrics.intervals import hierarchical_interval
 from multimae_eo.metrics.task_metrics import interval_rows, scores_of
 from multimae_eo.network.predictor import Predictor
@@ -35,6 +35,7 @@ _ABOUT = (
 )
 
 
+@single_writer()
 def drop_inputs(
     predictor: Predictor,
     source: Source,

@@ -38,6 +38,7 @@ from multimae_eo.evaluate.trials import (
     merged,
     slug,
 )
+from multimae_eo.files import single_writer
 from multimae_eo.metrics.task_metrics import Predictions, Tallied, values_of
 from multimae_eo.network.adapt import adapt
 from multimae_eo.network.multimae import MultiMAE
@@ -110,6 +111,7 @@ def claim_study(about: Studied, plan: Plan, out: Path) -> None:
     claim_run(out, record, about.source, about.spec, defaults=defaults)
 
 
+@single_writer()
 def study(
     about: Studied, plan: Plan, out: Path, *, inputs: Mapping[str, Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:

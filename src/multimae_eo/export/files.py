@@ -28,7 +28,7 @@ from multimae_eo.export.graphs import (
     random_images,
 )
 from multimae_eo.export.quantize import Quantization, quantize
-from multimae_eo.files import write_file
+from multimae_eo.files import single_writer, write_file
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.version import __version__
@@ -57,6 +57,7 @@ class FileOptions:
     model_hash: str = ""
 
 
+@single_writer(folder=False)
 def export_model(
     model: MultiMAE | Predictor,
     out: Path,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
-from multimae_eo.files import write_file
+from multimae_eo.files import single_writer, write_file
 from multimae_eo.metrics.reconstruction_scores import Reconstructed, ReconstructionScores
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
@@ -78,6 +78,7 @@ class ReconstructOptions:
                 raise ConfigError(f"{name}: must be ≥ {least}, got {getattr(self, name)}")
 
 
+@single_writer()
 def reconstruct_chips(
     model: Reconstructor,
     source: Source,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, ContractError, DataError
 from multimae_eo.loading.gather import Gatherer, Windows
 from multimae_eo.loading.sampler import ChipBatchSampler, Draws, Orientation, Place
-from multimae_eo.loading.workers import ChipLoader, Told
+from multimae_eo.loading.workers import ChipLoader, HandedOver, start_worker
 from multimae_eo.modality import Modality
 from multimae_eo.sample import Batch, Sample, collate, crop, flip, stack_labels
 from multimae_eo.sources.base import Indices, Source
@@ -315,10 +315,11 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     )
     dataset = ChipDataset(source, names, indices=indices, chip=chip, seed=drawn, augment=augment)
     return ChipLoader(
-        Told(dataset),  # type: ignore[arg-type]  # torch calls __getitems__ with a whole batch
+        HandedOver(dataset),  # type: ignore[arg-type]  # torch calls __getitems__ with a whole batch
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_as_is,
+        worker_init_fn=start_worker if workers else None,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         multiprocessing_context=_workers_context() if workers else None,
         # Its own generator: a loader must not move the global one, on which a resumed run relies.

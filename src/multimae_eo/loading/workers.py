@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, get_worker_info
 
 from multimae_eo.errors import MultiMAEError
+from multimae_eo.processes import end_with_parent, starting_children
 from multimae_eo.sample import Batch
 
 
@@ -19,7 +20,7 @@ class Batches(Protocol):
         """The batch; called by torch's fetcher."""
 
 
-class Told:
+class HandedOver:
     """Batches, of which a worker hands over a user's error instead of dying of it."""
 
     def __init__(self, batches: Batches) -> None:
@@ -36,12 +37,19 @@ class Told:
             return error
 
 
+def start_worker(_: int) -> None:
+    """In a new worker process, before it reads anything."""
+    end_with_parent()
+
+
 class ChipLoader(DataLoader[Batch]):
     """Raises the error that a worker handed over; torch would put a traceback into its message."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of the epoch."""
-        for batch in super().__iter__():
+        with starting_children():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, MultiMAEError):
                 raise batch
             yield batch

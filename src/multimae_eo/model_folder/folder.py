@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimae_eo.errors import CheckpointError, OutputError
-from multimae_eo.files import put_in_place, remove, temporary_path
+from multimae_eo.files import put_in_place, remove, single_writer, temporary_path
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.hub import located
 from multimae_eo.model_folder.migrations import FORMAT_VERSION, migrated
@@ -40,6 +40,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 FILES = ("config.json", "modalities.json", "model.safetensors")
 
 
+@single_writer(folder=False, argument="folder")
 def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
     """Write a MultiMAE, or a Predictor, under a temporary name, then rename it into place.
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.files import single_writer
 from multimae_eo.geo import Geometry
 from multimae_eo.inference.extraction import encoder_features
 from multimae_eo.inference.reconstruct_chips import chip_batches
@@ -35,6 +36,7 @@ from multimae_eo.sources.scene.scene import Scene
 Per = Literal["chip", "patch"]
 
 
+@single_writer(folder=False)
 def embed_scene(
     model: MultiMAE,
     scene: Scene,
@@ -79,6 +81,7 @@ def embed_scene(
         )
 
 
+@single_writer(folder=False)
 def embed_source(
     model: MultiMAE,
     source: Source,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError
+from multimae_eo.files import single_writer
 from multimae_eo.modality import Band, LegendClass, Modality, ModalitySet
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.sample import Batch
@@ -29,6 +30,7 @@ from multimae_eo.sources.scene.scene import Scene
 _FIELD = "prediction"
 
 
+@single_writer(folder=False)
 def predict_scene(
     model: Predictor,
     scene: Scene,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
+from multimae_eo.files import single_writer
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch
@@ -26,6 +27,7 @@ from multimae_eo.scenes.window_model import (
 from multimae_eo.sources.scene.scene import Scene
 
 
+@single_writer()
 def reconstruct_scene(
     model: MultiMAE,
     scene: Scene,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.processes import WorkerPool
 from multimae_eo.scenes.blocks import Blocks
 from multimae_eo.scenes.job import SceneJob
 
@@ -38,22 +39,20 @@ def by_processes(
     context = multiprocessing.get_context("spawn")
     count = min(job.options.workers, len(numbers))
     threads = max(1, torch.get_num_threads() // count)
-    pool = ProcessPoolExecutor(
+    pool = WorkerPool(
         count,
-        mp_context=context,
         initializer=_begin,
         initargs=((work, job.packed(), blocks), context.Value("i", 0), threads),
     )
     try:
-        for future in as_completed([pool.submit(_one, n) for n in numbers]):
-            yield future.result()
+        with pool:
+            for future in as_completed([pool.submit(_one, n) for n in numbers]):
+                yield future.result()
     except BrokenProcessPool as error:
         raise OutputError(
             f"{blocks.folder}: a worker process ended unexpectedly, perhaps for want of memory; "
             "run again to go on, with fewer --workers"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(

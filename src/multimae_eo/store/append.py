@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
-from multimae_eo.files import remove, replacing
+from multimae_eo.files import remove, replacing, single_writer
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
@@ -25,6 +25,7 @@ from multimae_eo.store.writer import prepare, write_json
 ADDITION = "addition"
 
 
+@single_writer(argument="path")
 def append(
     source: Source,
     path: Path,

@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
-from multimae_eo.files import is_temporary, remove
+from multimae_eo.files import LOCK, is_temporary, output_lock
+from multimae_eo.processes import WorkerPool
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
@@ -63,6 +60,21 @@ def prepare(
         raise ConfigError(f"workers and shard_chips must be ≥ 1, got {workers}, {shard_chips}")
     out = Path(out)
     plan = _plan(source, shard_chips)
+    if (out / layout.INDEX).is_file() and not (out / layout.PARTS).exists():
+        _require_plan(out, plan)
+        return ChipStore(out)  # without a lock: it may lie where nothing can be written
+    with output_lock(out):
+        _prepare(source, out, plan, workers, progress)
+    return ChipStore(out)
+
+
+def _prepare(
+    source: Source,
+    out: Path,
+    plan: Plan,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     _claim(out, plan)
     if not (out / layout.INDEX).is_file():
         missing = [s for s in range(plan.shards) if not (out / layout.part_path(s)).is_file()]
@@ -75,7 +87,6 @@ def prepare(
                 progress(done, plan.chips)
         _finish(source, out, plan)
     shutil.rmtree(out / layout.PARTS, ignore_errors=True)
-    return ChipStore(out)
 
 
 def _plan(source: Source, shard_chips: int) -> Plan:
@@ -103,6 +114,17 @@ def _claim(out: Path, plan: Plan) -> None:
     """Make ``out`` the folder of this plan; an error when it is another's."""
     path = out / layout.PLAN
     if path.is_file():
+        _require_plan(out, plan)
+    elif not all(p.name == LOCK or is_temporary(p) for p in out.iterdir()):
+        raise OutputError(f"{out}: exists and is no chip store; choose another --out")
+    else:
+        layout.write_bytes(path, plan.to_json().encode())
+
+
+def _require_plan(out: Path, plan: Plan) -> None:
+    """ConfigError where ``out`` holds a store of another plan."""
+    path = out / layout.PLAN
+    if path.is_file():
         there = layout.read_json(path)
         here = json.loads(plan.to_json())
         names = sorted(here.keys() | there.keys())
@@ -113,15 +135,6 @@ def _claim(out: Path, plan: Plan) -> None:
                 f"{out}: holds a store of something else ({told}); choose another --out, delete "
                 "it, or give what it was begun with"
             )
-    elif out.exists() and (not out.is_dir() or not all(is_temporary(p) for p in out.iterdir())):
-        raise OutputError(f"{out}: exists and is no chip store; choose another --out")
-    try:
-        for leftover in [p for p in out.rglob("*") if is_temporary(p)]:
-            remove(leftover)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written to: {error.strerror or error}") from error
-    if not path.is_file():
-        layout.write_bytes(path, plan.to_json().encode())
 
 
 class _Work:
@@ -302,24 +315,17 @@ def _written(work: _Work, shards: Sequence[int], workers: int) -> Iterator[tuple
         for shard in shards:
             yield shard, work.write(shard)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(shards)),
-        # Readers and their libraries may hold threads and locks, which forking would break.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(work,),
-    )
+    pool = WorkerPool(min(workers, len(shards)), initializer=_start_worker, initargs=(work,))
     try:
-        futures = [pool.submit(_work_on, s) for s in shards]
-        for shard, future in zip(shards, futures, strict=True):
-            yield shard, future.result()
+        with pool:
+            futures = [pool.submit(_work_on, s) for s in shards]
+            for shard, future in zip(shards, futures, strict=True):
+                yield shard, future.result()
     except BrokenProcessPool as error:
         raise DataError(
             f"{work.source.name}: a reading process died, of too little memory perhaps; run again "
             "to continue, with fewer --workers"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 _this_process: dict[str, _Work] = {}
@@ -327,15 +333,6 @@ _this_process: dict[str, _Work] = {}
 
 def _start_worker(work: _Work) -> None:
     _this_process["work"] = work
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed ``prepare`` leaves no process behind that would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work_on(shard: int) -> Arrays:

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.adapt import adapt
@@ -41,6 +42,7 @@ from multimae_eo.train.run import (
 )
 
 
+@single_writer()
 def finetune(
     recipe: FinetuneRecipe,
     source: Source,

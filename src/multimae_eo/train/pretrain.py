@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import reconstruction_figure, save_figure
@@ -43,6 +44,7 @@ class Init:
         return {"init": {"model": self.name, "hash": self.digest}}
 
 
+@single_writer()
 def pretrain(
     recipe: Recipe,
     source: Source,
