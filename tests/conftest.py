@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,17 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
         if not report.is_file():
             quickstart(out, chips=chips, epochs=epochs)
     return Tour(out=out, report=report, chips=chips, epochs=epochs)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32() -> Iterator[None]:
+    """Numbers in tests are those of float32: ``auto`` is that here, whatever the machine."""
+    from multimae_eo import runtime
+
+    with pytest.MonkeyPatch.context() as patch:
+        support = runtime.Bfloat16Support(native=False, reason="tests compute in float32")
+        patch.setattr(runtime, "native_bfloat16", lambda kind: support)
+        yield
 
 
 @pytest.fixture(scope="session")

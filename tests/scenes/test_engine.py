@@ -368,7 +368,7 @@ def test_a_failure_leaves_no_half_written_map(scene_folder):
     [
         ({"overlap": 1.0}, "overlap must be in"),
         ({"workers": 0}, "workers must be ≥ 1"),
-        ({"precision": "16"}, "precision must be 32-true or bf16-mixed"),
+        ({"precision": "16"}, "precision must be one of auto, 32-true, bf16-mixed"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(changes, message):

@@ -50,7 +50,9 @@ def share_options(parser: Any) -> None:
     parser.add_argument(
         "--dask", type=str, default="", help="address of a Dask scheduler whose workers share it"
     )
-    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
+    parser.add_argument(
+        "--precision", type=str, default="auto", help="auto, 32-true, bf16-mixed or 16-mixed"
+    )
     parser.add_argument("--batch_size", type=int, default=None, help="windows at once")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, …")
 
@@ -160,7 +162,9 @@ def _embed_options(parser: Any) -> None:
     parser.add_argument("--out", type=str, required=True, help="GeoParquet file to write")
     parser.add_argument("--per", type=str, default="chip", help="a vector per chip, or per patch")
     parser.add_argument("--half", action="store_true", help="vectors as float16")
-    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
+    parser.add_argument(
+        "--precision", type=str, default="auto", help="auto, 32-true, bf16-mixed or 16-mixed"
+    )
     parser.add_argument("--batch_size", type=int, default=None, help="chips at once")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, …")
 

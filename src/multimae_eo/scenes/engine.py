@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from multimae_eo.runtime import limit_threads
 from multimae_eo.sample import Batch, collate
 from multimae_eo.scenes.blend import BlendedRows, WindowBlender
 from multimae_eo.scenes.blocks import Blocks
@@ -41,10 +42,14 @@ def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
     Raises OutputError where the results cannot be written, or an interrupted map of another job is
     in the way.
     """
+    limit_threads()
     blocks = Blocks(folder / keep, _plan(job) if job.options.model_hash else None)
     try:
         _finish_blocks(job, blocks)
-        tags = {"software": f"multimae-eo {__version__}"}
+        tags = {
+            "software": f"multimae-eo {__version__}",
+            "precision": job.options.precision,
+        }
         if job.options.model_hash:
             tags["model_hash"] = job.options.model_hash
         paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
@@ -196,7 +201,7 @@ def computing(options: SceneOptions) -> Iterator[None]:
     import torch
 
     kind = options.device.split(":", maxsplit=1)[0]
-    mixed = options.precision == "bf16-mixed"
-    half = torch.autocast(kind, torch.bfloat16) if mixed else nullcontext()
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(options.precision)
+    half = nullcontext() if dtype is None else torch.autocast(kind, dtype)
     with torch.no_grad(), half:
         yield

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.runtime import Precision, resolve_precision
 from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import WindowModel
 from multimae_eo.sources.scene.scene import Scene
-
-Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,8 @@ class SceneOptions:
     ``chip``: side of a window in pixels of the scene's grid (default: the model's). ``overlap``:
     share of a window's side. ``batch_size``: windows per batch (default: by the device).
     ``draws``: random subsets for the predictive std (0: none is written). ``device``: where the
-    model is. ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler
+    model is. ``precision``: 32-true, bf16-mixed, 16-mixed, or auto, which is resolved for the device.
+    ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler
     whose workers share it instead; they read the scene and write its blocks under the paths given
     here. ``model_hash``: the model's identity, for the rasters' tags; without it an interrupted map
     is begun again. ``progress`` is called with the pixels done and the pixels in all.
@@ -33,7 +33,7 @@ class SceneOptions:
     batch_size: int | None = None
     draws: int = 0
     seed: int = 0
-    precision: Precision = "32-true"
+    precision: Precision = "auto"
     device: str = "cpu"
     workers: int = 1
     dask: str = ""
@@ -49,8 +49,7 @@ class SceneOptions:
                 raise ConfigError(f"{name} must be ≥ {least}, got {value}")
         if self.dask and self.workers > 1:
             raise ConfigError("workers: give either workers (here) or dask (elsewhere)")
-        if self.precision not in ("32-true", "bf16-mixed"):
-            raise ConfigError(f"precision must be 32-true or bf16-mixed, got {self.precision!r}")
+        object.__setattr__(self, "precision", resolve_precision(self.precision, self.device))
 
     @property
     def batch(self) -> int:

@@ -39,6 +39,7 @@ from multimae_eo.train.run import (
     make_trainer,
     quiet,
     read_checkpoint,
+    with_precision,
 )
 
 
@@ -66,6 +67,7 @@ def finetune(
         TrainingError: the loss is not finite.
     """
     started = time.monotonic()
+    recipe = replace(recipe, run=with_precision(recipe.run, out))
     inputs = _inputs(recipe, source, model)
     train, val = splits or source.train_val(val_fraction=recipe.data.val_fraction)
     train, target = labelled(source, train, inputs, recipe)

@@ -20,7 +20,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 def may_fuse(recipe: AdamWRecipe, precision: str) -> bool:
     """Whether AdamW may be fused: in mixed precision, that could not be clipped."""
-    return recipe.clip is None or precision == "32-true"
+    return recipe.clip is None or not precision.endswith("-mixed")
 
 
 def build_adamw(module: nn.Module, recipe: AdamWRecipe, *, lr: float, fused: bool = True) -> AdamW:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,14 @@ from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.modules import PretrainModule, ShardedModule
 from multimae_eo.train.recipe import Recipe
-from multimae_eo.train.run import RunResult, claim_run, last_checkpoint, make_trainer, quiet
+from multimae_eo.train.run import (
+    RunResult,
+    claim_run,
+    last_checkpoint,
+    make_trainer,
+    quiet,
+    with_precision,
+)
 
 _PICTURED = 4
 
@@ -64,6 +71,7 @@ def pretrain(
         TrainingError: the loss is not finite.
     """
     started = time.monotonic()
+    recipe = replace(recipe, run=with_precision(recipe.run, out))
     modalities, tasks = recipe.resolve(source.modalities)
     train, val = source.train_val(val_fraction=recipe.data.val_fraction)
     sizes = chip_sizes(source, modalities, train)

@@ -17,6 +17,7 @@ import yaml
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
 from multimae_eo.network.config import DecoderConfig, EncoderConfig
+from multimae_eo.runtime import Precision
 from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
 
 
@@ -169,7 +170,7 @@ class TrainingRecipe:
     Args:
         epochs: Passes over the training chips.
         seed: Decides weights, order, windows and masks.
-        precision: 32-true, bf16-mixed or 16-mixed.
+        precision: 32-true, bf16-mixed, 16-mixed, or auto (bf16-mixed where the device has it).
         accumulate: Batches per optimiser step.
         devices: Number of devices or processes; auto takes what there is.
         accelerator: cpu, gpu or auto.
@@ -185,7 +186,7 @@ class TrainingRecipe:
 
     epochs: int = 100
     seed: int = 0
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "auto"
     accumulate: int = 1
     devices: int | str = "auto"
     accelerator: str = "auto"

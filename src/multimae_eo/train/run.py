@@ -8,9 +8,9 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -20,10 +20,13 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.files import write_file
+from multimae_eo.runtime import limit_threads, resolve_device, resolve_precision
 from multimae_eo.sources.base import Source
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
 from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe
+
+RunKind = TypeVar("RunKind", bound=TrainingRecipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,20 @@ class RunResult:
     metrics: dict[str, float]
     seconds: float
     first_process: bool = True
+
+
+def with_precision(run: RunKind, out: Path) -> RunKind:
+    """``run`` with the precision that computes: ``auto`` resolved for its accelerator.
+
+    A run that is resumed keeps the precision that it began with, on whatever machine.
+    """
+    requested: str = run.precision
+    path = out / "recipe.yaml"
+    if requested == "auto" and path.exists():
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        requested = record.get("run", {}).get("precision", requested)
+    kind = {"auto": "auto", "gpu": "auto", "tpu": "cpu"}.get(run.accelerator, run.accelerator)
+    return replace(run, precision=resolve_precision(requested, resolve_device(kind)))  # type: ignore[arg-type]
 
 
 def claim_run(
@@ -149,6 +166,7 @@ def make_trainer(
 
     ``callbacks``: further ones, the checkpoints' among them.
     """
+    limit_threads()
     every: list[Any] = [
         ValidateLast(),
         *callbacks,
