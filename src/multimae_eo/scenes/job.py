@@ -21,7 +21,7 @@ class SceneOptions:
     ``chip``: side of a window in pixels of the scene's grid (default: the model's). ``overlap``:
     share of a window's side. ``batch_size``: windows per batch (default: by the device).
     ``draws``: random subsets for the predictive std (0: none is written). ``device``: where the
-    model is. ``precision``: 32-true, bf16-mixed, 16-mixed, or auto, which is resolved for the device.
+    model is. ``precision``: 32-true, bf16-mixed, 16-mixed, or auto, which is resolved here.
     ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler
     whose workers share it instead; they read the scene and write its blocks under the paths given
     here. ``model_hash``: the model's identity, for the rasters' tags; without it an interrupted map
