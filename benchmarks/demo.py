@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/demo.py --model quickstart/model --scene quickstart/world/scene.yaml
 
-Every client goes on its own walk: look at a place, reconstruct it four times, fetch tiles and a
+Every client goes on its own walk: look at a location, reconstruct it four times, fetch tiles and a
 value of the map. Prints a table of percentiles; exits with 1 where any answer was no 200.
 """
 
@@ -36,10 +36,15 @@ def walk(address: str, number: int, about: dict, bounds: list[float]) -> list[tu
 
         west, south, east, north = bounds
         for _ in range(ROUNDS):
-            place = int(rng.integers(about["places"]))
-            ask("look", "GET", f"/api/places/{place}")
+            location = int(rng.integers(about["locations"]))
+            ask("look", "GET", f"/api/locations/{location}")
             for seed in range(4):
-                body = {"place": place, "inputs": about["modalities"], "visible": 60, "seed": seed}
+                body = {
+                    "location": location,
+                    "inputs": about["modalities"],
+                    "visible": 60,
+                    "seed": seed,
+                }
                 ask("reconstruct", "POST", "/api/reconstruct", json=body)
             side = 2 * np.pi * 6378137 / 2**13
             half = np.pi * 6378137
@@ -69,8 +74,8 @@ def main() -> int:
                       f"{about['parameters'] / 1e6:.1f} M parameters")  # fmt: skip
                 bounds = client.get("/api/map").json()["bounds"]
                 alone = time.perf_counter()
-                client.get(f"/api/places/{about['strip'][0]['place']}")
-                body = {"place": about["strip"][0]["place"], "inputs": about["modalities"],
+                client.get(f"/api/locations/{about['strip'][0]['location']}")
+                body = {"location": about["strip"][0]["location"], "inputs": about["modalities"],
                         "visible": 60}  # fmt: skip
                 client.post("/api/reconstruct", json=body)
                 print(f"first look and reconstruction: {time.perf_counter() - alone:.2f} s")

@@ -31,7 +31,7 @@ FLAGS = [
 SIZES = ((1920, 1080), (360, 740))
 LONGEST = 1600  # of a phone's page; the rest repeats
 SLOW = 120_000
-# Places of the quickstart's scene, as shares of its width and height.
+# Locations of the quickstart's scene, as shares of its width and height.
 WATER = ((0.66, 0.07), (0.06, 0.56), (0.94, 0.54))
 LAND = ((0.47, 0.48), (0.25, 0.24), (0.84, 0.13), (0.2, 0.91))
 
@@ -97,10 +97,10 @@ def _panels(page: Any, address: str, name: str, *, whole: bool) -> None:
     page.wait_for_timeout(1500)
     _click(page, (0.5, 0.5))
     page.wait_for_timeout(2000)
-    for tool, places in (("#tool-a", WATER), ("#tool-b", LAND)):
+    for tool, locations in (("#tool-a", WATER), ("#tool-b", LAND)):
         page.click(tool)
-        for place in places:
-            _click(page, place)
+        for location in locations:
+            _click(page, location)
     page.wait_for_timeout(4000)
     _save(page, f"search-{name}", whole)
 
@@ -110,10 +110,10 @@ def _panels(page: Any, address: str, name: str, *, whole: bool) -> None:
     _save(page, f"runs-{name}", whole)
 
 
-def _click(page: Any, place: tuple[float, float]) -> None:
+def _click(page: Any, location: tuple[float, float]) -> None:
     box = page.locator("#search-viewer canvas").bounding_box()
     side = 0.945 * min(box["width"], box["height"])
-    x, y = (side * (at - 0.5) for at in place)
+    x, y = (side * (at - 0.5) for at in location)
     page.mouse.click(box["x"] + box["width"] / 2 + x, box["y"] + box["height"] / 2 + y)
     page.wait_for_timeout(500)
 

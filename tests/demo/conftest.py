@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from multimae_eo import MultiMAE, open_source
 from multimae_eo.demo.guard import Limits
 from multimae_eo.demo.server import create_app
-from multimae_eo.demo.services import Shown
+from multimae_eo.demo.services import DemoData
 from multimae_eo.scenes.scene_inputs import open_for
 from multimae_eo.sources.scene.scene import Scene
 
@@ -40,14 +40,14 @@ def chips(made):
 
 @pytest.fixture(scope="session")
 def on_scene(made, model, scene) -> Iterator[TestClient]:
-    shown = Shown(scene=scene, runs=made.folder / "run")
+    shown = DemoData(scene=scene, runs=made.folder / "run")
     with TestClient(create_app(model, shown, limits=LIMITS)) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def on_chips(model, chips) -> Iterator[TestClient]:
-    with TestClient(create_app(model, Shown(source=chips), limits=LIMITS)) as client:
+    with TestClient(create_app(model, DemoData(source=chips), limits=LIMITS)) as client:
         yield client
 
 
@@ -57,14 +57,14 @@ def finished() -> Callable[[TestClient, str, str], dict[str, Any]]:
     import time
 
     def wait(client: TestClient, begin: str, state: str) -> dict[str, Any]:
-        told = client.post(begin).json()
+        result = client.post(begin).json()
         for _ in range(600):
-            if told["state"] != "running":
+            if result["state"] != "running":
                 break
             time.sleep(0.05)
-            told = client.get(state).json()
-        assert told["state"] == "done", told
-        return told
+            result = client.get(state).json()
+        assert result["state"] == "done", result
+        return result
 
     return wait
 

@@ -32,15 +32,15 @@ def by_hand(examples, labels, everywhere, prior):
 
 @pytest.mark.parametrize("ridge", [0.3, 1.0, 10.0])
 def test_equals_the_full_laplace_approximation(case, ridge):
-    said = few_shot(*case, ridge=ridge)
-    assert np.abs(said.probability - by_hand(*case, 0.1 * ridge)).max() < 1e-4
+    output = few_shot(*case, ridge=ridge)
+    assert np.abs(output.probability - by_hand(*case, 0.1 * ridge)).max() < 1e-4
 
 
 def test_entropy_is_that_of_the_probability_in_bits(case):
-    said = few_shot(*case)
-    p = said.probability
-    assert np.allclose(said.entropy, -(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
-    assert said.entropy.max() <= 1 + 1e-12
+    output = few_shot(*case)
+    p = output.probability
+    assert np.allclose(output.entropy, -(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
+    assert output.entropy.max() <= 1 + 1e-12
 
 
 def test_swapping_the_sets_swaps_the_answer(case):
@@ -53,6 +53,6 @@ def test_it_is_unsure_far_from_its_examples():
     """On the axis that the examples say nothing about, distance brings doubt."""
     examples = np.array([[2.0, 0.0], [-2.0, 0.0]])
     line = np.c_[np.full(5, 2.0), np.array([0.0, 3.0, 10.0, 30.0, 100.0])]
-    said = few_shot(examples, np.array([True, False]), line)
-    assert (np.diff(said.entropy) > 0).all()
-    assert said.entropy[-1] > 0.99
+    output = few_shot(examples, np.array([True, False]), line)
+    assert (np.diff(output.entropy) > 0).all()
+    assert output.entropy[-1] > 0.99

@@ -32,11 +32,11 @@ def address(made, model, scene) -> Iterator[str]:
     import uvicorn
 
     from multimae_eo.demo.server import create_app
-    from multimae_eo.demo.services import Shown
+    from multimae_eo.demo.services import DemoData
 
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    app = create_app(model, Shown(scene=scene, runs=made.folder / "run"))
+    app = create_app(model, DemoData(scene=scene, runs=made.folder / "run"))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -90,9 +90,9 @@ def shown(page: Any) -> int:
 def answered(page: Any, act: Any, path: str = "/api/reconstruct") -> dict[str, Any]:
     with page.expect_response(lambda r: path in r.url and r.status == 200) as waiting:
         act()
-    told: dict[str, Any] = waiting.value.json()
+    result: dict[str, Any] = waiting.value.json()
     page.wait_for_timeout(100)
-    return told
+    return result
 
 
 def ready(page: Any) -> None:
@@ -104,7 +104,7 @@ def test_painting_a_mask_changes_the_numbers(opened):
     ready(page)
     everything = answered(page, lambda: page.click("#show-all"))
     assert everything["visible"] == everything["tokens"]
-    assert page.locator("#scores").inner_text() == "Nothing is hidden."
+    assert page.locator("#scores").inner_text() == "Nothing is masked."
     box = page.locator("canvas.paint").first.bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + 5)
     page.mouse.down()
@@ -126,17 +126,17 @@ def test_a_mask_is_painted_with_the_keyboard(opened):
     whole = shown(page)
     page.locator("canvas.paint").first.focus()
     page.keyboard.press("ArrowRight")
-    told = answered(page, lambda: page.keyboard.press("Space"))
-    assert told["visible"] == whole - 1
-    assert told["masks"]["rgb"].index("1") == 1, "the second patch"
+    result = answered(page, lambda: page.keyboard.press("Space"))
+    assert result["visible"] == whole - 1
+    assert result["masks"]["rgb"].index("1") == 1, "the second patch"
 
 
 def test_a_modality_is_dropped_and_imagined(opened):
     page = opened()
     ready(page)
-    told = answered(page, lambda: page.locator("input[data-modality=elevation]").uncheck())
-    assert "0" not in told["masks"]["elevation"]
-    assert "elevation" in told["scores"]
+    result = answered(page, lambda: page.locator("input[data-modality=elevation]").uncheck())
+    assert "0" not in result["masks"]["elevation"]
+    assert "elevation" in result["scores"]
     assert page.locator("article.modality.off .name").inner_text() == "elevation"
 
 
@@ -199,12 +199,12 @@ def test_the_map_swipes_measures_and_gives_its_file(opened, tmp_path):
     page.wait_for_selector("#area table")
     assert "ha" in page.locator("#area").inner_text()
     page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
-    page.wait_for_selector("#open-place:not([disabled])")
+    page.wait_for_selector("#open-location:not([disabled])")
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "map.tif")
     assert (tmp_path / "map.tif").read_bytes()[:2] in (b"II", b"MM")
-    answered(page, lambda: page.click("#open-place"))
+    answered(page, lambda: page.click("#open-location"))
     assert page.locator("#panel-reconstruct").is_visible()
 
 
@@ -238,7 +238,7 @@ def test_clicks_find_places_and_make_a_map(opened):
 
     click(0.5, 0.5)
     page.wait_for_selector("#results button img")
-    assert page.locator("#results button").first.inner_text() == "what you clicked"
+    assert page.locator("#results button").first.inner_text() == "query"
     page.click("#tool-a")
     click(0.46, 0.4)
     page.click("#tool-b")
@@ -249,7 +249,7 @@ def test_clicks_find_places_and_make_a_map(opened):
     until(lambda: page.locator("#few").get_attribute("data-share") != first)
     assert "1 + 2 clicks" in page.locator("#few").inner_text()
     page.click("#few-entropy")
-    assert "no idea" in page.locator("#few-legend").inner_text()
+    assert "uncertain" in page.locator("#few-legend").inner_text()
     answered(page, lambda: page.locator("#results button").nth(1).click())
     assert page.locator("#panel-reconstruct").is_visible()
 

@@ -22,7 +22,7 @@ from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.demo.guard import Limits  # noqa: E402
 from multimae_eo.demo.map_layers import frame_over  # noqa: E402
 from multimae_eo.demo.server import PAGE, create_app  # noqa: E402
-from multimae_eo.demo.services import Shown  # noqa: E402
+from multimae_eo.demo.services import DemoData  # noqa: E402
 from multimae_eo.errors import ConfigError  # noqa: E402
 
 LIMITS = Limits(hosts=("testserver",), rate=1e6, burst=10**6)
@@ -34,7 +34,12 @@ def picture(data: bytes) -> np.ndarray:
 
 def asked(client, **more):
     about = client.get("/api/about").json()
-    return {"place": about["strip"][0]["place"], "inputs": ["rgb"], "visible": 9, "draws": 1} | more
+    return {
+        "location": about["strip"][0]["location"],
+        "inputs": ["rgb"],
+        "visible": 9,
+        "draws": 1,
+    } | more
 
 
 # What it answers ----------------------------------------------------------------------------------
@@ -54,12 +59,12 @@ def test_the_page_is_whole_and_comes_from_here_only(on_scene):
 
 
 def test_a_reconstruction_comes_with_pictures_and_scores(on_scene):
-    told = on_scene.post("/api/reconstruct", json=asked(on_scene)).json()
-    assert told["visible"] == 9
+    result = on_scene.post("/api/reconstruct", json=asked(on_scene)).json()
+    assert result["visible"] == 9
     for kind in ("filled", "prediction", "spread", "error"):
-        data = told["modalities"]["elevation"][kind]["src"].split(",")[1]
+        data = result["modalities"]["elevation"][kind]["src"].split(",")[1]
         assert picture(base64.b64decode(data)).shape == (64, 64, 3)
-    assert set(told["scores"]) == {"rgb", "elevation", "landcover"}
+    assert set(result["scores"]) == {"rgb", "elevation", "landcover"}
 
 
 def test_fewer_visible_patches_change_the_numbers(on_scene):
@@ -91,10 +96,10 @@ def test_a_map_is_made_drawn_measured_and_downloaded(on_scene, finished, scene, 
         assert 0 < (tile[..., 3] > 0).mean() < 1
     west, south, east, north = about["bounds"]
     area = {"layer": key, "west": west, "south": south, "east": east, "north": north}
-    told = on_scene.post("/api/area", json=area).json()
-    assert sum(c["share"] for c in told["classes"]) == pytest.approx(1)
+    result = on_scene.post("/api/area", json=area).json()
+    assert sum(c["share"] for c in result["classes"]) == pytest.approx(1)
     legend = on_scene.get(f"/api/layers/{key}/legend").json()
-    assert {c["name"] for c in told["classes"]} <= {c["name"] for c in legend["classes"]}
+    assert {c["name"] for c in result["classes"]} <= {c["name"] for c in legend["classes"]}
 
 
 def test_similar_places_and_a_map_from_clicks(on_scene, finished):
@@ -104,9 +109,9 @@ def test_similar_places_and_a_map_from_clicks(on_scene, finished):
     def point(u, v):
         return {"x": west + u * (east - west), "y": south + v * (north - south)}
 
-    told = on_scene.post("/api/similar", json={"point": point(0.5, 0.5), "count": 4}).json()
-    first, *others = told["similar"]
-    assert first["place"] == told["place"]
+    result = on_scene.post("/api/similar", json={"point": point(0.5, 0.5), "count": 4}).json()
+    first, *others = result["similar"]
+    assert first["location"] == result["location"]
     alike = [o["similarity"] for o in others]
     assert alike == sorted(alike, reverse=True)
     assert all(-1 <= a <= 1 for a in alike)
@@ -129,10 +134,10 @@ def test_similar_places_and_a_map_from_clicks(on_scene, finished):
 
 def test_chips_have_neighbours_but_no_map(on_chips, finished):
     finished(on_chips, "/api/features", "/api/features")
-    place = asked(on_chips)["place"]
-    told = on_chips.post("/api/similar", json={"place": place, "count": 3}).json()
-    assert told["similar"][0]["place"] == place
-    assert len({s["place"] for s in told["similar"]}) == 3
+    location = asked(on_chips)["location"]
+    result = on_chips.post("/api/similar", json={"location": location, "count": 3}).json()
+    assert result["similar"][0]["location"] == location
+    assert len({s["location"] for s in result["similar"]}) == 3
     assert on_chips.get("/api/map").status_code == 404
     points = {"a": [{"x": 0.0, "y": 0.0}], "b": [{"x": 1.0, "y": 1.0}]}
     assert on_chips.post("/api/few-shot", json=points).status_code == 400
@@ -143,16 +148,16 @@ def test_a_runs_numbers_are_those_of_its_file(on_scene, folder):
     import csv
 
     (run,) = on_scene.get("/api/runs").json()
-    told = on_scene.get(f"/api/runs/{run['run']}").json()
+    result = on_scene.get(f"/api/runs/{run['run']}").json()
     with (folder / "run/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     last = [float(r["val/loss"]) for r in rows if r["val/loss"]][-1]
-    curves = {c["role"]: c for c in told["losses"][0]["curves"]}
+    curves = {c["role"]: c for c in result["losses"][0]["curves"]}
     assert curves["validation"]["y"][-1] == pytest.approx(last)
-    assert {loss["title"] for loss in told["losses"]} >= {"rgb", "elevation", "landcover"}
-    for n in range(len(told["pictures"])):
+    assert {loss["title"] for loss in result["losses"]} >= {"rgb", "elevation", "landcover"}
+    for n in range(len(result["pictures"])):
         assert picture(on_scene.get(f"/api/runs/0/pictures/{n}.png").content).ndim == 3
-    assert on_scene.get(f"/api/runs/0/pictures/{len(told['pictures'])}.png").status_code == 404
+    assert on_scene.get(f"/api/runs/0/pictures/{len(result['pictures'])}.png").status_code == 404
 
 
 def test_many_users_at_once_see_no_failure(on_scene):
@@ -169,7 +174,7 @@ def test_many_users_at_once_see_no_failure(on_scene):
 
 
 def test_every_answer_is_guarded(on_scene):
-    for path in ("/", "/api/about", "/api/nothing", "/api/places/99999"):
+    for path in ("/", "/api/about", "/api/nothing", "/api/locations/99999"):
         headers = on_scene.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -195,7 +200,7 @@ def test_other_sites_pages_are_refused(on_scene):
     "/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/%2e%2e/etc/passwd", "/style.css/../x",
     "/api/layers/..%2f..%2fetc/map.tif", "/api/layers/o0%00/map.tif", "/api/layers/s0/map.tif",
     "/api/runs/..%2f/pictures/0.png", "/api/runs/0/pictures/..%2f..%2frecipe.yaml",
-    "/api/runs/0/pictures/-1.png", "/api/places/%2e%2e/picture.png",
+    "/api/runs/0/pictures/-1.png", "/api/locations/%2e%2e/picture.png",
     "/api/layers/s0/tiles/1/2/..%2fx.png", "//etc/passwd", "/recipe.yaml", "/server.py",
 ])  # fmt: skip
 def test_no_path_reaches_the_file_system(on_scene, path):
@@ -219,7 +224,7 @@ def test_too_much_is_refused(on_scene):
 
 
 @pytest.mark.parametrize("change", [
-    {"place": "1"}, {"place": -1}, {"place": 1.5}, {"place": 2**40}, {"inputs": []},
+    {"location": "1"}, {"location": -1}, {"location": 1.5}, {"location": 2**40}, {"inputs": []},
     {"inputs": "rgb"}, {"inputs": ["rgb"] * 40}, {"masks": {"rgb": "2"}}, {"masks": {"rgb": ""}},
     {"visible": 0}, {"alpha": 0.0}, {"draws": 9}, {"draws": True}, {"path": "/etc/passwd"},
 ])  # fmt: skip
@@ -239,7 +244,7 @@ def test_what_is_no_json_is_refused(on_scene, body):
 
 def test_a_flood_is_slowed(model, chips):
     limits = Limits(hosts=("testserver",), rate=1, burst=5)
-    with TestClient(create_app(model, Shown(source=chips), limits=limits)) as client:
+    with TestClient(create_app(model, DemoData(source=chips), limits=limits)) as client:
         answers = [client.get("/api/about") for _ in range(12)]
     codes = [a.status_code for a in answers]
     assert codes[:5] == [200] * 5
@@ -249,34 +254,34 @@ def test_a_flood_is_slowed(model, chips):
 
 def test_a_client_that_leaves_frees_its_place(on_scene):
     """The work of a request whose client is gone is given up."""
-    from multimae_eo.demo.answering import done
-    from multimae_eo.demo.jobs import SupersededError, Workshop
+    from multimae_eo.demo.dispatch import run_job
+    from multimae_eo.demo.jobs import JobQueue, SupersededError
 
     class Gone:
         async def is_disconnected(self):
             return True
 
-    workshop = Workshop("gone", threads=1, waiting=1)
-    tickets = []
+    queue = JobQueue("gone", threads=1, waiting=1)
+    cancellations = []
 
-    def work(ticket):
-        tickets.append(ticket)
+    def work(cancellation):
+        cancellations.append(cancellation)
         for _ in range(1000):
-            ticket.check()
+            cancellation.check()
             asyncio.run(asyncio.sleep(0.01))
 
     with pytest.raises(SupersededError):
-        asyncio.run(done(Gone(), workshop, work))
+        asyncio.run(run_job(Gone(), queue, work))
     with pytest.raises(SupersededError):
-        tickets[0].check()
-    workshop.close()
+        cancellations[0].check()
+    queue.close()
 
 
 def test_schemathesis_finds_no_server_error(made, model, scene):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, settings
 
-    app = create_app(model, Shown(scene=scene, runs=made.folder / "run"), limits=LIMITS)
+    app = create_app(model, DemoData(scene=scene, runs=made.folder / "run"), limits=LIMITS)
     # It starts and stops the application as it likes; this one stays open.
     app.router.lifespan_context = _nothing
     schema = schemathesis.openapi.from_asgi("/api/openapi.json", app)
@@ -322,26 +327,26 @@ def test_the_command_loads_everything_and_answers(made, capsys):
     assert capsys.readouterr().out.startswith("ready after ")
 
 
-@pytest.mark.parametrize(("more", "said"), [
+@pytest.mark.parametrize(("more", "output"), [
     ([], "either --scene or --data"),
     (["--data", "STORE", "--map", "x.tif"], "give --scene"),
     (["--data", "STORE", "--port", "99999"], "--port"),
     (["--data", "STORE", "--runs", "STORE"], "no run folder"),
     (["--data", "STORE", "--threads", "-1"], "--threads"),
 ])  # fmt: skip
-def test_user_errors_are_told_in_one_line(made, refused, more, said):
+def test_user_errors_are_told_in_one_line(made, refused, more, output):
     words = [made / "store" if m == "STORE" else m for m in more]
-    assert said in refused("demo", "--model", made / "run/model", *words)
+    assert output in refused("demo", "--model", made / "run/model", *words)
 
 
 def test_a_missing_extra_is_named(made, refused, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    told = refused("demo", "--model", made / "run/model", "--data", made / "store")
-    assert "pip install 'multimae-eo[demo]'" in told
+    result = refused("demo", "--model", made / "run/model", "--data", made / "store")
+    assert "pip install 'multimae-eo[demo]'" in result
 
 
 def test_what_is_shown_is_one_thing():
     with pytest.raises(ConfigError, match="either"):
-        Shown()
+        DemoData()

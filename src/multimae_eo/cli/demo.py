@@ -55,7 +55,7 @@ def _app(options: Any) -> Any:
 
     from multimae_eo.demo.guard import LOOPBACK, Limits
     from multimae_eo.demo.server import create_app
-    from multimae_eo.demo.services import Shown
+    from multimae_eo.demo.services import DemoData
     from multimae_eo.loading.open_source import open_source
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
@@ -68,7 +68,7 @@ def _app(options: Any) -> Any:
     # Requests are small: several at once serve people better than one on all cores.
     torch.set_num_threads(max(1, (cores or 1) // threads))
     model = MultiMAE.from_pretrained(options.model)
-    shown = Shown(
+    shown = DemoData(
         scene=None if options.scene is None else open_for(model, Path(options.scene)),
         source=None if options.data is None else open_source(options.data),
         runs=None if options.runs is None else Path(options.runs),

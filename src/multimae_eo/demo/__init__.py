@@ -1,1 +1,1 @@
-"""The demonstration: a page on which to hide, map, search and look. See docs/demo.md."""
+"""The demo: a page to mask patches, map a scene, search it, and look at training runs."""

@@ -1,4 +1,4 @@
-"""The places that can be looked at: chips of a source, or squares of a scene, by number."""
+"""The locations that the demo shows, by number: chips of a source, or squares of a scene."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene.scene import Scene
 
 STRIP = 24
-_PICTURE = 64  # px: a place shows several of a model's small windows rather than one
-_KEPT = 64
+_PICTURE = 64  # px: a location shows several of a model's small windows rather than one
+_CACHED = 64
 
 
-class Places(ABC):
+class Locations(ABC):
     """Squares of ground, several of the model's windows wide. Reading is safe in threads.
 
-    ``modalities``: those that data and model share. ``count``: how many places there are;
+    ``modalities``: those that data and model share. ``count``: how many locations there are;
     ``strip``: the numbers of some, to choose from.
     """
 
@@ -40,38 +40,40 @@ class Places(ABC):
 
     @abstractmethod
     def read(self, number: int) -> Sample:
-        """A place; DataError for a number that is none, or where nothing was observed."""
+        """The pixels of a location; DataError for an unknown number or one without valid pixels."""
 
     @abstractmethod
     def title(self, number: int) -> str:
-        """A place's name."""
+        """A location's name."""
 
 
-class _Kept:
-    """The latest results of a function of an int, kept. ``alone``: one thread at a time may call
-    it."""
+class _Cache:
+    """A cache of the latest results of a function of an int.
 
-    def __init__(self, make: Callable[[int], Sample], *, alone: bool) -> None:
+    ``serial``: one thread at a time may call the function.
+    """
+
+    def __init__(self, make: Callable[[int], Sample], *, serial: bool) -> None:
         self._make, self._lock = make, threading.Lock()
-        self._turn: AbstractContextManager[Any] = threading.Lock() if alone else nullcontext()
-        self._kept: OrderedDict[int, Sample] = OrderedDict()
+        self._call_lock: AbstractContextManager[Any] = threading.Lock() if serial else nullcontext()
+        self._samples: OrderedDict[int, Sample] = OrderedDict()
 
     def __call__(self, number: int) -> Sample:
         with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-        with self._turn:
-            made = self._make(number)
+            if number in self._samples:
+                self._samples.move_to_end(number)
+                return self._samples[number]
+        with self._call_lock:
+            sample = self._make(number)
         with self._lock:
-            self._kept[number] = made
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return made
+            self._samples[number] = sample
+            while len(self._samples) > _CACHED:
+                self._samples.popitem(last=False)
+        return sample
 
 
-class SourcePlaces(Places):
-    """A source's chips: their middle, as many whole windows of the model as make a fair picture."""
+class SourceLocations(Locations):
+    """A source's chips, cropped to their middle: as many windows of the model as fill a picture."""
 
     def __init__(self, source: Source, model: MultiMAE) -> None:
         names = [n for n in source.modalities if n in model.modalities]
@@ -82,20 +84,20 @@ class SourcePlaces(Places):
         self.source, self._sizes = source, model.config.sizes
         self.modalities = source.modalities.select(names)
         self.count = len(source)
-        # What the model was not trained on comes first.
-        order = {"test": 0, "val": 1}
-        best = min((order.get(s, 2) for s in source.split_of), default=2)
-        shown = [i for i, s in enumerate(source.split_of) if order.get(s, 2) == best]
-        self.strip = [shown[int(i)] for i in _spread(len(shown), STRIP)]
-        self._read = _Kept(self._cut, alone=True)
+        # Test chips first, then validation: the model was not trained on them.
+        rank = {"test": 0, "val": 1}
+        best = min((rank.get(s, 2) for s in source.split_of), default=2)
+        indices = [i for i, s in enumerate(source.split_of) if rank.get(s, 2) == best]
+        self.strip = [indices[int(i)] for i in _subset(len(indices), STRIP)]
+        self._read = _Cache(self._cut, serial=True)
 
     def read(self, number: int) -> Sample:
-        """See ``Places``."""
-        return self._read(_known(number, self.count))
+        """See ``Locations``."""
+        return self._read(_require_number(number, self.count))
 
     def title(self, number: int) -> str:
         """The chip's key."""
-        return str(self.source.keys[_known(number, self.count)])
+        return str(self.source.keys[_require_number(number, self.count)])
 
     def _cut(self, number: int) -> Sample:
         sample = self.source.read(number, self.modalities.names)
@@ -106,19 +108,19 @@ class SourcePlaces(Places):
         times = min(side // self._sizes[n] for n, side in sides.items())
         times = min(times, _windows_wide(max(self._sizes.values())))
         coarse = min(sides, key=lambda n: sides[n])
-        wanted = times * self._sizes[coarse]
-        if not square or times < 1 or wanted == sides[coarse]:
+        side = times * self._sizes[coarse]
+        if not square or times < 1 or side == sides[coarse]:
             return sample
-        start = (sides[coarse] - wanted) // 2 / sides[coarse]
+        start = (sides[coarse] - side) // 2 / sides[coarse]
         try:
-            return crop(sample, top=start, left=start, size=wanted / sides[coarse])
+            return crop(sample, top=start, left=start, size=side / sides[coarse])
         except ContractError:
             return sample
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Where the squares of a scene lie: ``rows`` × ``cols`` of them, in pixels of its grid."""
+    """The positions of a scene's squares: ``rows`` × ``cols`` of them, in pixels of its grid."""
 
     side: int
     step: int
@@ -127,7 +129,7 @@ class Lattice:
     cols: int
 
 
-class ScenePlaces(Places):
+class SceneLocations(Locations):
     """Squares of a scene, every half of their side."""
 
     def __init__(self, scene: Scene, model: MultiMAE) -> None:
@@ -144,12 +146,12 @@ class ScenePlaces(Places):
         )
         self.lattice = Lattice(side, step, self.tiling.unit, rows, cols)
         self.count = rows * cols
-        self.strip = [int(i) for i in _spread(self.count, STRIP)]
-        self._read = _Kept(self._cut, alone=False)
+        self.strip = [int(i) for i in _subset(self.count, STRIP)]
+        self._read = _Cache(self._cut, serial=False)
 
     def read(self, number: int) -> Sample:
-        """See ``Places``."""
-        return self._read(_known(number, self.count))
+        """See ``Locations``."""
+        return self._read(_require_number(number, self.count))
 
     def title(self, number: int) -> str:
         """Row and column on the scene's grid."""
@@ -159,7 +161,7 @@ class ScenePlaces(Places):
     def window(self, number: int) -> Window:
         """A square's pixels, which may reach over the right and bottom edges."""
         at = self.lattice
-        row, col = divmod(_known(number, self.count), at.cols)
+        row, col = divmod(_require_number(number, self.count), at.cols)
         return Window(
             row=self._start(row, self.scene.grid.height),
             col=self._start(col, self.scene.grid.width),
@@ -189,14 +191,14 @@ def _windows_wide(size: int) -> int:
     return max(1, _PICTURE // size)
 
 
-def _spread(count: int, most: int) -> Any:
-    """At most ``most`` of ``count`` numbers, in order, all over."""
+def _subset(count: int, most: int) -> Any:
+    """At most ``most`` of ``count`` numbers, sorted, drawn without replacement."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-def _known(number: int, count: int) -> int:
+def _require_number(number: int, count: int) -> int:
     if not 0 <= number < count:
-        raise DataError(f"no place {number}: there are {count}, from 0")
+        raise DataError(f"no location {number}: there are {count}, from 0")
     return number

@@ -1,4 +1,4 @@
-"""Arrays as what a page shows: PNG bytes, colour bars, legends that every eye can tell apart."""
+"""Arrays for the page: PNG bytes, colour bars, and colours safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from multimae_eo.modality import LegendClass, Modality, ModalitySet
 from multimae_eo.reports.pictures import RGB, Look, look_of, ramp_colours, relief_ramp
 
-# Paul Tol's "muted" and "bright" hues with greys: told apart with every kind of colour vision.
+# Paul Tol's "muted" and "bright" hues with greys: distinct with every kind of colour vision.
 _SAFE = (
     (17, 119, 51), (153, 153, 51), (221, 204, 119), (238, 119, 51), (136, 34, 85),
     (187, 187, 187), (240, 240, 240), (51, 34, 136), (136, 204, 238), (68, 170, 153),
@@ -22,7 +22,7 @@ _SAFE = (
 )  # fmt: skip
 
 INVALID = 65535
-"""In packed values: nothing there."""
+"""In packed values: no valid pixel."""
 
 
 def png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -35,7 +35,7 @@ def png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def data_uri(image: npt.NDArray[np.uint8]) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG as a ``data:`` address."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
@@ -64,21 +64,21 @@ def legend_of(modality: Modality) -> list[dict[str, Any]]:
 
 
 def safe_colours(modality: Modality) -> Modality:
-    """A class map in colours that are told apart with every kind of colour vision.
+    """A class map in colours that are distinct with every kind of colour vision.
 
     Each class keeps its official colour's nearest free neighbour: water stays blue, trees green.
-    Legends longer than the palette keep their own colours.
+    Class maps longer than the palette keep their colours.
     """
     classes = modality.classes
     if not classes or len(classes) > len(_SAFE):
         return modality
-    own = np.array([c.color for c in classes], np.float64)
-    distance = ((own[:, None] - np.array(_SAFE, np.float64)[None]) ** 2).sum(axis=2)
+    official = np.array([c.color for c in classes], np.float64)
+    distance = ((official[:, None] - np.array(_SAFE, np.float64)[None]) ** 2).sum(axis=2)
     chosen = [0] * len(classes)
     for _ in classes:
-        own_row, safe = np.unravel_index(int(np.argmin(distance)), distance.shape)
-        chosen[own_row] = int(safe)
-        distance[own_row], distance[:, safe] = np.inf, np.inf
+        row, safe = np.unravel_index(int(np.argmin(distance)), distance.shape)
+        chosen[row] = int(safe)
+        distance[row], distance[:, safe] = np.inf, np.inf
     return replace(
         modality,
         classes=tuple(
@@ -94,20 +94,26 @@ def safe_set(modalities: ModalitySet) -> ModalitySet:
 
 
 def packed(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """(C, H, W) as 16-bit steps between each band's extremes, base64; INVALID where nothing is.
+    """(C, H, W) as 16-bit steps between each band's extremes, base64; INVALID for invalid pixels.
 
     ``value = low + step * (high - low) / 65534``, exact to 1/65534 of a band's range.
     """
     exact = np.asarray(values, np.float64)
     ok = np.isfinite(exact) if valid is None else np.isfinite(exact) & valid
     low, high, steps = [], [], np.full(exact.shape, INVALID, "<u2")
-    for band, (plane, seen) in enumerate(zip(exact, ok, strict=True)):
-        some = plane[seen]
-        a, b = (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
+    for band, (plane, mask) in enumerate(zip(exact, ok, strict=True)):
+        valid_values = plane[mask]
+        a, b = (
+            (float(valid_values.min()), float(valid_values.max()))
+            if valid_values.size
+            else (0.0, 0.0)
+        )
         low.append(a)
         high.append(b)
-        scaled = (plane[seen] - a) / (b - a) * (INVALID - 1) if b > a else np.zeros(some.shape)
-        steps[band][seen] = np.rint(scaled)
+        scaled = (
+            (plane[mask] - a) / (b - a) * (INVALID - 1) if b > a else np.zeros(valid_values.shape)
+        )
+        steps[band][mask] = np.rint(scaled)
     return {
         "shape": list(exact.shape),
         "low": low,

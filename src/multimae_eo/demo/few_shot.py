@@ -1,8 +1,8 @@
-"""Two handfuls of examples: a probability everywhere, and how far to trust it.
+"""A map from two sets of a few examples: a probability everywhere, and its uncertainty.
 
 Bayesian logistic regression by Laplace's approximation (MacKay 1992): the prior is a Gaussian on
-the weights, the answer is averaged over what the examples leave open. With N examples of D
-features everything is solved in N × N, so that a click is answered at once.
+the weights, and the prediction is averaged over their posterior. With N examples of D features
+everything is solved in N × N, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STEPS = 50
 
 @dataclass(frozen=True)
 class FewShot:
-    """``probability`` of the first set and ``entropy`` in bits (1: no idea): (n,) each."""
+    """``probability`` of the first set and ``entropy`` in bits (1: as likely as not): (n,) each."""
 
     probability: Array
     entropy: Array
@@ -32,7 +32,7 @@ def few_shot(
     *,
     ridge: float = 1.0,
 ) -> FewShot:
-    """Learn from ``examples`` (N, D), True where of the first set; answer ``everywhere`` (n, D).
+    """Fit ``examples`` (N, D), ``labels`` True for the first set; predict ``everywhere`` (n, D).
 
     Features are expected at about unit variance; they are divided by √D here, so that ``ridge``
     means the same for every model.
@@ -50,10 +50,10 @@ def few_shot(
         p = _sigmoid(logit)
         weight = np.maximum(p * (1 - p), 1e-9)
         # Newton's step for the dual coefficients: (K + λW⁻¹) dual = logit + (t - p)/w.
-        wanted = logit + (target - p) / weight
-        new = np.linalg.solve(gram + prior * np.diag(1 / weight), wanted)
-        moved, dual = float(np.abs(new - dual).max()), new
-        if moved < 1e-8 * (1 + float(np.abs(dual).max())):
+        working = logit + (target - p) / weight
+        new = np.linalg.solve(gram + prior * np.diag(1 / weight), working)
+        change, dual = float(np.abs(new - dual).max()), new
+        if change < 1e-8 * (1 + float(np.abs(dual).max())):
             break
     p = _sigmoid(gram @ dual)
     weight = np.maximum(p * (1 - p), 1e-9)
@@ -61,8 +61,8 @@ def few_shot(
     inner = np.linalg.solve(gram + prior * np.diag(1 / weight), cross.T)
     variance = ((Z**2).sum(axis=1) - (cross * inner.T).sum(axis=1)) / prior
     tempered = (cross @ dual) / np.sqrt(1 + np.pi * np.maximum(variance, 0) / 8)
-    said = np.clip(_sigmoid(tempered), 1e-9, 1 - 1e-9)
-    return FewShot(said, -(said * np.log2(said) + (1 - said) * np.log2(1 - said)))
+    share = np.clip(_sigmoid(tempered), 1e-9, 1 - 1e-9)
+    return FewShot(share, -(share * np.log2(share) + (1 - share) * np.log2(1 - share)))
 
 
 def _sigmoid(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What every request passes: host, origin, size, rate; and the headers of every answer."""
+"""Checks of every request: host, origin, size, rate; and the headers of every response."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``hosts``: names this server answers to (empty: any). ``body``: bytes of a request.
+    """``hosts``: names that this server answers to (empty: any). ``body``: bytes of a request.
     ``rate``, ``burst``: requests per second and address, over time and at once. ``waiting``:
-    pieces of model work in the queue.
+    jobs in the queue of model work.
     """
 
     hosts: tuple[str, ...] = LOOPBACK
@@ -65,13 +65,13 @@ class Guard:
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
 
-        async def answer(message: Message) -> None:
+        async def respond(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [(k.encode(), v.encode()) for k, v in _HEADERS]
-                kept = list(message.get("headers", []))
-                if not any(k.lower() == b"cache-control" for k, _ in kept):
-                    own.append((b"cache-control", b"no-store"))
-                message["headers"] = [*kept, *own]
+                added = [(k.encode(), v.encode()) for k, v in _HEADERS]
+                headers = list(message.get("headers", []))
+                if not any(k.lower() == b"cache-control" for k, _ in headers):
+                    added.append((b"cache-control", b"no-store"))
+                message["headers"] = [*headers, *added]
             await send(message)
 
         refused = self._refused(scope, headers)
@@ -82,9 +82,9 @@ class Guard:
             else:
                 receive = _again(body, receive)
         if refused is not None:
-            await _refuse(*refused, answer)
+            await _refuse(*refused, respond)
             return
-        await self.app(scope, receive, answer)
+        await self.app(scope, receive, respond)
 
     def _refused(
         self, scope: MutableMapping[str, Any], headers: dict[str, str]
@@ -128,7 +128,7 @@ def _names(host: str, hosts: Collection[str]) -> bool:
 
 
 def urlsplit_host(origin: str) -> str:
-    """Host and port of an Origin header; "" for one that is none."""
+    """Host and port of an Origin header; "" where it is malformed."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -150,14 +150,14 @@ async def _read(receive: Receive, most: int) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, once more; then what comes after it."""
-    told = False
+    """A body that was read, once more; then the messages after it."""
+    replayed = False
 
     async def read() -> Message:
-        nonlocal told
-        if told:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        told = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return read

@@ -1,4 +1,4 @@
-"""Where work is done: a few threads, a short queue, and nobody waits for what nobody wants."""
+"""Job queues: a few threads, a bounded queue, and jobs that a newer request cancels."""
 
 from __future__ import annotations
 
@@ -12,135 +12,134 @@ from multimae_eo.errors import MultiMAEError
 
 T = TypeVar("T")
 
+JobState = Literal["idle", "running", "done", "failed"]
+
 
 class SupersededError(MultiMAEError):
-    """The same client has asked for something newer, or has gone."""
+    """The same client has sent a newer request, or has disconnected."""
 
 
 class BusyError(MultiMAEError):
-    """Too much is waiting already."""
+    """The queue is full."""
 
 
 @dataclass
-class Ticket:
-    """Permission to go on. Long work calls ``check`` between its steps."""
+class Cancellation:
+    """Whether a job was cancelled. Long work calls ``check`` between its steps."""
 
-    _gone: threading.Event = field(default_factory=threading.Event)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
         """Have the work stop at its next step."""
-        self._gone.set()
+        self._cancelled.set()
 
     def check(self) -> None:
         """Raise SupersededError once cancelled."""
-        if self._gone.is_set():
-            raise SupersededError("a newer request of this client took its place")
+        if self._cancelled.is_set():
+            raise SupersededError("superseded by a newer request of this client")
 
 
 @dataclass(frozen=True)
-class Order:
-    """Work that was handed in."""
+class QueuedJob:
+    """A job that was submitted, and its result in the future."""
 
-    ticket: Ticket
+    cancellation: Cancellation
     future: Future[Any]
 
     def cancel(self) -> None:
         """Take it out of the queue, or stop it at its next step."""
-        self.ticket.cancel()
+        self.cancellation.cancel()
         self.future.cancel()
 
 
-class Workshop:
-    """At most ``threads`` pieces of work at once, ``waiting`` more in the queue."""
+class JobQueue:
+    """Runs at most ``threads`` jobs at once and holds ``waiting`` more."""
 
     def __init__(self, name: str, *, threads: int, waiting: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._most = threads + waiting
+        self._capacity = threads + waiting
         self._lock = threading.Lock()
-        self._open: dict[Future[Any], Order] = {}
-        self._latest: dict[str, Order] = {}
+        self._open: dict[Future[Any], QueuedJob] = {}
+        self._latest: dict[str, QueuedJob] = {}
 
-    def submit(self, work: Callable[[Ticket], T], *, lane: str = "") -> Order:
-        """Hand in work. A newer piece in a ``lane`` cancels the older; "" is no lane.
+    def submit(self, work: Callable[[Cancellation], T], *, key: str = "") -> QueuedJob:
+        """Queue a job. A newer job of a ``key`` cancels the older; "" is no key.
 
         Raises BusyError when the queue is full.
         """
-        ticket = Ticket()
+        cancellation = Cancellation()
         with self._lock:
-            older = self._latest.pop(lane, None) if lane else None
+            older = self._latest.pop(key, None) if key else None
         if older is not None:
             older.cancel()
         with self._lock:
-            if len(self._open) >= self._most:
+            if len(self._open) >= self._capacity:
                 raise BusyError("too many requests are waiting; try again in a moment")
-            order = Order(ticket, self._pool.submit(_run, work, ticket))
-            self._open[order.future] = order
-            if lane:
-                self._latest[lane] = order
-        order.future.add_done_callback(lambda f: self._done(f, lane))
-        return order
+            job = QueuedJob(cancellation, self._pool.submit(_run, work, cancellation))
+            self._open[job.future] = job
+            if key:
+                self._latest[key] = job
+        job.future.add_done_callback(lambda f: self._forget(f, key))
+        return job
 
     def close(self) -> None:
-        """Cancel what waits and stop what runs at its next step."""
+        """Cancel the waiting jobs and stop the running ones at their next step."""
         with self._lock:
-            orders = list(self._open.values())
-        for order in orders:
-            order.cancel()
+            jobs = list(self._open.values())
+        for job in jobs:
+            job.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _done(self, future: Future[Any], lane: str) -> None:
+    def _forget(self, future: Future[Any], key: str) -> None:
         with self._lock:
             self._open.pop(future, None)
-            mine = self._latest.get(lane)
-            if mine is not None and mine.future is future:
-                del self._latest[lane]
+            latest = self._latest.get(key)
+            if latest is not None and latest.future is future:
+                del self._latest[key]
 
 
-def _run(work: Callable[[Ticket], T], ticket: Ticket) -> T:
-    ticket.check()
-    return work(ticket)
+def _run(work: Callable[[Cancellation], T], cancellation: Cancellation) -> T:
+    cancellation.check()
+    return work(cancellation)
 
 
-State = Literal["idle", "running", "done", "failed"]
+class BackgroundJob:
+    """Something long that is done once, in the background, when it is first requested.
 
-
-class Job:
-    """Something long that is done once, in the background, when first wanted.
-
-    ``make`` is given a function of (done, total). A job that failed begins again when wanted.
+    ``make`` is given a function of (done, total). A job that failed begins again when requested.
     """
 
     def __init__(self, make: Callable[[Callable[[int, int], None]], Any]) -> None:
         self._make, self._lock = make, threading.Lock()
         self._result: Any = None
-        self.state: State = "idle"
+        self.state: JobState = "idle"
         self.share = 0.0
         self.problem = ""
 
-    def want(self, workshop: Workshop) -> None:
-        """Begin, unless it is under way or done. Raises BusyError when the queue is full."""
+    def start(self, queue: JobQueue) -> None:
+        """Begin, unless it is running or done. Raises BusyError when the queue is full."""
         with self._lock:
             if self.state in ("running", "done"):
                 return
             self.state, self.share, self.problem = "running", 0.0, ""
         try:
-            workshop.submit(self._do).future.add_done_callback(self._dropped)
+            queue.submit(self._do).future.add_done_callback(self._finished)
         except BusyError:
             self.state = "idle"
             raise
 
     @property
     def result(self) -> Any:
-        """What came of it; None until it is done."""
+        """The result; None until it is done."""
         return self._result if self.state == "done" else None
 
-    def told(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """``state``, ``share`` done in [0, 1] and ``problem``, for the page."""
         return {"state": self.state, "share": round(self.share, 3), "problem": self.problem}
 
-    def _do(self, ticket: Ticket) -> None:
+    def _do(self, cancellation: Cancellation) -> None:
         def progress(done: int, total: int) -> None:
-            ticket.check()
+            cancellation.check()
             self.share = done / max(total, 1)
 
         try:
@@ -149,7 +148,7 @@ class Job:
         except MultiMAEError as error:
             self.problem, self.state = str(error), "failed"
 
-    def _dropped(self, future: Future[Any]) -> None:
+    def _finished(self, future: Future[Any]) -> None:
         try:
             future.result()
         except CancelledError:

@@ -1,4 +1,4 @@
-"""Layers of a scene and maps of it, warped to Web Mercator: tiles, and numbers of a rectangle."""
+"""Layers of a scene and maps of it, warped to Web Mercator for tiles and statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MERCATOR = "EPSG:3857"
 HALF = math.pi * 6378137.0
 TILE = 256
 _OVERVIEW = 1024
-_EXCENTRICITY2 = 0.00669437999014
+_ECCENTRICITY2 = 0.00669437999014
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Frame:
         """Square metres on the WGS 84 ellipsoid of a pixel in each row: (height, 1)."""
         y = self.north - (np.arange(self.height) + 0.5) * self.step
         lat = np.arctan(np.sinh(y / 6378137.0))
-        w2 = 1 - _EXCENTRICITY2 * np.sin(lat) ** 2
-        area = self.step**2 * np.cos(lat) ** 2 * (1 - _EXCENTRICITY2) / w2**2
+        w2 = 1 - _ECCENTRICITY2 * np.sin(lat) ** 2
+        area = self.step**2 * np.cos(lat) ** 2 * (1 - _ECCENTRICITY2) / w2**2
         return np.asarray(area[:, None], np.float64)
 
 
@@ -77,29 +77,29 @@ def frame_over(bounds: Bounds, most: int, least_step: float = 0.0) -> Frame:
                  max(1, math.ceil((right - left) / step)))  # fmt: skip
 
 
-class Warped(Protocol):
-    """Something that can be put on any frame. ``modality``: its bands, unit or classes."""
+class MapLayer(Protocol):
+    """A raster that can be warped to any frame. ``modality``: its bands, unit or classes."""
 
     modality: Modality
     pixel: float
 
     @property
     def stretch(self) -> Stretch:
-        """What its colours span."""
+        """The values that its colours span."""
 
     def warp(self, frame: Frame) -> Array:
-        """(C, H, W) physical values or legend indices, NaN where nothing is."""
+        """(C, H, W) physical values or class indices, NaN for nodata."""
 
 
-def seen(values: Array) -> npt.NDArray[np.bool_]:
-    """Where all bands hold a value: (H, W)."""
+def observed(values: Array) -> npt.NDArray[np.bool_]:
+    """Where all bands hold a value: bool (H, W)."""
     return np.asarray(np.isfinite(values).all(axis=0), np.bool_)
 
 
-def drawn(layer: Warped, frame: Frame) -> npt.NDArray[np.uint8]:
-    """A layer as RGBA (H, W, 4), clear where nothing is."""
+def draw(layer: MapLayer, frame: Frame) -> npt.NDArray[np.uint8]:
+    """A layer as RGBA (H, W, 4), transparent for nodata."""
     values = layer.warp(frame)
-    ok = seen(values)
+    ok = observed(values)
     if not ok.any():
         return np.zeros((*ok.shape, 4), np.uint8)
     # A metre of rise over a pixel is as steep as the pixel is small.
@@ -110,8 +110,8 @@ def drawn(layer: Warped, frame: Frame) -> npt.NDArray[np.uint8]:
     return np.dstack([image, np.where(ok, 255, 0).astype(np.uint8)])
 
 
-def ends(layer: Warped) -> tuple[float, float] | None:
-    """What the darkest and lightest colour of a one-band layer mean; None for all others."""
+def value_range(layer: MapLayer) -> tuple[float, float] | None:
+    """The values of the darkest and lightest colour of a one-band layer; None for others."""
     if look_of(layer.modality) in (Look.SCALAR, Look.RELIEF):
         return layer.stretch.low[0], layer.stretch.high[0]
     return None
@@ -136,7 +136,7 @@ class SceneLayer:
         return self._stretch
 
     def warp(self, frame: Frame) -> Array:
-        """See ``Warped``."""
+        """See ``MapLayer``."""
         from rasterio._err import CPLE_BaseError
         from rasterio.warp import transform_bounds
 
@@ -160,18 +160,20 @@ class SceneLayer:
             -(-(end - start) // unit) * unit
             for start, end in ((row, window.row + window.height), (col, window.col + window.width))
         )
-        whole = Window(row=row, col=col, height=height, width=width)
-        sample = self._scene.read(whole, [self.modality.name])
+        aligned = Window(row=row, col=col, height=height, width=width)
+        sample = self._scene.read(aligned, [self.modality.name])
         raw = sample.pixels.get(self.modality.name)
         if raw is None:
             shape = (self.modality.channels, height // unit, width // unit)
-            return np.full(shape, np.nan, np.float32), whole
-        how = sample.calibration_of(self.modality)
+            return np.full(shape, np.nan, np.float32), aligned
+        calibration = sample.calibration_of(self.modality)
         ok = np.broadcast_to(sample.valid.get(self.modality.name, True), raw.shape)
         if self.modality.categorical:
             values = legend_index(raw, self.modality)
-            return np.where(ok & (values >= 0), values, np.nan).astype(np.float32), whole
-        return np.where(ok, raw * how.scale + how.offset, np.nan).astype(np.float32), whole
+            return np.where(ok & (values >= 0), values, np.nan).astype(np.float32), aligned
+        return np.where(ok, raw * calibration.scale + calibration.offset, np.nan).astype(
+            np.float32
+        ), read
 
     def _overview(self) -> tuple[Array, int]:
         with self._lock:
@@ -188,7 +190,7 @@ class SceneLayer:
                     rows.append(self._read(strip, unit)[0][:, ::thin, ::thin])
                 coarse = np.concatenate(rows, axis=1)
                 self._coarse = coarse, unit * thin
-                ok = seen(coarse)[None]
+                ok = observed(coarse)[None]
                 fit = stretch_of(self.modality, coarse.astype(np.float64), ok)
                 self._stretch = replace(fit, steepness=fit.steepness * thin)
             return self._coarse
@@ -202,9 +204,9 @@ class SceneLayer:
 
 
 class FileLayer:
-    """A raster file: what this package wrote, or any other GeoTIFF.
+    """A raster file: written by this package, or any other GeoTIFF.
 
-    ``modality``: what it holds; without it the file is asked. ``stretch``: of what it is compared
+    ``modality``: of its values (default: by its tags). ``stretch``: of the layer it is compared
     with. Raises FormatError where the file cannot be read as a georeferenced raster.
     """
 
@@ -217,13 +219,13 @@ class FileLayer:
         self.path = path
         with reading(path), rasterio.open(path) as file:
             if file.crs is None:
-                raise FormatError(f"{path}: has no CRS, so it has no place on a map")
+                raise FormatError(f"{path}: has no CRS, so it cannot be shown on a map")
             self.modality = modality or modality_of(file, path.stem)
             self.bounds = transform_bounds(file.crs, MERCATOR, *file.bounds)
             self.pixel = (self.bounds[2] - self.bounds[0]) / file.width
         if stretch is None:
             values = self.warp(frame_over(self.bounds, 512))
-            ok = seen(values)[None]
+            ok = observed(values)[None]
             coarser = frame_over(self.bounds, 512).step / self.pixel
             fit = stretch_of(self.modality, values.astype(np.float64), ok)
             stretch = replace(fit, steepness=fit.steepness * coarser)
@@ -231,22 +233,22 @@ class FileLayer:
 
     @property
     def stretch(self) -> Stretch:
-        """What its colours span."""
+        """The values that its colours span."""
         return self._stretch
 
     def warp(self, frame: Frame) -> Array:
-        """See ``Warped``."""
+        """See ``MapLayer``."""
         import rasterio
         from rasterio.vrt import WarpedVRT
         from rasterio.warp import Resampling
 
-        how = Resampling.nearest if self.modality.categorical else Resampling.bilinear
+        resampling = Resampling.nearest if self.modality.categorical else Resampling.bilinear
         with (
             reading(self.path),
             rasterio.open(self.path) as file,
             WarpedVRT(
                 file, crs=MERCATOR, transform=frame.transform, height=frame.height,
-                width=frame.width, resampling=how, add_alpha=file.nodata is None,
+                width=frame.width, resampling=resampling, add_alpha=file.nodata is None,
             ) as warped,
         ):  # fmt: skip
             values = warped.read(list(range(1, self.modality.channels + 1)), masked=True)
@@ -270,13 +272,16 @@ def projected(crs: str, x: float, y: float) -> tuple[float, float] | None:
     return (easting, northing) if math.isfinite(easting) and math.isfinite(northing) else None
 
 
-def warp_array(values: Array, place: tuple[str, Any], frame: Frame, *, nearest: bool) -> Array:
-    """(C, h, w) at ``place`` (CRS and transform) on a frame; NaN where nothing is."""
+def warp_array(
+    values: Array, georeference: tuple[str, Any], frame: Frame, *, nearest: bool
+) -> Array:
+    """(C, h, w) warped to a frame; NaN for nodata. ``georeference``: its CRS and transform."""
     from rasterio.warp import Resampling, reproject
 
     out = np.full((len(values), frame.height, frame.width), np.nan, np.float32)
     reproject(
-        values.astype(np.float32, copy=False), out, src_crs=place[0], src_transform=place[1],
+        values.astype(np.float32, copy=False), out, src_crs=georeference[0],
+        src_transform=georeference[1],
         src_nodata=np.nan, dst_crs=MERCATOR, dst_transform=frame.transform, dst_nodata=np.nan,
         resampling=Resampling.nearest if nearest else Resampling.bilinear,
     )  # fmt: skip
@@ -284,11 +289,11 @@ def warp_array(values: Array, place: tuple[str, Any], frame: Frame, *, nearest: 
 
 
 def scene_bounds(scene: Scene) -> Bounds:
-    """A scene in Web Mercator."""
+    """A scene's bounds in Web Mercator."""
     from rasterio.warp import transform_bounds
 
-    own = scene.grid.footprint(scene.grid.whole).bounds
-    left, bottom, right, top = transform_bounds(scene.grid.crs, MERCATOR, *own)
+    bounds = scene.grid.footprint(scene.grid.whole).bounds
+    left, bottom, right, top = transform_bounds(scene.grid.crs, MERCATOR, *bounds)
     return left, bottom, right, top
 
 
@@ -299,7 +304,7 @@ def mercator_pixel(scene: Scene) -> float:
 
 
 def modality_of(file: Any, name: str) -> Modality:
-    """What an open raster holds, from its tags, colour table and band names."""
+    """The modality of an open raster, from its tags, colour table and band names."""
     tags = file.tags()
     table: dict[int, tuple[int, ...]] = {}
     if file.count == 1 and np.dtype(file.dtypes[0]).kind in "iu":

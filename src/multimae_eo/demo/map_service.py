@@ -1,4 +1,4 @@
-"""A scene on a web map: its layers, what the model makes of it, and numbers of a rectangle."""
+"""A scene on a web map: its layers, the model's maps of it, and statistics of a rectangle."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.demo.drawing import legend_of, png, ramp_of, safe_colours
-from multimae_eo.demo.jobs import Job
+from multimae_eo.demo.jobs import BackgroundJob
 from multimae_eo.demo.map_layers import (
     FileLayer,
     Frame,
+    MapLayer,
     SceneLayer,
-    Warped,
-    drawn,
-    ends,
+    draw,
     frame_over,
     scene_bounds,
     tile_frame,
+    value_range,
 )
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.network.multimae import MultiMAE
@@ -42,15 +42,15 @@ _AREA = 512
 
 @dataclass
 class _Overlay:
-    """A map over the scene: made by ``job`` when first wanted; its result is a FileLayer."""
+    """A map over the scene, made by ``job`` on the first request; its result is a FileLayer."""
 
     title: str
-    about: str
-    job: Job
+    description: str
+    job: BackgroundJob
 
 
 class MapService:
-    """Layers ``s0`` … of the scene, overlays ``o0`` … of the model; tiles are kept.
+    """Layers ``s0`` … of the scene, overlays ``o0`` … of the model; tiles are cached.
 
     ``folder``: where maps are written. ``predictor``: a fine-tuned model whose map is an overlay;
     ``map``: a raster that is one. Without either, and beside them, every modality the model
@@ -74,10 +74,10 @@ class MapService:
         overlays: list[_Overlay] = []
         if map is not None:
             layer = FileLayer(map)
-            ready = Job(lambda _: FileLayer(map, safe_colours(layer.modality)))
-            overlays.append(_Overlay(map.stem, "the map that was given", ready))
+            ready = BackgroundJob(lambda _: FileLayer(map, safe_colours(layer.modality)))
+            overlays.append(_Overlay(map.stem, "the map given by --map", ready))
         if predictor is not None:
-            job = Job(partial(self._predict, predictor.eval()))
+            job = BackgroundJob(partial(self._predict, predictor.eval()))
             overlays.append(_Overlay("prediction", "by the fine-tuned model", job))
         overlays += self._reconstructions()
         self.overlays = {f"o{i}": o for i, o in enumerate(overlays)}
@@ -87,13 +87,13 @@ class MapService:
 
     def describe(self) -> dict[str, Any]:
         """Name, bounds in Web-Mercator metres, pixel size, layers and overlays."""
-        found = [
-            {"id": key, "title": name, "about": describe(m), "unit": m.unit}
+        layers = [
+            {"id": key, "title": name, "description": describe(m), "unit": m.unit}
             for (key, layer), name in zip(self.layers.items(), self.scene.modalities, strict=True)
             for m in (layer.modality,)
         ]
         overlays = [
-            {"id": k, "title": o.title, "about": o.about, "job": o.job.told()}
+            {"id": k, "title": o.title, "description": o.description, "job": o.job.status()}
             for k, o in self.overlays.items()
         ]
         first = next(iter(self.layers.values()))
@@ -101,16 +101,16 @@ class MapService:
             "name": self.scene.name,
             "bounds": list(self.bounds),
             "pixel": first.pixel,
-            "layers": found,
+            "layers": layers,
             "overlays": overlays,
         }
 
     def legend(self, key: str) -> dict[str, Any]:
-        """What a layer's colours mean: ``classes``, or ``ramp`` with ``low`` and ``high``."""
+        """The legend of a layer: ``classes``, or ``ramp`` with ``low`` and ``high``."""
         layer = self.layer(key)
-        span = ends(layer)
+        span = value_range(layer)
         return {
-            "about": describe(layer.modality),
+            "description": describe(layer.modality),
             "unit": layer.modality.unit,
             "classes": legend_of(layer.modality),
             "ramp": ramp_of(layer.modality),
@@ -119,17 +119,17 @@ class MapService:
         }
 
     def tile(self, key: str, z: int, x: int, y: int) -> bytes:
-        """A 256 px PNG of a layer, clear where nothing is; DataError for an unknown one."""
-        at = key, z, x, y
+        """A 256 px PNG of a layer, transparent for nodata; DataError for an unknown tile."""
+        address = key, z, x, y
         with self._lock:
-            if at in self._tiles:
-                self._tiles.move_to_end(at)
-                return self._tiles[at]
+            if address in self._tiles:
+                self._tiles.move_to_end(address)
+                return self._tiles[address]
         if x >= 2**z or y >= 2**z:
             raise DataError(f"no tile {z}/{x}/{y}")
-        data = png(drawn(self.layer(key), tile_frame(z, x, y)))
+        data = png(draw(self.layer(key), tile_frame(z, x, y)))
         with self._lock:
-            self._tiles[at] = data
+            self._tiles[address] = data
             while len(self._tiles) > _TILES:
                 self._tiles.popitem(last=False)
         return data
@@ -138,21 +138,21 @@ class MapService:
         """A layer's bands at a point in Web-Mercator metres; empty where nothing is."""
         layer = self.layer(key)
         half = layer.pixel / 2
-        found = layer.warp(Frame(x - half, y + half, layer.pixel, 1, 1))[:, 0, 0]
+        values = layer.warp(Frame(x - half, y + half, layer.pixel, 1, 1))[:, 0, 0]
         modality = layer.modality
-        if not np.isfinite(found).all():
+        if not np.isfinite(values).all():
             return []
         if modality.categorical:
-            return [{"name": "class", "text": modality.class_names[int(found[0])]}]
+            return [{"name": "class", "text": modality.class_names[int(values[0])]}]
         return [
-            {"name": b, "value": float(v)} for b, v in zip(modality.band_names, found, strict=True)
+            {"name": b, "value": float(v)} for b, v in zip(modality.band_names, values, strict=True)
         ]
 
     def area(self, key: str, bounds: tuple[float, float, float, float]) -> dict[str, Any]:
         """Statistics of a layer in a rectangle (Web-Mercator metres).
 
         ``hectares`` observed and ``share`` of the rectangle; per class ``hectares`` and ``share``,
-        or per band mean, deviation, least and greatest. Sampled at most 512 × 512 times.
+        or per band mean, std, minimum and maximum. Sampled at most 512 × 512 times.
         """
         west, south, east, north = bounds
         if not (west < east and south < north):
@@ -165,43 +165,42 @@ class MapService:
         # The last row and column may reach over the rectangle's edge.
         areas = areas * ((east - west) * (north - south)
                          / (frame.step**2 * frame.height * frame.width))  # fmt: skip
-        seen = float(areas[ok].sum())
-        told: dict[str, Any] = {
-            "hectares": seen / 1e4,
-            "share": seen / float(areas.sum()),
+        observed = float(areas[ok].sum())
+        statistics: dict[str, Any] = {
+            "hectares": observed / 1e4,
+            "share": observed / float(areas.sum()),
             "samples": int(ok.sum()),
             "unit": layer.modality.unit,
             "classes": [],
             "bands": [],
         }
         if not ok.any():
-            return told
+            return statistics
         if layer.modality.categorical:
             sums = np.bincount(values[0][ok].astype(int), areas[ok], len(layer.modality.classes))
-            told["classes"] = [
-                {**entry, "hectares": float(s) / 1e4, "share": float(s) / seen}
+            statistics["classes"] = [
+                {**entry, "hectares": float(s) / 1e4, "share": float(s) / observed}
                 for entry, s in zip(legend_of(layer.modality), sums, strict=True)
                 if s > 0
             ]
-            return told
+            return statistics
         for name, band in zip(layer.modality.band_names, values, strict=True):
-            numbers = band[ok].astype(np.float64)
-            told["bands"].append(
-                {"name": name, "mean": float(np.average(numbers, weights=areas[ok])),
-                 "std": float(numbers.std()), "least": float(numbers.min()),
-                 "greatest": float(numbers.max())}
+            pixels = band[ok].astype(np.float64)
+            statistics["bands"].append(
+                {"name": name, "mean": float(np.average(pixels, weights=areas[ok])),
+                 "std": float(pixels.std()), "least": float(pixels.min()),
+                 "greatest": float(pixels.max())}
             )  # fmt: skip
-        return told
+        return statistics
 
-    def layer(self, key: str) -> Warped:
+    def layer(self, key: str) -> MapLayer:
         """A layer by its id; DataError for one that is unknown or not made yet."""
         if key in self.layers:
             return self.layers[key]
-        made = self.overlay(key).job.result
-        if made is None:
+        layer: FileLayer | None = self.overlay(key).job.result
+        if layer is None:
             raise DataError(f"{key}: this map is not made yet")
-        found: FileLayer = made
-        return found
+        return layer
 
     def overlay(self, key: str) -> _Overlay:
         """An overlay by its id; DataError."""
@@ -211,25 +210,25 @@ class MapService:
 
     def file(self, key: str) -> Path:
         """The COG of an overlay that is made; DataError."""
-        made = self.overlay(key).job.result
-        if made is None:
+        layer: FileLayer | None = self.overlay(key).job.result
+        if layer is None:
             raise DataError("this map is not made yet")
-        path: Path = made.path
+        path: Path = layer.path
         return path
 
     def _reconstructions(self) -> list[_Overlay]:
         shared = [n for n in self.scene.modalities if n in self.model.modalities]
-        able = dict.fromkeys(t.modality for t in self.model.tasks if not t.patch_normalise)
-        # Class maps first: they are what one looks for on a map.
-        order = sorted(able, key=lambda n: not self.model.modalities[n].categorical)
-        found = []
-        for name in order:
+        predictable = dict.fromkeys(t.modality for t in self.model.tasks if not t.patch_normalise)
+        # Class maps first: they are read most easily on a map.
+        names = sorted(predictable, key=lambda n: not self.model.modalities[n].categorical)
+        overlays = []
+        for name in names:
             inputs = [n for n in shared if n != name]
             if inputs:
-                about = f"from {', '.join(inputs)}"
-                job = Job(partial(self._reconstruct, name, inputs))
-                found.append(_Overlay(f"{name}, reconstructed", about, job))
-        return found
+                description = f"from {', '.join(inputs)}"
+                job = BackgroundJob(partial(self._reconstruct, name, inputs))
+                overlays.append(_Overlay(f"{name}, reconstructed", description, job))
+        return overlays
 
     def _reconstruct(self, name: str, inputs: list[str], progress: Progress) -> FileLayer:
         (path,) = reconstruct_scene(
@@ -240,9 +239,9 @@ class MapService:
             out=self._folder / f"reconstruct-{list(self.model.modalities).index(name)}",
             options=SceneOptions(progress=progress),
         )
-        own = next((la for la in self.layers.values() if la.modality.name == name), None)
+        observed = next((la for la in self.layers.values() if la.modality.name == name), None)
         modality = safe_colours(self.model.modalities[name])
-        return FileLayer(path, modality, None if own is None else own.stretch)
+        return FileLayer(path, modality, None if observed is None else observed.stretch)
 
     def _predict(self, predictor: Predictor, progress: Progress) -> FileLayer:
         (path,) = predict_scene(

@@ -1,4 +1,4 @@
-"""Hide patches and modalities of a place, and see what the model makes of the rest."""
+"""Mask patches and modalities of a location, and reconstruct them from the visible ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from multimae_eo.demo.chip_locations import Places
+from multimae_eo.demo.chip_locations import Locations
 from multimae_eo.demo.drawing import (
     data_uri,
     legend_of,
@@ -21,7 +21,7 @@ from multimae_eo.demo.drawing import (
     ramp_of,
     safe_set,
 )
-from multimae_eo.demo.jobs import Ticket
+from multimae_eo.demo.jobs import Cancellation
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.metrics.reconstruction_scores import ReconstructionScores
@@ -36,16 +36,16 @@ from multimae_eo.reports.views import ChipView, chip_views
 from multimae_eo.sample import Batch, Sample, collate
 
 Mask = npt.NDArray[np.bool_]
-_VALUES = 1 << 20  # numbers sent per place: beyond them the page gets pictures only
+_VALUES = 1 << 20  # numbers sent per location: beyond them the page gets pictures only
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is shown. ``inputs``: modalities that are given at all.
+class MaskOptions:
+    """Which patches are visible. ``inputs``: modalities with any visible patch.
 
-    ``masks``: per modality, rows of 0 and 1, where 1 hides a patch; or, without them, how many
-    tokens are ``visible`` (all inputs together) and how evenly over modalities (``alpha``, of the
-    Dirichlet draw). ``draws``: random halves of the visible tokens, for the spread.
+    ``masks``: per modality, rows of 0 and 1, where 1 masks a patch; or, without them, the number of
+    ``visible`` tokens (all inputs together) and their balance over modalities (``alpha``, the
+    Dirichlet concentration). ``draws``: random halves of the visible tokens, for the spread.
     """
 
     inputs: Sequence[str]
@@ -57,8 +57,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _View:
-    """A place as a batch of one, the windows it is seen through, and its grid of tokens."""
+class _LocationView:
+    """A location as a batch of one, the windows it is encoded in, and its grid of tokens."""
 
     batch: Batch
     windows: list[dict[str, Window]]
@@ -68,36 +68,34 @@ class _View:
 
 
 class ReconstructService:
-    """Answers of one model about the places of one source or scene. Keeps nothing of a user."""
+    """Reconstructs the locations of one source or scene with one model. Keeps nothing of a user."""
 
-    def __init__(self, model: MultiMAE, places: Places) -> None:
-        self.model, self.places = model.eval(), places
-        self.modalities = safe_set(places.modalities)
-        # Drawn and measured in the data's own units; what the data lack is the model's word alone.
+    def __init__(self, model: MultiMAE, locations: Locations) -> None:
+        self.model, self.locations = model.eval(), locations
+        self.modalities = safe_set(locations.modalities)
+        # Scores are in the data's units; outputs that the data lack are only drawn.
         self.all = safe_set(model.modalities)
-        able = dict.fromkeys(t.modality for t in model.tasks if not t.patch_normalise)
-        self.outputs = list(able)
+        predictable = dict.fromkeys(t.modality for t in model.tasks if not t.patch_normalise)
+        self.outputs = list(predictable)
 
     def thumbnail(self, number: int) -> bytes:
-        """The first modality of a place, as a PNG."""
-        sample = self.places.read(number)
+        """The first modality of a location, as a PNG."""
+        sample = self.locations.read(number)
         view = self._chip_view(self._batch(sample), {}, ())
         name = next(n for n in self.modalities if n in view.truth)
-        drawn = picture(self.modalities[name], view.truth[name], valid=view.valid[name])
-        return png(drawn)
+        return png(picture(self.modalities[name], view.truth[name], valid=view.valid[name]))
 
     def look(self, number: int) -> dict[str, Any]:
-        """A place as it was observed: per modality a picture, values, bands and grid of tokens."""
-        sample = self.places.read(number)
+        """A location's observations: per modality a picture, values, bands and grid of tokens."""
+        sample = self.locations.read(number)
         view = self._view(sample)
         chip = self._chip_view(view.batch, {}, ())
-        found = []
+        modalities = []
         for name, modality in self.all.items():
             rows, cols = view.layout.grids[name]
-            has = name in chip.truth
-            told = {
+            entry = {
                 "name": name,
-                "about": describe(modality),
+                "description": describe(modality),
                 "unit": modality.unit,
                 "categorical": modality.categorical,
                 "bands": [{"name": b.name, "um": b.wavelength_um} for b in modality.bands],
@@ -110,56 +108,56 @@ class ReconstructService:
                 "output": name in self.outputs,
                 "observed": None,
             }
-            if has:
-                shown = panel(chip, name, "truth", Ranges(1.0, 1.0))
-                told["observed"] = _picture(shown) | _values(chip.truth[name], chip.valid[name])
-            found.append(told)
+            if name in chip.truth:
+                drawn = panel(chip, name, "truth", Ranges(1.0, 1.0))
+                entry["observed"] = _picture(drawn) | _values(chip.truth[name], chip.valid[name])
+            modalities.append(entry)
         tokens = int(view.observed.sum())
         return {
-            "place": number,
-            "title": self.places.title(number),
+            "location": number,
+            "title": self.locations.title(number),
             "tokens": tokens,
-            "modalities": found,
+            "modalities": modalities,
         }
 
     def reconstruct(
-        self, number: int, asked: Asked, ticket: Ticket | None = None
+        self, number: int, options: MaskOptions, cancellation: Cancellation | None = None
     ) -> dict[str, Any]:
-        """Predict every task from what is shown; pictures, values and scores on what was hidden.
+        """Pictures, values, and scores on masked pixels of all tasks, from the visible patches.
 
-        Raises DataError for an unknown place, ConfigError for unknown inputs or masks that do not
-        fit, SupersededError when the ticket was cancelled.
+        Raises DataError for an unknown location, ConfigError for unknown inputs or masks that do
+        not fit, SupersededError when it is cancelled.
         """
-        going = ticket or Ticket()
-        view = self._view(self.places.read(number))
-        states = self._states(view, asked)
-        said = self._predicted(view, states, asked, going)
-        hidden = self._hidden(view, states)
-        scores = self._scores(view, said, hidden)
-        going.check()
-        chip = self._chip_view(view.batch, said, asked.inputs)
-        missed = replace(chip, valid={n: v & hidden[n] for n, v in chip.valid.items()})
-        answer = {n: self._drawn(n, chip, missed, hidden[n]) for n in said}
-        shown = states == TokenState.VISIBLE
+        cancellation = cancellation or Cancellation()
+        view = self._view(self.locations.read(number))
+        states = self._states(view, options)
+        predictions = self._predict(view, states, options, cancellation)
+        masked = self._masked_pixels(view, states)
+        scores = self._scores(view, predictions, masked)
+        cancellation.check()
+        chip = self._chip_view(view.batch, predictions, options.inputs)
+        scored = replace(chip, valid={n: v & masked[n] for n, v in chip.valid.items()})
+        modalities = {n: self._draw(n, chip, scored, masked[n]) for n in predictions}
+        visible = states == TokenState.VISIBLE
         masks = {
-            n: "".join("0" if s else "1" for s in shown[0, part].tolist())
+            n: "".join("0" if s else "1" for s in visible[0, part].tolist())
             for n, part in view.layout.slices.items()
         }
         return {
-            "place": number,
-            "visible": int(shown.sum()),
+            "location": number,
+            "visible": int(visible.sum()),
             "tokens": int(view.observed.sum()),
             "masks": masks,
-            "modalities": answer,
+            "modalities": modalities,
             "scores": scores,
         }
 
-    # What is shown -------------------------------------------------------------------------------
+    # Visible and masked tokens --------------------------------------------------------------------
 
     def _batch(self, sample: Sample) -> Batch:
-        return collate([sample], self.places.modalities)
+        return collate([sample], self.locations.modalities)
 
-    def _view(self, sample: Sample) -> _View:
+    def _view(self, sample: Sample) -> _LocationView:
         batch = self._batch(sample)
         config = self.model.config
         # Windows that overlap by half have to end on edges of every modality's tokens.
@@ -173,30 +171,32 @@ class ReconstructService:
         layout = TokenLayout({n: config.inputs[n].grid(*sides[n]) for n in self.model.modalities})
         observed = torch.zeros(1, layout.count, dtype=torch.bool)
         for name, part in layout.slices.items():
-            own = patches.layout.slices[name]
+            columns = patches.layout.slices[name]
             if name in patches.values:
-                observed[:, part] = True if patches.observed is None else patches.observed[:, own]
-        return _View(batch, windows, layout, sides, observed)
+                observed[:, part] = (
+                    True if patches.observed is None else patches.observed[:, columns]
+                )
+        return _LocationView(batch, windows, layout, sides, observed)
 
-    def _states(self, view: _View, asked: Asked) -> torch.Tensor:
-        for name in asked.inputs:
+    def _states(self, view: _LocationView, options: MaskOptions) -> torch.Tensor:
+        for name in options.inputs:
             if name not in self.model.modalities:
                 raise ConfigError(f"no input {name!r}; {did_you_mean(name, self.model.modalities)}")
-        inputs = tuple(n for n in self.model.modalities if n in asked.inputs)
-        given = view.layout.columns(inputs)[None] & view.observed
-        if asked.masks is None:
-            if not bool(given.any()):
-                raise ConfigError("inputs: nothing was observed in them here; choose others")
+        inputs = tuple(n for n in self.model.modalities if n in options.inputs)
+        visible = view.layout.columns(inputs)[None] & view.observed
+        if options.masks is None:
+            if not bool(visible.any()):
+                raise ConfigError("inputs: nothing is observed in them here; choose others")
             return sample_states(
                 view.layout,
                 view.observed,
                 batch_size=1,
-                visible=asked.visible,
-                alpha=asked.alpha,
+                visible=options.visible,
+                alpha=options.alpha,
                 inputs=inputs,
-                generator=torch.Generator().manual_seed(asked.seed),
+                generator=torch.Generator().manual_seed(options.seed),
             )
-        for name, text in asked.masks.items():
+        for name, text in options.masks.items():
             if name not in view.layout.slices:
                 raise ConfigError(f"masks: no modality {name!r}; "
                                   f"{did_you_mean(name, view.layout.slices)}")  # fmt: skip
@@ -205,113 +205,119 @@ class ReconstructService:
                 raise ConfigError(
                     f"masks: {name} needs {part.stop - part.start} digits 0 or 1, one per patch"
                 )
-            given[0, part] &= torch.tensor([c == "0" for c in text])
-        if not bool(given.any()):
-            raise ConfigError("everything is hidden: show the model at least one patch")
+            visible[0, part] &= torch.tensor([c == "0" for c in text])
+        if not bool(visible.any()):
+            raise ConfigError("everything is masked: leave at least one patch visible")
         masked = torch.where(view.observed, int(TokenState.MASKED), int(TokenState.ABSENT))
-        return torch.where(given, int(TokenState.VISIBLE), masked).to(torch.int8)
+        return torch.where(visible, int(TokenState.VISIBLE), masked).to(torch.int8)
 
-    # What is predicted ---------------------------------------------------------------------------
+    # Predictions ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _predicted(
-        self, view: _View, states: torch.Tensor, asked: Asked, ticket: Ticket
+    def _predict(
+        self,
+        view: _LocationView,
+        states: torch.Tensor,
+        options: MaskOptions,
+        cancellation: Cancellation,
     ) -> dict[str, Reconstructed]:
         means = self._blended(view, states)
         sums = {n: [torch.zeros_like(m), torch.zeros_like(m)] for n, m in means.items()}
-        random = torch.Generator().manual_seed(asked.seed + 1)
-        for _ in range(asked.draws):
-            ticket.check()
-            for name, drawn in self._blended(view, _half(states, random)).items():
-                sums[name][0] += drawn - means[name]
-                sums[name][1] += (drawn - means[name]).square()
-        found = {}
+        random = torch.Generator().manual_seed(options.seed + 1)
+        for _ in range(options.draws):
+            cancellation.check()
+            for name, draw in self._blended(view, _half(states, random)).items():
+                sums[name][0] += draw - means[name]
+                sums[name][1] += (draw - means[name]).square()
+        reconstructed = {}
         for name, mean in means.items():
             if self.model.modalities[name].categorical:
                 spread = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
             else:
-                first, second = (s / max(asked.draws, 1) for s in sums[name])
+                first, second = (s / max(options.draws, 1) for s in sums[name])
                 spread = (second - first.square()).clamp_min(0).sqrt()
-            found[name] = Reconstructed(mean, spread)
-        return found
+            reconstructed[name] = Reconstructed(mean, spread)
+        return reconstructed
 
-    def _blended(self, view: _View, states: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _blended(self, view: _LocationView, states: torch.Tensor) -> dict[str, torch.Tensor]:
         if not view.windows:
             return predict_hidden(self.model, view.batch, states)
-        part = [view.batch.cut(w) for w in view.windows]
-        stacked = _stacked(part)
-        shown = torch.cat([self._window_states(view, states, w) for w in view.windows])
-        said = predict_hidden(self.model, stacked, shown)
-        found = {}
-        for name, values in said.items():
+        stacked = _stacked([view.batch.cut(w) for w in view.windows])
+        window_states = torch.cat([self._window_states(view, states, w) for w in view.windows])
+        predictions = predict_hidden(self.model, stacked, window_states)
+        blended = {}
+        for name, values in predictions.items():
             blend = Blend(1, view.sides[name])
             for row, window in enumerate(view.windows):
                 blend.add(values[row : row + 1], torch.tensor([0]), window[name])
-            found[name] = blend.mean()
-        return found
+            blended[name] = blend.mean()
+        return blended
 
     def _window_states(
-        self, view: _View, states: torch.Tensor, window: Mapping[str, Window]
+        self, view: _LocationView, states: torch.Tensor, window: Mapping[str, Window]
     ) -> torch.Tensor:
         parts = []
         for name, (rows, cols) in view.layout.grids.items():
-            side, own = self.model.config.inputs[name].token_pixels, window[name]
+            side, part = self.model.config.inputs[name].token_pixels, window[name]
             grid = states[0, view.layout.slices[name]].reshape(rows, cols)
-            top, left = own.row // side, own.col // side
-            down, across = own.height // side, own.width // side
+            top, left = part.row // side, part.col // side
+            down, across = part.height // side, part.width // side
             parts.append(grid[top : top + down, left : left + across].reshape(-1))
         return torch.cat(parts)[None]
 
-    # What is told --------------------------------------------------------------------------------
+    # Scores and pictures --------------------------------------------------------------------------
 
-    def _hidden(self, view: _View, states: torch.Tensor) -> dict[str, Mask]:
-        """Pixels (1, H, W) of each modality that the model was not shown."""
-        found = {}
+    def _masked_pixels(self, view: _LocationView, states: torch.Tensor) -> dict[str, Mask]:
+        """Masked pixels of each modality, bool (1, H, W)."""
+        masked = {}
         for name, (rows, cols) in view.layout.grids.items():
             side = self.model.config.inputs[name].token_pixels
-            shown = (states[0, view.layout.slices[name]] == TokenState.VISIBLE).reshape(rows, cols)
-            hidden = np.kron(~shown.numpy(), np.ones((side, side), bool))
+            visible = states[0, view.layout.slices[name]].reshape(rows, cols) == TokenState.VISIBLE
+            pixels = np.kron(~visible.numpy(), np.ones((side, side), bool))
             height, width = view.sides[name]
-            found[name] = hidden[None, :height, :width]
-        return found
+            masked[name] = pixels[None, :height, :width]
+        return masked
 
     def _scores(
-        self, view: _View, said: Mapping[str, Reconstructed], hidden: Mapping[str, Mask]
+        self,
+        view: _LocationView,
+        predictions: Mapping[str, Reconstructed],
+        masked: Mapping[str, Mask],
     ) -> dict[str, Any]:
         batch = view.batch
         valid = {}
         for name, pixels in batch.pixels.items():
             ok = batch.valid.get(name, torch.ones_like(pixels[:, :1], dtype=torch.bool))
-            valid[name] = ok & torch.from_numpy(hidden[name])
-        scored = ReconstructionScores(
-            self.places.modalities,
-            names=[n for n in said if n in self.places.modalities],
+            valid[name] = ok & torch.from_numpy(masked[name])
+        metric = ReconstructionScores(
+            self.locations.modalities,
+            names=[n for n in predictions if n in self.locations.modalities],
             statistics=self.model.statistics,
         )
-        scored.update(replace(batch, valid=valid, complete=False), said)
+        metric.update(replace(batch, valid=valid, complete=False), predictions)
         keys = ("kind", "unit", "pixels", "r2", "rmse", "mae", "accuracy", "miou", "baseline")
-        return {n: {k: v for k, v in s.items() if k in keys} for n, s in scored.compute().items()}
+        return {n: {k: v for k, v in s.items() if k in keys} for n, s in metric.compute().items()}
 
     def _chip_view(
-        self, batch: Batch, said: Mapping[str, Reconstructed], inputs: Sequence[str]
+        self, batch: Batch, predictions: Mapping[str, Reconstructed], inputs: Sequence[str]
     ) -> ChipView:
-        return replace(chip_views(batch, said, inputs=inputs)[0], modalities=self.all)
+        return replace(chip_views(batch, predictions, inputs=inputs)[0], modalities=self.all)
 
-    def _drawn(self, name: str, chip: ChipView, missed: ChipView, hidden: Mask) -> dict[str, Any]:
+    def _draw(self, name: str, chip: ChipView, scored: ChipView, masked: Mask) -> dict[str, Any]:
         ranges = self._ranges(name)
         pictures: dict[str, Any] = {}
-        shown: tuple[PanelKind, ...] = ("prediction", "spread", "error")
-        for kind in shown:
-            drawn = panel(missed if kind == "error" else chip, name, kind, ranges)
+        kinds: tuple[PanelKind, ...] = ("prediction", "spread", "error")
+        for kind in kinds:
+            drawn = panel(scored if kind == "error" else chip, name, kind, ranges)
             pictures[kind] = _picture(drawn) | {
                 "title": panel_title(self.all[name], kind),
                 "note": drawn.note,
             }
         if name in chip.truth:
-            # Where the model was shown the truth, the picture shows it, too.
+            # The truth where it is visible to the model, the prediction elsewhere.
             truth = panel(chip, name, "truth", ranges).image
-            whole = panel(chip, name, "prediction", ranges).image
-            filled = np.where(hidden[0][..., None], whole, truth).astype(np.uint8)
+            prediction = panel(chip, name, "prediction", ranges).image
+            filled = np.where(masked[0][..., None], prediction, truth).astype(np.uint8)
             pictures["filled"] = {"src": data_uri(filled)}
         mean, spread = chip.predicted(name), chip.uncertainty(name)[None]
         return pictures | {
@@ -328,16 +334,16 @@ class ReconstructService:
         if statistics is None or name not in statistics.modalities:
             return Ranges(1.0, 1.0)
         deviation = statistics.mean_std(name)[1]
-        typical = float(np.sqrt(np.nanmean(np.asarray(deviation, np.float64) ** 2)))
-        return Ranges(spread=typical * 0.5 or 1.0, error=typical or 1.0)
+        scale = float(np.sqrt(np.nanmean(np.asarray(deviation, np.float64) ** 2)))
+        return Ranges(spread=scale * 0.5 or 1.0, error=scale or 1.0)
 
 
 def _half(states: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """States (1, L) with a random half of the visible tokens hidden, at least one left."""
+    """States (1, L) with a random half of the visible tokens masked, at least one left."""
     visible = (states[0] == TokenState.VISIBLE).nonzero()[:, 0]
-    order = visible[torch.randperm(len(visible), generator=random)]
+    shuffled = visible[torch.randperm(len(visible), generator=random)]
     fewer = states.clone()
-    fewer[0, order[max(1, len(order) // 2) :]] = int(TokenState.MASKED)
+    fewer[0, shuffled[max(1, len(shuffled) // 2) :]] = int(TokenState.MASKED)
     return fewer
 
 

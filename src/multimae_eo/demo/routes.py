@@ -1,4 +1,4 @@
-"""The addresses of the demo. Numbers and short ids only: no part of one is ever a path."""
+"""The HTTP routes of the demo. Numbers and short ids only: no part of one is ever a path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from multimae_eo.demo.answering import ERRORS, done, lane_of
+from multimae_eo.demo.dispatch import ERRORS, client_key, run_job
 from multimae_eo.demo.map_service import MapService
 from multimae_eo.demo.runs_service import RunsService
 from multimae_eo.demo.schemas import (
@@ -34,96 +34,102 @@ class PngResponse(Response):
     media_type = "image/png"
 
 
-def place_routes(app: FastAPI, services: Services) -> None:
-    """What is shown, its places, and their reconstruction."""
+def location_routes(app: FastAPI, services: Services) -> None:
+    """The data, its locations, and their reconstruction."""
     service = services.reconstruct
 
     @app.get("/api/about", responses=ERRORS)
     async def about() -> dict[str, Any]:
-        return services.about
+        return services.info
 
-    @app.get("/api/places/{place}", responses=ERRORS)
-    async def look(request: Request, place: Number) -> Response:
-        lane = lane_of(request, "look")
+    @app.get("/api/locations/{location}", responses=ERRORS)
+    async def look(request: Request, location: Number) -> Response:
+        key = client_key(request, "look")
         return JSONResponse(
-            await done(request, services.work, lambda _: service.look(place), lane=lane)
+            await run_job(request, services.work, lambda _: service.look(location), key=key)
         )
 
-    @app.get("/api/places/{place}/picture.png", responses=ERRORS | _PNG, response_class=PngResponse)
-    async def thumbnail(request: Request, place: Number) -> Response:
-        data = await done(request, services.drawing, lambda _: service.thumbnail(place))
+    @app.get(
+        "/api/locations/{location}/picture.png", responses=ERRORS | _PNG, response_class=PngResponse
+    )
+    async def thumbnail(request: Request, location: Number) -> Response:
+        data = await run_job(request, services.drawing, lambda _: service.thumbnail(location))
         return PngResponse(data, headers={"cache-control": "private, max-age=60"})
 
     @app.post("/api/reconstruct", responses=ERRORS)
-    async def reconstruct(request: Request, asked: ReconstructRequest) -> Response:
-        lane = lane_of(request, "reconstruct")
+    async def reconstruct(request: Request, body: ReconstructRequest) -> Response:
+        key = client_key(request, "reconstruct")
         return JSONResponse(
-            await done(
+            await run_job(
                 request,
                 services.work,
-                lambda ticket: service.reconstruct(asked.place, asked.asked(), ticket),
-                lane=lane,
+                lambda cancellation: service.reconstruct(
+                    body.location, body.options(), cancellation
+                ),
+                key=key,
             )
         )
 
 
 def search_routes(app: FastAPI, services: Services) -> None:
-    """Features, alike places, and maps from a few examples."""
+    """Features, similar locations, and maps from a few examples."""
     service = services.search
 
     @app.get("/api/features", responses=ERRORS)
     async def features() -> dict[str, Any]:
-        return service.index.told()
+        return service.index.status()
 
     @app.post("/api/features", responses=ERRORS)
     async def compute_features() -> dict[str, Any]:
-        service.index.want(services.long)
-        return service.index.told()
+        service.index.start(services.background)
+        return service.index.status()
 
     @app.post("/api/similar", responses=ERRORS)
-    async def similar(request: Request, asked: SimilarRequest) -> Response:
-        point = None if asked.point is None else (asked.point.x, asked.point.y)
+    async def similar(request: Request, body: SimilarRequest) -> Response:
+        point = None if body.point is None else (body.point.x, body.point.y)
         return JSONResponse(
-            await done(
+            await run_job(
                 request,
                 services.work,
-                lambda _: service.similar(asked.place, point, asked.count),
-                lane=lane_of(request, "similar"),
+                lambda _: service.similar(body.location, point, body.count),
+                key=client_key(request, "similar"),
             )
         )
 
     @app.post("/api/few-shot", responses=ERRORS)
-    async def few_shot(request: Request, asked: FewShotRequest) -> Response:
-        a, b = ([(p.x, p.y) for p in points] for points in (asked.a, asked.b))
+    async def few_shot(request: Request, body: FewShotRequest) -> Response:
+        a, b = ([(p.x, p.y) for p in points] for points in (body.a, body.b))
         return JSONResponse(
-            await done(
+            await run_job(
                 request,
                 services.work,
                 lambda _: service.few_shot(a, b),
-                lane=lane_of(request, "few-shot"),
+                key=client_key(request, "few-shot"),
             )
         )
 
-    @app.get("/api/place-at", responses=ERRORS)
-    async def place_at(request: Request, x: Metres, y: Metres) -> dict[str, Any]:
-        place = await done(request, services.drawing, lambda _: service.at(x, y))
-        return {"place": place, "bounds": service.bounds_of(place)}
+    @app.get("/api/location-at", responses=ERRORS)
+    async def location_at(request: Request, x: Metres, y: Metres) -> dict[str, Any]:
+        location = await run_job(request, services.drawing, lambda _: service.at(x, y))
+        return {"location": location, "bounds": service.bounds_of(location)}
 
 
 def map_routes(app: FastAPI, services: Services) -> None:
-    """Layers of the scene and maps over it: legends, tiles and numbers."""
+    """Layers of the scene and maps over it: legends, tiles, values and statistics."""
 
     def service() -> MapService:
         return _map(services)
 
     @app.get("/api/map", responses=ERRORS)
     async def describe(request: Request) -> Response:
-        return JSONResponse(await done(request, services.drawing, lambda _: service().describe()))
+        return JSONResponse(
+            await run_job(request, services.drawing, lambda _: service().describe())
+        )
 
     @app.get("/api/layers/{layer}/legend", responses=ERRORS)
     async def legend(request: Request, layer: LayerId) -> Response:
         return JSONResponse(
-            await done(request, services.drawing, lambda _: service().legend(layer))
+            await run_job(request, services.drawing, lambda _: service().legend(layer))
         )
 
     @app.get(
@@ -132,43 +138,43 @@ def map_routes(app: FastAPI, services: Services) -> None:
         response_class=PngResponse,
     )
     async def tile(request: Request, layer: LayerId, z: Zoom, x: Number, y: Number) -> Response:
-        data = await done(request, services.drawing, lambda _: service().tile(layer, z, x, y))
+        data = await run_job(request, services.drawing, lambda _: service().tile(layer, z, x, y))
         return PngResponse(data)
 
     @app.get("/api/layers/{layer}/value", responses=ERRORS)
     async def value(request: Request, layer: LayerId, x: Metres, y: Metres) -> Response:
-        lane = lane_of(request, f"value {layer}")
+        key = client_key(request, f"value {layer}")
         return JSONResponse(
-            await done(
-                request, services.drawing, lambda _: service().values(layer, x, y), lane=lane
+            await run_job(
+                request, services.drawing, lambda _: service().values(layer, x, y), key=key
             )
         )
 
     @app.post("/api/area", responses=ERRORS)
-    async def area(request: Request, asked: Rectangle) -> Response:
-        bounds = (asked.west, asked.south, asked.east, asked.north)
+    async def area(request: Request, body: Rectangle) -> Response:
+        bounds = (body.west, body.south, body.east, body.north)
         return JSONResponse(
-            await done(
+            await run_job(
                 request,
                 services.drawing,
-                lambda _: service().area(asked.layer, bounds),
-                lane=lane_of(request, f"area {asked.layer}"),
+                lambda _: service().area(body.layer, bounds),
+                key=client_key(request, f"area {body.layer}"),
             )
         )
 
 
 def overlay_routes(app: FastAPI, services: Services) -> None:
-    """Maps by the model: made when wanted, and downloaded."""
+    """Maps by the model: made on request, and downloaded."""
 
     @app.post("/api/layers/{layer}/make", responses=ERRORS)
     async def make(layer: LayerId) -> dict[str, Any]:
         job = _map(services).overlay(layer).job
-        job.want(services.long)
-        return job.told()
+        job.start(services.background)
+        return job.status()
 
     @app.get("/api/layers/{layer}/state", responses=ERRORS)
     async def state(layer: LayerId) -> dict[str, Any]:
-        return _map(services).overlay(layer).job.told()
+        return _map(services).overlay(layer).job.status()
 
     @app.get("/api/layers/{layer}/map.tif", responses=ERRORS, response_class=FileResponse)
     async def download(layer: LayerId) -> FileResponse:
@@ -190,7 +196,7 @@ def run_routes(app: FastAPI, services: Services) -> None:
 
     @app.get("/api/runs/{run}", responses=ERRORS)
     async def one_run(request: Request, run: Number) -> Response:
-        return JSONResponse(await done(request, services.drawing, lambda _: service().run(run)))
+        return JSONResponse(await run_job(request, services.drawing, lambda _: service().run(run)))
 
     @app.get("/api/runs/{run}/pictures/{index}.png", responses=ERRORS | _PNG,
              response_class=FileResponse)  # fmt: skip

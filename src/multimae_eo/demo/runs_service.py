@@ -26,11 +26,11 @@ class RunsService:
     """
 
     def __init__(self, folder: Path) -> None:
-        own = (folder / "metrics.csv").is_file()
-        found = [folder] if own else sorted(p.parent for p in folder.glob("*/metrics.csv"))
-        if not found:
+        is_run = (folder / "metrics.csv").is_file()
+        runs = [folder] if is_run else sorted(p.parent for p in folder.glob("*/metrics.csv"))
+        if not runs:
             raise ConfigError(f"{folder}: holds no run folder (one with a metrics.csv)")
-        self._runs = found
+        self._runs = runs
 
     def runs(self) -> list[dict[str, Any]]:
         """``run`` (its number) and ``name`` of each."""
@@ -68,15 +68,15 @@ class RunsService:
         }
 
     def picture(self, number: int, index: int) -> Path:
-        """The file of a picture; DataError for a number that is none."""
+        """The file of a picture; DataError for an unknown number."""
         pictures = self._pictures(number)
         if not 0 <= index < len(pictures):
             raise DataError(f"no picture {index}: there are {len(pictures)}")
         return pictures[index]
 
     def _pictures(self, number: int) -> list[Path]:
-        found = (self._folder(number) / "pictures").glob("*.png")
-        return sorted((p for p in found if p.is_file()), key=natural_order)
+        paths = (self._folder(number) / "pictures").glob("*.png")
+        return sorted((p for p in paths if p.is_file()), key=natural_order)
 
     def _folder(self, number: int) -> Path:
         if not 0 <= number < len(self._runs):
@@ -92,5 +92,5 @@ def _points(metrics: Metrics, name: str) -> dict[str, list[float]]:
 
 
 def _skill(metrics: Metrics, task: str) -> float | None:
-    value, guess = metrics.last(f"val/{task}"), metrics.last(f"val_baseline/{task}")
-    return 1 - value / guess if value is not None and guess else None
+    value, baseline = metrics.last(f"val/{task}"), metrics.last(f"val_baseline/{task}")
+    return 1 - value / baseline if value is not None and baseline else None

@@ -1,12 +1,12 @@
-"""What a request may hold: strict types, short lists, nothing else."""
+"""The requests: strict types, short lists, no unknown field."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from multimae_eo.demo.reconstruct_service import Asked
+from multimae_eo.demo.reconstruct_service import MaskOptions
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Mask = Annotated[str, Field(pattern=r"^[01]{1,4096}$")]
@@ -15,15 +15,15 @@ Metres = Annotated[float, Field(ge=-2.1e7, le=2.1e7, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    """Refuses what it does not know, and numbers written as text."""
+    """Refuses unknown fields, and numbers written as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class ReconstructRequest(Strict):
-    """What the model is shown of a place."""
+    """Which patches of a location are visible to the model."""
 
-    place: Number
+    location: Number
     inputs: Annotated[list[Name], Field(min_length=1, max_length=32)]
     masks: Annotated[dict[Name, Mask], Field(max_length=32)] | None = None
     visible: Annotated[int, Field(ge=1, le=65536)] = 1
@@ -31,9 +31,9 @@ class ReconstructRequest(Strict):
     seed: Number = 0
     draws: Annotated[int, Field(ge=1, le=8)] = 4
 
-    def asked(self) -> Asked:
-        """The same for the service."""
-        return Asked(**self.model_dump(exclude={"place"}))
+    def options(self) -> MaskOptions:
+        """The same without the location, for the service."""
+        return MaskOptions(**self.model_dump(exclude={"location"}))
 
 
 class Point(Strict):
@@ -54,9 +54,9 @@ class Rectangle(Strict):
 
 
 class SimilarRequest(Strict):
-    """A place, by its number or (on a scene) by a point, and how many like it are wanted."""
+    """A location, by its number or (on a scene) by a point; ``count``: of similar ones."""
 
-    place: Number | None = None
+    location: Number | None = None
     point: Point | None = None
     count: Annotated[int, Field(ge=1, le=48)] = 12
 
@@ -68,10 +68,7 @@ class FewShotRequest(Strict):
     b: Annotated[list[Point], Field(min_length=1, max_length=64)]
 
 
-class Told(BaseModel):
-    """An error: what, and what to do."""
+class ErrorResponse(BaseModel):
+    """An error: what is wrong, and what to do."""
 
     detail: str
-
-
-JobState = Literal["idle", "running", "done", "failed"]

@@ -1,4 +1,4 @@
-"""What looks alike, and maps from a few clicks: frozen features of all places, computed once."""
+"""Similar locations, and maps from a few clicks: frozen features, computed once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.demo.chip_locations import Places, ScenePlaces, SourcePlaces
+from multimae_eo.demo.chip_locations import Locations, SceneLocations, SourceLocations
 from multimae_eo.demo.drawing import data_uri, ramp
 from multimae_eo.demo.few_shot import few_shot
-from multimae_eo.demo.jobs import Job
+from multimae_eo.demo.jobs import BackgroundJob
 from multimae_eo.demo.map_layers import MERCATOR, frame_over, projected, scene_bounds, warp_array
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.inference.reconstruct_chips import chip_batches
@@ -28,257 +28,266 @@ Progress = Callable[[int, int], None]
 Point = tuple[float, float]
 
 MOST_NUMBERS = 1 << 28
-"""Features kept in memory, at most (1 GiB of float32)."""
+"""Feature values kept in memory, at most (1 GiB of float32)."""
 
 MOST_CHIPS = 4000
 _MOST_PIXELS = 1024
-_RAMP, _UNSURE = "cividis", "magma"
+_RAMP, _ENTROPY_RAMP = "cividis", "magma"
 
 
 @dataclass(frozen=True)
-class Index:
-    """``vectors`` (places, D) of unit length about their mean, zeros where nothing was seen.
+class FeatureIndex:
+    """The features of all locations.
 
-    ``cells`` (rows, columns, D), without what tells their position, and ``seen``: of a scene's
-    patches, ``cell`` pixels of its grid wide.
+    ``vectors`` (locations, D): centred and of unit length, zeros where nothing is observed.
+    ``observed``: bool (locations,). ``cells`` (rows, columns, D), less the mean of their position
+    in a window, and ``cells_observed``: of a scene's patches, ``cell`` pixels of its grid wide.
     """
 
     vectors: Array
-    known: npt.NDArray[np.bool_]
+    observed: npt.NDArray[np.bool_]
     cells: Array | None = None
-    seen: npt.NDArray[np.bool_] | None = None
+    cells_observed: npt.NDArray[np.bool_] | None = None
     cell: int = 0
 
 
 class SearchService:
-    """Finds alike places and learns from clicks. ``index``: the job that encodes everything."""
+    """Finds similar locations and fits maps to clicks; ``index`` is the job of the features."""
 
-    def __init__(self, model: MultiMAE, places: Places) -> None:
-        self.model, self.places = model.eval(), places
-        self.index = Job(self._scene if isinstance(places, ScenePlaces) else self._source)
+    def __init__(self, model: MultiMAE, locations: Locations) -> None:
+        self.model, self.locations = model.eval(), locations
+        self.index = BackgroundJob(
+            self._scene if isinstance(locations, SceneLocations) else self._source
+        )
 
     def similar(self, number: int | None, point: Point | None, count: int) -> dict[str, Any]:
-        """The ``count`` places most like one, itself first; none overlaps another.
+        """The ``count`` locations most similar to one, itself first; none overlaps another.
 
-        ``similarity``: cosine of the mean features about the mean of all places. On a scene
+        ``similarity``: cosine of the mean features about the mean of all locations. On a scene
         ``bounds`` in Web-Mercator metres. DataError where nothing was observed.
         """
         index = self._ready()
-        own = self.at(*point) if point is not None else number
-        if own is None:
-            raise ConfigError("give either a place or a point")
-        if not 0 <= own < len(index.vectors) or not index.known[own]:
-            raise DataError(f"no features of place {own}: nothing was observed there")
-        alike = index.vectors @ index.vectors[own]
-        alike[~index.known] = -np.inf
-        alike[own] = np.inf
-        found: list[int] = []
-        for candidate in np.argsort(-alike, kind="stable"):
-            if len(found) == count or not index.known[candidate]:
+        query = self.at(*point) if point is not None else number
+        if query is None:
+            raise ConfigError("give either a location or a point")
+        if not 0 <= query < len(index.vectors) or not index.observed[query]:
+            raise DataError(f"no features of location {query}: nothing was observed there")
+        similarity = index.vectors @ index.vectors[query]
+        similarity[~index.observed] = -np.inf
+        similarity[query] = np.inf
+        matches: list[int] = []
+        for candidate in np.argsort(-similarity, kind="stable"):
+            if len(matches) == count or not index.observed[candidate]:
                 break
-            if not any(self._overlap(int(candidate), f) for f in found):
-                found.append(int(candidate))
+            if not any(self._overlap(int(candidate), m) for m in matches):
+                matches.append(int(candidate))
         return {
-            "place": own,
+            "location": query,
             "similar": [
                 {
-                    "place": n,
-                    "title": self.places.title(n),
-                    "similarity": 1.0 if n == own else float(alike[n]),
+                    "location": n,
+                    "title": self.locations.title(n),
+                    "similarity": 1.0 if n == query else float(similarity[n]),
                     "bounds": self.bounds_of(n),
                 }
-                for n in found
+                for n in matches
             ],
         }
 
     def at(self, x: float, y: float) -> int:
-        """The place nearest to a point in Web-Mercator metres; ConfigError off the scene."""
+        """The location nearest to a point in Web-Mercator metres; ConfigError off the scene."""
         row, col = self._pixel(x, y)
-        places = self._scene_places()
-        grid = places.scene.grid
+        locations = self._scene_locations()
+        grid = locations.scene.grid
         if not (0 <= row < grid.height and 0 <= col < grid.width):
             raise DataError("this point is outside of the scene")
-        return places.at(row, col)
+        return locations.at(row, col)
 
     def bounds_of(self, number: int) -> list[float] | None:
-        """A scene's place in Web-Mercator metres; None for a chip."""
-        if not isinstance(self.places, ScenePlaces):
+        """A scene's location in Web-Mercator metres; None for a chip."""
+        if not isinstance(self.locations, SceneLocations):
             return None
         from rasterio.warp import transform_bounds
 
-        grid = self.places.scene.grid
-        ground = grid.footprint(self.places.window(number))
+        grid = self.locations.scene.grid
+        ground = grid.footprint(self.locations.window(number))
         return list(transform_bounds(grid.crs, MERCATOR, *ground.bounds))
 
     def few_shot(self, a: list[Point], b: list[Point]) -> dict[str, Any]:
         """A map of where it looks like ``a`` rather than ``b``, from points of each.
 
-        ``probability`` and ``entropy`` are PNG addresses over ``bounds`` (Web-Mercator metres).
-        ``share``: of the scene that is likelier ``a``. Raises DataError for points without data.
+        ``probability`` and ``entropy`` are PNGs (``data:`` addresses) over ``bounds`` (Web-Mercator
+        metres). ``share``: of the scene in which ``a`` is likelier. Raises DataError for points
+        without data.
         """
         index = self._ready()
-        if index.cells is None or index.seen is None:
+        if index.cells is None or index.cells_observed is None:
             raise ConfigError("few-shot maps need a scene; start the demo with --scene")
-        at = [self._cell(index, *p) for p in (*a, *b)]
+        indices = [self._cell(index, *p) for p in (*a, *b)]
         labels = np.array([True] * len(a) + [False] * len(b))
-        examples = np.stack([index.cells[rc] for rc in at])
-        if len({*at[: len(a)]} & {*at[len(a) :]}):
+        examples = np.stack([index.cells[rc] for rc in indices])
+        if len({*indices[: len(a)]} & {*indices[len(a) :]}):
             raise ConfigError("a point of A and one of B lie on the same patch; move one")
-        said = few_shot(examples, labels, index.cells[index.seen])
-        maps = np.full((2, *index.seen.shape), np.nan, np.float32)
-        maps[0][index.seen], maps[1][index.seen] = said.probability, said.entropy
-        scene = self._scene_places().scene
+        observed = index.cells_observed
+        prediction = few_shot(examples, labels, index.cells[observed])
+        maps = np.full((2, *observed.shape), np.nan, np.float32)
+        maps[0][observed], maps[1][observed] = prediction.probability, prediction.entropy
+        scene = self._scene_locations().scene
         frame = frame_over(scene_bounds(scene), _MOST_PIXELS)
-        whole = warp_array(maps, (scene.grid.crs, scene.grid.coarser(index.cell).transform),
+        warped = warp_array(maps, (scene.grid.crs, scene.grid.coarser(index.cell).transform),
                            frame, nearest=False)  # fmt: skip
         return {
             "bounds": list(frame.bounds),
-            "probability": data_uri(_drawn(whole[0], _RAMP)),
-            "entropy": data_uri(_drawn(whole[1], _UNSURE)),
+            "probability": data_uri(_draw(warped[0], _RAMP)),
+            "entropy": data_uri(_draw(warped[1], _ENTROPY_RAMP)),
             "ramps": {"probability": ramp(ramp_colours(_RAMP)),
-                      "entropy": ramp(ramp_colours(_UNSURE))},
-            "share": float((said.probability > 0.5).mean()),
-            "entropy_mean": float(said.entropy.mean()),
+                      "entropy": ramp(ramp_colours(_ENTROPY_RAMP))},
+            "share": float((prediction.probability > 0.5).mean()),
+            "entropy_mean": float(prediction.entropy.mean()),
             "examples": [len(a), len(b)],
         }  # fmt: skip
 
-    # Features ------------------------------------------------------------------------------------
+    # Features -------------------------------------------------------------------------------------
 
-    def _scene(self, progress: Progress) -> Index:
-        places = self._scene_places()
-        embedder = WindowEmbedder(network=self.model, inputs=places.modalities, per="patch")
-        tiling, width = places.tiling, self.model.config.encoder.width
+    def _scene(self, progress: Progress) -> FeatureIndex:
+        locations = self._scene_locations()
+        embedder = WindowEmbedder(network=self.model, inputs=locations.modalities, per="patch")
+        tiling, width = locations.tiling, self.model.config.encoder.width
         config = self.model.config
-        per_side = max(config.inputs[n].grid(*[config.sizes[n]] * 2)[0] for n in places.modalities)
+        per_side = max(
+            config.inputs[n].grid(*[config.sizes[n]] * 2)[0] for n in locations.modalities
+        )
         cell = max(1, tiling.chip // per_side)
         rows, cols = (-(-length // cell) for length in tiling.shape)
         if rows * cols * width > MOST_NUMBERS:
             raise ConfigError(
-                f"{places.scene.name}: {rows} × {cols} patches of {width} features are more than "
-                "the demo keeps in memory; cut a part out of the scene"
+                f"{locations.scene.name}: {rows} × {cols} patches of {width} features are more "
+                "than the demo keeps in memory; cut a part out of the scene"
             )
-        cells, seen = np.zeros((rows, cols, width), np.float32), np.zeros((rows, cols), bool)
+        cells = np.zeros((rows, cols, width), np.float32)
+        cells_observed = np.zeros((rows, cols), bool)
         options = SceneOptions(overlap=0.0)
         with computing(options):
             block = (0, tiling.shape[0])
             for batch in predict_windows(
-                embedder, places.scene, tiling, block, batch_size=options.batch
+                embedder, locations.scene, tiling, block, batch_size=options.batch
             ):
                 for item in batch:
                     window, fields = item.window.window, item.fields
                     top, left = round(window.row / cell), round(window.col / cell)
-                    here = np.s_[top : top + per_side, left : left + per_side]
-                    fits = cells[here].shape[:2]
-                    cells[here] = fields["vectors"][: fits[0], : fits[1]]
-                    seen[here] = fields["seen"][: fits[0], : fits[1]]
+                    inside = np.s_[top : top + per_side, left : left + per_side]
+                    height, across = cells[inside].shape[:2]
+                    cells[inside] = fields["vectors"][:height, :across]
+                    cells_observed[inside] = fields["seen"][:height, :across]
                 progress(batch[-1].window.floor if batch else 0, tiling.shape[0])
-        if not seen.any():
-            raise DataError(f"{places.scene.name}: nothing was observed")
-        cells = _without_position(cells, seen, per_side)
-        vectors, known = self._means(cells, seen, cell)
-        return Index(vectors, known, cells.astype(np.float32), seen, cell)
+        if not cells_observed.any():
+            raise DataError(f"{locations.scene.name}: nothing was observed")
+        cells = _without_position(cells, cells_observed, per_side)
+        vectors, observed = self._means(cells, cells_observed, cell)
+        return FeatureIndex(vectors, observed, cells.astype(np.float32), cells_observed, cell)
 
     def _means(
-        self, cells: Array, seen: npt.NDArray[np.bool_], cell: int
+        self, cells: Array, cells_observed: npt.NDArray[np.bool_], cell: int
     ) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Mean features of each place of a scene."""
-        places = self._scene_places()
-        vectors = np.zeros((places.count, cells.shape[2]), np.float32)
-        known = np.zeros(places.count, bool)
-        for number in range(places.count):
-            w = places.window(number)
-            here = np.s_[w.row // cell : (w.row + w.height) // cell,
-                         w.col // cell : (w.col + w.width) // cell]  # fmt: skip
-            if seen[here].any():
-                vectors[number] = cells[here][seen[here]].mean(axis=0)
-                known[number] = True
-        return _centred(vectors, known), known
+        """Mean features of each location of a scene."""
+        locations = self._scene_locations()
+        vectors = np.zeros((locations.count, cells.shape[2]), np.float32)
+        observed = np.zeros(locations.count, bool)
+        for number in range(locations.count):
+            w = locations.window(number)
+            inside = np.s_[w.row // cell : (w.row + w.height) // cell,
+                           w.col // cell : (w.col + w.width) // cell]  # fmt: skip
+            if cells_observed[inside].any():
+                vectors[number] = cells[inside][cells_observed[inside]].mean(axis=0)
+                observed[number] = True
+        return _centred(vectors, observed), observed
 
-    def _source(self, progress: Progress) -> Index:
-        places = self.places
-        assert isinstance(places, SourcePlaces)
+    def _source(self, progress: Progress) -> FeatureIndex:
+        locations = self.locations
+        assert isinstance(locations, SourceLocations)
         embedder = WindowEmbedder(
-            network=self.model, inputs=places.modalities, per="chip", larger_chips=True
+            network=self.model, inputs=locations.modalities, per="chip", larger_chips=True
         )
-        names = list(places.modalities)
-        count = min(places.count, MOST_CHIPS)
-        vectors = np.zeros((places.count, self.model.config.encoder.width), np.float32)
-        known = np.zeros(places.count, bool)
-        number_of = {key: i for i, key in enumerate(places.source.keys)}
+        names = list(locations.modalities)
+        count = min(locations.count, MOST_CHIPS)
+        vectors = np.zeros((locations.count, self.model.config.encoder.width), np.float32)
+        observed = np.zeros(locations.count, bool)
+        number_of = {key: i for i, key in enumerate(locations.source.keys)}
         done = 0
         with computing(SceneOptions()):
-            for samples in chip_batches(places.source, range(count), names, names, 16):
-                predictions = embedder(collate(samples, places.modalities))
+            for samples in chip_batches(locations.source, range(count), names, names, 16):
+                predictions = embedder(collate(samples, locations.modalities))
                 for i, row in enumerate(predictions.rows):
                     number = number_of[samples[row].key]
-                    vectors[number], known[number] = predictions.fields["vector"][i], True
+                    vectors[number], observed[number] = predictions.fields["vector"][i], True
                 done += len(samples)
                 progress(done, count)
-        return Index(_centred(vectors, known), known)
+        return FeatureIndex(_centred(vectors, observed), observed)
 
-    # Places --------------------------------------------------------------------------------------
+    # Locations ------------------------------------------------------------------------------------
 
-    def _ready(self) -> Index:
-        index: Index | None = self.index.result
+    def _ready(self) -> FeatureIndex:
+        index: FeatureIndex | None = self.index.result
         if index is None:
             raise DataError("the features are not computed yet")
         return index
 
-    def _scene_places(self) -> ScenePlaces:
-        if not isinstance(self.places, ScenePlaces):
+    def _scene_locations(self) -> SceneLocations:
+        if not isinstance(self.locations, SceneLocations):
             raise ConfigError("points need a scene; start the demo with --scene")
-        return self.places
+        return self.locations
 
     def _pixel(self, x: float, y: float) -> tuple[float, float]:
-        grid = self._scene_places().scene.grid
-        found = projected(grid.crs, x, y)
-        if found is None:
+        grid = self._scene_locations().scene.grid
+        point = projected(grid.crs, x, y)
+        if point is None:
             raise DataError("this point is outside of the scene")
-        col, row = ~grid.transform @ found
+        col, row = ~grid.transform @ point
         return float(row), float(col)
 
-    def _cell(self, index: Index, x: float, y: float) -> tuple[int, int]:
-        assert index.seen is not None
+    def _cell(self, index: FeatureIndex, x: float, y: float) -> tuple[int, int]:
+        assert index.cells_observed is not None
         row, col = (int(v // index.cell) for v in self._pixel(x, y))
-        rows, cols = index.seen.shape
-        if not (0 <= row < rows and 0 <= col < cols and index.seen[row, col]):
+        rows, cols = index.cells_observed.shape
+        if not (0 <= row < rows and 0 <= col < cols and index.cells_observed[row, col]):
             raise DataError("an example lies where nothing was observed; move it onto the scene")
         return row, col
 
     def _overlap(self, one: int, other: int) -> bool:
-        if not isinstance(self.places, ScenePlaces):
+        if not isinstance(self.locations, SceneLocations):
             return one == other
-        a, b = self.places.window(one), self.places.window(other)
+        a, b = self.locations.window(one), self.locations.window(other)
         return abs(a.row - b.row) < a.height and abs(a.col - b.col) < a.width
 
 
-def _without_position(cells: Array, seen: npt.NDArray[np.bool_], side: int) -> Array:
-    """Features about the mean of their position in a window, of unit variance over all.
+def _without_position(cells: Array, observed: npt.NDArray[np.bool_], side: int) -> Array:
+    """Features less the mean of their position in a window, scaled to unit variance over all.
 
-    A patch's vector tells where in the window it lies, which says nothing about the ground.
+    A patch's vector encodes its position in the window, which is unrelated to the ground.
     """
-    found = np.zeros_like(cells)
+    centred = np.zeros_like(cells)
     for row in range(side):
         for col in range(side):
-            own = np.s_[row::side, col::side]
-            if seen[own].any():
-                about = cells[own] - cells[own][seen[own]].mean(axis=0)
-                found[own] = np.where(seen[own][..., None], about, 0)
+            position = np.s_[row::side, col::side]
+            mask = observed[position]
+            if mask.any():
+                difference = cells[position] - cells[position][mask].mean(axis=0)
+                centred[position] = np.where(mask[..., None], difference, 0)
     # One scale for all: directions in which the ground varies most count most.
-    scale = max(float(found[seen].std()), 1e-9)
-    return np.asarray(found / scale, np.float32)
+    scale = max(float(centred[observed].std()), 1e-9)
+    return np.asarray(centred / scale, np.float32)
 
 
-def _centred(vectors: Array, known: npt.NDArray[np.bool_]) -> Array:
-    """Unit vectors about the mean; features share a large common part that hides differences."""
-    if not known.any():
+def _centred(vectors: Array, observed: npt.NDArray[np.bool_]) -> Array:
+    """Centred unit vectors; features share a large common part that dominates differences."""
+    if not observed.any():
         return vectors
-    about = np.where(known[:, None], vectors - vectors[known].mean(axis=0), 0)
-    length = np.linalg.norm(about, axis=1, keepdims=True)
-    return np.asarray(about / np.maximum(length, 1e-12), np.float32)
+    centred = np.where(observed[:, None], vectors - vectors[observed].mean(axis=0), 0)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.maximum(length, 1e-12), np.float32)
 
 
-def _drawn(values: Array, name: str) -> npt.NDArray[np.uint8]:
+def _draw(values: Array, name: str) -> npt.NDArray[np.uint8]:
     ok = np.isfinite(values)
     image = scalar_picture(np.where(ok, values, 0), name, 0.0, 1.0)
     return np.dstack([image, np.where(ok, 255, 0).astype(np.uint8)])

@@ -1,4 +1,4 @@
-"""The demo's application: services behind a guard, and one page."""
+"""The demo's application: routes behind a guard, and one page."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from multimae_eo.demo.answering import tell_errors
+from multimae_eo.demo.dispatch import add_error_handlers
 from multimae_eo.demo.guard import Guard, Limits
 from multimae_eo.demo.routes import (
+    location_routes,
     map_routes,
     overlay_routes,
-    place_routes,
     run_routes,
     search_routes,
 )
-from multimae_eo.demo.services import Shown, make_services
+from multimae_eo.demo.services import DemoData, make_services
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.version import __version__
 
@@ -39,7 +39,7 @@ PAGE = {
 
 
 def create_app(
-    model: MultiMAE, shown: Shown, *, threads: int = 2, limits: Limits | None = None
+    model: MultiMAE, data: DemoData, *, threads: int = 2, limits: Limits | None = None
 ) -> FastAPI:
     """The application. ``threads``: of model work, and as many of drawing.
 
@@ -48,11 +48,11 @@ def create_app(
     """
     bounds = limits or Limits()
     folder = tempfile.TemporaryDirectory(prefix="multimae-eo-demo-")
-    services = make_services(model, shown, Path(folder.name), threads, bounds)
+    services = make_services(model, data, Path(folder.name), threads, bounds)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # The first look is slow where a library warms up; nobody has to wait for that.
+        # The first reconstruction is slow while libraries warm up; nobody has to wait for that.
         services.work.submit(services.warm_up)
         yield
         services.close()
@@ -66,8 +66,8 @@ def create_app(
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
     )
-    tell_errors(app)
-    place_routes(app, services)
+    add_error_handlers(app)
+    location_routes(app, services)
     search_routes(app, services)
     map_routes(app, services)
     overlay_routes(app, services)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.demo.chip_locations import Places, ScenePlaces, SourcePlaces
+from multimae_eo.demo.chip_locations import Locations, SceneLocations, SourceLocations
 from multimae_eo.demo.guard import Limits
-from multimae_eo.demo.jobs import Ticket, Workshop
+from multimae_eo.demo.jobs import Cancellation, JobQueue
 from multimae_eo.demo.map_service import MapService
-from multimae_eo.demo.reconstruct_service import Asked, ReconstructService
+from multimae_eo.demo.reconstruct_service import MaskOptions, ReconstructService
 from multimae_eo.demo.runs_service import RunsService
 from multimae_eo.demo.search_service import SearchService
 from multimae_eo.errors import ConfigError, MultiMAEError
@@ -23,9 +23,12 @@ from multimae_eo.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What the demo is about, beside the model: ``scene`` or ``source``; training ``runs``;
-    a fine-tuned model; a map of the scene that is there already."""
+class DemoData:
+    """The data that the demo shows.
+
+    ``scene`` or ``source``; ``runs``: a folder of training runs; ``predictor``: a fine-tuned model;
+    ``map``: an existing raster of the scene.
+    """
 
     scene: Scene | None = None
     source: Source | None = None
@@ -42,71 +45,68 @@ class Shown:
 
 @dataclass
 class Services:
-    """Everything that answers, and the threads that do the work."""
+    """A service per panel, and the job queues: model ``work``, ``drawing``, and ``background``."""
 
-    places: Places
+    locations: Locations
     reconstruct: ReconstructService
     search: SearchService
     map: MapService | None
     runs: RunsService | None
-    work: Workshop
-    drawing: Workshop
-    long: Workshop
-    about: dict[str, Any] = field(default_factory=dict)
+    work: JobQueue
+    drawing: JobQueue
+    background: JobQueue
+    info: dict[str, Any] = field(default_factory=dict)
 
     def close(self) -> None:
         """Stop the threads."""
-        for workshop in (self.work, self.drawing, self.long):
-            workshop.close()
+        for queue in (self.work, self.drawing, self.background):
+            queue.close()
 
-    def warm_up(self, ticket: Ticket) -> None:
-        """Look at one place and reconstruct it, so that libraries are loaded before a request."""
-        for place in self.places.strip[:1]:
+    def warm_up(self, cancellation: Cancellation) -> None:
+        """Look at one location and reconstruct it, so that libraries are loaded in time."""
+        for location in self.locations.strip[:1]:
             with suppress(MultiMAEError):
-                inputs = list(self.places.modalities)
-                self.reconstruct.look(place)
-                self.reconstruct.reconstruct(place, Asked(inputs=inputs, visible=16), ticket)
+                inputs = list(self.locations.modalities)
+                self.reconstruct.look(location)
+                self.reconstruct.reconstruct(
+                    location, MaskOptions(inputs=inputs, visible=16), cancellation
+                )
 
 
 def make_services(
-    model: MultiMAE, shown: Shown, folder: Path, threads: int, limits: Limits
+    model: MultiMAE, data: DemoData, folder: Path, threads: int, limits: Limits
 ) -> Services:
-    """All services of a model and what is shown; maps are written to ``folder``.
+    """All services of a model and data; maps are written to ``folder``.
 
     Raises ConfigError where model and data share no modality, a run folder is none, or a map
     cannot be read.
     """
-    places: Places
-    if shown.scene is not None:
-        places = ScenePlaces(shown.scene, model)
-    else:
-        assert shown.source is not None
-        places = SourcePlaces(shown.source, model)
+    locations: Locations
     maps = None
-    if shown.scene is not None:
-        maps = MapService(model, shown.scene, folder, predictor=shown.predictor, map=shown.map)
-    about = {
+    if data.scene is not None:
+        name, locations = data.scene.name, SceneLocations(data.scene, model)
+        maps = MapService(model, data.scene, folder, predictor=data.predictor, map=data.map)
+    else:
+        assert data.source is not None
+        name, locations = data.source.name, SourceLocations(data.source, model)
+    info = {
         "version": __version__,
-        "data": shown.scene.name if shown.scene is not None else _name(shown.source),
-        "scene": shown.scene is not None,
-        "runs": shown.runs is not None,
-        "modalities": list(places.modalities),
-        "places": places.count,
-        "strip": [{"place": n, "title": places.title(n)} for n in places.strip],
+        "data": name,
+        "scene": data.scene is not None,
+        "runs": data.runs is not None,
+        "modalities": list(locations.modalities),
+        "locations": locations.count,
+        "strip": [{"location": n, "title": locations.title(n)} for n in locations.strip],
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     return Services(
-        places=places,
-        reconstruct=ReconstructService(model, places),
-        search=SearchService(model, places),
+        locations=locations,
+        reconstruct=ReconstructService(model, locations),
+        search=SearchService(model, locations),
         map=maps,
-        runs=None if shown.runs is None else RunsService(shown.runs),
-        work=Workshop("model", threads=threads, waiting=limits.waiting),
-        drawing=Workshop("drawing", threads=threads, waiting=8 * limits.waiting),
-        long=Workshop("long", threads=1, waiting=limits.waiting),
-        about=about,
+        runs=None if data.runs is None else RunsService(data.runs),
+        work=JobQueue("model", threads=threads, waiting=limits.waiting),
+        drawing=JobQueue("drawing", threads=threads, waiting=8 * limits.waiting),
+        background=JobQueue("background", threads=1, waiting=limits.waiting),
+        info=info,
     )
-
-
-def _name(source: Source | None) -> str:
-    return "" if source is None else source.name

@@ -5,14 +5,14 @@ const open = new Map();
 
 export class Superseded extends Error {}
 
-async function answer(response) {
+async function parse(response) {
   if (response.ok) return response.json();
   const text = await response.json().then((t) => t.detail, () => response.statusText);
   if (response.status === 409) throw new Superseded(text);
   throw new Error(text);
 }
 
-/** `kind`: requests of the same kind replace one another. */
+/** `kind`: a newer request of a kind aborts the older one. */
 async function call(path, kind, options = {}) {
   const controller = new AbortController();
   if (kind) {
@@ -21,7 +21,7 @@ async function call(path, kind, options = {}) {
   }
   try {
     const headers = { "X-Client": client, ...(options.body ? { "Content-Type": "application/json" } : {}) };
-    return await answer(await fetch(path, { ...options, headers, signal: controller.signal }));
+    return await parse(await fetch(path, { ...options, headers, signal: controller.signal }));
   } catch (error) {
     if (error.name === "AbortError") throw new Superseded("superseded");
     if (error instanceof TypeError) throw new Error("the server does not answer; is it still running?");
@@ -34,11 +34,11 @@ async function call(path, kind, options = {}) {
 export const get = (path, kind) => call(path, kind);
 export const post = (path, body, kind) => call(path, kind, { method: "POST", body: JSON.stringify(body ?? {}) });
 
-/** Asks again until a job is done; `tell` hears of its progress. Throws what went wrong. */
-export async function untilDone(path, tell, begin) {
+/** Polls until a job is done; `progress` is called with its status. Throws its error. */
+export async function untilDone(path, progress, begin) {
   let job = await begin();
   while (job.state === "running") {
-    tell(job);
+    progress(job);
     await new Promise((r) => setTimeout(r, 400));
     job = await get(path);
   }

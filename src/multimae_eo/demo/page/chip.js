@@ -1,6 +1,6 @@
-// One modality of a place: the pictures, the mask that is painted, the values.
+// One modality of a location: the pictures, the mask that is painted, the values.
 
-import { classList, colourBar, el, told } from "./dom.js";
+import { classList, colourBar, el, formatNumber } from "./dom.js";
 
 /** Packed 16-bit steps → a function (band, row, column) → value or null. */
 export function unpack(packed) {
@@ -31,7 +31,7 @@ function setBar(cell, bar) {
 }
 
 /**
- * A row of pictures. `host` hears: painted(view), pointed(view, u, v) with u, v in [0, 1), left().
+ * A row of pictures. `host` has the callbacks painted(view), pointed(view, u, v) with u, v in [0, 1), left().
  */
 export class ModalityView {
   constructor(info, host) {
@@ -39,10 +39,10 @@ export class ModalityView {
     this.host = host;
     this.name = info.name;
     [this.rows, this.columns] = info.grid;
-    this.mask = new Uint8Array(this.rows * this.columns); // 1: hidden
+    this.mask = new Uint8Array(this.rows * this.columns); // 1: masked
     this.given = true;
     this.truth = unpack(info.observed?.values);
-    this.said = null;
+    this.predicted = null;
     this.spread = null;
     this.caret = 0;
     this._build();
@@ -51,16 +51,16 @@ export class ModalityView {
   _build() {
     const { info } = this;
     this.score = el("span", { className: "score dim" });
-    const head = el("header", {}, el("span", { className: "name" }, info.name), el("span", { className: "dim small" }, info.about), this.score);
+    const head = el("header", {}, el("span", { className: "name" }, info.name), el("span", { className: "dim small" }, info.description), this.score);
     this.canvas = el("canvas", { className: "paint", tabIndex: 0, width: 512, height: 512 });
     this.canvas.setAttribute("role", "application");
-    this.canvas.setAttribute("aria-label", `${info.name}, observed. Arrow keys move over patches, space hides or shows one.`);
+    this.canvas.setAttribute("aria-label", `${info.name}, observed. Arrow keys move over patches, space masks or unmasks one.`);
     const frame = el("div", { className: "frame" }, this.canvas);
-    this.cells = [figure(info.observed ? "observed: paint to hide" : "observed", frame)];
+    this.cells = [figure(info.observed ? "observed: paint to mask" : "observed", frame)];
     if (!info.observed) frame.append(el("div", { className: "none" }, "not in these data"));
     this.images = {};
     if (info.output) {
-      const titles = { prediction: "reconstructed", spread: info.categorical ? "entropy" : "spread", error: "error" };
+      const titles = { prediction: "reconstructed", spread: info.categorical ? "entropy" : "predictive std", error: "error" };
       for (const kind of ["prediction", "spread", "error"]) {
         const image = el("img", { alt: `${info.name}: ${titles[kind]}`, draggable: false });
         const cell = figure(titles[kind], el("div", { className: "frame" }, image));
@@ -88,7 +88,7 @@ export class ModalityView {
     this._listenPointer(frame);
   }
 
-  _place(event, node) {
+  _position(event, node) {
     const box = node.getBoundingClientRect();
     const clamp = (v) => Math.min(Math.max(v, 0), 0.99999);
     return [clamp((event.clientX - box.left) / box.width), clamp((event.clientY - box.top) / box.height)];
@@ -99,14 +99,14 @@ export class ModalityView {
   }
 
   _listenPointer(frame) {
-    frame.addEventListener("pointermove", (e) => this.host.pointed(this, ...this._place(e, frame)));
+    frame.addEventListener("pointermove", (e) => this.host.pointed(this, ...this._position(e, frame)));
     frame.addEventListener("pointerleave", () => this.host.left());
   }
 
   _listenPaint() {
     let last = -1;
     const paint = (event) => {
-      const patch = this._patch(...this._place(event, this.canvas));
+      const patch = this._patch(...this._position(event, this.canvas));
       if (patch === last) return;
       last = patch;
       this.caret = patch;
@@ -141,15 +141,15 @@ export class ModalityView {
     for (const name of ["focus", "blur"]) this.canvas.addEventListener(name, () => this.draw());
   }
 
-  _set(patch, hidden) {
-    if (this.mask[patch] === hidden && this.given) return;
+  _set(patch, masked) {
+    if (this.mask[patch] === masked && this.given) return;
     if (!this.given) this.host.give(this);
-    this.mask[patch] = hidden;
+    this.mask[patch] = masked;
     this.draw();
     this.host.painted(this);
   }
 
-  /** Digits as the server wants them. */
+  /** The mask as the server expects it. */
   get digits() {
     return Array.from(this.mask, (m) => (m ? "1" : "0")).join("");
   }
@@ -188,31 +188,31 @@ export class ModalityView {
     }
   }
 
-  /** Shows what the model says. `keep`: what was shown stays in the picture. */
-  show(answer, keep) {
-    this.answer = answer;
-    this.said = unpack(answer.values);
-    this.spread = unpack(answer.spreads);
+  /** Shows a reconstruction. `keep`: visible patches stay as observed. */
+  show(result, keep) {
+    this.result = result;
+    this.predicted = unpack(result.values);
+    this.spread = unpack(result.spreads);
     for (const kind of ["spread", "error"]) {
       const { image, cell } = this.images[kind];
-      image.src = answer[kind].src;
-      cell.caption.textContent = answer[kind].title;
-      setBar(cell, answer[kind].bar);
+      image.src = result[kind].src;
+      cell.caption.textContent = result[kind].title;
+      setBar(cell, result[kind].bar);
     }
     this.keep(keep);
   }
 
   keep(keep) {
-    if (!this.answer) return;
+    if (!this.result) return;
     const { image, cell } = this.images.prediction;
-    image.src = keep && this.answer.filled ? this.answer.filled.src : this.answer.prediction.src;
-    setBar(cell, this.answer.prediction.bar);
+    image.src = keep && this.result.filled ? this.result.filled.src : this.result.prediction.src;
+    setBar(cell, this.result.prediction.bar);
   }
 
   setScore(score) {
-    if (!score) this.score.textContent = this.info.output && this.info.observed ? "nothing hidden" : "";
-    else if (score.kind === "categorical") this.score.textContent = `${(100 * score.accuracy).toFixed(0)} % right · guessing ${(100 * score.baseline.accuracy).toFixed(0)} %`;
-    else this.score.textContent = `R² ${told(score.r2)} · RMSE ${told(score.rmse)}${score.unit && score.unit.length < 5 ? ` ${score.unit}` : ""}`;
+    if (!score) this.score.textContent = this.info.output && this.info.observed ? "nothing masked" : "";
+    else if (score.kind === "categorical") this.score.textContent = `${(100 * score.accuracy).toFixed(0)} % accuracy · majority class ${(100 * score.baseline.accuracy).toFixed(0)} %`;
+    else this.score.textContent = `R² ${formatNumber(score.r2)} · RMSE ${formatNumber(score.rmse)}${score.unit && score.unit.length < 5 ? ` ${score.unit}` : ""}`;
   }
 
   /** Marks a point in all pictures; none: no mark. */
@@ -237,7 +237,7 @@ export class ModalityView {
     return this.info.bands.map((band, i) => ({
       ...band,
       observed: pick(this.truth, i),
-      predicted: pick(this.said, i),
+      predicted: pick(this.predicted, i),
       spread: pick(this.spread, 0),
     }));
   }

@@ -15,8 +15,8 @@ export function el(name, attributes = {}, ...children) {
   return node;
 }
 
-/** A number for people: three digits, a real minus. */
-export function told(value) {
+/** A number with three digits and a typographic minus. */
+export function formatNumber(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
@@ -31,7 +31,7 @@ export function told(value) {
 export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 
 let alertTimer = 0;
-/** Tells of a problem in one line above the panel. */
+/** Shows a problem in one line above the panel. */
 export function alertUser(message) {
   const box = $("alert");
   box.textContent = message;
@@ -64,11 +64,11 @@ export function classList(classes) {
   }));
 }
 
-/** A legend of what the server says of a layer. */
-export function legendOf({ about, classes, ramp, low, high, unit }) {
+/** The legend of a layer. */
+export function legendOf({ description, classes, ramp, low, high, unit }) {
   if (classes.length) return [classList(classes)];
-  if (ramp.length) return [colourBar({ colours: ramp, low: told(low), high: `${told(high)} ${unit}` })];
-  return [about];
+  if (ramp.length) return [colourBar({ colours: ramp, low: formatNumber(low), high: `${formatNumber(high)} ${unit}` })];
+  return [description];
 }
 
 /** One button of a group is pressed. */

@@ -55,8 +55,8 @@ tabs();
 try {
   about = await get("/api/about");
   $("about").textContent = `${about.data} · ${(about.parameters / 1e6).toFixed(1)} M parameters`;
-  const wanted = location.hash.slice(1);
-  show(wanted in panels ? wanted : "reconstruct");
+  const panel = location.hash.slice(1);
+  show(panel in panels ? panel : "reconstruct");
   addEventListener("hashchange", () => location.hash.slice(1) in panels && show(location.hash.slice(1)));
 } catch (error) {
   alertUser(error.message);

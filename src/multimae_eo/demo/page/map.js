@@ -1,8 +1,8 @@
-// The panel of the scene on a map, with what the model makes of it.
+// The panel of the scene on a map, with the model's maps over it.
 
 import { get, post, Superseded, untilDone } from "./api.js";
-import { $, alertUser, el, legendOf, percent, told } from "./dom.js";
-import { openPlace } from "./reconstruct.js";
+import { $, alertUser, el, legendOf, percent, formatNumber } from "./dom.js";
+import { openLocation } from "./reconstruct.js";
 import { crosshair, outline, Viewer } from "./viewer.js";
 
 let viewer = null;
@@ -16,7 +16,7 @@ function arrange() {
   viewer.layers = [{ id: $("layer").value }];
   if (overlay) viewer.layers.push({ id: overlay, opacity: Number($("opacity").value) / 100, from: 0, to: swipe });
   viewer.setHandle(overlay && swipe < 1 ? swipe : null);
-  $("opacity-told").textContent = `${$("opacity").value} %`;
+  $("opacity-value").textContent = `${$("opacity").value} %`;
   viewer.draw();
 }
 
@@ -33,10 +33,10 @@ async function chooseOverlay(id) {
   $("overlay-tools").hidden = true;
   $("overlay-state").replaceChildren();
   if (!id) return arrange();
-  const known = map.overlays.find((o) => o.id === id);
+  const chosen = map.overlays.find((o) => o.id === id);
   const bar = el("progress", { max: 1, value: 0 });
   bar.setAttribute("aria-label", "making the map");
-  $("overlay-state").replaceChildren(el("p", { className: "small dim" }, known.about), bar);
+  $("overlay-state").replaceChildren(el("p", { className: "small dim" }, chosen.description), bar);
   try {
     await untilDone(`/api/layers/${id}/state`, (job) => { bar.value = job.share; }, () => post(`/api/layers/${id}/make`));
   } catch (error) {
@@ -58,23 +58,23 @@ async function area(bounds) {
   const [west, south, east, north] = bounds;
   const ids = [$("layer").value, ...(overlay ? [overlay] : [])];
   try {
-    const said = await Promise.all(ids.map((layer) => post("/api/area", { layer, west, south, east, north }, `area ${layer}`)));
+    const statistics = await Promise.all(ids.map((layer) => post("/api/area", { layer, west, south, east, north }, `area ${layer}`)));
     const title = (id) => [...map.layers, ...map.overlays].find((l) => l.id === id).title;
-    $("area").replaceChildren(...said.flatMap((s, i) => areaTable(title(ids[i]), s)));
+    $("area").replaceChildren(...statistics.flatMap((s, i) => areaTable(title(ids[i]), s)));
   } catch (error) {
     if (!(error instanceof Superseded)) alertUser(error.message);
   }
 }
 
-const hectares = (value) => (value >= 1000 ? `${told(value / 100)} km²` : `${told(value)} ha`);
+const hectares = (value) => (value >= 1000 ? `${formatNumber(value / 100)} km²` : `${formatNumber(value)} ha`);
 
-function areaTable(title, said) {
-  const head = el("p", {}, el("b", {}, title), ` · ${hectares(said.hectares)}`);
-  if (!said.samples) return [el("p", {}, el("b", {}, title), ": nothing was observed here.")];
-  const classes = [...said.classes].sort((a, b) => b.share - a.share);
+function areaTable(title, statistics) {
+  const head = el("p", {}, el("b", {}, title), ` · ${hectares(statistics.hectares)}`);
+  if (!statistics.samples) return [el("p", {}, el("b", {}, title), ": nothing is observed here.")];
+  const classes = [...statistics.classes].sort((a, b) => b.share - a.share);
   const rows = classes.length
     ? classes.map((c) => [c.name, hectares(c.hectares), percent(c.share)])
-    : said.bands.map((b) => [b.name, `${told(b.mean)} ± ${told(b.std)}`, `${told(b.least)} … ${told(b.greatest)}`]);
+    : statistics.bands.map((b) => [b.name, `${formatNumber(b.mean)} ± ${formatNumber(b.std)}`, `${formatNumber(b.least)} … ${formatNumber(b.greatest)}`]);
   return [head, el("table", {}, el("tbody", {}, ...rows.map((r) => el("tr", {}, el("th", { scope: "row" }, r[0]), ...r.slice(1).map((c) => el("td", {}, c))))))];
 }
 
@@ -84,31 +84,31 @@ function point(x, y) {
   pointing = setTimeout(async () => {
     const ids = [$("layer").value, ...(overlay ? [overlay] : [])];
     try {
-      const said = await Promise.all(ids.map((id) => get(`/api/layers/${id}/value?x=${x}&y=${y}`, `value ${id}`)));
+      const values = await Promise.all(ids.map((id) => get(`/api/layers/${id}/value?x=${x}&y=${y}`, `value ${id}`)));
       const unit = (id) => map.layers.find((l) => l.id === id)?.unit ?? "";
-      const text = said.map((bands, i) => bands.map((b) => b.text ?? `${b.name} ${told(b.value)}`).join(" · ") + (bands.length && !bands[0].text && unit(ids[i]).length < 5 ? ` ${unit(ids[i])}` : ""));
-      viewer.tell(text.filter(Boolean).join("   |   "));
+      const text = values.map((bands, i) => bands.map((b) => b.text ?? `${b.name} ${formatNumber(b.value)}`).join(" · ") + (bands.length && !bands[0].text && unit(ids[i]).length < 5 ? ` ${unit(ids[i])}` : ""));
+      viewer.showReadout(text.filter(Boolean).join("   |   "));
     } catch (error) {
-      if (!(error instanceof Superseded)) viewer.tell("");
+      if (!(error instanceof Superseded)) viewer.showReadout("");
     }
   }, 60);
 }
 
 /** A viewer of the scene in a container. */
-export async function sceneViewer(container, about) {
+export async function sceneViewer(container, help) {
   map ??= await get("/api/map");
-  return new Viewer(container, { bounds: map.bounds, pixel: map.pixel, label: `Map of ${map.name}`, about });
+  return new Viewer(container, { bounds: map.bounds, pixel: map.pixel, label: `Map of ${map.name}`, help });
 }
 
 export const sceneLayers = () => map.layers;
 
 async function pick(x, y, show) {
   try {
-    const said = await get(`/api/place-at?x=${x}&y=${y}`, "place-at");
-    picked = said.bounds;
-    $("picked").textContent = "A square of the size that Reconstruct shows.";
-    $("open-place").disabled = false;
-    $("open-place").onclick = () => { openPlace(said.place); show("reconstruct"); };
+    const match = await get(`/api/location-at?x=${x}&y=${y}`, "location-at");
+    picked = match.bounds;
+    $("picked").textContent = "The square that Reconstruct would show.";
+    $("open-location").disabled = false;
+    $("open-location").onclick = () => { openLocation(match.location); show("reconstruct"); };
     viewer.draw();
   } catch (error) {
     if (!(error instanceof Superseded)) alertUser(error.message);
@@ -117,7 +117,7 @@ async function pick(x, y, show) {
 
 export async function start(about, show) {
   if (!about.scene) {
-    $("panel-map").replaceChildren(el("div", { className: "card" }, el("h2", {}, "No scene"), el("p", { className: "dim" }, "These data are chips. Start the demo with --scene to see them, and the model's map, on a map.")));
+    $("panel-map").replaceChildren(el("div", { className: "card" }, el("h2", {}, "No scene"), el("p", { className: "dim" }, "These data are chips. Start the demo with --scene for a map of a scene.")));
     return;
   }
   viewer = await sceneViewer($("map-viewer"), "");
@@ -128,7 +128,7 @@ export async function start(about, show) {
   viewer.on.click = (x, y) => pick(x, y, show);
   viewer.on.point = point;
   viewer.on.rectangle = (bounds) => { $("draw").click(); area(bounds); };
-  $("layer").replaceChildren(...map.layers.map((l) => el("option", { value: l.id }, `${l.title}: ${l.about}`)));
+  $("layer").replaceChildren(...map.layers.map((l) => el("option", { value: l.id }, `${l.title}: ${l.description}`)));
   $("overlay").replaceChildren(el("option", { value: "" }, "none"), ...map.overlays.map((o) => el("option", { value: o.id }, o.title)));
   $("layer").addEventListener("change", () => { legend($("layer").value, $("layer-legend")); arrange(); if (rectangle) area(rectangle); });
   $("overlay").addEventListener("change", () => chooseOverlay($("overlay").value));

@@ -1,6 +1,6 @@
 // Small line plots as SVG.
 
-import { el, told } from "./dom.js";
+import { el, formatNumber } from "./dom.js";
 
 const NS = "http://www.w3.org/2000/svg";
 
@@ -17,9 +17,9 @@ function ticks(low, high, count) {
   const rough = span / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= rough);
-  const found = [];
-  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-6; v += step) found.push(Math.abs(v) < step * 1e-9 ? 0 : v);
-  return found;
+  const values = [];
+  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-6; v += step) values.push(Math.abs(v) < step * 1e-9 ? 0 : v);
+  return values;
 }
 
 /**
@@ -46,9 +46,9 @@ export function plot(curves, options = {}) {
   const py = (v) => box.bottom - ((v - y0) / (y1 - y0)) * (box.bottom - box.top);
   for (const t of ticks(y0, y1, 4)) {
     root.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: py(t), y2: py(t) }));
-    root.append(svg("text", { x: box.left - 6, y: py(t) + 4, "text-anchor": "end" }, told(t)));
+    root.append(svg("text", { x: box.left - 6, y: py(t) + 4, "text-anchor": "end" }, formatNumber(t)));
   }
-  for (const t of ticks(x0, x1, 5)) root.append(svg("text", { x: px(t), y: box.bottom + 15, "text-anchor": "middle" }, told(t)));
+  for (const t of ticks(x0, x1, 5)) root.append(svg("text", { x: px(t), y: box.bottom + 15, "text-anchor": "middle" }, formatNumber(t)));
   if (xLabel) root.append(svg("text", { x: (box.left + box.right) / 2, y: height - 5, "text-anchor": "middle" }, xLabel));
   if (yLabel) root.append(svg("text", { x: 4, y: 11 }, yLabel));
   for (const curve of curves) {
@@ -59,7 +59,7 @@ export function plot(curves, options = {}) {
   return root;
 }
 
-/** What the curves' colours mean. */
+/** A legend of the curves. */
 export function plotKey(roles) {
   return el("div", { className: "key" }, ...roles.map((r) => el("span", {}, el("i", { className: `c-${r}` }), r)));
 }

@@ -1,11 +1,11 @@
-// The panel on which patches and modalities are hidden.
+// The panel in which patches and modalities are masked and reconstructed.
 
 import { get, post, Superseded } from "./api.js";
 import { ModalityView } from "./chip.js";
-import { $, alertUser, el, percent, press, told } from "./dom.js";
+import { $, alertUser, el, percent, press, formatNumber } from "./dom.js";
 import { plot, plotKey } from "./plots.js";
 
-const state = { place: null, views: [], tokens: 0, seed: 1, painted: false, point: null, given: null };
+const state = { location: null, views: [], tokens: 0, seed: 1, painted: false, point: null, given: null };
 let waiting = 0;
 
 const host = {
@@ -25,7 +25,7 @@ function setGiven(view, given, fill) {
   view.draw();
 }
 
-/** Asks for a reconstruction in a moment; what comes in between is one request. */
+/** Requests a reconstruction after a delay; changes in between become one request. */
 function soon(delay = 120) {
   clearTimeout(waiting);
   waiting = setTimeout(reconstruct, delay);
@@ -35,21 +35,21 @@ const alpha = () => 10 ** Number($("alpha").value);
 
 async function reconstruct() {
   const inputs = state.views.filter((v) => v.given && v.info.observed).map((v) => v.name);
-  if (!inputs.length) return alertUser("Give the model at least one modality.");
-  const place = state.place;
-  const request = { place, inputs, seed: state.seed, alpha: alpha(), draws: 4 };
+  if (!inputs.length) return alertUser("At least one modality has to be visible.");
+  const location = state.location;
+  const request = { location, inputs, seed: state.seed, alpha: alpha(), draws: 4 };
   if (state.painted) {
     request.masks = Object.fromEntries(state.views.filter((v) => v.info.observed).map((v) => [v.name, v.digits]));
     const shown = state.views.some((v) => v.given && v.info.observed && v.mask.includes(0));
-    if (!shown) return alertUser("Everything is hidden: reveal at least one patch.");
+    if (!shown) return alertUser("Everything is masked: unmask at least one patch.");
   } else request.visible = Math.max(1, Math.round((state.tokens * Number($("visible").value)) / 100));
   const begun = performance.now();
   $("rows").classList.add("busy");
   try {
-    const said = await post("/api/reconstruct", request, "reconstruct");
-    if (said.place !== state.place) return;
+    const result = await post("/api/reconstruct", request, "reconstruct");
+    if (result.location !== state.location) return;
     alertUser("");
-    show(said, performance.now() - begun);
+    show(result, performance.now() - begun);
   } catch (error) {
     if (!(error instanceof Superseded)) alertUser(error.message);
     else return;
@@ -57,31 +57,31 @@ async function reconstruct() {
   $("rows").classList.remove("busy");
 }
 
-function show(said, milliseconds) {
+function show(result, milliseconds) {
   for (const view of state.views) {
-    if (!state.painted && view.info.observed) view.setMask(said.masks[view.name]);
-    if (said.modalities[view.name]) view.show(said.modalities[view.name], $("filled").checked);
-    view.setScore(said.scores[view.name]);
-    const hidden = said.masks[view.name];
-    view.count.textContent = view.info.observed ? `${hidden.length - hidden.replaceAll("0", "").length} of ${hidden.length}` : "not in the data";
+    if (!state.painted && view.info.observed) view.setMask(result.masks[view.name]);
+    if (result.modalities[view.name]) view.show(result.modalities[view.name], $("filled").checked);
+    view.setScore(result.scores[view.name]);
+    const mask = result.masks[view.name];
+    view.count.textContent = view.info.observed ? `${mask.length - mask.replaceAll("0", "").length} of ${mask.length}` : "not in the data";
   }
-  $("shown").textContent = `${said.visible} of ${said.tokens} patches`;
-  $("shown").dataset.visible = said.visible;
-  if (state.painted) $("visible").value = Math.round((100 * said.visible) / said.tokens);
-  $("scores").replaceChildren(...Object.entries(said.scores).map(([name, score]) => scoreLine(name, score)));
-  if (!Object.keys(said.scores).length) $("scores").textContent = "Nothing is hidden.";
-  $("took").textContent = `Bars: share of the error of guessing that is gone. Answered in ${Math.round(milliseconds)} ms.`;
+  $("shown").textContent = `${result.visible} of ${result.tokens} patches`;
+  $("shown").dataset.visible = result.visible;
+  if (state.painted) $("visible").value = Math.round((100 * result.visible) / result.tokens);
+  $("scores").replaceChildren(...Object.entries(result.scores).map(([name, score]) => scoreLine(name, score)));
+  if (!Object.keys(result.scores).length) $("scores").textContent = "Nothing is masked.";
+  $("took").textContent = `Bars: skill, 1 − error / baseline error. Computed in ${Math.round(milliseconds)} ms.`;
   $("took").dataset.ms = Math.round(milliseconds);
   inspect();
 }
 
 function scoreLine(name, score) {
   const classes = score.kind === "categorical";
-  const guess = score.baseline.accuracy;
-  const skill = classes ? (guess < 1 ? (score.accuracy - guess) / (1 - guess) : 0) : score.r2;
+  const baseline = score.baseline.accuracy;
+  const skill = classes ? (baseline < 1 ? (score.accuracy - baseline) / (1 - baseline) : 0) : score.r2;
   const bar = el("i");
   bar.style.width = `${100 * Math.min(Math.max(skill ?? 0, 0), 1)}%`;
-  const text = classes ? percent(score.accuracy) : `R² ${told(score.r2)}`;
+  const text = classes ? percent(score.accuracy) : `R² ${formatNumber(score.r2)}`;
   const node = el("div", {}, el("div", { className: "score-line" }, el("span", {}, name), el("span", {}, text)), el("div", { className: "meter" }, bar));
   node.dataset.score = name;
   return node;
@@ -101,17 +101,17 @@ function inspect() {
         rows.push([info.name, name(band.observed), name(band.predicted), ""]);
       } else {
         const unit = info.unit.length < 5 ? info.unit : "";
-        rows.push([`${info.name} ${info.bands.length > 1 ? band.name : ""}`, told(band.observed), told(band.predicted), unit]);
+        rows.push([`${info.name} ${info.bands.length > 1 ? band.name : ""}`, formatNumber(band.observed), formatNumber(band.predicted), unit]);
         if (band.um) bands.push({ ...band, unit: info.unit });
       }
     }
   }
   const body = rows.map((r) => el("tr", {}, ...r.map((c, i) => el(i ? "td" : "th", i ? {} : { scope: "row" }, c))));
-  $("values").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...["", "observed", "model", ""].map((h, i) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...body)));
+  $("values").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...["", "observed", "predicted", ""].map((h, i) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...body)));
   bands.sort((a, b) => a.um - b.um);
   const curve = (role) => {
-    const known = bands.filter((b) => b[role] !== null);
-    return { role, x: known.map((b) => b.um), y: known.map((b) => b[role]), dots: true };
+    const present = bands.filter((b) => b[role] !== null);
+    return { role, x: present.map((b) => b.um), y: present.map((b) => b[role]), dots: true };
   };
   $("spectrum").replaceChildren(
     plot([curve("observed"), curve("predicted")], { width: 400, height: 230, x: "wavelength, µm", y: bands[0]?.unit ?? "", label: "Spectrum at the cursor: observed and reconstructed" }),
@@ -119,19 +119,19 @@ function inspect() {
   );
 }
 
-/** Looks at a place; keeps which modalities are given. */
-export async function openPlace(place) {
-  state.place = place;
-  for (const button of $("strip").children) button.setAttribute("aria-selected", String(Number(button.dataset.place) === place));
+/** Opens a location; keeps which modalities are visible. */
+export async function openLocation(location) {
+  state.location = location;
+  for (const button of $("strip").children) button.setAttribute("aria-selected", String(Number(button.dataset.location) === location));
   let info;
   try {
-    info = await get(`/api/places/${place}`, "look");
+    info = await get(`/api/locations/${location}`, "look");
   } catch (error) {
     if (!(error instanceof Superseded)) alertUser(error.message);
     return;
   }
-  if (place !== state.place) return;
-  $("place-title").textContent = info.title;
+  if (location !== state.location) return;
+  $("location-title").textContent = info.title;
   state.tokens = info.tokens;
   state.painted = false;
   state.point = null;
@@ -139,8 +139,8 @@ export async function openPlace(place) {
   $("rows").replaceChildren(...state.views.map((v) => v.node));
   $("switches").replaceChildren(...state.views.map(switchOf));
   for (const view of state.views) setGiven(view, state.given === null ? true : state.given.includes(view.name) && Boolean(view.info.observed), null);
-  $("values").textContent = "Point at a picture.";
-  $("spectrum").textContent = "Point at a picture.";
+  $("values").textContent = "Move the cursor over a picture.";
+  $("spectrum").textContent = "Move the cursor over a picture.";
   await reconstruct();
 }
 
@@ -151,7 +151,7 @@ function switchOf(view) {
     if (!state.given.length) {
       setGiven(view, true);
       state.given = keep;
-      return alertUser("Give the model at least one modality.");
+      return alertUser("At least one modality has to be visible.");
     }
     if (e.target.checked && state.painted) view.mask.fill(0);
     view.draw();
@@ -162,22 +162,22 @@ function switchOf(view) {
   return el("label", { className: "switch" }, view.switch, view.name, view.count);
 }
 
-function strip(places) {
-  const buttons = places.map(({ place, title }) => el("button", { title, onclick: () => openPlace(place) }, el("img", { src: `/api/places/${place}/picture.png`, alt: title, loading: "lazy", width: 60, height: 60 })));
-  buttons.forEach((b, i) => { b.setAttribute("role", "option"); b.dataset.place = places[i].place; b.setAttribute("aria-selected", "false"); });
+function strip(locations) {
+  const buttons = locations.map(({ location, title }) => el("button", { title, onclick: () => openLocation(location) }, el("img", { src: `/api/locations/${location}/picture.png`, alt: title, loading: "lazy", width: 60, height: 60 })));
+  buttons.forEach((b, i) => { b.setAttribute("role", "option"); b.dataset.location = locations[i].location; b.setAttribute("aria-selected", "false"); });
   $("strip").replaceChildren(...buttons);
 }
 
-function tellAlpha() {
-  $("alpha-told").textContent = `α ${told(alpha())}`;
+function showAlpha() {
+  $("alpha-value").textContent = `α ${formatNumber(alpha())}`;
 }
 
 export function start(about) {
   strip(about.strip);
-  tellAlpha();
+  showAlpha();
   const redraw = () => { state.painted = false; soon(); };
   $("visible").addEventListener("input", redraw);
-  $("alpha").addEventListener("input", () => { tellAlpha(); redraw(); });
+  $("alpha").addEventListener("input", () => { showAlpha(); redraw(); });
   $("reseed").addEventListener("click", () => { state.seed += 1; redraw(); });
   $("show-all").addEventListener("click", () => {
     state.painted = true;
@@ -187,5 +187,5 @@ export function start(about) {
   for (const id of ["hide", "reveal"]) $(id).addEventListener("click", () => press([$("hide"), $("reveal")], $(id)));
   $("filled").addEventListener("change", () => state.views.forEach((v) => v.keep($("filled").checked)));
   document.addEventListener("themechange", () => state.views.forEach((v) => v.draw()));
-  if (about.strip.length) openPlace(about.strip[0].place);
+  if (about.strip.length) openLocation(about.strip[0].location);
 }

@@ -1,7 +1,7 @@
 // The panel of training runs.
 
 import { get } from "./api.js";
-import { $, alertUser, el, told } from "./dom.js";
+import { $, alertUser, el, formatNumber } from "./dom.js";
 import { plot, plotKey } from "./plots.js";
 
 let timer = 0;
@@ -23,11 +23,11 @@ async function load() {
     const facts = [
       fact("steps", run.steps.toLocaleString("en")),
       run.epoch === null ? null : fact("epochs", String(Math.round(run.epoch) + 1)),
-      loss?.y.length ? fact("validation loss", told(loss.y.at(-1))) : null,
-      run.samples_per_s === null ? null : fact("chips per second", told(run.samples_per_s)),
+      loss?.y.length ? fact("validation loss", formatNumber(loss.y.at(-1))) : null,
+      run.samples_per_s === null ? null : fact("chips per second", formatNumber(run.samples_per_s)),
     ].filter(Boolean);
-    const known = (c) => c.x.length > 0;
-    const losses = run.losses.filter((l) => l.curves.some(known)).map((l) => card(l.title, l.skill === null ? "" : `skill ${told(l.skill)}`, l.curves.filter(known), { zero: true }));
+    const recorded = (c) => c.x.length > 0;
+    const losses = run.losses.filter((l) => l.curves.some(recorded)).map((l) => card(l.title, l.skill === null ? "" : `skill ${formatNumber(l.skill)}`, l.curves.filter(recorded), { zero: true }));
     const speed = run.speed.map((s) => card(s.title, s.unit, s.curves, { zero: true }));
     $("run-body").replaceChildren(
       el("div", { className: "facts" }, ...facts),
@@ -54,7 +54,7 @@ function pictures(run, names) {
 
 export async function start(about) {
   if (!about.runs) {
-    $("panel-runs").replaceChildren(el("div", { className: "card" }, el("h2", {}, "No runs"), el("p", { className: "dim" }, "Start the demo with --runs, a run folder or a folder of them, to see how the model was trained.")));
+    $("panel-runs").replaceChildren(el("div", { className: "card" }, el("h2", {}, "No runs"), el("p", { className: "dim" }, "Start the demo with --runs, a run folder or a folder of them, to see the curves of its training.")));
     return;
   }
   try {

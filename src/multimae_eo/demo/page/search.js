@@ -1,17 +1,17 @@
-// The panel that finds alike places, and learns from two handfuls of clicks.
+// The panel that finds similar locations, and fits maps to a few clicks.
 
 import { get, post, Superseded, untilDone } from "./api.js";
-import { $, alertUser, colourBar, el, percent, press, told } from "./dom.js";
+import { $, alertUser, colourBar, el, percent, press, formatNumber } from "./dom.js";
 import { sceneLayers, sceneViewer } from "./map.js";
-import { openPlace } from "./reconstruct.js";
+import { openLocation } from "./reconstruct.js";
 import { crosshair, outline } from "./viewer.js";
 
-const ABOUT = {
-  similar: "Click a place to find the most similar ones.",
-  a: "Click some places of A, what you look for.",
-  b: "Click some places of B, what it is not.",
+const HELP = {
+  similar: "Click a location to find the most similar ones.",
+  a: "Click examples of A, the class to map.",
+  b: "Click examples of B, of other classes.",
 };
-const state = { tool: "similar", points: [], found: [], few: null, layer: "probability", ready: false };
+const state = { tool: "similar", points: [], matches: [], few: null, layer: "probability", ready: false };
 let viewer = null;
 let showPanel = null;
 
@@ -21,34 +21,34 @@ async function features() {
   $("features-state").replaceChildren(bar);
   const begun = performance.now();
   await untilDone("/api/features", (job) => { bar.value = job.share; }, () => post("/api/features"));
-  $("features-state").replaceChildren(el("span", { className: "small" }, `Ready (${told((performance.now() - begun) / 1000)} s).`));
+  $("features-state").replaceChildren(el("span", { className: "small" }, `Ready (${formatNumber((performance.now() - begun) / 1000)} s).`));
   $("features").dataset.ready = "true";
   state.ready = true;
 }
 
 async function similar(request) {
   try {
-    const said = await post("/api/similar", { ...request, count: 16 }, "similar");
-    state.found = said.similar;
-    $("results").replaceChildren(...said.similar.map(result));
+    const response = await post("/api/similar", { ...request, count: 16 }, "similar");
+    state.matches = response.similar;
+    $("results").replaceChildren(...response.similar.map(result));
     viewer?.draw();
   } catch (error) {
     if (!(error instanceof Superseded)) alertUser(error.message);
   }
 }
 
-function result(found, rank) {
-  const image = el("img", { src: `/api/places/${found.place}/picture.png`, alt: "", loading: "lazy" });
-  const text = rank ? `${rank} · ${told(found.similarity)}` : "what you clicked";
-  const open = () => { openPlace(found.place); showPanel("reconstruct"); };
-  return el("button", { title: `${found.title}: open in Reconstruct`, "aria-current": String(rank === 0), onclick: open }, image, el("span", { className: "what num" }, text));
+function result(match, rank) {
+  const image = el("img", { src: `/api/locations/${match.location}/picture.png`, alt: "", loading: "lazy" });
+  const text = rank ? `${rank} · ${formatNumber(match.similarity)}` : "query";
+  const open = () => { openLocation(match.location); showPanel("reconstruct"); };
+  return el("button", { title: `${match.title}: open in Reconstruct`, "aria-current": String(rank === 0), onclick: open }, image, el("span", { className: "what num" }, text));
 }
 
 async function fewShot() {
   const of = (set) => state.points.filter((p) => p.set === set).map(({ x, y }) => ({ x, y }));
   const [a, b] = [of("a"), of("b")];
   const wait = (text) => { $("few").textContent = text; state.few = null; $("few-legend").replaceChildren(); arrange(); };
-  if (!a.length || !b.length) return wait(`${a.length} of A, ${b.length} of B: needs at least one of each.`);
+  if (!a.length || !b.length) return wait(`${a.length} of A, ${b.length} of B: at least one of each is needed.`);
   const begun = performance.now();
   try {
     state.few = await post("/api/few-shot", { a, b }, "few-shot");
@@ -57,14 +57,14 @@ async function fewShot() {
     return;
   }
   const took = Math.round(performance.now() - begun);
-  $("few").textContent = `From ${a.length} + ${b.length} clicks: ${percent(state.few.share)} of the scene is likelier A; on average ${told(state.few.entropy_mean)} bit uncertain. ${took} ms.`;
+  $("few").textContent = `From ${a.length} + ${b.length} clicks: ${percent(state.few.share)} of the scene is likelier A; mean entropy ${formatNumber(state.few.entropy_mean)} bit. ${took} ms.`;
   $("few").dataset.share = state.few.share;
   showFew();
 }
 
 function showFew() {
   if (!state.few) return arrange();
-  const ends = state.layer === "probability" ? ["B", "A"] : ["sure", "no idea"];
+  const ends = state.layer === "probability" ? ["B", "A"] : ["certain", "uncertain"];
   $("few-legend").replaceChildren(colourBar({ colours: state.few.ramps[state.layer], low: ends[0], high: ends[1] }));
   const image = new Image();
   image.onload = () => viewer.draw();
@@ -76,7 +76,7 @@ function showFew() {
 function arrange() {
   if (!viewer) return;
   viewer.layers = [{ id: sceneLayers()[0].id }];
-  // Neighbours are looked at without the map over them.
+  // Similar locations are shown without the map over them.
   viewer.pictures = state.few && state.tool !== "similar" ? [{ image: state.image, bounds: state.few.bounds, opacity: Number($("few-opacity").value) / 100 }] : [];
   viewer.draw();
 }
@@ -85,7 +85,7 @@ function marks(context, toScreen) {
   context.font = "600 12px system-ui, sans-serif";
   context.textAlign = "center";
   context.textBaseline = "middle";
-  state.found.forEach(({ bounds }, rank) => {
+  state.matches.forEach(({ bounds }, rank) => {
     if (!bounds || state.tool !== "similar") return;
     const [x0, y0] = outline(context, toScreen, bounds, rank ? "#ffffff" : "#ffd54a");
     if (rank) badge(context, x0 + 11, y0 + 11, String(rank), "#16201f");
@@ -109,7 +109,7 @@ function badge(context, x, y, text, colour) {
 function click(x, y) {
   if (!state.ready) return alertUser("The features are still being computed.");
   if (state.tool === "similar") return similar({ point: { x, y } });
-  if (state.points.length >= 64) return alertUser("64 examples are the most.");
+  if (state.points.length >= 64) return alertUser("At most 64 examples.");
   state.points.push({ x, y, set: state.tool });
   viewer.draw();
   fewShot();
@@ -121,11 +121,11 @@ function tools() {
     button.addEventListener("click", () => {
       state.tool = name;
       press(Object.values(buttons), button);
-      $("tool-about").textContent = ABOUT[name];
+      $("tool-help").textContent = HELP[name];
       arrange();
     });
   }
-  $("tool-about").textContent = ABOUT.similar;
+  $("tool-help").textContent = HELP.similar;
   for (const name of ["probability", "entropy"]) {
     $(`few-${name}`).addEventListener("click", () => {
       state.layer = name;
@@ -135,7 +135,7 @@ function tools() {
   }
   $("few-opacity").addEventListener("input", arrange);
   $("undo").addEventListener("click", () => { state.points.pop(); fewShot(); viewer?.draw(); });
-  $("clear").addEventListener("click", () => { state.points = []; state.found = []; fewShot(); viewer?.draw(); });
+  $("clear").addEventListener("click", () => { state.points = []; state.matches = []; fewShot(); viewer?.draw(); });
 }
 
 export async function start(about, show) {
@@ -143,26 +143,26 @@ export async function start(about, show) {
   tools();
   try {
     if (about.scene) {
-      viewer = await sceneViewer($("search-viewer"), "Enter or space act on the place in the middle.");
+      viewer = await sceneViewer($("search-viewer"), "Enter or space select the location in the middle.");
       viewer.marks = marks;
       viewer.on.click = click;
       arrange();
       fewShot();
     } else chips(about);
     await features();
-    if (!about.scene) similar({ place: about.strip[0].place });
+    if (!about.scene) similar({ location: about.strip[0].location });
   } catch (error) {
     $("features-state").replaceChildren();
     alertUser(error.message);
   }
 }
 
-/** Without a scene: chips are chosen from the strip. */
+/** Without a scene: chips are selected from the strip. */
 function chips(about) {
   $("few-card").hidden = true;
   $("tool-similar").parentElement.hidden = true;
-  $("tool-about").textContent = "Choose a chip to find the most similar ones. Maps from clicks need --scene.";
-  const strip = el("div", { className: "strip" }, ...about.strip.map(({ place, title }) =>
-    el("button", { title, onclick: () => state.ready && similar({ place }) }, el("img", { src: `/api/places/${place}/picture.png`, alt: title, width: 60, height: 60 }))));
+  $("tool-help").textContent = "Select a chip to find the most similar ones. Maps from clicks need --scene.";
+  const strip = el("div", { className: "strip" }, ...about.strip.map(({ location, title }) =>
+    el("button", { title, onclick: () => state.ready && similar({ location }) }, el("img", { src: `/api/locations/${location}/picture.png`, alt: title, width: 60, height: 60 }))));
   $("search-viewer").replaceWith(strip);
 }

@@ -1,14 +1,14 @@
-// A map of tiles on a canvas: drag, wheel, pinch and keys. No base map, nothing from elsewhere.
+// A map of tiles on a canvas: drag, wheel, pinch and keys. No base map, nothing from other servers.
 
 import { el } from "./dom.js";
 
 const HALF = Math.PI * 6378137;
 const TILE = 256;
-const KEPT = 600;
+const CACHED = 600;
 
 export class Viewer {
   /** bounds: [left, bottom, right, top] in Web-Mercator metres; pixel: of the data, in metres. */
-  constructor(container, { bounds, pixel, label, about }) {
+  constructor(container, { bounds, pixel, label, help }) {
     this.bounds = bounds;
     this.deepest = Math.min(24, Math.ceil(Math.log2((2 * HALF) / TILE / pixel)));
     this.leastStep = pixel / 16;
@@ -20,12 +20,12 @@ export class Viewer {
     this.pointers = new Map();
     this.canvas = el("canvas", { tabIndex: 0 });
     this.canvas.setAttribute("role", "application");
-    this.canvas.setAttribute("aria-label", `${label}. Arrow keys pan, plus and minus zoom, 0 shows all. ${about}`);
+    this.canvas.setAttribute("aria-label", `${label}. Arrow keys pan, plus and minus zoom, 0 shows all. ${help}`);
     const button = (text, name, act) => el("button", { "aria-label": name, title: name, onclick: act }, text);
-    this.toldBox = el("div", { className: "told", hidden: true });
+    this.readout = el("div", { className: "readout", hidden: true });
     this.handle = el("div", { className: "handle", hidden: true });
     container.replaceChildren(this.canvas, this.handle, el("div", { className: "zoom" },
-      button("+", "Zoom in", () => this.zoom(0.5)), button("−", "Zoom out", () => this.zoom(2)), button("⤢", "Show all", () => this.fit())), this.toldBox);
+      button("+", "Zoom in", () => this.zoom(0.5)), button("−", "Zoom out", () => this.zoom(2)), button("⤢", "Show all", () => this.fit())), this.readout);
     this._listen();
     this.fitted = false;
     new ResizeObserver(() => this._resize()).observe(container);
@@ -71,16 +71,16 @@ export class Viewer {
     return [(x - this.x) / this.step + this.width / 2, (this.y - y) / this.step + this.height / 2];
   }
 
-  /** What is to be seen: [left, bottom, right, top]. */
+  /** The visible bounds: [left, bottom, right, top]. */
   get view() {
     const [left, top] = this.toMap(0, 0);
     const [right, bottom] = this.toMap(this.width, this.height);
     return [left, bottom, right, top];
   }
 
-  tell(text) {
-    this.toldBox.textContent = text;
-    this.toldBox.hidden = !text;
+  showReadout(text) {
+    this.readout.textContent = text;
+    this.readout.hidden = !text;
   }
 
   /** A new map under an old id: its tiles are fetched again. */
@@ -138,8 +138,8 @@ export class Viewer {
   }
 
   _paintTiles(context, id) {
-    const wanted = Math.ceil(Math.log2((2 * HALF) / TILE / this.step) - 0.25);
-    const z = Math.min(Math.max(wanted, 0), this.deepest);
+    const level = Math.ceil(Math.log2((2 * HALF) / TILE / this.step) - 0.25);
+    const z = Math.min(Math.max(level, 0), this.deepest);
     const side = (2 * HALF) / 2 ** z;
     const [left, bottom, right, top] = this.view;
     const clip = (low, high, own0, own1) => [Math.max(low, own0), Math.min(high, own1)];
@@ -180,7 +180,7 @@ export class Viewer {
     tile.image.onload = () => { tile.ready = true; this.draw(); };
     tile.image.onerror = () => setTimeout(() => this.tiles.delete(key), 2000);
     tile.image.src = `/api/layers/${id}/tiles/${z}/${x}/${y}.png`;
-    if (this.tiles.size > KEPT) this.tiles.delete(this.tiles.keys().next().value);
+    if (this.tiles.size > CACHED) this.tiles.delete(this.tiles.keys().next().value);
   }
 
   _listen() {

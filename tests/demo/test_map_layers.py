@@ -15,7 +15,7 @@ from multimae_eo.demo.map_layers import (  # noqa: E402
     FileLayer,
     Frame,
     SceneLayer,
-    drawn,
+    draw,
     frame_over,
     scene_bounds,
     tile_frame,
@@ -61,15 +61,15 @@ def test_a_warped_layer_has_the_scenes_own_values(scene):
 def test_areas_are_those_on_the_ground(scene, service):
     """The whole scene in UTM: as many hectares per class as its pixels have."""
     key = f"s{scene.modalities.index('landcover')}"
-    told = service.area(key, scene_bounds(scene))
+    result = service.area(key, scene_bounds(scene))
     pixel = abs(scene.grid.transform.a * scene.grid.transform.e)
     truth = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"]
-    assert told["hectares"] == pytest.approx(truth.size * pixel / 1e4, rel=0.01)
+    assert result["hectares"] == pytest.approx(truth.size * pixel / 1e4, rel=0.01)
     names = {c.id: c.name for c in scene.modalities["landcover"].classes}
-    told_of = {c["name"]: c["hectares"] for c in told["classes"]}
+    told_of = {c["name"]: c["hectares"] for c in result["classes"]}
     for i, count in zip(*np.unique(truth, return_counts=True), strict=True):
         assert told_of[names[int(i)]] == pytest.approx(count * pixel / 1e4, rel=0.05, abs=2)
-    assert sum(c["share"] for c in told["classes"]) == pytest.approx(1)
+    assert sum(c["share"] for c in result["classes"]) == pytest.approx(1)
 
 
 def test_numbers_of_a_rectangle_are_those_of_its_pixels(scene, service):
@@ -89,8 +89,8 @@ def test_a_value_at_a_point(scene, service):
     (mx,), (my,) = transform(scene.grid.crs, MERCATOR, [x], [y])
     sample = scene.read(Window(row=row, col=col, height=1, width=1), ["landcover", "rgb"])
     name = {c.id: c.name for c in scene.modalities["landcover"].classes}
-    told = service.values(f"s{scene.modalities.index('landcover')}", mx, my)
-    assert told == [{"name": "class", "text": name[int(sample.pixels["landcover"][0, 0, 0])]}]
+    result = service.values(f"s{scene.modalities.index('landcover')}", mx, my)
+    assert result == [{"name": "class", "text": name[int(sample.pixels["landcover"][0, 0, 0])]}]
     bands = service.values("s0", mx, my)
     how = sample.calibration_of(scene.modalities["rgb"])
     truth = sample.pixels["rgb"][:, 0, 0] * how.scale + how.offset
@@ -101,7 +101,7 @@ def test_a_value_at_a_point(scene, service):
 def test_far_away_nothing_is_drawn(scene, service):
     layer = service.layers["s0"]
     for frame in (tile_frame(5, 0, 0), tile_frame(0, 0, 0), Frame(-HALF, HALF, 1e5, 8, 8)):
-        image = drawn(layer, frame)
+        image = draw(layer, frame)
         assert image.shape == (frame.height, frame.width, 4)
         assert image[..., 3].mean() < 255 * 0.02
 
@@ -121,14 +121,14 @@ def test_any_geotiff_can_be_laid_over(tmp_path, scene):
     transform_ = scene.grid.transform
     classes = np.tile(np.array([[1, 2], [2, 7]], np.uint8), (20, 20))
     like = {"driver": "GTiff", "count": 1, "height": 40, "width": 40, "dtype": "uint8"}
-    place = {"crs": scene.grid.crs, "transform": transform_, "nodata": 7}
-    with rasterio.open(tmp_path / "map.tif", "w", **like, **place) as file:
+    location = {"crs": scene.grid.crs, "transform": transform_, "nodata": 7}
+    with rasterio.open(tmp_path / "map.tif", "w", **like, **location) as file:
         file.write(classes, 1)
         file.write_colormap(1, {1: (10, 20, 30, 255), 2: (200, 100, 0, 255)})
     layer = FileLayer(tmp_path / "map.tif")
     assert layer.modality.categorical
     assert layer.modality.class_ids == (1, 2)
-    image = drawn(layer, frame_over(layer.bounds, 64))
+    image = draw(layer, frame_over(layer.bounds, 64))
     colours = {tuple(c) for c in image[image[..., 3] > 0][:, :3]}
     assert colours == {(10, 20, 30), (200, 100, 0)}
     (tmp_path / "text.tif").write_text("no raster")
