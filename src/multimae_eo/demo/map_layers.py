@@ -171,9 +171,8 @@ class SceneLayer:
         if self.modality.categorical:
             values = legend_index(raw, self.modality)
             return np.where(ok & (values >= 0), values, np.nan).astype(np.float32), aligned
-        return np.where(ok, raw * calibration.scale + calibration.offset, np.nan).astype(
-            np.float32
-        ), read
+        physical = raw * calibration.scale + calibration.offset
+        return np.where(ok, physical, np.nan).astype(np.float32), aligned
 
     def _overview(self) -> tuple[Array, int]:
         with self._lock:
