@@ -52,13 +52,13 @@ def test_errors_of_producers_accuracy_equal_the_published_equation() -> None:
     for j, estimate in accuracy.producers.items():
         users, producers = COUNTS[j, j] / n[j], estimate.value
         total = sum(size[i] * COUNTS[i, j] / n[i] for i in range(4))
-        own = size[j] ** 2 * (1 - producers) ** 2 * users * (1 - users) / (n[j] - 1)
-        rest = sum(
+        commission = size[j] ** 2 * (1 - producers) ** 2 * users * (1 - users) / (n[j] - 1)
+        omission = sum(
             size[i] ** 2 * COUNTS[i, j] / n[i] * (1 - COUNTS[i, j] / n[i]) / (n[i] - 1)
             for i in range(4)
             if i != j
         )
-        expected = np.sqrt(own + producers**2 * rest) / total
+        expected = np.sqrt(commission + producers**2 * omission) / total
         assert estimate.standard_error == pytest.approx(expected, rel=1e-3)
 
 
@@ -79,9 +79,9 @@ def test_a_second_published_example() -> None:
     np.testing.assert_allclose(accuracy.proportions, printed, atol=6e-4)
     assert round(accuracy.overall.value, 2) == 0.94
     assert [round(e.value, 2) for e in accuracy.users.values()] == [0.97, 0.93, 0.97]
-    np.testing.assert_allclose(
-        [e.value for e in accuracy.producers.values()], [0.48, 0.99, 0.88], atol=8e-3
-    )
+    # The table computes them from rounded proportions: 0.337 / (0.0004 + 0.038 + 0.337 + ...).
+    producers = [e.value for e in accuracy.producers.values()]
+    np.testing.assert_allclose(producers, [0.48, 0.99, 0.88], atol=0.011)
 
 
 def test_published_sample_size() -> None:

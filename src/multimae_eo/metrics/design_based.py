@@ -153,18 +153,22 @@ class _Totals:
     """Totals per primary sampling unit, which is a cluster or a single unit."""
 
     def __init__(self, sample: ReferenceSample) -> None:
-        n = len(sample.stratum)
-        clusters = sample.cluster if sample.cluster is not None else np.arange(n)
-        keys, first, self._of_unit = np.unique(
-            np.stack([sample.stratum, clusters]), axis=1, return_index=True, return_inverse=True
-        )
-        self._of_unit = self._of_unit.reshape(-1)
-        self._stratum = sample.stratum[first]
-        self._count = keys.shape[1]
+        if sample.cluster is None:
+            self._unit = np.arange(len(sample.stratum))
+            self._stratum = sample.stratum
+        else:
+            # Clusters are numbered within their stratum.
+            strata = np.unique(sample.stratum, return_inverse=True)[1].reshape(-1)
+            clusters = np.unique(sample.cluster, return_inverse=True)[1].reshape(-1)
+            _, first, self._unit = np.unique(
+                strata * (clusters.max() + 1) + clusters, return_index=True, return_inverse=True
+            )
+            self._stratum = sample.stratum[first]
+        self._count = len(self._stratum)
         self._sizes = sample.stratum_sizes
         for stratum, size in self._sizes.items():
             drawn = int((self._stratum == stratum).sum())
-            if size and drawn < 2:  # noqa: PLR2004
+            if size and drawn < 2:
                 raise DataError(
                     f"reference sample: stratum {stratum} has {drawn} sampled unit; "
                     "a variance needs at least two"
@@ -177,8 +181,8 @@ class _Totals:
 
     def ratio(self, numerator: Floats, denominator: Floats) -> Estimate:
         """Ratio of two totals over the whole area (Stehman 2014, equations 27 and 28)."""
-        y = np.bincount(self._of_unit, weights=numerator, minlength=self._count)
-        x = np.bincount(self._of_unit, weights=denominator, minlength=self._count)
+        y = np.bincount(self._unit, weights=numerator, minlength=self._count)
+        x = np.bincount(self._unit, weights=denominator, minlength=self._count)
         strata = [(size, self._stratum == h) for h, size in self._sizes.items() if size]
         total_x = sum(size * x[rows].mean() for size, rows in strata)
         if not total_x:
