@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= quickstart
 PLUGINS ?= .venv-plugins
 
-.PHONY: quickstart demo test test-fast check format docs reference clean constraints plugins
+.PHONY: quickstart demo test test-fast test-release check format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -17,11 +17,15 @@ demo: $(VENV)/ready
 	$(BIN)/multimae-eo demo --model $(OUT)/model --scene $(OUT)/world/scene.yaml --runs $(OUT)/run
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not release"
 
 # What an edit should not break, in under two minutes.
 test-fast: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not release"
+
+# With the variations that only a release runs.
+test-release: $(VENV)/ready
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

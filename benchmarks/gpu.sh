@@ -15,10 +15,10 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 if [ "${2:-}" = --smoke ]; then
   device=cpu size="--encoder nano --batch 2" rounds=1 steps=2 chips=8 workers=0 side=128 points=2
-  compile=""
+  compile="" precision=32 axes=modalities,visible
 else
   device=cuda size="--encoder base --batch 256" rounds=20 steps=60 chips=8192 workers=8 side=8192
-  points=6 compile="--compile"
+  points=6 compile="--compile" precision=bf16 axes=modalities,visible,encoder
 fi
 failed=0
 part() {
@@ -36,7 +36,7 @@ cd "$root/benchmarks"
     --workers $workers $compile --no-naive --out "$out"
   part 60 profile profile_step.py --device $device $size --out "$out"
   part 90 graphs profile_step.py --device $device $size --graphs --out "$out"
-  part 120 scaling scaling.py --device $device $size --precision bf16 --rounds $rounds \
-    --axes modalities,visible,encoder --points $points --out "$out"
+  part 120 scaling scaling.py --device $device $size --precision $precision --rounds $rounds \
+    --axes $axes --points $points --out "$out"
 }
 exit $failed

@@ -14,11 +14,11 @@ from multimae_eo.export import files
 from multimae_eo.export.files import FileOptions, export_model, read_record
 from multimae_eo.export.graphs import GraphOptions, build_graph, random_images
 from multimae_eo.inference.backbone import physical_tensors
-from multimae_eo.network.config import ENCODERS, HeadConfig
+from multimae_eo.network.config import EncoderConfig, HeadConfig
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
 from multimae_eo.sample import collate
-from tests.support.paths import ROOT
+from tests.support.paths import DATA, ROOT
 
 LEVEL = {"rgb": "l2a"}
 INPUTS = [("rgb",), ("rgb", "elevation"), ("rgb", "elevation", "landcover")]
@@ -28,12 +28,19 @@ QUICK = {
     INPUTS[1]: {("torch", 24)},
     INPUTS[2]: {("torch", 16), ("onnx", 24)},
 }
-EUROSAT = ROOT.parent / "shared/data/eurosat_ms"
+EUROSAT = DATA / "eurosat_ms"
 
 
 @pytest.fixture
-def nano(make_model):
-    return make_model(encoder=ENCODERS["nano"]).eval()
+def small(make_model):
+    """One block: a graph takes as long to trace and optimise as it has nodes."""
+    return make_model(encoder=EncoderConfig(width=32, depth=1, heads=2)).eval()
+
+
+@pytest.fixture
+def wide(make_model):
+    """Enough weights to outweigh the rest of a graph's file."""
+    return make_model(encoder=EncoderConfig(width=128, depth=2, heads=2)).eval()
 
 
 def run_file(path, images):
@@ -53,23 +60,23 @@ def run_file(path, images):
     [
         pytest.param(
             kind, inputs, size, id=f"{kind}-{'+'.join(inputs)}-{size}",
-            # Quick runs keep each input configuration, size and format at least once.
-            marks=[] if (kind, size) in QUICK[inputs] else [pytest.mark.slow],
+            # All but a release's run keep each input configuration, size and format at least once.
+            marks=[] if (kind, size) in QUICK[inputs] else [pytest.mark.release],
         )
         for kind in ("torch", "onnx") for inputs in INPUTS for size in (16, 24)
     ],
 )  # fmt: skip
-def test_encoder_equals_the_model(nano, make_sample, modalities, tmp_path, kind, inputs, size):
+def test_encoder_equals_the_model(small, make_sample, modalities, tmp_path, kind, inputs, size):
     path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
     record = export_model(
-        nano,
+        small,
         path,
         GraphOptions(inputs=inputs, size=size, levels=LEVEL),
         FileOptions(format=kind, model_hash="0123456789abcdef"),
     )
     batch = collate([make_sample(s, size=size) for s in (0, 2, 4)], modalities)
     with torch.no_grad():
-        own = nano.encode(batch, inputs)
+        own = small.encode(batch, inputs)
     features, pooled = run_file(path, [physical_tensors(batch)[n] for n in inputs])
     assert_close(features, own.fused(), atol=1e-4, rtol=0)
     assert_close(pooled, own.pooled, atol=1e-4, rtol=0)
@@ -80,12 +87,12 @@ def test_encoder_equals_the_model(nano, make_sample, modalities, tmp_path, kind,
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
-def test_reconstruction_equals_the_model(nano, make_sample, modalities, tmp_path, kind):
+def test_reconstruction_equals_the_model(small, make_sample, modalities, tmp_path, kind):
     path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
     options = GraphOptions(what="reconstruct", inputs=("rgb",), levels=LEVEL)
-    record = export_model(nano, path, options, FileOptions(format=kind))
+    record = export_model(small, path, options, FileOptions(format=kind))
     batch = collate([make_sample(s) for s in (0, 2)], modalities)
-    own = nano.reconstruct(batch, ["rgb"], draws=0)
+    own = small.reconstruct(batch, ["rgb"], draws=0)
     found = run_file(path, [physical_tensors(batch)["rgb"]])
     for (name, about), got in zip(record["outputs"].items(), found, strict=True):
         expected = own[name.removesuffix("_reconstructed")].mean
@@ -142,17 +149,17 @@ def test_graphs_equal_the_model_on_real_chips(make_model, tmp_path, kind):
     assert_close(pooled, own.pooled, atol=1e-4, rtol=0)
 
 
-def test_real_chips_are_part_of_the_check(nano, make_sample, modalities, tmp_path):
+def test_real_chips_are_part_of_the_check(small, make_sample, modalities, tmp_path):
     batch = collate([make_sample(s, size=20) for s in (0, 2)], modalities)
     options = GraphOptions(inputs=("rgb", "elevation"), levels=LEVEL, size=16)
     record = export_model(
-        nano, tmp_path / "g.pt2", options, FileOptions(format="torch"),
+        small, tmp_path / "g.pt2", options, FileOptions(format="torch"),
         images=physical_tensors(batch),
     )  # fmt: skip
     assert record["checked_on"] == "10 chips"
     with pytest.raises(ConfigError, match="give a smaller --size"):
         export_model(
-            nano, tmp_path / "h.pt2", GraphOptions(inputs=("elevation",), size=24),
+            small, tmp_path / "h.pt2", GraphOptions(inputs=("elevation",), size=24),
             FileOptions(format="torch"), images=physical_tensors(batch),
         )  # fmt: skip
 
@@ -162,46 +169,46 @@ def test_real_chips_are_part_of_the_check(nano, make_sample, modalities, tmp_pat
     [
         ("torch", "int8", 0.02),
         ("onnx", "bf16", 0.01),
-        pytest.param("torch", "bf16", 0.01, marks=pytest.mark.slow),
-        pytest.param("onnx", "int8", 0.02, marks=pytest.mark.slow),
+        pytest.param("torch", "bf16", 0.01, marks=pytest.mark.release),
+        pytest.param("onnx", "int8", 0.02, marks=pytest.mark.release),
     ],
 )
-def test_quantised_weights_are_small_and_nearly_right(nano, tmp_path, kind, quantization, most):
+def test_quantised_weights_are_small_and_nearly_right(wide, tmp_path, kind, quantization, most):
     sizes, options = {}, GraphOptions(inputs=("elevation",))
     for how in (None, quantization):
         path = tmp_path / f"{how}.{'onnx' if kind == 'onnx' else 'pt2'}"
-        record = export_model(nano, path, options, FileOptions(format=kind, quantization=how))
+        record = export_model(wide, path, options, FileOptions(format=kind, quantization=how))
         sizes[how] = path.stat().st_size
     change = record["quantization_change"]
     assert set(change) == {"features", "pooled"}
     assert 1e-4 < change["features"] < most
     assert record["max_difference"] <= 1e-4, "the file still says what the quantised model says"
     assert sizes[quantization] < (0.5 if quantization == "int8" else 0.7) * sizes[None]
-    assert isinstance(nano.encoder.blocks[0].mlp.fc1, torch.nn.Linear), "the model stays as it is"
+    assert isinstance(wide.encoder.blocks[0].mlp.fc1, torch.nn.Linear), "the model stays as it is"
 
 
-def test_one_chip_at_a_time(nano, tmp_path):
+def test_one_chip_at_a_time(small, tmp_path):
     options = GraphOptions(inputs=("elevation",))
-    record = export_model(nano, tmp_path / "g.onnx", options, FileOptions(dynamic=False))
+    record = export_model(small, tmp_path / "g.onnx", options, FileOptions(dynamic=False))
     assert record["batch"] == 1
-    graph = build_graph(nano, options)
+    graph = build_graph(small, options)
     images = random_images(graph, None, 1, seed=9)
     with torch.no_grad():
         assert_close(run_file(tmp_path / "g.onnx", images)[0], graph(*images)[0], atol=1e-4, rtol=0)
 
 
-def test_a_graph_that_differs_is_not_written(nano, tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_written(small, tmp_path, monkeypatch):
     def other(path):
-        return lambda images: [t + 1e-2 for t in build_graph(nano, options)(*images)]
+        return lambda images: [t + 1e-2 for t in build_graph(small, options)(*images)]
 
     options = GraphOptions(inputs=("elevation",))
     monkeypatch.setattr(files, "_open_torch", other)
     with pytest.raises(OutputError, match=r"differs from the model by 0\.0"):
-        export_model(nano, tmp_path / "g.pt2", options, FileOptions(format="torch"))
+        export_model(small, tmp_path / "g.pt2", options, FileOptions(format="torch"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_exported_is_refused(nano, tmp_path):
+def test_what_cannot_be_exported_is_refused(small, tmp_path):
     for options, words in (
         (GraphOptions(what="predict", inputs=("elevation",)), "has no head"),
         (GraphOptions(inputs=("elevatoin",)), "did you mean 'elevation'"),
@@ -209,7 +216,7 @@ def test_what_cannot_be_exported_is_refused(nano, tmp_path):
         (GraphOptions(inputs=("rgb",)), "say which the tensors have"),
     ):
         with pytest.raises(ConfigError, match=words):
-            export_model(nano, tmp_path / "g.pt2", options, FileOptions(format="torch"))
+            export_model(small, tmp_path / "g.pt2", options, FileOptions(format="torch"))
     (tmp_path / "not.onnx").write_bytes(b"nothing")
     with pytest.raises(FormatError, match="not a graph"):
         read_record(tmp_path / "not.onnx")

@@ -70,8 +70,8 @@ class ReferenceSample:
             lengths.add(len(self.cluster))
         if len(lengths) != 1 or lengths == {0}:
             raise DataError(
-                f"reference sample: columns of {sorted(lengths)} units; each needs the same number, "
-                "and at least one"
+                f"reference sample: columns of {sorted(lengths)} units; "
+                "each needs the same number, and at least one"
             )
         without_size = sorted(set(self.stratum.tolist()) - self.stratum_sizes.keys())
         if without_size:
