@@ -64,7 +64,7 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "evaluate.probes": ("probe",),
             "evaluate.study": ("study", "Plan", "Studied"),
             "evaluate.benchmark": ("benchmark",),
-            "evaluate.card": ("card",),
+            "reports.score_card": ("card",),
             "evaluate.statistics": (),
             "infer.reconstruct": ("reconstruct_chips", "ReconstructOptions"),
             "infer.scene_maps": ("reconstruct_scene",),

@@ -69,6 +69,13 @@ class Sample:
         how = self.calibration_of(modality)
         return np.asarray(pixels.astype(np.float64) * how.scale + how.offset)
 
+    def validity(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which pixels of a modality were observed: bool (C, H, W), as its pixels."""
+        pixels, valid = self.pixels[name], self.valid.get(name)
+        if valid is None:
+            return np.ones(pixels.shape, dtype=bool)
+        return np.broadcast_to(valid, pixels.shape)
+
     def select(self, names: Sequence[str]) -> Sample:
         """The same chip with only the named modalities (those of them that it has)."""
         return replace(

@@ -10,9 +10,10 @@ import pytest
 
 from multimae_eo import cli
 from multimae_eo.doctor import inspect
-from multimae_eo.doctor.page import mosaic, write_page
+from multimae_eo.doctor.page import write_page
 from multimae_eo.doctor.table import show, table
 from multimae_eo.errors import FormatError, OutputError
+from multimae_eo.reports.chip_pictures import mosaic
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.store.writer import prepare
 from tests.support.planting import Planted

@@ -10,9 +10,10 @@ from PIL import Image
 
 from multimae_eo.errors import FormatError, OutputError
 from multimae_eo.files import write_file
-from multimae_eo.reports.html import Report, run_report, show
+from multimae_eo.reports.html import Report
 from multimae_eo.reports.plots import Curve, curve_figure, thin
-from multimae_eo.reports.run_page import read_metrics, run_page
+from multimae_eo.reports.run_page import read_metrics, run_page, run_report
+from multimae_eo.reports.tables import format_value
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -105,7 +106,7 @@ def test_tables_align_numbers_and_show_gaps() -> None:
     ],
 )
 def test_cells_read_well(value: object, text: str) -> None:
-    assert show(value) == text
+    assert format_value(value) == text
 
 
 def test_pictures_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -104,11 +104,10 @@ def _grid(texts: list[str]) -> dict[str, list[str]]:
 
 def _tell(rows: list[dict[str, Any]]) -> None:
     """The rows of results for a terminal, as Markdown."""
-    from multimae_eo.evaluate.card import markdown_table
-    from multimae_eo.evaluate.probe_page import told_row
+    from multimae_eo.reports.tables import display_row, markdown_table
 
     scores = [k.removesuffix(" low") for k in rows[0] if k.endswith(" low")]
-    print("\n".join(markdown_table([told_row(row, scores) for row in rows])))
+    print("\n".join(markdown_table([display_row(row, scores) for row in rows])))
 
 
 def _benchmark_options(parser: Any) -> None:
@@ -124,7 +123,7 @@ def _benchmark_options(parser: Any) -> None:
 
 def _benchmark(options: Any, overrides: list[str]) -> None:
     from multimae_eo.evaluate.benchmark import Benchmark, benchmark
-    from multimae_eo.evaluate.card import markdown_table
+    from multimae_eo.reports.tables import markdown_table
 
     about = _studied(options, None, "")
     runs = Benchmark(

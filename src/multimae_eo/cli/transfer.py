@@ -120,10 +120,9 @@ def _predictor(options: Any) -> Any:
 
 
 def _drop(options: Any, _: list[str]) -> None:
-    from multimae_eo.evaluate.card import markdown_table
-    from multimae_eo.evaluate.probe_page import told_row
     from multimae_eo.evaluate.robustness import drop_inputs, score_names
     from multimae_eo.loading.open_source import open_source
+    from multimae_eo.reports.tables import display_row, markdown_table
 
     if options.inputs is not None:
         raise ConfigError("--drop tries sets of inputs by itself: leave --inputs out")
@@ -140,7 +139,7 @@ def _drop(options: Any, _: list[str]) -> None:
     if options.json:
         print_json(rows)
     else:
-        print("\n".join(markdown_table([told_row(r, score_names(rows)) for r in rows])))
+        print("\n".join(markdown_table([display_row(r, score_names(rows)) for r in rows])))
 
 
 TRANSFER_VERBS: dict[str, Verb] = {

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.doctor.finding import Finding
-from multimae_eo.doctor.scan import Array, Chip, validity
+from multimae_eo.doctor.scan import Array, Chip
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Pixels
 
@@ -185,7 +185,7 @@ def _direction(shift: Shift) -> str:
 
 def _edges(chip: Chip, modality: Modality, pixels: Pixels) -> Array:
     """Gradient magnitude summed over bands, or class borders; (H, W). Nothing at nodata."""
-    ok = validity(chip.sample, modality.name).all(axis=0)
+    ok = chip.sample.validity(modality.name).all(axis=0)
     if modality.categorical:
         edges = np.zeros(pixels.shape[-2:])
         down, right = pixels[0, 1:] != pixels[0, :-1], pixels[0, :, 1:] != pixels[0, :, :-1]

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from multimae_eo.doctor.finding import Finding, percent
-from multimae_eo.doctor.scan import Array, Chip, validity
+from multimae_eo.doctor.scan import Array, Chip
 from multimae_eo.modality import Band, Modality, ModalitySet
 
 _BLOCK = 6
@@ -122,7 +122,7 @@ def _physical(chip: Chip, modality: Modality) -> Array:
     how = chip.sample.calibration_of(modality)
     values = chip.sample.pixels[modality.name].astype(np.float64) * how.scale + how.offset
     if modality.name in chip.sample.valid:
-        values[~validity(chip.sample, modality.name)] = np.nan
+        values[~chip.sample.validity(modality.name)] = np.nan
     return values
 
 

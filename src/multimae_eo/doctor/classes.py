@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.doctor.finding import ClassSummary, Finding, percent
-from multimae_eo.doctor.scan import Bool, Chip, validity
+from multimae_eo.doctor.scan import Bool, Chip
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Pixels
 
@@ -127,7 +127,7 @@ class ClassScan:
         for name, pixels in chip.sample.pixels.items():
             modality = self._modalities[name]
             if modality.categorical:
-                ok = validity(chip.sample, name)[0]
+                ok = chip.sample.validity(name)[0]
                 self.maps.setdefault(name, ClassMap(modality)).add(chip, pixels[0], ok)
         if chip.sample.label is None:
             self._unlabelled.append(chip.key)

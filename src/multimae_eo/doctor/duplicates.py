@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from multimae_eo.doctor.finding import Finding, Severity
-from multimae_eo.doctor.scan import Array, Chip, validity
+from multimae_eo.doctor.scan import Array, Chip
 from multimae_eo.errors import DataError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Pixels, Sample
@@ -47,7 +47,7 @@ class TwinScan:
             if self._modalities[name].categorical:
                 continue
             varied |= bool((pixels != pixels[:, :1, :1]).any())
-            if min(pixels.shape[-2:]) >= _CELLS and validity(chip.sample, name).all():
+            if min(pixels.shape[-2:]) >= _CELLS and chip.sample.validity(name).all():
                 names.append(name)
                 cells.append(_thumbnail(pixels))
         if not varied:

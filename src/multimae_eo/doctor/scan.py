@@ -137,12 +137,3 @@ def choose(source: Source, most: int) -> list[int]:
         at = np.linspace(0, len(members) - 1, min(share, len(members)))
         chosen += [members[round(float(a))] for a in at]
     return sorted(set(chosen))
-
-
-def validity(sample: Sample, name: str) -> Bool:
-    """A modality's validity, (C, H, W)."""
-    pixels = sample.pixels[name]
-    valid = sample.valid.get(name)
-    if valid is None:
-        return np.ones(pixels.shape, dtype=bool)
-    return np.broadcast_to(valid, pixels.shape)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from multimae_eo.doctor.finding import BandSummary
-from multimae_eo.doctor.scan import Array, Bool, Chip, validity
+from multimae_eo.doctor.scan import Array, Bool, Chip
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels
 
@@ -124,7 +124,7 @@ class ValueScan:
 
     def _of(self, chip: Chip, modality: Modality, pixels: Pixels) -> ChipValues:
         flat = pixels.reshape(len(pixels), -1)
-        ok = validity(chip.sample, modality.name).reshape(flat.shape)
+        ok = chip.sample.validity(modality.name).reshape(flat.shape)
         whole = bool(ok.all())
         size = flat.shape[1]
         rng = np.random.default_rng(chip.index)

@@ -19,6 +19,8 @@ from multimae_eo.evaluate.trials import Trial
 from multimae_eo.files import single_writer
 from multimae_eo.metrics.task_metrics import values_of
 from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.reports.charts import FractionPoint
+from multimae_eo.reports.tables import interval_in
 from multimae_eo.sources.geobench.bands import DATASETS, Metric, find_dataset
 from multimae_eo.sources.geobench.source import GeoBenchSource
 
@@ -101,7 +103,17 @@ def benchmark(
     ]
     rows = [found.row(plan.seed) for found in scored]
     totals = _aggregates(scored, _normaliser(runs.root), plan.seed)
-    write_benchmark(out, [(s.dataset, s.configuration, s.percent) for s in scored], rows, totals)
+    points = [
+        FractionPoint(
+            chart=s.dataset,
+            line=s.configuration,
+            percent=s.percent,
+            score=interval_in(row, "score"),
+            metric=s.metric,
+        )
+        for s, row in zip(scored, rows, strict=True)
+    ]
+    write_benchmark(out, points, rows, totals)
     return rows, totals
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
-from multimae_eo.evaluate.card import Cost, card
 from multimae_eo.files import single_writer, write_file
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.metrics.intervals import hierarchical_interval
@@ -26,6 +25,7 @@ from multimae_eo.metrics.task_metrics import (
 )
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import LabelKind, kind_of
+from multimae_eo.reports.score_card import Cost, card
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.finetune_module import sized

@@ -19,6 +19,7 @@ from multimae_eo.evaluate.baselines import image_statistics, pixel_values
 from multimae_eo.evaluate.fractions import Strata, label_fractions
 from multimae_eo.evaluate.labelled import Task, take, task_of
 from multimae_eo.evaluate.linear_probe import Readout, linear_readouts, neighbour_readouts
+from multimae_eo.evaluate.probe_page import write_probe
 from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
 from multimae_eo.files import single_writer
 from multimae_eo.inference.extraction import (
@@ -94,8 +95,6 @@ def probe(
         ConfigError: an unknown method or input. DataError: no labels. SplitError: no train or test
         split.
     """
-    from multimae_eo.evaluate.probe_page import write_results
-
     options = options or ProbeOptions()
     for method in methods or ():
         if method not in METHODS:
@@ -107,7 +106,7 @@ def probe(
         for trial in frozen_trials(model, source, (label, names), methods, (seed, options))
     ]
     rows = [trial.row(seed) for trial in trials]
-    write_results(out, (model, source), trials, rows, comparisons(trials, seed))
+    write_probe(out, model, source, trials=trials, rows=rows, comparisons=comparisons(trials, seed))
     return rows
 
 

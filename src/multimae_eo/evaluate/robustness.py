@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.evaluate.card import markdown_table
 from multimae_eo.evaluate.predictions import input_names, predict_split
-from multimae_eo.evaluate.probe_page import csv_bytes, told_row
 from multimae_eo.files import single_writer, write_file
 from multimae_eo.metrics.intervals import hierarchical_interval
-from multimae_eo.metrics.task_metrics import interval_rows, scores_of
+from multimae_eo.metrics.task_metrics import scores_of
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.reports.charts import subset_figure
 from multimae_eo.reports.html import Report
+from multimae_eo.reports.tables import (
+    Row,
+    display_row,
+    interval_rows,
+    number_in,
+    write_csv,
+    write_markdown,
+)
 from multimae_eo.sources.base import Indices, Source
 
 if TYPE_CHECKING:
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
 MOST = 20
 """Subsets of one size that are tried; of more, so many are drawn."""
 
-Row = dict[str, Any]
 _ABOUT = (
     "Chips without any of a subset's inputs are left out of its row. Brackets: 95 % bootstrap "
     "intervals over chips."
@@ -62,11 +67,11 @@ def drop_inputs(
     for i, kept in enumerate(sets := list(subsets(names, drop, seed=seed))):
         chosen = indices[has[:, [names.index(n) for n in kept]].any(axis=1)]
         if len(chosen):
-            told = predict_split(predictor, source, split=chosen, inputs=kept).predictions
-            chips = len(told)
+            predictions = predict_split(predictor, source, split=chosen, inputs=kept).predictions
+            chips = len(predictions)
             found = {
                 name: hierarchical_interval([score], chips, seed=seed)
-                for name, score in scores_of(told).items()
+                for name, score in scores_of(predictions).items()
             }
             without = ", ".join(n for n in names if n not in kept) or "–"
             head = {"inputs": len(kept), "kept": ", ".join(kept), "dropped": without}
@@ -103,11 +108,10 @@ def subsets(
 
 def curve(rows: Sequence[Row], score: str) -> dict[int, tuple[float, float, float]]:
     """Mean, least and greatest score of the subsets, by their number of inputs."""
-    found = {}
-    for count in sorted({r["inputs"] for r in rows}):
-        values = [r[score] for r in rows if r["inputs"] == count]
-        found[count] = (float(np.mean(values)), min(values), max(values))
-    return found
+    by_count: dict[int, list[float]] = {}
+    for row in rows:
+        by_count.setdefault(int(number_in(row, "inputs")), []).append(number_in(row, score))
+    return {n: (float(np.mean(v)), min(v), max(v)) for n, v in sorted(by_count.items())}
 
 
 def score_names(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -128,24 +132,24 @@ def _observed(source: Source, indices: Indices, names: Sequence[str]) -> np.ndar
 
 def _write(out: Path, name: str, rows: Sequence[Row]) -> None:
     scores = score_names(rows)
-    told = [told_row(row, scores) for row in rows]
+    shown = [display_row(row, scores) for row in rows]
     by_count = curve(rows, scores[0])
     means = [
         {"inputs": n, f"mean {scores[0]}": mean, "least": low, "greatest": high}
         for n, (mean, low, high) in by_count.items()
     ]
-    write_file(out / "dropped.csv", csv_bytes(rows))
+    write_csv(out / "dropped.csv", rows)
     write_file(out / "dropped.json", (json.dumps(rows, indent=1) + "\n").encode())
-    lines = [f"# Missing inputs: {name}", "", *markdown_table(means), "", *markdown_table(told)]
-    write_file(out / "dropped.md", ("\n".join([*lines, "", _ABOUT]) + "\n").encode())
-    page = Report(f"Missing inputs: {name}", f"{len(rows)} sets of inputs, one model")
+    title = f"Missing inputs: {name}"
+    write_markdown(out / "dropped.md", [f"# {title}", means, shown, _ABOUT])
+    page = Report(title, f"{len(rows)} sets of inputs, one model")
     page.heading(f"{scores[0]} by number of inputs").gallery([_figure(rows, scores[0])])
     page.table(means, "Over the sets of inputs of each size.")
-    page.heading("Every set of inputs").table(told, _ABOUT)
+    page.heading("Every set of inputs").table(shown, _ABOUT)
     page.write(out / "dropped.html")
 
 
 def _figure(rows: Sequence[Row], score: str) -> tuple[Figure, str, str]:
-    points = [(int(r["inputs"]), float(r[score])) for r in rows]
+    points = [(int(number_in(r, "inputs")), number_in(r, score)) for r in rows]
     about = "Dots: sets of inputs. The line: their mean."
     return subset_figure(points, score=score), about, f"{score} by number of inputs"

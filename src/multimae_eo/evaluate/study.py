@@ -29,6 +29,7 @@ from multimae_eo.evaluate.probes import (
     frozen_trials,
     splits_of,
 )
+from multimae_eo.evaluate.study_page import write_study
 from multimae_eo.evaluate.trials import (
     FINETUNING,
     PRETRAINED,
@@ -125,14 +126,19 @@ def study(
     Raises ConfigError where ``out`` holds another study or options do not fit, and what probes and
     fine-tuning raise.
     """
-    from multimae_eo.evaluate.study_page import write_study
-
     claim_study(about, plan, out)
     sets = inputs or {"all": default_inputs(about)}
     trials = [t for named in sets.items() for t in set_trials(about, plan, named, out)]
     rows = [trial.row(plan.seed) for trial in trials]
     tried = [row for label in sets for row in _grid_rows(plan, label, Cells(out / "cells"))]
-    write_study(out, about.source.name, (trials, rows), comparisons(trials, plan.seed), tried)
+    write_study(
+        out,
+        about.source.name,
+        trials=trials,
+        rows=rows,
+        comparisons=comparisons(trials, plan.seed),
+        grid=tried,
+    )
     _write_card(about, plan, trials, out, sets)
     return rows
 

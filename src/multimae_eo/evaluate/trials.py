@@ -34,9 +34,9 @@ from multimae_eo.metrics.task_metrics import (
     Tallied,
     all_scores,
     chip_outcomes,
-    interval_rows,
     scores_of,
 )
+from multimae_eo.reports.tables import interval_rows
 
 PRETRAINED = "pre-trained"
 FINETUNING = "fine-tuning"

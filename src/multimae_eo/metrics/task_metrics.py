@@ -6,7 +6,7 @@ written as functions of the chips' weights so that ``evaluate.statistics`` can r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import DataError
 from multimae_eo.metrics.intervals import WeightedScore
-from multimae_eo.metrics.moments import Moments
+from multimae_eo.metrics.regression import RegressionSums
 
 Array = npt.NDArray[np.float64]
 TaskKind = Literal["classification", "multilabel", "segmentation", "regression"]
@@ -161,7 +161,7 @@ def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
     over classes leave out classes that neither truth nor guess hold, as scikit-learn does.
     """
     if isinstance(predictions, Predictions) and predictions.kind == "regression":
-        return Moments.of(predictions.truth, predictions.guess).scores()
+        return RegressionSums.of(predictions.truth, predictions.guess).scores()
     counts = predictions.counts
 
     def accuracy(weights: Array) -> Array:
@@ -216,9 +216,8 @@ def chip_outcomes(predictions: Judged) -> Array:
     squared error.
     """
     if isinstance(predictions, Predictions) and predictions.kind == "regression":
-        moments = Moments.of(predictions.truth, predictions.guess)
-        error: Array = moments.outcomes()
-        return error
+        sums = RegressionSums.of(predictions.truth, predictions.guess)
+        return sums.outcomes()
     counts = predictions.counts
     if predictions.kind != "multilabel":
         return counts.accuracy
@@ -333,15 +332,6 @@ def average_precision(truth: npt.NDArray[Any], scores: npt.NDArray[Any], weights
                 (hits * np.nan_to_num(precision)).sum(axis=1), hits.sum(axis=1)
             )
     return found
-
-
-def interval_rows(intervals: Mapping[str, Any]) -> dict[str, float]:
-    """Intervals as columns of a table: ``name``, ``name low`` and ``name high`` of each."""
-    return {
-        key: value
-        for name, i in intervals.items()
-        for key, value in ((name, i.value), (f"{name} low", i.low), (f"{name} high", i.high))
-    }
 
 
 def _mean_average_precision(predictions: Predictions) -> WeightedScore:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from multimae_eo.errors import FormatError
 from multimae_eo.files import write_file
+from multimae_eo.reports.tables import format_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ class Report:
     def facts(self, facts: Mapping[str, object]) -> Report:
         """Add a row of single numbers or words, each under its name."""
         cells = "".join(
-            f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(show(v))}</dd></div>"
+            f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(format_value(v))}</dd></div>"
             for k, v in facts.items()
         )
         return self._add(f'<dl class="facts">{cells}</dl>')
@@ -102,7 +103,9 @@ class Report:
         head = "".join(f'<th scope="col"{style[c]}>{html.escape(c)}</th>' for c in columns)
         body = "".join(
             "<tr>"
-            + "".join(f"<td{style[c]}>{html.escape(show(row.get(c)))}</td>" for c in columns)
+            + "".join(
+                f"<td{style[c]}>{html.escape(format_value(row.get(c)))}</td>" for c in columns
+            )
             + "</tr>"
             for row in listed
         )
@@ -140,7 +143,7 @@ class Report:
         )
 
     def html(self) -> str:
-        """The whole page."""
+        """The page as a complete HTML document."""
         title = html.escape(self.title)
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -152,33 +155,12 @@ class Report:
         )
 
     def write(self, path: Path) -> Path:
-        """Write the page, whole or not at all; raises OutputError."""
+        """Write the page atomically; raises OutputError."""
         return write_file(path, self.html().encode())
 
     def _add(self, part: str) -> Report:
         self._parts.append(part)
         return self
-
-
-def show(value: object) -> str:
-    """A table cell's text: four digits for measured numbers, all for counts, a dash for nothing."""
-    if value is None:
-        return "—"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
-    if isinstance(value, numbers.Real):
-        size = abs(float(value))
-        if size >= 1000:
-            return show(round(float(value))) if size < 1e9 else f"{float(value):.3e}"
-        small = 0 < size < 1e-4
-        text = f"{float(value):.2e}" if small else f"{float(value):.4g}"
-        return text.replace("-", "−")
-    return str(value)
-
-
-write_whole = write_file  # for callers not moved yet
 
 
 def _column_class(values: Sequence[object]) -> str:
@@ -223,13 +205,3 @@ def _size_of(content: bytes) -> str:
         width, height = image.size
     # A wide sheet shrinks to the screen by a third, still readable, before it has to scroll.
     return f' width="{width}" height="{height}" style="min-width:{2 * width // 3}px"'
-
-
-def run_report(run: Path) -> Path:
-    """Write ``run/report.html`` from a run folder's metrics, recipe and pictures; its path.
-
-    Raises FormatError where ``metrics.csv`` is missing or damaged.
-    """
-    from multimae_eo.reports.run_page import run_page
-
-    return run_page(run).write(run / "report.html")

@@ -1,4 +1,4 @@
-"""Line plots for reports: small, without a display, in Okabe and Ito's colour-blind safe hues."""
+"""Line plots of training runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from multimae_eo.reports.style import BLUE, DASHES, GREY, VERMILION, finish_axes, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -16,9 +18,9 @@ Array = npt.NDArray[np.float64]
 Role = Literal["train", "val", "baseline"]
 _MOST_POINTS = 400
 _STYLES: dict[Role, dict[str, Any]] = {
-    "train": {"color": "#0072B2", "linewidth": 1.1},
-    "val": {"color": "#D55E00", "linewidth": 1.8, "marker": "o", "markersize": 3},
-    "baseline": {"color": "#5c636e", "linewidth": 1.2, "linestyle": (0, (4, 3))},
+    "train": {"color": BLUE, "linewidth": 1.1},
+    "val": {"color": VERMILION, "linewidth": 1.8, "marker": "o", "markersize": 3},
+    "baseline": {"color": GREY, "linewidth": 1.2, "linestyle": DASHES},
 }
 
 
@@ -34,12 +36,9 @@ class Curve:
 
 def curve_figure(curves: Sequence[Curve], *, title: str, unit: str = "") -> Figure:
     """A small plot of curves over steps. Values span decades: a logarithmic axis."""
-    from matplotlib.figure import Figure as NewFigure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    edge = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = NewFigure(figsize=(3.5, 2.35), dpi=120, layout=edge, facecolor="white")
+    figure = new_figure(3.5, 2.35)
     axes = figure.add_subplot()
     for curve in curves:
         x, y = thin(curve.x, curve.y) if curve.role == "train" else (curve.x, curve.y)
@@ -47,16 +46,11 @@ def curve_figure(curves: Sequence[Curve], *, title: str, unit: str = "") -> Figu
     shown = np.concatenate([c.y for c in curves]) if curves else np.zeros(0)
     if shown.size and shown.min() > 0 and shown.max() / shown.min() > 30:
         axes.set_yscale("log")
-    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", parse_math=False)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(unit, fontsize=9, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.tick_params(labelsize=8.5, colors="#3a404a")
-    axes.grid(axis="y", color="#e3e6ea", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#b9bec6")
+    finish_axes(axes, title, grid="y")
     if len(curves) > 1:
         axes.legend(fontsize=8.5, frameon=False, loc="best")
     return figure

@@ -1,4 +1,4 @@
-"""The page about one training run: how it went, beside what guessing would have scored."""
+"""The report of a pre-training run: losses, baselines, skill, pictures and speed."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def run_page(run: Path) -> Report:
     if rows := _task_rows(metrics):
         page.heading("Losses").table(
             rows,
-            "Validation loss on hidden patches. Skill is 1 − loss / baseline, where the baseline "
-            "predicts the training mean or the most frequent class: 0 is no better than guessing, "
-            "1 is perfect.",
+            "Validation loss on masked patches. Skill is 1 − loss / baseline, where the baseline "
+            "predicts the training mean or the most frequent class: 0 equals the baseline, 1 is "
+            "perfect.",
         )
     page.gallery(_loss_pictures(metrics))
     pictures = sorted((run / "pictures").glob("*.png"), key=natural_order)
@@ -116,6 +116,14 @@ def run_page(run: Path) -> Report:
             recipe.read_text(encoding="utf-8", errors="replace"), "The recipe as it was run"
         )
     return page
+
+
+def run_report(run: Path) -> Path:
+    """Write ``run/report.html`` from a run folder's metrics, recipe and pictures; its path.
+
+    Raises FormatError where ``metrics.csv`` is missing or damaged.
+    """
+    return run_page(run).write(run / "report.html")
 
 
 def _lead(metrics: Metrics) -> str:
@@ -142,7 +150,7 @@ def _facts(metrics: Metrics) -> dict[str, object]:
 def _task_rows(metrics: Metrics) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for task in metrics.tasks:
-        val, guess = metrics.last(f"val/{task}"), metrics.last(f"val_baseline/{task}")
+        val, baseline = metrics.last(f"val/{task}"), metrics.last(f"val_baseline/{task}")
         losses = metrics.of(f"val/{task}")[1]
         rows.append(
             {
@@ -150,22 +158,26 @@ def _task_rows(metrics: Metrics) -> list[dict[str, object]]:
                 "training": metrics.last(f"train/{task}"),
                 "validation": val,
                 "best validation": float(losses.min()) if len(losses) else None,
-                "baseline": guess,
-                "skill": 1 - val / guess if val is not None and guess else None,
+                "baseline": baseline,
+                "skill": 1 - val / baseline if val is not None and baseline else None,
             }
         )
     return rows
 
 
+def loss_curves(metrics: Metrics, task: str) -> list[Curve]:
+    """Training, validation and baseline loss of a task ("loss": of all), where recorded."""
+    return [
+        Curve(label=label, x=column[0], y=column[1], role=role)
+        for label, part, role in _CURVES
+        if (column := metrics.of(f"{part}/{task}")).shape[1]
+    ]
+
+
 def _loss_pictures(metrics: Metrics) -> list[_Picture]:
     pictures: list[_Picture] = []
     for task in ["loss", *metrics.tasks]:
-        curves = [
-            Curve(label=label, x=column[0], y=column[1], role=role)
-            for label, part, role in _CURVES
-            if (column := metrics.of(f"{part}/{task}")).shape[1]
-        ]
-        if curves:
+        if curves := loss_curves(metrics, task):
             title = "all tasks" if task == "loss" else task
             drawn = curve_figure(curves, title=title, unit="loss")
             pictures.append((drawn, "", f"Loss of {title} by step"))

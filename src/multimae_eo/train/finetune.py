@@ -23,13 +23,13 @@ from multimae_eo.network.lora import merge_low_rank
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target, TargetScan
+from multimae_eo.reports.finetune_page import finetune_page
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.train.callbacks import MetricsCsv
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.finetune_module import FinetuneModule
-from multimae_eo.train.finetune_page import finetune_page
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.recipe import ModelRecipe
 from multimae_eo.train.run import (

@@ -17,7 +17,7 @@ from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import reconstruction_figure, save_figure
-from multimae_eo.reports.html import run_report
+from multimae_eo.reports.run_page import run_report
 from multimae_eo.reports.views import chip_views
 from multimae_eo.sources.base import Source
 from multimae_eo.train.callbacks import MetricsCsv, Pictures

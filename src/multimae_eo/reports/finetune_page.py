@@ -1,24 +1,18 @@
-"""The page about a fine-tuning run."""
+"""The report of a fine-tuning run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from multimae_eo.reports.html import Report
-from multimae_eo.reports.plots import Curve, Role, curve_figure
-from multimae_eo.reports.run_page import read_metrics
-
-_CURVES: tuple[tuple[str, str, Role], ...] = (
-    ("training", "train/loss", "train"),
-    ("validation", "val/loss", "val"),
-    ("baseline", "val_baseline/loss", "baseline"),
-)
+from multimae_eo.reports.plots import Curve, curve_figure
+from multimae_eo.reports.run_page import loss_curves, read_metrics
 
 
 def finetune_page(run: Path, metric: str) -> Report:
     """Build the page of a run folder, from ``metrics.csv`` and ``recipe.yaml``.
 
-    ``metric``: what decided which weights are best, besides the loss.
+    ``metric``: the validation metric that selected the best weights.
     """
     metrics = read_metrics(run / "metrics.csv")
     page = Report(f"Fine-tuning run: {run.resolve().name}", f"Validation {metric} and losses")
@@ -34,11 +28,7 @@ def finetune_page(run: Path, metric: str) -> Report:
             "loss of the best constant": metrics.last("val_baseline/loss"),
         }
     )
-    losses = [
-        Curve(label=label, x=column[0], y=column[1], role=role)
-        for label, name, role in _CURVES
-        if (column := metrics.of(name)).shape[1]
-    ]
+    losses = loss_curves(metrics, "loss")
     pictures = [(curve_figure(losses, title="loss"), "", "Loss by step")] if losses else []
     x, y = metrics.of(f"val/{metric}")
     if len(x):

@@ -1,8 +1,8 @@
-"""Pictures of chips with what is true and what was predicted of them."""
+"""Pictures of chips: mosaics of every modality, and examples with truth and prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,21 +10,31 @@ import numpy.typing as npt
 
 from multimae_eo.class_colors import Color, class_colors
 from multimae_eo.metrics.task_metrics import Predictions, chip_outcomes
-from multimae_eo.modality import ModalitySet
-from multimae_eo.reports.pictures import RGB, Look, look_of, picture
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.reports.pictures import (
+    RGB,
+    Look,
+    Stretch,
+    absent_picture,
+    describe,
+    look_of,
+    picture,
+    stretch_of,
+)
+from multimae_eo.reports.style import hide_ticks, new_figure
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ACROSS = 6
+_ACROSS, _PAD = 6, 0.05
 _LOOKS = (Look.COLOUR, Look.SCALAR, Look.RELIEF, Look.PAIR, Look.CLASSES)
 _IGNORED = (236, 236, 236)
 
 
 def example_figure(predictions: Predictions, source: Source, *, count: int) -> Figure:
-    """The best and the worst predicted chips of ``source``, half each, with truth and guess.
+    """The best and the worst predicted chips of ``source``, half each, with truth and prediction.
 
     Raises DataError where ``source`` lacks a chip of the predictions.
     """
@@ -37,7 +47,7 @@ def example_figure(predictions: Predictions, source: Source, *, count: int) -> F
         return _value_figure(predictions, rows, images)
     across = min(_ACROSS, len(rows))
     down = -(-len(rows) // across)
-    figure = _figure(1.75 * across, 2.25 * down)
+    figure = new_figure(1.75 * across, 2.25 * down, pad=_PAD)
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.ravel():
         axes.axis("off")
@@ -48,7 +58,7 @@ def example_figure(predictions: Predictions, source: Source, *, count: int) -> F
 
 
 def chosen_chips(predictions: Predictions, count: int) -> list[int]:
-    """The best half and the worst half; of equal ones, those that the model was surest of.
+    """The best half and the worst half; of equal ones, those of the highest confidence.
 
     Of maps, the best are sought among chips of several classes, where there are any.
     """
@@ -69,14 +79,14 @@ def chosen_chips(predictions: Predictions, count: int) -> list[int]:
 
 
 def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:
-    """A chip as its most telling modality shows it: colour before any other."""
+    """A chip drawn from one modality (H, W, 3): one in colour if there is any."""
     ranked = sorted(sample.pixels, key=lambda n: _LOOKS.index(look_of(modalities[n])))
     modality = modalities[ranked[0]]
     return picture(modality, sample.values_of(modality), valid=sample.valid.get(modality.name))
 
 
 def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:
-    """Three rows: the chip, the truth, the guess; a column per chip, and a legend."""
+    """Rows of chips, truths and predictions, a column per chip; and a legend."""
     from matplotlib.patches import Patch
 
     accuracy = chip_outcomes(predictions)
@@ -99,7 +109,7 @@ def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) ->
 
 
 def _value_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:
-    """The same of maps of values, all in one scale of colours; unknown ones are light grey."""
+    """As ``_map_figure``, of maps of values in one colour scale; unknown values are light grey."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -120,17 +130,15 @@ def _value_figure(predictions: Predictions, rows: list[int], images: list[RGB]) 
 
 
 def _columns(columns: list[tuple[str, tuple[npt.NDArray[Any], ...]]]) -> Figure:
-    """A titled column per chip: the chip, the truth, the guess."""
-    figure = _figure(1.6 * len(columns) + 0.5, 5.9)
+    """A titled column per chip: the chip, the truth, the prediction."""
+    figure = new_figure(1.6 * len(columns) + 0.5, 5.9, pad=_PAD)
     grid = figure.subplots(3, len(columns), squeeze=False)
-    for (title, parts), own in zip(columns, grid.T, strict=True):
-        for axes, part in zip(own, parts, strict=True):
+    for (title, parts), column in zip(columns, grid.T, strict=True):
+        for axes, part in zip(column, parts, strict=True):
             axes.imshow(part, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        own[0].set_title(title, fontsize=7.5, loc="left", parse_math=False)
-    for axes, name in zip(grid[:, 0], ("chip", "truth", "guess"), strict=True):
+            hide_ticks(axes)
+        column[0].set_title(title, fontsize=7.5, loc="left", parse_math=False)
+    for axes, name in zip(grid[:, 0], ("chip", "truth", "prediction"), strict=True):
         axes.set_ylabel(name, fontsize=9)
     return figure
 
@@ -147,10 +155,10 @@ def _caption(predictions: Predictions, row: int) -> str:
         return f"true {truth:.4g}\npredicted {guess:.4g}"
     if predictions.kind == "classification":
         right = "✓" if truth == guess else "✗"
-        said = _clipped(predictions.name_of(int(guess)), 20)
+        predicted = _clipped(predictions.name_of(int(guess)), 20)
         if predictions.probability is not None:
-            said += f" {100 * predictions.probability[row, int(guess)]:.0f} %"
-        return f"{_clipped(predictions.name_of(int(truth)), 22)}\n{right} {said}"
+            predicted += f" {100 * predictions.probability[row, int(guess)]:.0f} %"
+        return f"{_clipped(predictions.name_of(int(truth)), 22)}\n{right} {predicted}"
     lacking = np.flatnonzero((truth > 0) & (guess == 0))
     extra = np.flatnonzero((truth == 0) & (guess > 0))
     hits = int(((truth > 0) & (guess > 0)).sum())
@@ -163,9 +171,37 @@ def _clipped(words: str, most: int) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure as NewFigure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+def mosaic(samples: Sequence[Sample], modalities: ModalitySet) -> Figure:
+    """A row per modality and a column per chip; a checker where a chip lacks the modality."""
+    rows = [m for n, m in modalities.items() if any(n in s.pixels for s in samples)]
+    figure = new_figure(1.25 * len(samples) + 0.4, 1.3 * len(rows) + 0.35, pad=0.06, dpi=110)
+    grid = figure.subplots(len(rows), len(samples), squeeze=False)
+    for line, modality in zip(grid, rows, strict=True):
+        images = _images(samples, modality)
+        for axes, sample in zip(line, samples, strict=True):
+            axes.imshow(images[sample.key], interpolation="nearest")
+            hide_ticks(axes)
+        line[0].set_ylabel(modality.name, fontsize=9, parse_math=False)
+        line[0].set_title(describe(modality), loc="left", fontsize=8, parse_math=False)
+    for axes, sample in zip(grid[-1], samples, strict=True):
+        short = sample.key if len(sample.key) <= 18 else "…" + sample.key[-17:]
+        axes.set_xlabel(short, fontsize=7, parse_math=False)
+    return figure
 
-    edge = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05)
-    return NewFigure(figsize=(width, height), dpi=120, layout=edge, facecolor="white")
+
+def _images(samples: Sequence[Sample], modality: Modality) -> Mapping[str, RGB]:
+    """Every chip in one stretch, that of all their pixels together."""
+    having = [s for s in samples if modality.name in s.pixels]
+    shown = {s.key: s.values_of(modality) for s in having}
+    fit: Stretch | None = None
+    if not modality.categorical:
+        joined = [v.reshape(len(v), 1, -1) for v in shown.values()]
+        oks = [s.validity(modality.name).reshape(len(v), 1, -1)
+               for s, v in zip(having, joined, strict=True)]  # fmt: skip
+        fit = stretch_of(modality, np.concatenate(joined, axis=2), np.concatenate(oks, axis=2))
+    images = {
+        s.key: picture(modality, shown[s.key], valid=s.validity(modality.name), stretch=fit)
+        for s in having
+    }
+    blank = absent_picture(*next(iter(images.values())).shape[:2])
+    return {s.key: images.get(s.key, blank) for s in samples}

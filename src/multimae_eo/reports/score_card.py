@@ -1,7 +1,6 @@
-"""The card of a model on a data set: a page and a Markdown file from predictions alone.
+"""The score card of predictions: a page and a Markdown file with intervals, classes, calibration.
 
-Scores with intervals beside baselines, per class, calibration, pictures, cost. Which model, and how
-it was trained, is the caller's to say: probes use it, and so can anything that predicts.
+It takes predictions of labelled chips from any model: probes, fine-tuned models, baselines.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.evaluate.examples import example_figure
-from multimae_eo.files import write_file
 from multimae_eo.metrics.intervals import score_interval
 from multimae_eo.metrics.task_metrics import (
     Predictions,
@@ -27,10 +24,13 @@ from multimae_eo.reports.charts import (
     reliability_figure,
     scatter_figure,
 )
-from multimae_eo.reports.html import Report, show
+from multimae_eo.reports.chip_pictures import example_figure
+from multimae_eo.reports.html import Report
+from multimae_eo.reports.tables import Part, Row, format_value, write_markdown
 from multimae_eo.sources.base import Source
 
 EXAMPLES = 12
+BRACKETS = "Brackets: 95 % bootstrap intervals (BCa) over chips."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,13 @@ def card(
     chips come from. Intervals are BCa, 95 %, over chips. Raises OutputError, and DataError where
     ``source`` lacks a chip.
     """
-    rows = [
-        _score_row(name, told, seed) for name, told in [("this model", predictions), *baselines]
-    ]
+    rows = [_score_row(name, p, seed) for name, p in [("this model", predictions), *baselines]]
     classes = [] if predictions.kind == "regression" else class_scores(predictions)
-    page = Report(title, f"{len(predictions)} test chips, {predictions.kind}.")
-    page.facts({**_headline(predictions), **(cost.facts if cost else {})})
-    page.heading("Scores").table(rows, "Brackets: 95 % bootstrap intervals (BCa) over chips.")
+    summary = f"{len(predictions)} test chips, {predictions.kind}."
+    headline = {**_calibration(predictions), **(cost.facts if cost else {})}
+    page = Report(title, summary)
+    page.facts(headline)
+    page.heading("Scores").table(rows, BRACKETS)
     _add_details(page, predictions, classes)
     if source is not None:
         page.heading("Predictions")
@@ -81,36 +81,32 @@ def card(
             + (
                 "The best are of chips that show several classes, where there are any."
                 if predictions.kind == "segmentation"
-                else "Where several are equally right or wrong: those that the model was surest of."
+                else "Of equally good or bad ones, those predicted with the highest confidence."
             ),
             "Example predictions",
         )
-    write_file(out / "card.md", _markdown(title, rows, classes, predictions, cost).encode())
+    facts = "; ".join(f"{name}: {format_value(value)}" for name, value in headline.items())
+    parts: list[Part] = [
+        f"# {title}",
+        summary,
+        rows,
+        BRACKETS,
+        classes,
+        f"{facts}." if facts else "",
+    ]
+    write_markdown(out / "card.md", parts)
     return page.write(out / "report.html")
 
 
-def markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows as lines of a Markdown table: a column per key of the first."""
-    if not rows:
-        return []
-    columns = list(rows[0])
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    body = [line([show(row.get(c)) for c in columns]) for row in rows]
-    return [line(columns), "|" + "---|" * len(columns), *body]
+def _calibration(predictions: Predictions) -> dict[str, object]:
+    reliability = reliability_of(predictions)
+    return {} if reliability is None else {"calibration error": reliability.error}
 
 
-def _headline(predictions: Predictions) -> dict[str, object]:
-    sure = reliability_of(predictions)
-    return {} if sure is None else {"calibration error": sure.error}
-
-
-def _score_row(name: str, told: Predictions, seed: int) -> dict[str, Any]:
+def _score_row(name: str, predictions: Predictions, seed: int) -> Row:
     intervals = {
-        score: str(score_interval(weighted, len(told), method="bca", seed=seed))
-        for score, weighted in scores_of(told).items()
+        score: str(score_interval(weighted, len(predictions), method="bca", seed=seed))
+        for score, weighted in scores_of(predictions).items()
     }
     return {"predicted by": name, **intervals}
 
@@ -121,12 +117,16 @@ def _add_details(page: Report, predictions: Predictions, classes: list[dict[str,
         return
     score = {"segmentation": "IoU", "multilabel": "average precision"}.get(predictions.kind, "F1")
     page.heading("Classes")
-    page.table(classes, "A dash: neither true nor guessed anywhere.")
+    page.table(classes, "A dash: the class occurs neither in the truth nor in the predictions.")
     pictures = [(class_figure([(r["class"], r[score]) for r in classes], score=score), "", score)]
-    sure = reliability_of(predictions)
-    if sure is not None:
+    reliability = reliability_of(predictions)
+    if reliability is not None:
         pictures.append(
-            (reliability_figure(sure), "On the dashed line, confidence is honest.", "Reliability")
+            (
+                reliability_figure(reliability),
+                "On the dashed line, confidence equals accuracy.",
+                "Reliability",
+            )
         )
     page.gallery(pictures)
     if predictions.kind != "multilabel":
@@ -137,21 +137,3 @@ def _add_details(page: Report, predictions: Predictions, classes: list[dict[str,
             + ("pixels." if predictions.kind == "segmentation" else "chips."),
             "Confusion matrix",
         )
-
-
-def _markdown(
-    title: str,
-    rows: list[dict[str, Any]],
-    classes: list[dict[str, Any]],
-    predictions: Predictions,
-    cost: Cost | None,
-) -> str:
-    lines = [f"# {title}", "", f"{len(predictions)} test chips, {predictions.kind}.", ""]
-    lines += markdown_table(rows)
-    lines += ["", "Brackets: 95 % bootstrap intervals (BCa) over chips."]
-    if classes:
-        lines += ["", *markdown_table(classes)]
-    facts = {**_headline(predictions), **(cost.facts if cost else {})}
-    if facts:
-        lines += ["", "; ".join(f"{k}: {show(v)}" for k, v in facts.items()) + "."]
-    return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments:
+class RegressionSums:
     """Sums over each chip's known values, all (N,); truths are counted from their overall mean."""
 
     count: Array
@@ -24,7 +24,7 @@ class Moments:
     absolute_error: Array
 
     @classmethod
-    def of(cls, truth: npt.NDArray[Any], guess: npt.NDArray[Any]) -> Moments:
+    def of(cls, truth: npt.NDArray[Any], guess: npt.NDArray[Any]) -> RegressionSums:
         """Of values (N,), or maps (N, H, W); truths that are NaN are not known."""
         known = np.isfinite(truth)
         values = np.where(known, truth, 0.0).astype(np.float64)

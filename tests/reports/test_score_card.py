@@ -11,9 +11,10 @@ import pytest
 
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import DataError, OutputError
-from multimae_eo.evaluate.card import Cost, card, markdown_table
-from multimae_eo.evaluate.examples import chosen_chips, painted
 from multimae_eo.metrics.task_metrics import Predictions, values_of
+from multimae_eo.reports.chip_pictures import chosen_chips, painted
+from multimae_eo.reports.score_card import Cost, card
+from multimae_eo.reports.tables import markdown_table
 from multimae_eo.sources.synthetic import SyntheticSource
 
 
