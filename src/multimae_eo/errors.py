@@ -65,6 +65,10 @@ class OutputError(MultiMAEError):
     """A result cannot be written."""
 
 
+class InputWarning(UserWarning):
+    """The data are readable, but look unlike what the model has learnt from."""
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """Return a remedy naming the nearest of ``valid``, else all of them.
 

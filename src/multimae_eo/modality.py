@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,22 @@ from multimae_eo.errors import ConfigError, did_you_mean
 
 Kind = Literal["continuous", "categorical"]
 LossName = Literal["mse", "l1", "huber", "cross_entropy"]
+
+
+def class_ids(names: Sequence[str], ids: Sequence[int] = ()) -> tuple[int, ...]:
+    """The ids that stand for classes in outputs: ``ids`` where given, the names where all are
+    whole numbers of their own, else places from 0.
+
+    >>> class_ids(["3", "7"]), class_ids(["land", "water"])
+    ((3, 7), (0, 1))
+    """
+    if ids:
+        return tuple(ids)
+    if names and all(n.isascii() and n.isdigit() for n in names):
+        numbers = tuple(int(n) for n in names)
+        if len(set(numbers)) == len(numbers):
+            return numbers
+    return tuple(range(len(names)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    make_printable()
     arguments = [a for a in arguments if a != "--debug"]
     with noted_interrupts() as interrupts:
         try:

@@ -61,6 +61,7 @@ def inspect(
     known = not any(f.severity == "error" for f in scales)
     findings = [
         *reading.findings(),
+        *_left_out(source),
         *scales,
         *(level_findings(values.found) if known else ()),
         *gap_findings(values.found),
@@ -82,6 +83,21 @@ def inspect(
         classes=tuple(classes.summaries()),
         findings=worst_first(findings),
     )
+
+
+def _left_out(source: Source) -> list[Finding]:
+    """What opening the source left out, one note each."""
+    return [
+        Finding(
+            check="left-out",
+            severity="note",
+            where="",
+            what=note,
+            evidence={},
+            remedy="nothing to do if they are no chips; else mend the pattern",
+        )
+        for note in source.notes
+    ]
 
 
 def _presence(source: Source, present: Counter[str], reading: Reading) -> list[Finding]:

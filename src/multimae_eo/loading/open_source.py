@@ -7,6 +7,7 @@ from pathlib import Path
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.sources.base import ConcatSource, Source
+from multimae_eo.sources.file_kind import other_kind
 
 _YAML_KINDS = ("scene", "stac")
 
@@ -64,6 +65,11 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.geobench.source import GeoBenchSource
 
         return GeoBenchSource(path)
+    if what := other_kind(path):
+        raise ConfigError(
+            f"{text}: {what}. A source is a dataset, scene or STAC file (YAML), a chip store, "
+            "mmearth:DIR or geobench:ROOT/NAME"
+        )
     raise ConfigError(
         f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
         "an MMEarth folder (no *_tile_info.json), nor a GEO-Bench one (no default_partition.json)"

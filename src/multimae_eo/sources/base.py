@@ -17,6 +17,18 @@ from multimae_eo.statistics import Statistics
 
 Indices = npt.NDArray[np.int64]
 
+_SPLIT_NAMES = {
+    "train": ("train", "training", "trn", "tr"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "tst", "te"),
+}
+
+
+def split_name(name: str) -> str:
+    """``train``, ``val`` or ``test`` where a common spelling of it is given, else the name."""
+    low = name.strip().lower().strip("_-")
+    return next((split for split, same in _SPLIT_NAMES.items() if low in same), name)
+
 
 class Source(ABC):
     """A data set of chips. Subclasses set the attributes below and implement ``read``.
@@ -25,7 +37,9 @@ class Source(ABC):
 
     ``name``: for messages. ``modalities``: what chips may hold. ``keys``: one unique, stable name
     per chip, in order. ``split_of``: the split of each key ("" for none), aligned with ``keys``.
-    ``class_names``: names of label classes, empty where there are no class labels.
+    ``class_names``: names of label classes, empty where there are no class labels. ``class_ids``:
+    the ids by which the user's own files call them, empty where that is their place in the list.
+    ``notes``: what was left out on opening, a line each.
     """
 
     name: str
@@ -33,6 +47,8 @@ class Source(ABC):
     keys: Sequence[str]
     split_of: Sequence[str]
     class_names: tuple[str, ...] = ()
+    class_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
@@ -59,7 +75,8 @@ class Source(ABC):
 
     def split(self, name: str) -> Indices:
         """Indices of a split's chips, in order; SplitError when it is unknown or empty."""
-        found = np.array([i for i, s in enumerate(self.split_of) if s == name], dtype=np.int64)
+        own = name if name in self.split_of else split_name(name)
+        found = np.array([i for i, s in enumerate(self.split_of) if s == own], dtype=np.int64)
         if not len(found):
             have = {s: sum(1 for x in self.split_of if x == s) for s in self.splits}
             raise SplitError(
@@ -131,6 +148,9 @@ class ConcatSource(Source):
         kinds = {s.class_names for s in sources if s.class_names}
         self._labelled = len(kinds) <= 1
         self.class_names = kinds.pop() if len(kinds) == 1 else ()
+        ids = {s.class_ids for s in sources if s.class_names}
+        self.class_ids = ids.pop() if self._labelled and len(ids) == 1 else ()
+        self.notes = tuple(f"{s.name}: {note}" for s in sources for note in s.notes)
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read from the source that holds the chip, with that source's calibration."""

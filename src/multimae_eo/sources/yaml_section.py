@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.sources.file_kind import other_kind
+from multimae_eo.sources.file_names import composed
 
 
 def one_line(text: object, limit: int = 160) -> str:
@@ -34,12 +38,26 @@ class _StrictLoader(yaml.SafeLoader):
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | str:
+        """A whole number as people mean it: ``007`` and ``2019_05`` are names, ``12:30`` a time
+        (YAML 1.1 reads 7, 201905 and 750)."""
+        text = self.construct_scalar(node)
+        if re.fullmatch(r"[-+]?0\d+|.*[_:].*", str(text)):
+            return str(text)
+        return self.construct_yaml_int(node)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_number)
+
 
 def load_yaml(path: Path) -> Any:
     """Read one YAML document; ConfigError names the file and the line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        kind = other_kind(path)
+        if kind:
+            raise ConfigError(f"{path}: {kind}") from error
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from error
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -125,10 +143,11 @@ class Section:
             return None
         value = self.get(key)
         if not isinstance(value, list) or not all(
-            isinstance(v, str | int) and not isinstance(v, bool) and str(v) for v in value
+            isinstance(v, str | int | datetime.date) and not isinstance(v, bool) and str(v)
+            for v in value
         ):
             raise self.error(key, "expected a list of names (quote yes, no, on and off)")
-        found = tuple(str(v) for v in value)
+        found = tuple(composed(str(v)) for v in value)
         if len(set(found)) != len(found):
             raise self.error(key, "a name is given twice")
         return found

@@ -5,31 +5,35 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from multimae_eo.errors import ConfigError, DataError, SplitError, did_you_mean
+from multimae_eo.sources.base import split_name
+from multimae_eo.sources.file_names import (
+    composed,
+    existing_path,
+    same_suffixes,
+    split_suffix,
+    walk_files,
+)
 from multimae_eo.sources.yaml_section import one_line
 
 Row = Mapping[str, str]
 
-SPLIT_NAMES = {
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "testing": "test",
-}
 UNLISTED = "unlisted"
 """The split of a chip that a split table does not name: readable, but never trained on."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A relative path with ``{id}`` in it. An id may contain slashes: ``{id}.tif`` matches
-    ``forest/17.tif`` with the id ``forest/17``.
+    """A path with ``{id}`` in it, relative to a root or absolute. An id may contain slashes:
+    ``{id}.tif`` matches ``forest/17.tif`` with the id ``forest/17``.
+
+    Letters are compared in Unicode's composed form (NFC), which ids have too; the extension in any
+    case, ``.tif`` like ``.tiff`` and ``.jpg`` like ``.jpeg``.
     """
 
     text: str
@@ -42,40 +46,65 @@ class Pattern:
             raise ConfigError(f"the path {self.text!r} knows only {{id}}, not {min(others)}")
 
     def path(self, key: str) -> str:
-        """The relative path of one chip's file."""
+        """The path of one chip's file as the pattern writes it."""
         return self.text.replace("{id}", key)
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        first, *more = [re.escape(part) for part in self.text.split("{id}")]
-        return re.compile(first + "(?P<id>.+)" + "(?P=id)".join(more))
+        body, suffix = split_suffix(composed(self.text))
+        first, *more = [re.escape(part) for part in body.split("{id}")]
+        ending = "(?i:" + "|".join(map(re.escape, same_suffixes(suffix))) + ")"
+        return re.compile(first + "(?P<id>.+)" + "(?P=id)".join(more) + ending)
 
     def key(self, path: str) -> str | None:
-        """The id in a relative path, or None where the pattern does not match."""
-        found = self._regex.fullmatch(path)
-        return found["id"] if found else None
+        """The id in a path, or None where the pattern does not match."""
+        match = self._regex.fullmatch(composed(path))
+        return match["id"] if match else None
 
-    def discover(self, root: Path) -> frozenset[str]:
-        """Ids of all files under ``root`` that match; hidden files and folders are skipped."""
+    def discover(self, root: Path) -> ChipFiles:
+        """All files that match; hidden files and folders are skipped.
+
+        Raises DataError where two files are the same chip's.
+        """
         fixed = PurePosixPath(self.text.split("{id}")[0] + "x").parent
-        keys = set()
-        for path in _walk(root / fixed):
-            key = self.key(os.path.relpath(path, root).replace(os.sep, "/"))
-            if key:
-                keys.add(key)
-        return frozenset(keys)
+        absolute = fixed.is_absolute()
+        paths: dict[str, str] = {}
+        others: list[str] = []
+        for path in walk_files(existing_path(root, str(fixed))):
+            name = (path if absolute else os.path.relpath(path, root)).replace(os.sep, "/")
+            key = self.key(name)
+            if not key:
+                others.append(name)
+            elif paths.setdefault(key, name) != name:
+                self._choose(paths, key, name)
+        return ChipFiles(paths, tuple(others))
+
+    def _choose(self, paths: dict[str, str], key: str, name: str) -> None:
+        """Keep the file that is named exactly as the pattern says, if one of two is."""
+        exact = [n for n in (paths[key], name) if n == self.path(key)]
+        if not exact:
+            raise DataError(
+                f"{paths[key]} and {name} are both chip {key!r} of {self.text}; rename or move one"
+            )
+        paths[key] = exact[0]
 
 
-def _walk(top: Path) -> Iterable[str]:
-    seen: set[str] = set()
-    for folder, inner, files in os.walk(top, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a parent would never end
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+@dataclass(frozen=True)
+class ChipFiles(Mapping[str, str]):
+    """The path of each chip's file, as it is written on disk. ``others``: files beside them that
+    the pattern does not take."""
+
+    paths: Mapping[str, str]
+    others: tuple[str, ...] = ()
+
+    def __getitem__(self, key: str) -> str:
+        return self.paths[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 @dataclass(frozen=True)
@@ -100,11 +129,11 @@ class Table:
         for key, split in self.column("split").items():
             if not split:
                 raise SplitError(f"{self.path}: chip {key!r} has an empty split; name one")
-            found[key] = SPLIT_NAMES.get(split.lower(), split)
+            found[key] = split_name(split)
         return found
 
 
-def read_table(path: Path, pattern: Pattern | None, known: frozenset[str]) -> Table:
+def read_table(path: Path, pattern: Pattern | None, known: Collection[str]) -> Table:
     """Read a CSV whose column ``id`` or ``file`` names the chips.
 
     A ``file`` is matched against ``pattern``; failing that, taken without its extension, then
@@ -114,9 +143,11 @@ def read_table(path: Path, pattern: Pattern | None, known: frozenset[str]) -> Ta
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restval="", strict=True)
-            columns = tuple(one_line(name) for name in reader.fieldnames or ())
+            columns = tuple(composed(one_line(name)) for name in reader.fieldnames or ())
             reader.fieldnames = list(columns)
-            lines = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+            lines = [
+                {k: composed((v or "").strip()) for k, v in row.items() if k} for row in reader
+            ]
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; mend `splits:` or `table:`") from error
     except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
@@ -140,12 +171,21 @@ def read_table(path: Path, pattern: Pattern | None, known: frozenset[str]) -> Ta
         shown = ", ".join(repr(k) for k in lost[:3]) + (", …" if len(lost) > 3 else "")
         raise SplitError(
             f"{path}: {len(lost)} of {len(lines)} chips have no file: {one_line(shown)}; "
-            "mend the table, `root:` or `chips:`"
+            f"{_zeros_hint(lost, known)}mend the table, `root:` or `chips:`"
         )
     return Table(path, columns, rows)
 
 
-def _key_of(file: str, pattern: Pattern | None, known: frozenset[str]) -> str:
+def _zeros_hint(lost: Sequence[str], known: Collection[str]) -> str:
+    """Where ids have lost the zeros before them (spreadsheets take them for numbers)."""
+    bare = {key.lstrip("0"): key for key in known if key[:1] == "0"}
+    number = lost[0].removesuffix(".0")
+    if number not in bare:
+        return ""
+    return f"a spreadsheet has dropped zeros: {lost[0]!r} for {bare[number]!r}; "
+
+
+def _key_of(file: str, pattern: Pattern | None, known: Collection[str]) -> str:
     path = PurePosixPath(file.replace("\\", "/"))
     matched = pattern.key(str(path)) if pattern else None
     options = (matched, str(path.with_suffix("")) if path.name else None, path.stem)
@@ -153,10 +193,10 @@ def _key_of(file: str, pattern: Pattern | None, known: frozenset[str]) -> str:
 
 
 def require_files(
-    root: Path, pattern: Pattern, needed: Iterable[str], have: frozenset[str], where: str
+    root: Path, pattern: Pattern, needed: Iterable[str], have: Collection[str], where: str
 ) -> None:
     """Raise DataError naming the first chips that lack this file."""
-    missing = sorted(set(needed) - have)
+    missing = sorted(set(needed) - set(have))
     if missing:
         raise DataError(
             f"{where}: {len(missing)} chips have no file, first {root / pattern.path(missing[0])}; "

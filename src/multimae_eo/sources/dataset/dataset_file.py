@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -19,14 +19,16 @@ from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands, require_calibration
-from multimae_eo.sources.base import Source, hashed_fraction
+from multimae_eo.sources.base import Source
 from multimae_eo.sources.dataset.chip_files import (
     UNLISTED,
+    ChipFiles,
     Pattern,
     read_table,
     require_files,
 )
 from multimae_eo.sources.dataset.labels import ChipLabels
+from multimae_eo.sources.dataset.left_out import left_out
 from multimae_eo.sources.dataset.schema import (
     DatasetSpec,
     ModalitySpec,
@@ -34,6 +36,8 @@ from multimae_eo.sources.dataset.schema import (
     Size,
     read_dataset_file,
 )
+from multimae_eo.sources.dataset.split_draw import draw_splits
+from multimae_eo.sources.dataset.squares import squared
 from multimae_eo.sources.raster.reading import (
     Header,
     Raster,
@@ -53,7 +57,7 @@ class _Plan:
     modality: Modality
     spec: ModalitySpec
     pattern: Pattern
-    having: frozenset[str]
+    having: ChipFiles
     first: Header
     calibration: Mapping[str, PerChip]
 
@@ -118,19 +122,21 @@ class DatasetFileSource(Source):
         spec = read_dataset_file(Path(path))
         self.name = spec.name
         self._spec = spec
-        found, known = _discover(spec)
+        files, known = _discover(spec)
         self._table = read_table(spec.table, _main_pattern(spec), known) if spec.table else None
         self.keys = sorted(known - spec.exclude)
         self._plans = {
-            s.modality.name: self._plan(s, found[_pattern_of(spec, s)]) for s in spec.modalities
+            s.modality.name: self._plan(s, files[_pattern_of(spec, s)]) for s in spec.modalities
         }
         self.modalities = ModalitySet(p.modality for p in self._plans.values())
         self._time = self._resolved(spec.time, "time", numeric=False)
-        self.split_of = self._splits(_main_pattern(spec), known)
         self._labels: ChipLabels | None = None
         if spec.labels:
-            self._labels = ChipLabels.of(spec, _main_pattern(spec), self.keys, self._table)
-            self.class_names = self._labels.classes
+            main = files[spec.chips or _pattern_of(spec, spec.modalities[0])]
+            self._labels = ChipLabels.of(spec, main, self.keys, self._table)
+            self.class_names, self.class_ids = self._labels.classes, self._labels.class_ids
+        self.split_of = self._splits(_main_pattern(spec), known)
+        self.notes = tuple(left_out(spec, files, self.keys, self._labels))
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one chip; every file is read once.
@@ -147,7 +153,7 @@ class DatasetFileSource(Source):
             plan = self._plans[name]
             if key not in plan.having or key in plan.spec.exclude:
                 continue
-            values, ok = self._pixels(plan, files.open(plan.pattern.path(key)))
+            values, ok = self._pixels(plan, files.open(plan.having[key]))
             if ok is not None and not ok.any():
                 continue
             pixels[name] = values
@@ -158,7 +164,7 @@ class DatasetFileSource(Source):
                 f"{self._spec.file}: chip {key!r} has no valid pixel in any modality; "
                 f"list it: `exclude: [{key}]`"
             )
-        return Sample(
+        sample = Sample(
             key=key,
             pixels=pixels,
             valid=valid,
@@ -171,21 +177,22 @@ class DatasetFileSource(Source):
             time=self._time.of(key),
             label=self._labels.read(key, files.open) if self._labels else None,
         )
+        return squared(sample)
 
-    def _plan(self, spec: ModalitySpec, having: frozenset[str]) -> _Plan:
+    def _plan(self, spec: ModalitySpec, having: ChipFiles) -> _Plan:
         name = spec.modality.name
         where = f"{self._spec.file}: modalities.{name}"
-        _known_chips(where, spec.exclude, having | set(self.keys))
+        _known_chips(where, spec.exclude, {*having, *self.keys})
         pattern = _pattern_of(self._spec, spec)
         wanted = set(self.keys) - spec.exclude
         if not spec.optional:
             require_files(self._spec.root, pattern, wanted, having, where)
-        first = min(wanted & having, default=None)
+        first = min(wanted & having.keys(), default=None)
         if first is None:
             raise DataError(
                 f"{where}: no chip has a file {self._spec.root / pattern.text}; mend `path:`"
             )
-        header = read_header(self._spec.root / pattern.path(first))
+        header = read_header(self._spec.root / having[first])
         at = locate_bands(header, spec.modality, spec.rule)
         declared = spec.scale != PerChip() or spec.offset != PerChip()
         require_calibration(header, spec.modality, at, declared=declared)
@@ -195,7 +202,7 @@ class DatasetFileSource(Source):
             "offset": self._resolved(spec.offset, "offset", numeric=True),
         }
         if spec.modality.levels:
-            for level in {calibration["level"].of(key) or "" for key in wanted & having}:
+            for level in {calibration["level"].of(key) or "" for key in wanted & having.keys()}:
                 try:
                     spec.modality.level_index(level)
                 except ConfigError as error:
@@ -229,16 +236,41 @@ class DatasetFileSource(Source):
         return replace(value, chips=numbers)
 
     def _splits(self, pattern: Pattern | None, known: frozenset[str]) -> list[str]:
-        spec = self._spec
-        if spec.fractions:
-            return [_drawn(key, spec.fractions) for key in self.keys]
-        if spec.split_table is None:
-            return [""] * len(self.keys)
-        table = self._table
-        if table is None or table.path != spec.split_table:
-            table = read_table(spec.split_table, pattern, known)
-        listed = table.splits()
-        return [listed.get(key, UNLISTED) for key in self.keys]
+        spec, labels = self._spec, self._labels
+        if spec.draw is not None:
+            drawn = draw_splits(
+                self.keys,
+                spec.draw,
+                where=f"{spec.file}: splits",
+                classes=labels.class_of_chips() if labels and spec.draw.stratify else None,
+                groups=self._groups(spec.draw.group),
+            )
+        elif spec.split_table is None:
+            drawn = [""] * len(self.keys)
+        else:
+            table = self._table
+            if table is None or table.path != spec.split_table:
+                table = read_table(spec.split_table, pattern, known)
+            listed = table.splits()
+            drawn = [listed.get(key, UNLISTED) for key in self.keys]
+        dropped = labels.dropped if labels else frozenset()
+        return [
+            UNLISTED if k in dropped else split for k, split in zip(self.keys, drawn, strict=True)
+        ]
+
+    def _groups(self, column: str) -> Mapping[str, str] | None:
+        """The group of each chip: a column of the table, or its folder."""
+        if not column:
+            return None
+        if self._table is not None and column in self._table.columns:
+            return {key: text or key for key, text in self._table.column(column).items()}
+        if column == "folder":
+            return {key: str(PurePosixPath(key).parent) for key in self.keys}
+        where = f"{self._spec.file}: splits: group"
+        if self._table is None:
+            raise ConfigError(f"{where}: {column!r} is a column of `table:`, or write folder")
+        self._table.column(column)
+        raise ConfigError(f"{where}: no column {column!r}")
 
     def _pixels(self, plan: _Plan, raster: Raster) -> tuple[Pixels, Validity | None]:
         header, spec = raster.header, plan.spec
@@ -281,13 +313,13 @@ def _main_pattern(spec: DatasetSpec) -> Pattern | None:
     return spec.chips or spec.modalities[0].path
 
 
-def _discover(spec: DatasetSpec) -> tuple[dict[Pattern, frozenset[str]], frozenset[str]]:
+def _discover(spec: DatasetSpec) -> tuple[dict[Pattern, ChipFiles], frozenset[str]]:
     """Ids per pattern, and the ids of the data set: those of ``chips``, else of all paths."""
     patterns = {_pattern_of(spec, m) for m in spec.modalities}
     if spec.chips:
         patterns.add(spec.chips)
     found = {p: p.discover(spec.root) for p in patterns}
-    known = found[spec.chips] if spec.chips else frozenset().union(*found.values())
+    known = frozenset(found[spec.chips] if spec.chips else frozenset().union(*found.values()))
     if not known:
         tried = ", ".join(sorted(p.text for p in patterns))
         raise DataError(f"{spec.file}: no file under {spec.root} matches {tried}")
@@ -314,15 +346,6 @@ def _require_legend(modality: Modality, pixels: Pixels, ok: Validity | None, pat
             f"{path}: {modality.name}: class id {strange[0]} is not in the legend "
             f"({', '.join(map(str, modality.class_ids))}); add it there, or to `nodata:`"
         )
-
-
-def _drawn(key: str, fractions: Mapping[str, float]) -> str:
-    draw, reached = hashed_fraction(key), 0.0
-    for name, share in fractions.items():
-        reached += share
-        if draw < reached:
-            return name
-    return "train"
 
 
 def _by(shape: Size) -> str:

@@ -3,62 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, did_you_mean
-from multimae_eo.sources.dataset.chip_files import Pattern, Table, require_files
+from multimae_eo.modality import class_ids
+from multimae_eo.plausible import sentinel_message
+from multimae_eo.sources.dataset.chip_files import ChipFiles, Table, require_files
+from multimae_eo.sources.dataset.label_texts import (
+    class_texts,
+    number_of,
+    require_classes,
+    sorted_classes,
+)
 from multimae_eo.sources.dataset.schema import DatasetSpec, LabelSpec
 from multimae_eo.sources.raster.reading import Raster, valid_pixels
-from multimae_eo.sources.yaml_section import as_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChipLabels:
-    """Labels by chip. ``values`` are those known on opening; masks are read with their chip."""
+    """Labels by chip. ``values`` are those read on opening; masks are read with their chip.
+
+    ``classes``: their names. ``class_ids``: their ids in the user's files. ``masks``: the mask
+    file of each chip. ``dropped``: chips whose class is not among those to keep.
+    """
 
     spec: LabelSpec
     classes: tuple[str, ...]
+    class_ids: tuple[int, ...]
     values: Mapping[str, Any]
-    masked: frozenset[str]
+    masks: ChipFiles
     sizes: frozenset[tuple[int, int]]
+    dropped: frozenset[str] = frozenset()
 
     @classmethod
     def of(
-        cls, spec: DatasetSpec, pattern: Pattern | None, keys: Sequence[str], table: Table | None
+        cls,
+        spec: DatasetSpec,
+        files: Mapping[str, str],
+        keys: Sequence[str],
+        table: Table | None,
     ) -> ChipLabels:
-        """Find the labels of a data set's chips; LegendError for one outside ``classes``."""
+        """Find the labels of a data set's chips. ``files``: the main file of each chip.
+
+        LegendError for a label outside ``classes``, or for files beside class folders.
+        """
         labels = spec.labels
         assert labels is not None
         where = f"{spec.file}: labels"
+        sizes = frozenset(s for m in spec.modalities if (s := m.size or spec.size) is not None)
         texts: dict[str, str] = {}
-        masked: frozenset[str] = frozenset()
         if labels.mask:
-            masked = labels.mask.discover(spec.root)
+            masks = labels.mask.discover(spec.root)
             if not labels.optional:
-                require_files(spec.root, labels.mask, keys, masked, where)
-        elif labels.folder:
-            texts = {k: _folder(pattern, k) for k in keys}
+                require_files(spec.root, labels.mask, keys, masks, where)
+            return _mask_labels(labels, masks, sizes, where)
+        if labels.folder:
+            texts = _folders(files, keys, where)
         elif table is None:
             raise ConfigError(f"{where}: a column needs `table:` or a split table")
         else:
             texts = {k: v for k, v in table.column(labels.column).items() if v}
-            if not texts:
-                raise DataError(f"{table.path}: column {labels.column!r} is empty")
             where = str(table.path)
+            if not texts:
+                raise DataError(f"{where}: column {labels.column!r} is empty")
+        nothing = cls(
+            spec=labels, classes=(), class_ids=(), values={}, masks=ChipFiles({}), sizes=sizes
+        )
         if labels.numeric:
-            classes: tuple[str, ...] = ()
-            values = _numbers(where, texts)
-        else:
-            classes = labels.classes or _all_classes(labels, texts)
-            values = _indices(where, labels, classes, texts)
-        sizes = {m.size or spec.size for m in spec.modalities}
-        known = frozenset(s for s in sizes if s is not None)
-        return cls(spec=labels, classes=classes, values=values, masked=masked, sizes=known)
+            return replace(nothing, values=_numbers(where, labels, texts))
+        return _class_labels(nothing, texts, where)
 
     def read(self, key: str, open_file: Callable[[str], Raster]) -> Any:
         """A class index (int), a multi-hot vector or number (float32), an (H, W) map, or None.
@@ -67,9 +85,18 @@ class ChipLabels:
         """
         if self.spec.mask is None:
             return self.values.get(key)
-        if key not in self.masked:
+        if key not in self.masks:
             return None
-        return self._map(open_file(self.spec.mask.path(key)))
+        return self._map(open_file(self.masks[key]))
+
+    def class_of_chips(self) -> dict[str, str]:
+        """The class of each chip that has one; of several classes their combination."""
+        return {
+            key: "+".join(self.classes[i] for i in np.flatnonzero(value))
+            if isinstance(value, np.ndarray)
+            else self.classes[value]
+            for key, value in (self.values if self.classes else {}).items()
+        }
 
     def _map(self, raster: Raster) -> npt.NDArray[Any]:
         header = raster.header
@@ -81,12 +108,20 @@ class ChipLabels:
                 f"the chips are {' or '.join(f'{h}×{w}' for h, w in sorted(self.sizes))}"
             )
         own = header.nodata[0]
+        if self.spec.nodata is not None:
+            nodata = self.spec.nodata
+        elif own is None or (not self.spec.numeric and own in self.spec.ids):
+            nodata = ()
+        else:
+            nodata = (own,)
+        ok = valid_pixels(raster.pixels, [(*nodata, *self.spec.ignore)], raster.mask)
         if self.spec.numeric:
-            ok = valid_pixels(raster.pixels, [() if own is None else (own,)], raster.mask)
             values = raster.pixels[0].astype(np.float32)
+            if self.spec.nodata is None:
+                known = values if ok is None else values[ok[0]]
+                if message := sentinel_message(known):
+                    raise DataError(f"{header.path}: {message}")
             return values if ok is None else np.where(ok[0], values, np.float32(np.nan))
-        nodata = [()] if own is None or own in self.spec.ids else [(own,)]
-        ok = valid_pixels(raster.pixels, nodata, raster.mask)
         ids = raster.pixels[0] if ok is None else np.where(ok[0], raster.pixels[0], 0)
         table, inverse = np.unique(ids, return_inverse=True)
         seen = table if ok is None else np.unique(ids[ok[0]])
@@ -101,47 +136,99 @@ class ChipLabels:
         return found if ok is None else np.where(ok[0], found, -1)
 
 
-def _folder(pattern: Pattern | None, key: str) -> str:
-    path = Path(pattern.path(key)) if pattern else PurePosixPath(key)
-    return path.parent.name
+def _mask_labels(
+    labels: LabelSpec, masks: ChipFiles, sizes: frozenset[tuple[int, int]], where: str
+) -> ChipLabels:
+    """Labels that are maps: raw ids become indices of the classes that are kept."""
+    named = {raw: labels.classes[i] for raw, i in labels.ids.items() if i >= 0}
+    classes = _kept(labels, labels.classes, where)
+    place = {name: i for i, name in enumerate(classes)}
+    renamed = {raw: labels.rename.get(name, name) for raw, name in named.items()}
+    ids = {raw: place.get(renamed.get(raw, ""), -1) for raw in labels.ids}
+    least = [min((r for r, i in ids.items() if i == k), default=-1) for k in range(len(classes))]
+    return ChipLabels(
+        spec=replace(labels, ids=ids),
+        classes=classes,
+        class_ids=tuple(least) if least and min(least) >= 0 else (),
+        values={},
+        masks=masks,
+        sizes=sizes,
+    )
 
 
-def _split_text(labels: LabelSpec, text: str) -> list[str]:
-    if not labels.separator:
-        return [text]
-    return [part.strip() for part in text.split(labels.separator) if part.strip()]
+def _class_labels(labels: ChipLabels, texts: Mapping[str, str], where: str) -> ChipLabels:
+    """Labels that are class names, one or several of a chip."""
+    spec = labels.spec
+    names, several = class_texts(texts, spec.separator)
+    every = spec.classes or sorted_classes((n for ns in names.values() for n in ns), where)
+    for key, listed in names.items():
+        require_classes(where, key, listed, every)
+    kept = _kept(spec, every, where)
+    place = {name: i for i, name in enumerate(kept)}
+    values: dict[str, Any] = {}
+    dropped = []
+    for key, listed in names.items():
+        indices = [place[n] for n in (spec.rename.get(n, n) for n in listed) if n in place]
+        if several:
+            hot = np.zeros(len(kept), dtype=np.float32)
+            hot[indices] = 1.0
+            values[key] = hot
+        elif indices:
+            values[key] = indices[0]
+        else:
+            dropped.append(key)
+    return replace(
+        labels,
+        classes=kept,
+        class_ids=class_ids(kept),
+        values=values,
+        dropped=frozenset(dropped),
+    )
 
 
-def _all_classes(labels: LabelSpec, texts: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(sorted({c for text in texts.values() for c in _split_text(labels, text)}))
+def _kept(labels: LabelSpec, every: Sequence[str], where: str) -> tuple[str, ...]:
+    """The classes after ``rename:`` and ``only:``."""
+    for old in labels.rename:
+        if old not in every:
+            raise LegendError(f"{where}: rename: no class {old!r}; {did_you_mean(old, every)}")
+    renamed = tuple(dict.fromkeys(labels.rename.get(name, name) for name in every))
+    for name in labels.only:
+        if name not in renamed:
+            raise LegendError(f"{where}: only: no class {name!r}; {did_you_mean(name, renamed)}")
+    return labels.only or renamed
 
 
-def _numbers(where: str, texts: Mapping[str, str]) -> dict[str, Any]:
+def _folders(files: Mapping[str, str], keys: Sequence[str], where: str) -> dict[str, str]:
+    """The name of the folder of each chip's file.
+
+    LegendError where a folder holds both chips and folders of chips: some lie astray.
+    """
+    folder_of = {k: PurePosixPath(files.get(k, k)).parent for k in keys}
+    holders = set(folder_of.values())
+    outer = {parent for folder in holders for parent in folder.parents} & holders
+    stray = [k for k in keys if folder_of[k] in outer]
+    if stray:
+        shown = ", ".join(files.get(k, k) for k in stray[:3]) + (", …" if len(stray) > 3 else "")
+        raise LegendError(
+            f"{where}: {len(stray)} file(s) lie beside class folders, not in one: {shown}; move "
+            "them, or list them under `exclude:`"
+        )
+    return {k: folder.name for k, folder in folder_of.items()}
+
+
+def _numbers(where: str, labels: LabelSpec, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Numbers by chip; those that are declared to be none are left out."""
+    none = {*labels.ignore, *(labels.nodata or ())}
     found = {}
     for key, text in texts.items():
-        number = as_number(text)
-        if number is None or not np.isfinite(number):
+        number = number_of(text)
+        if number is None and text.lower() in ("nan", "na", "n/a", "null", "none"):
+            continue
+        if number is None:
             raise LegendError(f"{where}: chip {key!r}: the label {text!r} is not a number")
-        found[key] = np.float32(number)
-    return found
-
-
-def _indices(
-    where: str, labels: LabelSpec, classes: tuple[str, ...], texts: Mapping[str, str]
-) -> dict[str, Any]:
-    place = {name: i for i, name in enumerate(classes)}
-    found: dict[str, Any] = {}
-    for key, text in texts.items():
-        parts = _split_text(labels, text)
-        for part in parts:
-            if part not in place:
-                raise LegendError(
-                    f"{where}: chip {key!r}: no class {part!r}; {did_you_mean(part, classes)}"
-                )
-        if labels.separator:
-            hot = np.zeros(len(classes), dtype=np.float32)
-            hot[[place[p] for p in parts]] = 1.0
-            found[key] = hot
-        else:
-            found[key] = place[text]
+        if number not in none:
+            found[key] = np.float32(number)
+    message = sentinel_message(np.array(list(found.values()), dtype=np.float64))
+    if message and labels.nodata is None:
+        raise DataError(f"{where}: column {labels.column!r}: {message}")
     return found

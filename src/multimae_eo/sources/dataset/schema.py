@@ -17,8 +17,12 @@ from multimae_eo import catalog
 from multimae_eo.errors import ConfigError, MultiMAEError, did_you_mean
 from multimae_eo.modality import Band, Modality
 from multimae_eo.sources.band_match import BandRule
+from multimae_eo.sources.base import split_name
 from multimae_eo.sources.dataset.chip_files import Pattern
 from multimae_eo.sources.dataset.class_maps import inline_legend
+from multimae_eo.sources.dataset.split_draw import SplitDraw
+from multimae_eo.sources.file_kind import other_kind
+from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
 
 DATASET_KEYS = (
@@ -31,6 +35,7 @@ MODALITY_KEYS = (
 )  # fmt: skip
 LABEL_KEYS = (
     "column", "folder", "mask", "classes", "ignore", "ids", "optional", "numeric", "separator",
+    "nodata", "only", "rename",
 )  # fmt: skip
 
 Size = tuple[int, int]
@@ -75,6 +80,9 @@ class LabelSpec:
 
     ``ids``: raw mask id → class index, -1 for ignored ones. ``separator``: splits a column's text
     into several classes (multi-label). ``numeric``: the column or mask holds values, not classes.
+    ``ignore``: values of a numeric label that are none. ``nodata``: of the label's files, None for
+    what they declare. ``rename``: a class's name in the files → the class it counts as. ``only``:
+    the classes to keep, after that, () for all; others have no label.
     """
 
     column: str = ""
@@ -85,11 +93,15 @@ class LabelSpec:
     optional: bool = False
     numeric: bool = False
     separator: str = ""
+    ignore: tuple[float, ...] = ()
+    nodata: tuple[float, ...] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A whole dataset file. ``fractions`` and ``split_table`` exclude each other."""
+    """A whole dataset file. ``draw`` and ``split_table`` exclude each other."""
 
     file: Path
     name: str
@@ -100,7 +112,7 @@ class DatasetSpec:
     modalities: tuple[ModalitySpec, ...]
     labels: LabelSpec | None
     split_table: Path | None
-    fractions: Mapping[str, float]
+    draw: SplitDraw | None
     table: Path | None
     exclude: frozenset[str]
 
@@ -111,16 +123,17 @@ def read_dataset_file(path: Path) -> DatasetSpec:
     records = top.get("modalities", {})
     if not isinstance(records, Mapping) or not records:
         raise top.error("modalities", "name at least one modality")
-    root = path.parent / os.path.expanduser(top.text("root", "."))
+    root = existing_path(path.parent, top.text("root", "."))
     if not root.is_dir():
-        raise top.error("root", f"{root} is not a folder")
+        kind = other_kind(root)
+        raise top.error("root", f"{root} {kind}" if kind else f"{root} is not a folder")
     chips = _pattern(top, "chips")
     specs = tuple(modality_spec(top, name, record) for name, record in records.items())
     lost = [s.modality.name for s in specs if s.path is None and chips is None]
     if lost:
         raise ConfigError(f"{path}: modality {lost[0]!r} has no `path:`, and there is no `chips:`")
-    split_table, fractions = _splits(top, root)
-    table = root / top.text("table") if "table" in top else split_table
+    split_table, draw = _splits(top, root)
+    table = existing_path(root, top.text("table")) if "table" in top else split_table
     return DatasetSpec(
         file=path,
         name=top.text("name", path.stem),
@@ -131,7 +144,7 @@ def read_dataset_file(path: Path) -> DatasetSpec:
         modalities=specs,
         labels=_labels(top) if "labels" in top else None,
         split_table=split_table,
-        fractions=fractions,
+        draw=draw,
         table=table,
         exclude=frozenset(top.names("exclude") or ()),
     )
@@ -296,7 +309,7 @@ def _per_chip(section: Section, key: str) -> PerChip:
     if not isinstance(chips, Mapping) or ("column" in inner) == ("chips" in inner):
         raise section.error(key, "expected {column: NAME} or {default: VALUE, chips: {ID: VALUE}}")
     default = _value(section, key, inner.get("default")) if "default" in inner else None
-    own = {str(chip): _value(section, key, v) for chip, v in chips.items()}
+    own = {composed(str(chip)): _value(section, key, v) for chip, v in chips.items()}
     return PerChip(default, inner.text("column"), own)
 
 
@@ -317,7 +330,8 @@ def _pattern(section: Section, key: str) -> Pattern | None:
     if key not in section:
         return None
     try:
-        return Pattern(section.text(key).removeprefix("./"))
+        text = os.path.expanduser(section.text(key)).replace("\\", "/")
+        return Pattern(text.removeprefix("./"))
     except ConfigError as error:
         raise ConfigError(f"{section.where}: {key}: {error}") from error
 
@@ -332,21 +346,33 @@ def _size(section: Section) -> Size | None:
     return sides[0], sides[1]
 
 
-def _splits(top: Section, root: Path) -> tuple[Path | None, dict[str, float]]:
+_DRAW_KEYS = ("stratify", "group", "seed")
+
+
+def _splits(top: Section, root: Path) -> tuple[Path | None, SplitDraw | None]:
     value = top.get("splits")
     if value is None or isinstance(value, str):
-        return (root / value if value else None), {}
-    if not isinstance(value, Mapping) or not value or "train" in value:
+        return (existing_path(root, value) if value else None), None
+    if not isinstance(value, Mapping) or not value:
         raise top.error("splits", "expected a CSV file, or fractions of all but train: {val: 0.1}")
-    shares = {str(name): as_number(share) for name, share in value.items()}
+    options = Section(f"{top.where}: splits", value)
+    shares = {split_name(str(n)): as_number(s) for n, s in value.items() if n not in _DRAW_KEYS}
     found = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
+    if "train" in shares or not shares:
+        raise top.error("splits", "expected a CSV file, or fractions of all but train: {val: 0.1}")
     if len(found) < len(shares) or sum(found.values()) >= 1:
         raise top.error("splits", "fractions lie between 0 and 1 and leave some chips for train")
-    return None, found
+    seed = options.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise options.error("seed", "expected a whole number from 0")
+    return None, SplitDraw(
+        shares=found, stratify=options.flag("stratify"), group=options.text("group"), seed=seed
+    )
 
 
-_ONLY_WITH = {"separator": ("column",), "numeric": ("column", "mask"), "ignore": ("mask",),
-              "ids": ("mask",), "optional": ("mask",)}  # fmt: skip
+_ONLY_WITH = {"separator": ("column",), "numeric": ("column", "mask"), "ids": ("mask",),
+              "optional": ("mask",), "ignore": ("mask", "column"), "nodata": ("mask", "column"),
+              }  # fmt: skip
 
 
 def _labels(top: Section) -> LabelSpec:
@@ -364,8 +390,13 @@ def _labels(top: Section) -> LabelSpec:
     for key, holders in _ONLY_WITH.items():
         if key in section and given[0] not in holders:
             raise section.error(key, f"only a `{':` or `'.join(holders)}:` label has it")
-    if values and ("ignore" in section or "ids" in section):
-        raise section.error("numeric", "values have no `ids:`; those to ignore are nodata or NaN")
+    for key in ("ids", "only", "rename"):
+        if values and key in section:
+            raise section.error(key, "only classes have it; values to leave out are `ignore:`")
+    for key in ("ignore", "nodata"):
+        if not (values or mask) and key in section:
+            raise section.error(key, "for classes of a column, name those to keep: `only: [...]`")
+    rename = _rename(section)
     return LabelSpec(
         column=section.text("column"),
         folder="folder" in section,
@@ -375,7 +406,28 @@ def _labels(top: Section) -> LabelSpec:
         optional=section.flag("optional"),
         numeric=values,
         separator=section.text("separator"),
+        ignore=(section.numbers("ignore") or ()) if values else (),
+        nodata=section.numbers("nodata"),
+        rename=rename,
+        only=section.names("only") or (),
     )
+
+
+def _rename(section: Section) -> dict[str, str]:
+    """``{old: new}``, or ``{new: [old, old]}``: the class that each class counts as."""
+    value = section.get("rename", {})
+    if not isinstance(value, Mapping):
+        raise section.error("rename", "expected {old: new} or {new: [old, old]}")
+    found: dict[str, str] = {}
+    for name, other in value.items():
+        if isinstance(other, list):
+            pairs = [(str(old), str(name)) for old in other]
+        else:
+            pairs = [(str(name), str(other))]
+        for old, new in pairs:
+            if found.setdefault(composed(old), composed(new)) != composed(new):
+                raise section.error("rename", f"{old!r} is given two names")
+    return found
 
 
 def _mask_ids(section: Section, classes: tuple[str, ...]) -> dict[int, int]:

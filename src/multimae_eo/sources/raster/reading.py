@@ -19,6 +19,7 @@ import numpy as np
 from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
 from multimae_eo.geo import Geometry
 from multimae_eo.sample import Pixels, Validity
+from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.yaml_section import one_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -120,13 +121,16 @@ def valid_pixels(
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     if not path.is_file():
-        raise FormatError(f"{path}: no such file")
+        missing = "is a folder; name the files in it" if path.is_dir() else "no such file"
+        raise FormatError(f"{path}: {other_kind(path) or missing}")
     try:
         yield
     except MultiMAEError:
         raise
     # Decoders of damaged files raise nearly anything: OSError, SyntaxError, MemoryError, …
     except Exception as error:
+        if kind := other_kind(path):
+            raise FormatError(f"{path}: {kind}") from error
         what = one_line(error).replace(str(path), "it")
         raise FormatError(
             f"{path}: cannot be read (truncated or damaged?): {what}; restore the file"

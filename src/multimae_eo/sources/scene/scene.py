@@ -23,6 +23,7 @@ from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands, require_calibration
 from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, PerChip, modality_spec
+from multimae_eo.sources.file_names import matching_files
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp, view_on
@@ -210,10 +211,10 @@ def _parse(top: Section, name: str, record: object, root: Path) -> _Parsed:
 def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, ...]:
     paths: list[Path] = []
     for text in listed:
-        found = sorted(root.glob(text)) if any(c in text for c in "*?[") else [root / text]
-        if not found:
+        files, _ = matching_files(root, text)
+        if not files:
             raise section.error("path", f"no file matches {text!r} in {root}")
-        paths += found
+        paths += files
     return tuple(paths)
 
 

@@ -1,0 +1,55 @@
+"""What the patterns of a dataset file leave out beside what they take, counted in a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from multimae_eo.sources.dataset.chip_files import ChipFiles, Pattern
+from multimae_eo.sources.dataset.labels import ChipLabels
+from multimae_eo.sources.dataset.schema import DatasetSpec
+from multimae_eo.sources.file_names import counted
+
+_SIDECARS = (
+    ".aux.xml", ".ovr", ".msk", ".prj", ".tfw", ".tifw", ".wld", ".pgw", ".jgw", ".rpb", ".ini",
+    ".db",
+)  # fmt: skip
+
+
+def left_out(
+    spec: DatasetSpec,
+    files: Mapping[Pattern, ChipFiles],
+    keys: Sequence[str],
+    labels: ChipLabels | None,
+) -> Iterator[str]:
+    """Lines such as ``{id}.tif leaves out 7 other files (.png 5, .txt 2), first x.png``."""
+    groups = dict(files)
+    if labels is not None and spec.labels and spec.labels.mask:
+        groups[spec.labels.mask] = labels.masks
+    taken = {path for group in groups.values() for path in group.values()}
+    tables = {t for t in (spec.table, spec.split_table, spec.file) if t is not None}
+    seen: set[str] = set()
+    for pattern, group in groups.items():
+        others = [
+            name
+            for name in group.others
+            if name not in taken
+            and name not in seen
+            and not name.lower().endswith(_SIDECARS)
+            and not any((spec.root / name) == t or t.name == name for t in tables)
+        ]
+        seen.update(others)
+        if others:
+            yield f"{pattern.text} leaves out {counted(others)}, first {others[0]}"
+    yield from _without_chip(spec, groups, set(keys))
+
+
+def _without_chip(
+    spec: DatasetSpec, groups: Mapping[Pattern, ChipFiles], keys: Collection[str]
+) -> Iterator[str]:
+    for pattern, group in groups.items():
+        lone = sorted(set(group) - set(keys) - spec.exclude)
+        if lone:
+            first = group[lone[0]]
+            yield f"{pattern.text}: {len(lone)} of its files belong to no chip, first {first}"
+    if spec.exclude:
+        yield f"`exclude:` leaves out {len(spec.exclude)} chips"

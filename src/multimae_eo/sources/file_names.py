@@ -1,0 +1,114 @@
+"""Names of files as people and systems write them: Unicode forms, extensions, links, wildcards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+_SAME_SUFFIXES = ((".tif", ".tiff"), (".jpg", ".jpeg"), (".yaml", ".yml"))
+_WILDCARDS = re.compile(r"[*?\[]")
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's composed form (NFC); macOS decomposes the letters of file names."""
+    return unicodedata.normalize("NFC", text)
+
+
+def split_suffix(text: str) -> tuple[str, str]:
+    """A path without its extension, and the extension, which may be empty."""
+    suffix = PurePosixPath(text).suffix
+    if "}" in suffix or _WILDCARDS.search(suffix):
+        return text, ""
+    return text.removesuffix(suffix), suffix
+
+
+def same_suffixes(suffix: str) -> tuple[str, ...]:
+    """The extensions, in lower case, that mean the same as this one."""
+    low = suffix.lower()
+    return next((same for same in _SAME_SUFFIXES if low in same), (low,))
+
+
+def existing_path(root: Path, relative: str) -> Path:
+    """``root / relative`` as its parts are spelt on disk: composed or decomposed.
+
+    A path that is not there comes back as it was given.
+    """
+    path = root / os.path.expanduser(relative)
+    if path.exists():
+        return path
+    parent = path.parent if path.parent.exists() else None
+    if parent is None and path.parent != path:
+        parent = existing_path(path.parent.parent, path.parent.name)
+    if parent is not None and parent.is_dir():
+        for name in os.listdir(parent):
+            if composed(name) == composed(path.name):
+                return parent / name
+    return path
+
+
+def walk_files(top: Path) -> Iterator[str]:
+    """All files under a folder but hidden ones, in order; links are followed, but not into a
+    folder that holds them."""
+    yield from _walk(str(top), (os.path.realpath(top),))
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda e: e.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield entry.path
+            continue
+        real = os.path.realpath(entry.path) if entry.is_symlink() else ""
+        if real in above:  # a link back to a parent would never end
+            continue
+        yield from _walk(entry.path, (*above, real or os.path.join(above[-1], entry.name)))
+
+
+def matching_files(root: Path, text: str) -> tuple[list[Path], list[Path]]:
+    """The files of a path with wildcards, relative to ``root`` or absolute, in order; and those in
+    the same folder, of the same kind, that it leaves out.
+
+    The extension matches in any case, ``.tif`` like ``.tiff``. A file of exactly this name is
+    taken alone, whatever signs are in it.
+    """
+    literal = existing_path(root, text)
+    if literal.exists() or not _WILDCARDS.search(text):
+        return [literal], []
+    body, suffix = split_suffix(os.path.expanduser(text))
+    start = "" if os.path.isabs(body) else glob.escape(str(root)) + os.sep
+    found = {
+        name
+        for one in same_suffixes(suffix)
+        for name in glob.glob(start + body + _any_case(one), recursive=True)
+    }
+    beside = {
+        os.path.join(folder, name)
+        for folder in {os.path.dirname(name) for name in found}
+        for name in os.listdir(folder or ".")
+        if name.lower().endswith(same_suffixes(suffix)) and suffix
+    }
+    return [Path(n) for n in sorted(found)], [Path(n) for n in sorted(beside - found)]
+
+
+def _any_case(suffix: str) -> str:
+    return "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in suffix)
+
+
+def counted(names: Sequence[str]) -> str:
+    """How many files, with their extensions: ``7 other files (.png 5, .txt 2)``."""
+    kinds: dict[str, int] = {}
+    for name in names:
+        kind = PurePosixPath(name).suffix or "no extension"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{k} {n}" for k, n in most[:4]) + (", …" if len(most) > 4 else "")
+    return f"{len(names)} other file{'s' if len(names) > 1 else ''} ({listed})"
