@@ -18,6 +18,7 @@ from multimae_eo.cli.examples import examples
 from multimae_eo.cli.parts import SOURCE, counter, print_json
 from multimae_eo.cli.predict import PREDICT_VERBS
 from multimae_eo.cli.scenes import SCENE_VERBS
+from multimae_eo.cli.streams import make_printable, require_separate_outputs
 from multimae_eo.cli.study import STUDY_VERBS
 from multimae_eo.cli.transfer import TRANSFER_VERBS
 from multimae_eo.errors import MultiMAEError, did_you_mean
@@ -48,6 +49,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     try:
         # Usage errors exit here with 2, --help and --version with 0.
         verb, options, overrides = _parse(arguments)
+        require_separate_outputs(vars(options))
         _VERBS[verb][1](options, overrides)
         sys.stdout.flush()
     except MultiMAEError as error:
