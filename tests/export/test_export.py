@@ -40,7 +40,7 @@ def small(make_model):
 @pytest.fixture
 def wide(make_model):
     """Enough weights to outweigh the rest of a graph's file."""
-    return make_model(encoder=EncoderConfig(width=128, depth=2, heads=2)).eval()
+    return make_model(encoder=EncoderConfig(width=256, depth=1, heads=4)).eval()
 
 
 def run_file(path, images):
