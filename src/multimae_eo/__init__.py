@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from multimae_eo.network import persistence
 from multimae_eo.version import __version__
+
+persistence.implement(by=lambda: importlib.import_module("multimae_eo.model_folder.folder"))  # type: ignore[arg-type, return-value]
 
 _WHERE = {
     "Band": "modality",

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
+from multimae_eo.model_folder.folder import load_either
 from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding
 from multimae_eo.network.features import Features
 from multimae_eo.network.heads import four_blocks
 from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.tokens import TokenLayout, VisibleSlots
-
-if TYPE_CHECKING:
-    from multimae_eo.network.predictor import Predictor
-    from multimae_eo.sample import Batch
+from multimae_eo.sample import Batch
 
 _SCALES = (4.0, 2.0, 1.0, 0.5)
 
@@ -53,8 +52,6 @@ def backbone(
     Raises ConfigError for unknown names, bands, levels or blocks.
     """
     if isinstance(model, str | Path):
-        from multimae_eo.model_folder.folder import load_either
-
         model = load_either(model)
     whole = model if isinstance(model, MultiMAE) else model.encoder
     reader = TensorEncoder(

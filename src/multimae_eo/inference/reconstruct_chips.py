@@ -9,50 +9,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
 from multimae_eo.files import single_writer, write_file
 from multimae_eo.metrics.reconstruction_scores import Reconstructed, ReconstructionScores
-from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
 from multimae_eo.reports.html import Report
 from multimae_eo.reports.views import ChipView, chip_views
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.sources.base import Source
-from multimae_eo.statistics import Statistics
-
-if TYPE_CHECKING:
-    import torch
-
-
-class Reconstructor(Protocol):
-    """A model that predicts modalities from others."""
-
-    @property
-    def modalities(self) -> ModalitySet:
-        """What it takes in."""
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """What it puts out."""
-
-    @property
-    def statistics(self) -> Statistics | None:
-        """Of its training data."""
-
-    def reconstruct(
-        self,
-        batch: Batch,
-        inputs: Sequence[str] | None = None,
-        *,
-        outputs: Sequence[str] | None = None,
-        draws: int = 8,
-        seed: int = 0,
-    ) -> Mapping[str, Reconstructed]:
-        """Predict ``outputs`` from ``inputs``, averaged over random visible subsets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +50,7 @@ class ReconstructOptions:
 
 @single_writer()
 def reconstruct_chips(
-    model: Reconstructor,
+    model: MultiMAE,
     source: Source,
     *,
     inputs: Sequence[str],
@@ -143,7 +113,7 @@ def reconstruct_chips(
 class _Tally:
     """What has come of the chips so far."""
 
-    def __init__(self, model: Reconstructor, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(self, model: MultiMAE, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         self.inputs = inputs
         self.chips = 0
         self.views: list[ChipView] = []
@@ -179,7 +149,7 @@ def file_name(key: str) -> str:
 
 
 def _check(
-    model: Reconstructor, source: Source, inputs: Sequence[str], outputs: Sequence[str] | None
+    model: MultiMAE, source: Source, inputs: Sequence[str], outputs: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
     """Names to read, and names to predict."""
     shared = [n for n in source.modalities if n in model.modalities]

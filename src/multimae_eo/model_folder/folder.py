@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,18 +23,16 @@ from torch import nn
 from multimae_eo.errors import CheckpointError, OutputError
 from multimae_eo.files import put_in_place, remove, single_writer, temporary_path
 from multimae_eo.modality import ModalitySet, Task
-from multimae_eo.model_folder.hub import located
+from multimae_eo.model_folder.hub import located, push
 from multimae_eo.model_folder.migrations import FORMAT_VERSION, migrated
 from multimae_eo.model_folder.model_card import model_card
 from multimae_eo.network.config import HeadConfig, ModelConfig
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.normalize import require_contract
+from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
 from multimae_eo.statistics import Statistics
 from multimae_eo.version import __version__
-
-if TYPE_CHECKING:
-    from multimae_eo.network.multimae import MultiMAE
-    from multimae_eo.network.predictor import Predictor
 
 Kind = TypeVar("Kind", bound=nn.Module)
 FILES = ("config.json", "modalities.json", "model.safetensors")
@@ -47,9 +45,6 @@ def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
     text appended to the generated README. Raises OutputError when it cannot be written.
     """
-    from multimae_eo.network.multimae import MultiMAE
-    from multimae_eo.network.predictor import Predictor
-
     if isinstance(model, Predictor):
         record = {
             **config_record(model.encoder),
@@ -120,8 +115,6 @@ def load_model(folder: Path) -> MultiMAE:
 
 def load_predictor(folder: Path) -> Predictor:
     """As ``load_model``, of an encoder with its head."""
-    from multimae_eo.network.predictor import Predictor
-
     config, contract = _records(folder)
     if "head" not in config:
         raise CheckpointError(
@@ -136,23 +129,26 @@ def load_predictor(folder: Path) -> Predictor:
     return predictor.eval()
 
 
-def load_either(place: str | Path) -> MultiMAE | Predictor:
-    """Load a model folder, whatever it holds. ``place``: as of ``located``."""
-    folder = located(place)
+def load_either(location: str | Path) -> MultiMAE | Predictor:
+    """Load a model folder, whatever it holds. ``location``: as of ``located``."""
+    folder = located(location)
     config, _ = _records(folder)
     return load_predictor(folder) if "head" in config else load_model(folder)
 
 
-def load(place: str | Path, kind: type[Kind], modalities: ModalitySet | None) -> Kind:
+def load(location: str | Path, kind: type[Kind], modalities: ModalitySet | None = None) -> Kind:
     """Load a model of one kind and compare its contract with ``modalities``."""
-    from multimae_eo.network.predictor import Predictor
-
-    folder = located(place)
+    folder = located(location)
     model = load_predictor(folder) if issubclass(kind, Predictor) else load_model(folder)
     encoder = model.encoder if isinstance(model, Predictor) else model
     require_contract(encoder.modalities, modalities)
     assert isinstance(model, kind)
     return model
+
+
+def upload(model: nn.Module, name: str, *, private: bool = False, card: str = "") -> str:
+    """Upload a model's folder to the hub as ``owner/model``; returns its address."""
+    return push(lambda folder: save(model, folder, card=card), name, private=private)
 
 
 def is_predictor(folder: Path) -> bool:
@@ -171,8 +167,6 @@ def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _model(config: Mapping[str, Any], contract: Mapping[str, Any]) -> MultiMAE:
-    from multimae_eo.network.multimae import MultiMAE
-
     modalities = ModalitySet.from_list(contract["modalities"])
     if contract.get("fingerprint") != modalities.fingerprint:
         raise CheckpointError(

@@ -11,28 +11,28 @@ from typing import Any
 from multimae_eo.errors import CheckpointError, ConfigError, OutputError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_WANTED = ["config.json", "modalities.json", "model.safetensors", "README.md"]
+_FILES = ["config.json", "modalities.json", "model.safetensors", "README.md"]
 
 
-def located(place: str | Path) -> Path:
+def located(location: str | Path) -> Path:
     """The folder of a model: a path, or ``owner/model`` or ``owner/model@revision`` of the hub.
 
     What exists on the disk is a path. Raises CheckpointError where there is neither, ConfigError
     where the hub is wanted and its extra is not installed.
     """
-    path = Path(place)
-    text = str(place)
+    path = Path(location)
+    text = str(location)
     if path.exists() or not _HUB_ID.fullmatch(text):
         return path
     hub = _hub(f"{text}: no such folder; to take it from the hub")
     name, _, revision = text.partition("@")
     try:
-        found: str = hub.snapshot_download(name, revision=revision or None, allow_patterns=_WANTED)
+        folder: str = hub.snapshot_download(name, revision=revision or None, allow_patterns=_FILES)
     except Exception as error:
         raise CheckpointError(
-            f"{text}: neither a folder here nor a model on the hub: {_said(error)}"
+            f"{text}: neither a folder here nor a model on the hub: {_one_line(error)}"
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def push(save: Callable[[Path], None], name: str, *, private: bool) -> str:
@@ -50,7 +50,7 @@ def push(save: Callable[[Path], None], name: str, *, private: bool) -> str:
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
         except Exception as error:
-            raise OutputError(f"{name}: the hub refused: {_said(error)}") from error
+            raise OutputError(f"{name}: the hub refused: {_one_line(error)}") from error
     return str(address)
 
 
@@ -62,5 +62,5 @@ def _hub(why: str) -> Any:
     return huggingface_hub
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from multimae_eo.modality import Modality
-
-if TYPE_CHECKING:
-    from multimae_eo.network.multimae import MultiMAE
-    from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
 
 
 def model_card(module: MultiMAE | Predictor, digest: str, text: str = "") -> str:
@@ -18,8 +14,6 @@ def model_card(module: MultiMAE | Predictor, digest: str, text: str = "") -> str
 
     ``digest``: the folder's ``model_hash``. ``text``: recipe and results, in Markdown.
     """
-    from multimae_eo.network.predictor import Predictor
-
     model = module.encoder if isinstance(module, Predictor) else module
     shape = model.config.encoder
     lines = [
@@ -45,8 +39,6 @@ def model_card(module: MultiMAE | Predictor, digest: str, text: str = "") -> str
 
 
 def _purpose(module: MultiMAE | Predictor) -> str:
-    from multimae_eo.network.predictor import Predictor
-
     if not isinstance(module, Predictor):
         return f"Tasks: {', '.join(f'{t.name} ({t.loss})' for t in module.tasks) or 'none'}."
     target = module.target
@@ -105,8 +97,6 @@ def _statistics(model: MultiMAE, modality: Modality) -> list[str]:
 
 
 def _usage(module: MultiMAE | Predictor) -> list[str]:
-    from multimae_eo.network.predictor import Predictor
-
     if isinstance(module, Predictor):
         kind, use = (
             "Predictor",

@@ -6,22 +6,47 @@ which few patches were seen, it is large. It measures the model's sensitivity, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
-from multimae_eo.modality import Task
+from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.network.config import ModelConfig
 from multimae_eo.network.masking import all_visible, sample_states
+from multimae_eo.network.normalize import Normalizer
 from multimae_eo.network.tokens import Patches, TokenState, unpatchify
 from multimae_eo.network.windows import Blend, ChipWindow, chip_windows, extent
 from multimae_eo.sample import Batch
+from multimae_eo.statistics import Statistics
 
-if TYPE_CHECKING:
-    from multimae_eo.network.multimae import MultiMAE
+
+class MaskedModel(Protocol):
+    """What reconstruction needs of a model; ``MultiMAE`` is one."""
+
+    modalities: ModalitySet
+    tasks: tuple[Task, ...]
+    config: ModelConfig
+    normalizer: Normalizer
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The statistics inputs are normalised with."""
+
+    def patchify(self, batch: Batch) -> Patches:
+        """Normalise a batch and cut it into patches."""
+
+    def chosen(self, inputs: Sequence[str] | None, given: Collection[str]) -> tuple[str, ...]:
+        """Check and order ``inputs``; all that are ``given`` by default."""
+
+    def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
+        """Chips with anything observed in ``inputs``: indices int64 (n,)."""
+
+    def __call__(self, patches: Patches, states: Tensor, *, tasks: Sequence[str]) -> Any:
+        """Predictions of ``tasks`` from the VISIBLE tokens, a ``Reconstruction``."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +64,7 @@ class Reconstructed:
 
 @torch.no_grad()
 def reconstruct(
-    model: MultiMAE,
+    model: MaskedModel,
     batch: Batch,
     inputs: Sequence[str] | None = None,
     *,
@@ -73,7 +98,7 @@ def reconstruct(
 
 @torch.no_grad()
 def predict_hidden(
-    model: MultiMAE, batch: Batch, states: Tensor, outputs: Sequence[str] | None = None
+    model: MaskedModel, batch: Batch, states: Tensor, outputs: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """Predict modalities from exactly the tokens that ``states`` shows.
 
@@ -91,7 +116,7 @@ def predict_hidden(
 
 
 def _blended(
-    model: MultiMAE,
+    model: MaskedModel,
     batch: Batch,
     inputs: Sequence[str] | None,
     windows: Sequence[ChipWindow],
@@ -120,7 +145,7 @@ def _blended(
 
 
 def _reconstruct_whole(
-    model: MultiMAE,
+    model: MaskedModel,
     batch: Batch,
     inputs: Sequence[str] | None,
     outputs: Sequence[str] | None,
@@ -153,7 +178,7 @@ def _reconstruct_whole(
     return found
 
 
-def able_tasks(model: MultiMAE, outputs: Sequence[str] | None) -> dict[str, Task]:
+def able_tasks(model: MaskedModel, outputs: Sequence[str] | None) -> dict[str, Task]:
     """One task per output modality, the first that predicts it in its own units."""
     able: dict[str, Task] = {}
     for task in model.tasks:
@@ -220,7 +245,7 @@ class _Sums:
         return fallback, deviation
 
 
-def averageable(model: MultiMAE, task: Task, predicted: Tensor) -> Tensor:
+def averageable(model: MaskedModel, task: Task, predicted: Tensor) -> Tensor:
     """Predictions as numbers that may be averaged: class logits become probabilities."""
     predicted = predicted.float()
     modality = model.modalities[task.modality]
@@ -232,7 +257,7 @@ def averageable(model: MultiMAE, task: Task, predicted: Tensor) -> Tensor:
 
 
 def _finish(
-    model: MultiMAE, task: Task, values: tuple[Tensor, Tensor], patches: Patches, batch: Batch
+    model: MaskedModel, task: Task, values: tuple[Tensor, Tensor], patches: Patches, batch: Batch
 ) -> Reconstructed:
     """From patch space to pixels of the chip's own size, in physical units."""
     name = task.modality
@@ -248,7 +273,7 @@ def _finish(
 
 
 def to_image(
-    model: MultiMAE, name: str, values: Tensor, grid: tuple[int, int], size: tuple[int, int]
+    model: MaskedModel, name: str, values: Tensor, grid: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
     """Patches (B, N, P) of a modality as an image (B, C, *size), still normalised."""
     how = model.config.inputs[name]
@@ -258,7 +283,7 @@ def to_image(
     return image[..., : size[0], : size[1]]
 
 
-def _level(model: MultiMAE, batch: Batch, name: str) -> Tensor:
+def _level(model: MaskedModel, batch: Batch, name: str) -> Tensor:
     """Product level (B,) to predict a modality at.
 
     Its own where the sample has it; else that of a present modality with the same levels (red,
@@ -274,7 +299,7 @@ def _level(model: MultiMAE, batch: Batch, name: str) -> Tensor:
     return level
 
 
-def usual_level(model: MultiMAE, name: str) -> int:
+def usual_level(model: MaskedModel, name: str) -> int:
     """Index of the product level that the model saw most of."""
     levels, statistics = model.modalities[name].levels, model.statistics
     if not levels or statistics is None:
