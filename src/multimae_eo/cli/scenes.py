@@ -27,6 +27,9 @@ def scene_options(parser: Any, *, required: bool = False) -> None:
         default=None,
         help="units per number of a raster (default: what it declares, or the model's data had)",
     )
+    parser.add_argument(
+        "--offset", type=float, default=None, help="beside --scale: physical = raw * scale + offset"
+    )
 
 
 def open_scene(model: Any, options: Any) -> Any:
@@ -34,7 +37,7 @@ def open_scene(model: Any, options: Any) -> Any:
     from multimae_eo.scenes.scene_inputs import open_for
     from multimae_eo.sources.scene.single_raster import RasterRule
 
-    rule = RasterRule(level=options.level, scale=options.scale)
+    rule = RasterRule(level=options.level, scale=options.scale, offset=options.offset)
     inputs = names_in(options.inputs)
     return open_for(model, place(options.scene, options), inputs=inputs, rule=rule)
 

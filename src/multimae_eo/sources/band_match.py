@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from multimae_eo.catalog import SENSORS
-from multimae_eo.errors import BandError
+from multimae_eo.errors import BandError, FormatError
 from multimae_eo.modality import Modality, canonical
-from multimae_eo.sources.raster.reading import Header
+from multimae_eo.sources.raster.header import RasterHeader
+from multimae_eo.sources.raster.reading import IMAGE_SUFFIXES
+
+# Names that writers give to the only band of a file, and that say nothing of it.
+_SAYS_NOTHING = frozenset(
+    "band band1 layer layer1 gray grey banddata data value values array variable raster image "
+    "index palette xarraydataarrayvariable".split()
+)
+_CLASS_WORDS = frozenset("class classes classification label labels map mask cover id".split())
+ANOTHER = -1
+"""``lone_band``'s answer for a file whose only band is none of the modality's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +38,13 @@ class BandRule:
     channels: tuple[int, ...] = ()
 
 
-def locate_bands(header: Header, modality: Modality, rule: BandRule) -> tuple[int, ...]:
+def locate_bands(header: RasterHeader, modality: Modality, rule: BandRule) -> tuple[int, ...]:
     """0-based indices of the modality's bands in the file, in the modality's order.
 
     Raises BandError when a band is missing, answers to two names, or when the file does not name
-    its bands and the dataset file does not either.
+    its bands and the dataset file does not either; FormatError for an array (H, W, C).
     """
+    _require_measurements(header, modality, rule)
     if rule.channels:
         if max(rule.channels) > header.count:
             raise BandError(
@@ -39,12 +52,17 @@ def locate_bands(header: Header, modality: Modality, rule: BandRule) -> tuple[in
                 f"{header.count} band(s); channels count from 1"
             )
         return tuple(c - 1 for c in rule.channels)
-    if rule.file_bands and len(rule.file_bands) != header.count:
+    declared = rule.file_bands
+    if declared and header.alpha == header.count - 1 == len(declared):
+        declared = (*declared, "alpha")
+    if declared and len(declared) != header.count:
         raise BandError(
             f"{header.path}: {modality.name}: file_bands names {len(rule.file_bands)} bands, the "
             f"file has {header.count} (an array file is (C, H, W)); name each one, in file order"
         )
-    names = rule.file_bands or _usable(header.bands)
+    names = declared or _usable(header.names)
+    if header.count == modality.channels == 1 and not declared:
+        return (_only_band(header, modality, rule),)
     found = tuple(
         _find(names, wanted, band_index, header, modality)
         for band_index, wanted in enumerate(rule.wanted)
@@ -57,20 +75,65 @@ def locate_bands(header: Header, modality: Modality, rule: BandRule) -> tuple[in
     return found
 
 
-def require_calibration(
-    header: Header, modality: Modality, at: Sequence[int], *, declared: bool
-) -> None:
-    """BandError where a scale that only the file declares would be dropped silently.
+def lone_band(header: RasterHeader, modality: Modality, wanted: Sequence[str]) -> int | None:
+    """Which band of the modality the only band of a file is, by its name or the file's.
 
-    ``at``: 0-based file bands. ``declared``: the user wrote a scale or an offset.
+    ``ANOTHER`` where the name is another's; None where neither name says anything.
     """
-    own = {header.calibration[i] for i in at} - {(1.0, 0.0)}
-    if own and not declared and not modality.categorical:
-        scale, offset = min(own)
-        raise BandError(
-            f"{header.path}: {modality.name}: the file declares scale {scale:g} and offset "
-            f"{offset:g}; write `scale: {scale!r}, offset: {offset!r}` (or `scale: 1` to ignore it)"
+    name = header.names[0]
+    if name and canonical(name) not in _SAYS_NOTHING:
+        indices = [i for i, w in enumerate(wanted) if canonical(w) == canonical(name)]
+        indices += [i for i, band in enumerate(modality.bands) if band.answers_to(name)]
+        return indices[0] if indices else ANOTHER
+    words = [w for w in re.split(r"[^0-9A-Za-z]+", Path(str(header.path)).stem) if w]
+    names = [*(f"{a}_{b}" for a, b in zip(words, words[1:], strict=False)), *words]
+    for index, band in enumerate(modality.bands):
+        if any(band.answers_to(n) or canonical(n) == canonical(wanted[index]) for n in names):
+            return index
+    sensor = SENSORS.get(modality.sensor)
+    others = sensor.bands if sensor else ()
+    return ANOTHER if any(b.answers_to(n) for b in others for n in names) else None
+
+
+def _only_band(header: RasterHeader, modality: Modality, rule: BandRule) -> int:
+    """0 where the only band may be what is asked for; BandError where a name says otherwise."""
+    if lone_band(header, modality, rule.wanted) != ANOTHER:
+        return 0
+    name = header.names[0]
+    if modality.categorical and name and _names_classes(name, modality):
+        return 0
+    source = f"is called {name!r}" if name else "is another by the file's name"
+    raise BandError(
+        f"{header.path}: {modality.name}: no band {rule.wanted[0]!r}; the file's only band "
+        f"{source}; take the right file, or declare `channels: [1]` if this is the band"
+    )
+
+
+def _names_classes(name: str, modality: Modality) -> bool:
+    """Whether a band's name may be that of a class map: not a measured band of the catalogue."""
+    if any(b.answers_to(name) for s in SENSORS.values() for b in s.bands):
+        return False
+    words = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", name)}
+    known = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", f"{modality.name}_{modality.sensor}")}
+    return any(w == c or w.endswith(c) for w in words for c in _CLASS_WORDS | known if w and c)
+
+
+def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRule) -> None:
+    """FormatError for arrays whose bands lie last; BandError for palette indices as measurements."""
+    if header.channels_last and not rule.file_bands:
+        shape = (header.count, *header.shape)
+        raise FormatError(
+            f"{header.path}: {modality.name}: the array {shape} looks like (H, W, C), expected "
+            "(C, H, W); save it with numpy.moveaxis(array, -1, 0), or name all bands in file_bands"
         )
+    palette = header.bands[0].palette
+    picture = Path(str(header.path)).suffix.lower() in IMAGE_SUFFIXES
+    if palette and picture and not modality.categorical:
+        if any(c[:3] != (i, i, i) for i, c in palette.items()):
+            raise BandError(
+                f"{header.path}: {modality.name}: the image holds indices of a palette, not "
+                "measured values; save it as RGB or grey"
+            )
 
 
 def _usable(names: Sequence[str]) -> tuple[str, ...]:
@@ -80,7 +143,7 @@ def _usable(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _find(
-    names: Sequence[str], wanted: str, band_index: int, header: Header, modality: Modality
+    names: Sequence[str], wanted: str, band_index: int, header: RasterHeader, modality: Modality
 ) -> int:
     band = modality.bands[band_index]
     exact = [i for i, n in enumerate(names) if n and canonical(n) == canonical(wanted)]
@@ -91,8 +154,6 @@ def _find(
     if hits:
         listed = ", ".join(names[i] for i in hits)
         raise BandError(f"{where}: band {wanted!r} may be any of {listed}; write the one you mean")
-    if len(names) == 1 and modality.channels == 1 and not _is_another(names[0], modality):
-        return 0
     if not any(names):
         raise BandError(
             f"{where}: the file does not name its {header.count} bands; declare "
@@ -102,10 +163,3 @@ def _find(
         f"{where}: no band {wanted!r}; the file has: "
         f"{', '.join(n or '(unnamed)' for n in names)}; take one, or declare `file_bands`"
     )
-
-
-def _is_another(name: str, modality: Modality) -> bool:
-    """Whether a lone band carries the name of another band of the catalogue."""
-    if not name or modality.sensor not in SENSORS:
-        return False
-    return any(b.answers_to(name) for s in SENSORS.values() for b in s.bands)

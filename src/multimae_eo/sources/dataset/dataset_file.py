@@ -18,7 +18,7 @@ from multimae_eo.errors import (
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
-from multimae_eo.sources.band_match import locate_bands, require_calibration
+from multimae_eo.sources.band_match import locate_bands
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.dataset.chip_files import (
     UNLISTED,
@@ -38,35 +38,41 @@ from multimae_eo.sources.dataset.schema import (
 )
 from multimae_eo.sources.dataset.split_draw import draw_splits
 from multimae_eo.sources.dataset.squares import squared
-from multimae_eo.sources.raster.reading import (
-    Header,
-    Raster,
-    read_header,
-    read_raster,
-    valid_pixels,
+from multimae_eo.sources.raster.calibration import (
+    Declared,
+    Linear,
+    band_calibration,
+    common,
+    physical,
+    require_alike,
 )
+from multimae_eo.sources.raster.header import RasterHeader, require_upright, same_crs
+from multimae_eo.sources.raster.reading import Raster, read_header, read_raster
 from multimae_eo.sources.yaml_section import as_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """How one modality is read. ``having``: the chips that have its file. ``first``: the header
-    read on opening, whose number type all chips must have.
+    read on opening, whose number type all chips must have; ``at``: its bands. ``physical``: its
+    bands' scales differ, so that pixels of all chips are made physical.
     """
 
     modality: Modality
     spec: ModalitySpec
     pattern: Pattern
     having: ChipFiles
-    first: Header
+    first: RasterHeader
+    at: tuple[int, ...]
+    physical: bool
     calibration: Mapping[str, PerChip]
 
-    def calibration_of(self, key: str) -> Calibration:
-        how = {name: value.of(key) for name, value in self.calibration.items()}
-        return Calibration(
-            scale=1.0 if how["scale"] is None else how["scale"],
-            offset=how["offset"] or 0.0,
-            level=how["level"] or "",
+    def declared(self, key: str, where: Path) -> Declared:
+        """What the dataset file says of a chip's calibration."""
+        return Declared(
+            scale=self.calibration["scale"].of(key),
+            offset=self.calibration["offset"].of(key),
+            where=str(where),
         )
 
 
@@ -85,7 +91,15 @@ class _Files:
             self.read[path] = raster
         return self.read[path]
 
-    def _agree(self, header: Header) -> None:
+    def _agree(self, header: RasterHeader) -> None:
+        for other in (r.header for r in self.read.values()):
+            turned, plain = (header, other) if header.turned else (other, header)
+            if turned.turned and plain.transform is None:
+                raise DataError(
+                    f"{turned.path}: stored {'south-up' if turned.south_up else 'east-west'}, and "
+                    f"{plain.path} has no georeferencing to say which way it lies; warp the first "
+                    "north-up, or georeference the second"
+                )
         theirs = header.geometry
         if theirs is None or self.geometry is None:
             self.geometry = self.geometry or theirs
@@ -94,18 +108,15 @@ class _Files:
         pixel = max((right - left) / header.shape[1], (top - bottom) / header.shape[0])
         coarsest = max([pixel, *(_pixel_of(r.header) for r in self.read.values())])
         apart = max(abs(a - b) for a, b in zip(theirs.bounds, self.geometry.bounds, strict=True))
-        if theirs.crs != self.geometry.crs or apart > coarsest:
+        if apart > coarsest or not same_crs(theirs.crs, self.geometry.crs):
             raise DataError(
                 f"{header.path}: covers {theirs.bounds} in {theirs.crs[:40]}, the chip's other "
                 f"files {self.geometry.bounds} in {self.geometry.crs[:40]}; reproject it to them"
             )
 
 
-def _pixel_of(header: Header) -> float:
-    if header.geometry is None:
-        return 0.0
-    left, _, right, _ = header.geometry.bounds
-    return (right - left) / header.shape[1]
+def _pixel_of(header: RasterHeader) -> float:
+    return header.pixel_size[0] if header.geometry and header.pixel_size else 0.0
 
 
 class DatasetFileSource(Source):
@@ -149,14 +160,21 @@ class DatasetFileSource(Source):
         files = _Files(self._spec.root)
         pixels: dict[str, Pixels] = {}
         valid: dict[str, Validity] = {}
+        calibration: dict[str, Calibration] = {}
         for name in chosen:
             plan = self._plans[name]
             if key not in plan.having or key in plan.spec.exclude:
                 continue
-            values, ok = self._pixels(plan, files.open(plan.having[key]))
+            values, ok, linear = self._pixels(plan, key, files.open(plan.having[key]))
             if ok is not None and not ok.any():
                 continue
             pixels[name] = values
+            if not plan.modality.categorical:
+                calibration[name] = Calibration(
+                    scale=linear.scale,
+                    offset=linear.offset,
+                    level=plan.calibration["level"].of(key) or "",
+                )
             if ok is not None:
                 valid[name] = ok
         if names is None and not pixels:
@@ -168,11 +186,7 @@ class DatasetFileSource(Source):
             key=key,
             pixels=pixels,
             valid=valid,
-            calibration={
-                n: self._plans[n].calibration_of(key)
-                for n in pixels
-                if not self.modalities[n].categorical
-            },
+            calibration=calibration,
             geometry=files.geometry,
             time=self._time.of(key),
             label=self._labels.read(key, files.open) if self._labels else None,
@@ -193,9 +207,8 @@ class DatasetFileSource(Source):
                 f"{where}: no chip has a file {self._spec.root / pattern.text}; mend `path:`"
             )
         header = read_header(self._spec.root / having[first])
+        require_upright(header)
         at = locate_bands(header, spec.modality, spec.rule)
-        declared = spec.scale != PerChip() or spec.offset != PerChip()
-        require_calibration(header, spec.modality, at, declared=declared)
         calibration = {
             "level": self._resolved(spec.level, "level", numeric=False),
             "scale": self._resolved(spec.scale, "scale", numeric=True),
@@ -207,14 +220,25 @@ class DatasetFileSource(Source):
                     spec.modality.level_index(level)
                 except ConfigError as error:
                     raise ConfigError(f"{self._spec.file}: {error}") from error
-        return _Plan(
+        plan = _Plan(
             modality=spec.modality,
             spec=spec,
             pattern=pattern,
             having=having,
             first=header,
+            at=at,
+            physical=False,
             calibration=calibration,
         )
+        if spec.modality.categorical:
+            return plan
+        linear = common(band_calibration(header, at, plan.declared(first, self._spec.file), name))
+        if linear is None:
+            modality = replace(spec.modality, scale=1.0, offset=0.0)
+            return replace(plan, modality=modality, physical=True)
+        scale = linear.scale if spec.scale == PerChip() else spec.modality.scale
+        offset = linear.offset if spec.offset == PerChip() else spec.modality.offset
+        return replace(plan, modality=replace(spec.modality, scale=scale, offset=offset))
 
     def _resolved(self, value: PerChip, what: str, *, numeric: bool) -> PerChip:
         """The value with its column read and checked."""
@@ -272,7 +296,10 @@ class DatasetFileSource(Source):
         self._table.column(column)
         raise ConfigError(f"{where}: no column {column!r}")
 
-    def _pixels(self, plan: _Plan, raster: Raster) -> tuple[Pixels, Validity | None]:
+    def _pixels(
+        self, plan: _Plan, key: str, raster: Raster
+    ) -> tuple[Pixels, Validity | None, Linear]:
+        """A modality's pixels (C, H, W), where they are valid, and their calibration."""
         header, spec = raster.header, plan.spec
         at = list(locate_bands(header, plan.modality, spec.rule))
         size: Size | None = spec.size or self._spec.size
@@ -287,18 +314,35 @@ class DatasetFileSource(Source):
                 f"{plan.first.dtype} in {plan.first.path}; convert the odd one (its units may "
                 "differ), or list it under `exclude:`"
             )
+        ok = raster.observed(
+            at, nodata=spec.nodata, known=plan.modality.nodata, names=spec.rule.file_bands
+        )
         pixels = np.ascontiguousarray(raster.pixels[at])
-        if spec.nodata is None:
-            own = [() if header.nodata[i] is None else (header.nodata[i],) for i in at]
-            nodata = [(*plan.modality.nodata, *(n for n in mine if n is not None)) for mine in own]
-        else:
-            nodata = [spec.nodata] * len(at)
-        ok = valid_pixels(pixels, nodata, raster.mask)
+        linear = Linear()
         if plan.modality.categorical:
-            _require_legend(plan.modality, pixels, ok, header.path)
+            _require_legend(plan.modality, pixels, ok, Path(header.path))
+        else:
+            pixels, linear = self._calibrated(plan, key, header, at, pixels)
         if ok is not None:
             pixels[~np.broadcast_to(ok, pixels.shape)] = 0  # no sentinel travels further
-        return pixels, ok
+        return pixels, ok, linear
+
+    def _calibrated(
+        self, plan: _Plan, key: str, header: RasterHeader, at: Sequence[int], pixels: Pixels
+    ) -> tuple[Pixels, Linear]:
+        """The pixels and their calibration, physical where the bands of the first chip differ."""
+        name, declared = plan.modality.name, plan.declared(key, self._spec.file)
+        require_alike(header, at, plan.first, plan.at, declared, name)
+        bands = band_calibration(header, at, declared, name)
+        if plan.physical:
+            return physical(pixels, bands), Linear()
+        linear = common(bands)
+        if linear is None:
+            raise FormatError(
+                f"{header.path}: {name}: its bands have different scales or offsets, those of "
+                f"{plan.first.path} one; tag both alike, or list it under `exclude:`"
+            )
+        return pixels, linear
 
 
 def _pattern_of(spec: DatasetSpec, modality: ModalitySpec) -> Pattern:

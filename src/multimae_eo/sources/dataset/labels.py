@@ -21,6 +21,7 @@ from multimae_eo.sources.dataset.label_texts import (
     sorted_classes,
 )
 from multimae_eo.sources.dataset.schema import DatasetSpec, LabelSpec
+from multimae_eo.sources.raster.calibration import Declared, band_calibration, physical
 from multimae_eo.sources.raster.reading import Raster, valid_pixels
 
 
@@ -114,11 +115,14 @@ class ChipLabels:
             nodata = ()
         else:
             nodata = (own,)
-        ok = valid_pixels(raster.pixels, [(*nodata, *self.spec.ignore)], raster.mask)
+        clear = tuple(v for v in header.bands[0].transparent if v not in self.spec.ids)
+        ok = valid_pixels(raster.pixels, [(*nodata, *self.spec.ignore, *clear)], raster.mask)
         if self.spec.numeric:
-            values = raster.pixels[0].astype(np.float32)
+            tags = band_calibration(header, [0], Declared(), "label")
+            values = physical(raster.pixels, tags)[0].astype(np.float32)
             if self.spec.nodata is None:
-                known = values if ok is None else values[ok[0]]
+                raw = raster.pixels[0].astype(np.float32)
+                known = raw if ok is None else raw[ok[0]]
                 if message := sentinel_message(known):
                     raise DataError(f"{header.path}: {message}")
             return values if ok is None else np.where(ok[0], values, np.float32(np.nan))

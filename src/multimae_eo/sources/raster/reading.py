@@ -1,14 +1,16 @@
 """One raster file as an array: GeoTIFF (rasterio), PNG and JPEG (Pillow), NumPy's ``.npy``.
 
-Pixels keep their native number type. Nothing here knows what the bands mean: a file's own band
-names, nodata and georeferencing are passed on as they are. Pickled arrays are refused.
+Pixels keep their native number type and come north-up. Nothing here knows what the bands mean: a
+file's own band names, nodata and georeferencing are passed on as they are. Pickled arrays are
+refused, and a file is opened as what its name and first bytes both say, never as another format.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,16 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
-from multimae_eo.geo import Geometry
+from multimae_eo.geo import Window
 from multimae_eo.sample import Pixels, Validity
 from multimae_eo.sources.file_kind import other_kind
+from multimae_eo.sources.raster.header import (
+    RasterHeader,
+    dataset_header,
+    plain_header,
+    require_upright,
+)
+from multimae_eo.sources.raster.vrt import require_beside
 from multimae_eo.sources.yaml_section import one_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -28,71 +37,138 @@ _IMAGE_BANDS = {
     "RGBA": ("red", "green", "blue", "alpha"),
     "LA": ("", "alpha"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a file says of itself. ``bands``: its names, ``""`` where it has none.
-
-    ``nodata``: per band, or None. ``calibration``: (scale, offset) per band as the file declares
-    it, (1, 0) by default. ``shape``: (H, W). ``geometry``: None without georeferencing.
-    """
-
-    path: Path
-    bands: tuple[str, ...]
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    nodata: tuple[float | None, ...]
-    calibration: tuple[tuple[float, float], ...]
-    geometry: Geometry | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of bands."""
-        return len(self.bands)
+_JPEG2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
+_SIGNATURES: tuple[tuple[bytes, tuple[str, ...]], ...] = (
+    (b"II*\0", ("GTiff",)),
+    (b"MM\0*", ("GTiff",)),
+    (b"II+\0", ("GTiff",)),
+    (b"MM\0+", ("GTiff",)),
+    (b"\x89PNG", ("PNG",)),
+    (b"\xff\xd8\xff", ("JPEG",)),
+    (b"\0\0\0\x0cjP  ", _JPEG2000),
+    (b"\xff\x4f\xff\x51", _JPEG2000),
+    (b"EHFA_HEADER_TAG", ("HFA",)),
+    (b"CDF", ("netCDF",)),
+    (b"\x89HDF", ("netCDF", "HDF5")),
+)
+# Formats without a signature are known by name alone.
+_BY_SUFFIX = {
+    ".asc": ("AAIGrid",),
+    ".hgt": ("SRTMHGT",),
+    ".bil": ("EHdr", "ENVI"),
+    ".bip": ("EHdr", "ENVI"),
+    ".bsq": ("EHdr", "ENVI"),
+    ".dat": ("ENVI",),
+    ".img": ("ENVI",),
+    ".dem": ("USGSDEM",),
+    ".sdat": ("SAGA",),
+    ".rst": ("RST",),
+}
+_REMOTE = ("GTiff", "JPEG", "PNG", *_JPEG2000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """A file's pixels (C, H, W), and its own mask (1, H, W), None where it has none."""
+    """A file's pixels (C, H, W), north-up, and its own mask (1 or C, H, W), None without one.
 
-    header: Header
+    An alpha band of a GeoTIFF is still among the pixels; ``observed`` knows when to heed it.
+    """
+
+    header: RasterHeader
     pixels: Pixels
     mask: Validity | None = None
 
+    def observed(
+        self,
+        at: Sequence[int],
+        *,
+        nodata: Sequence[float] | None = None,
+        known: Sequence[float] = (),
+        names: Sequence[str] = (),
+    ) -> Validity | None:
+        """Where the 0-based bands ``at`` hold measurements; see ``valid_pixels``.
 
-def read_header(path: Path) -> Header:
+        ``nodata``: declared values, None for the file's tags. ``known``: a legend's. ``names``: of
+        all bands, as declared.
+        """
+        bands = list(at)
+        alpha = self.header.alpha_band(bands, names)
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[bands]
+        if alpha is not None:
+            clear = self.pixels[alpha : alpha + 1] > 0
+            mask = clear if mask is None else mask & clear
+        values = self.header.unobserved(bands, nodata, known)
+        return valid_pixels(self.pixels[bands], values, mask)
+
+
+def read_header(path: Path) -> RasterHeader:
     """Read a raster's description only; errors as for ``read_raster``."""
     with _reading(path):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _image(path).header
         if path.suffix.lower() == ".npy":
-            return _header_of(path, _numpy(path, mapped=True))
-        with _rasterio().open(path) as dataset:
-            return _dataset_header(path, dataset)
+            return _array_header(path, _numpy(path, mapped=True))
+        with open_dataset(path) as dataset:
+            return dataset_header(path, dataset)
 
 
 def read_raster(path: Path) -> Raster:
     """Read a whole raster file.
 
-    Raises FormatError naming the file when it is missing, truncated, not a raster, or of a number
-    type that is not real (complex, text, objects); ConfigError when rasterio is not installed.
+    Raises FormatError naming the file when it is missing, truncated, rotated, not a raster, or of
+    a number type that is not real (complex, text, objects); ConfigError when rasterio is missing.
     """
     with _reading(path):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _image(path)
         if path.suffix.lower() == ".npy":
             pixels = _numpy(path)
-            return Raster(header=_header_of(path, pixels), pixels=pixels)
-        rasterio = _rasterio()
-        with rasterio.open(path) as dataset:
-            header = _dataset_header(path, dataset)
-            pixels = dataset.read()
-            flags = rasterio.enums.MaskFlags
-            # Not for alpha: GDAL calls the fourth band of any 8-bit file alpha by default.
-            own = all(f == [flags.per_dataset] for f in dataset.mask_flag_enums)
-            mask = dataset.dataset_mask()[None] > 0 if own else None
-        return Raster(header=header, pixels=_real(path, pixels), mask=mask)
+            return Raster(header=_array_header(path, pixels), pixels=pixels)
+        with open_dataset(path) as dataset:
+            header = dataset_header(path, dataset)
+            require_upright(header)
+            pixels, mask = read_window(dataset, header, range(header.count), None)
+            return Raster(header=header, pixels=_real(path, pixels), mask=mask)
+
+
+def open_dataset(path: Path | str, **options: Any) -> Any:
+    """A rasterio dataset of a file or link, opened by the drivers that its kind allows.
+
+    FormatError for a VRT under another name, or one that reads files elsewhere.
+    """
+    return _rasterio().open(str(path), driver=list(_drivers(path)), **options)
+
+
+def read_window(
+    dataset: Any, header: RasterHeader, at: Sequence[int], window: Window | None
+) -> tuple[Pixels, Validity | None]:
+    """0-based bands ``at`` of a window of the turned pixels: (C, H, W), and the file's own mask.
+
+    ``window``: None for everything, else inside the raster. The mask is (1 or C, H, W), without
+    nodata and alpha; None where the file has none.
+    """
+    height, width = header.shape
+    area = window or Window(row=0, col=0, height=height, width=width)
+    row = height - area.row - area.height if header.south_up else area.row
+    col = width - area.col - area.width if header.mirrored else area.col
+    part = (row, row + area.height), (col, col + area.width)
+    bands = [i + 1 for i in at]
+    pixels = dataset.read(bands, window=part)
+    kinds = {header.bands[i].mask for i in at}
+    mask = None
+    if kinds == {"dataset"}:
+        mask = dataset.read_masks(bands[:1], window=part) > 0
+    elif kinds - {""}:
+        mask = np.ones(pixels.shape, dtype=bool)
+        for index, i in enumerate(at):
+            if header.bands[i].mask:
+                mask[index] = dataset.read_masks(i + 1, window=part) > 0
+    if header.turned:
+        order = (..., slice(None, None, -1 if header.south_up else 1),
+                 slice(None, None, -1 if header.mirrored else 1))  # fmt: skip
+        pixels = np.ascontiguousarray(pixels[order])
+        mask = None if mask is None else np.ascontiguousarray(mask[order])
+    return pixels, mask
 
 
 def valid_pixels(
@@ -152,6 +228,32 @@ def _rasterio() -> Any:
     return rasterio
 
 
+def _drivers(path: Path | str) -> tuple[str, ...]:
+    """GDAL's drivers that may open a file: those of its first bytes, else of its suffix."""
+    local = Path(path)
+    if not local.is_file():
+        return _REMOTE
+    suffix = local.suffix.lower()
+    if suffix == ".vrt":
+        for source in _vrt_sources(local, os.stat(local).st_mtime_ns):
+            _drivers(source)
+        return ("VRT",)
+    with local.open("rb") as stream:
+        start = stream.read(64)
+    if start.lstrip().startswith(b"<VRTDataset"):
+        raise FormatError(f"{path}: is a VRT under another name; rename it to .vrt to use it")
+    for signature, drivers in _SIGNATURES:
+        if start.startswith(signature):
+            return drivers
+    return _BY_SUFFIX.get(suffix, ("GTiff",))
+
+
+@functools.lru_cache(maxsize=256)
+def _vrt_sources(path: Path, written: int) -> tuple[Path, ...]:
+    """The files of a VRT. ``written``: its time stamp, so that a replaced one is checked again."""
+    return require_beside(path)
+
+
 def _real(path: Path, pixels: Pixels) -> Pixels:
     """Pixels in native byte order; FormatError unless they are real numbers of up to 64 bits."""
     if pixels.dtype.kind == "b":
@@ -164,29 +266,62 @@ def _real(path: Path, pixels: Pixels) -> Pixels:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _header_of(path: Path, pixels: Pixels, bands: tuple[str, ...] = ()) -> Header:
-    count, height, width = pixels.shape
-    return Header(
-        path=path,
-        bands=bands or ("",) * count,
-        shape=(height, width),
-        dtype=pixels.dtype,
-        nodata=(None,) * count,
-        calibration=((1.0, 0.0),) * count,
-    )
-
-
 def _image(path: Path) -> Raster:
     from PIL import Image
 
-    with Image.open(path) as image:
+    if _deep_color(path):
+        return _deep_image(path)
+    with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
         bands = _IMAGE_BANDS.get(image.mode, ())
+        clear = image.info.get("transparency")
+        palette = _palette(image) if image.mode == "P" else None
         array = np.asarray(image)
     pixels = _real(path, array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0))
+    mask: Validity | None = None
     if bands[-1:] == ("alpha",):
-        header = _header_of(path, pixels[:-1], bands[:-1])
-        return Raster(header=header, pixels=pixels[:-1], mask=pixels[-1:] > 0)
-    return Raster(header=_header_of(path, pixels, bands), pixels=pixels)
+        mask, pixels, bands = pixels[-1:] > 0, pixels[:-1], bands[:-1]
+    elif isinstance(clear, tuple) and len(clear) == len(pixels):
+        # A colour that is transparent: pixels of exactly this colour.
+        same = pixels == np.array(clear, dtype=np.int64)[:, None, None]
+        mask = ~same.all(axis=0, keepdims=True)
+        mask = None if mask.all() else mask
+    header = plain_header(
+        path, pixels.shape[1:], bands or ("",) * len(pixels), pixels.dtype,
+        transparent=_transparent(clear, palette), palette=palette,
+    )  # fmt: skip
+    return Raster(header=header, pixels=pixels, mask=mask)
+
+
+def _palette(image: Any) -> dict[int, tuple[int, int, int, int]]:
+    """Palette index → RGBA."""
+    colors = np.asarray(image.getpalette("RGBA"), dtype=int).reshape(-1, 4)
+    return {i: (int(r), int(g), int(b), int(a)) for i, (r, g, b, a) in enumerate(colors)}
+
+
+def _transparent(clear: Any, palette: Mapping[int, Any] | None) -> tuple[float, ...]:
+    """Grey values or palette indices that tRNS marks as transparent."""
+    if isinstance(clear, bytes):
+        return tuple(float(i) for i, alpha in enumerate(clear) if alpha == 0)
+    return (float(clear),) if isinstance(clear, int) and (palette or clear >= 0) else ()
+
+
+def _deep_color(path: Path) -> bool:
+    """Whether a file is a PNG of 16 bits a colour, of which Pillow keeps the high bytes only."""
+    with path.open("rb") as stream:
+        start = stream.read(26)
+    return start[:4] == b"\x89PNG" and len(start) == 26 and start[24] == 16 and start[25] != 0
+
+
+def _deep_image(path: Path) -> Raster:
+    """A 16-bit colour PNG, through GDAL."""
+    with open_dataset(path) as dataset:
+        header = dataset_header(path, dataset)
+        pixels, mask = read_window(dataset, header, range(header.count), None)
+    colors = ("red", "green", "blue") if header.count > 2 else ("",)
+    if header.count > len(colors):
+        mask, pixels = pixels[-1:] > 0, pixels[:-1]
+    own = plain_header(path, header.shape, colors, pixels.dtype)
+    return Raster(header=own, pixels=pixels, mask=mask)
 
 
 def _numpy(path: Path, *, mapped: bool = False) -> Pixels:
@@ -197,32 +332,10 @@ def _numpy(path: Path, *, mapped: bool = False) -> Pixels:
     return _real(path, pixels)
 
 
-def _dataset_header(path: Path, dataset: Any) -> Header:
-    dtypes = set(dataset.dtypes)
-    if len(dtypes) > 1 or next(iter(dtypes)).startswith("complex"):
-        raise FormatError(
-            f"{path}: number type {', '.join(sorted(dtypes))}; store one real type for all bands"
-        )
-    return Header(
-        path=path,
-        bands=tuple((d or "").strip() for d in dataset.descriptions),
-        shape=(dataset.height, dataset.width),
-        dtype=np.dtype(dataset.dtypes[0]),
-        nodata=tuple(None if n is None else float(n) for n in dataset.nodatavals),
-        calibration=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
-        geometry=_geometry(dataset),
+def _array_header(path: Path, pixels: Pixels) -> RasterHeader:
+    count, height, width = pixels.shape
+    # The last axis shorter than two like ones: rows would be taken for bands.
+    last = width < min(count, height) and (count == height or width <= 32)
+    return plain_header(
+        path, (height, width), ("",) * count, pixels.dtype, channels_last=count > 1 and last
     )
-
-
-def _geometry(dataset: Any) -> Geometry | None:
-    """The footprint, where the file is georeferenced and north (or south) is up."""
-    transform = dataset.transform
-    if dataset.crs is None or transform.is_identity or not transform.is_rectilinear:
-        return None
-    left, bottom, right, top = (float(v) for v in dataset.bounds)
-    bounds = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
-    authority = dataset.crs.to_authority()
-    crs = ":".join(authority) if authority else dataset.crs.to_wkt()
-    if not all(math.isfinite(v) for v in bounds) or bounds[0] == bounds[2]:
-        return None
-    return Geometry(crs=crs, bounds=bounds)

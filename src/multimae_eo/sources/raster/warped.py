@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,56 @@ import numpy as np
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.sample import Pixels, Validity
+from multimae_eo.sources.raster.calibration import Linear, physical
 from multimae_eo.sources.raster.grid import Bounds, Grid, overlap
-from multimae_eo.sources.raster.reading import valid_pixels
+from multimae_eo.sources.raster.header import (
+    RasterHeader,
+    crs_text,
+    dataset_header,
+    require_upright,
+    same_crs,
+)
+from multimae_eo.sources.raster.reading import open_dataset, read_window, valid_pixels
+from multimae_eo.sources.raster.resample import (
+    Placement,
+    bilinear,
+    block_factor,
+    block_means,
+    in_type,
+    nearest,
+)
 from multimae_eo.sources.yaml_section import one_line
 
-# GDAL's default of 1/8 pixel puts a hundredth of the nearest pixels in the wrong place.
 _TOLERANCE = 1e-6
 _OPEN_AT_MOST = 64
 _CACHE_BYTES = 256 * 2**20
+_TILE = 256
+_TILE_CACHE_BYTES = 96 * 2**20
+_SOURCE_SIDE = 2048
+"""Pixels of a raster, a side, that a tile may need at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One raster on a grid. ``path``: a file, or whatever else GDAL opens. ``covers``: the grid's
+    """One raster on a grid. ``path``: a file, or a link that GDAL opens. ``covers``: the grid's
     pixels that it may touch.
 
-    ``nodata``: the raw value that must not enter the interpolation; None for none.
-    ``nearest``: take the nearest pixel (classes); otherwise bilinear.
+    ``nodata``: declared raw values that replace the file's tag, None to heed it; ``known``: more
+    of them, of a legend or a catalogue, heeded where none are declared. ``names``: of all bands,
+    as declared. ``nearest``: take the nearest pixel (classes); otherwise bilinear.
     """
 
     path: str
     grid: Grid
     covers: Window
-    nodata: float | None
+    nodata: tuple[float, ...] | None
     nearest: bool
+    known: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
     def read(self, bands: Sequence[int], window: Window) -> tuple[Pixels, Validity]:
-        """1-based bands of a window inside the grid: pixels (C, H, W), seen (1, H, W).
+        """1-based bands of a window inside the grid: pixels (C, H, W) in the raster's type, 0
+        where nothing was observed; validity (1 or C, H, W).
 
         FormatError when the file cannot be read.
         """
@@ -57,30 +80,30 @@ class View:
 class Mosaic:
     """Rasters of one layer: the first with a valid pixel wins. ``dtype``: of its pixels.
 
-    ``nodata``: raw values that mean "never observed", beyond the view's own.
+    ``calibrations``: of each view's bands where the views differ: pixels are then physical.
     """
 
     views: tuple[View, ...]
-    bands: tuple[int, ...]
+    bands: tuple[tuple[int, ...], ...]
     dtype: str
-    nodata: tuple[float, ...]
+    calibrations: tuple[tuple[Linear, ...], ...] = ()
 
     def read(self, window: Window) -> tuple[Pixels, Validity]:
         """A window, which may reach over the edges: pixels (C, H, W), valid (1 or C, H, W).
 
         Invalid pixels are 0.
         """
-        count = len(self.bands)
-        values = np.zeros((count, window.height, window.width), dtype=self.dtype)
+        values = np.zeros((len(self.bands[0]), window.height, window.width), dtype=self.dtype)
         ok = np.zeros(values.shape, dtype=bool)
-        for view in self.views:
+        for index, view in enumerate(self.views):
             part = overlap(window, view.covers)
             if part is None:
                 continue
-            own, seen = view.read(self.bands, part)
-            fine = valid_pixels(own, [self.nodata] * count, np.broadcast_to(seen, own.shape))
+            own, seen = view.read(self.bands[index], part)
+            if self.calibrations:
+                own = physical(own, self.calibrations[index])
             at = _within(window, part)
-            fresh = ~ok[at] & (True if fine is None else fine)
+            fresh = ~ok[at] & seen
             values[at] = np.where(fresh, own, values[at])
             ok[at] |= fresh
         return values, ok[:1] if (ok == ok[:1]).all() else ok
@@ -107,24 +130,26 @@ def bounded_cache() -> Iterator[None]:
         yield
 
 
-def describe(path: Path) -> tuple[Grid, Bounds]:
-    """A raster's own grid, and its bounds; FormatError without CRS, or not north-up."""
-    import rasterio
+def open_header(path: Path | str) -> RasterHeader:
+    """The header of a raster that has a place on the ground; FormatError without, or rotated."""
+    with reading(path), open_dataset(path) as dataset:
+        header = dataset_header(path, dataset)
+    if header.crs is None:
+        raise FormatError(f"{path}: has no CRS, so nothing can be placed on its grid; assign it")
+    require_upright(header)
+    if header.geometry is None:
+        raise FormatError(f"{path}: has a CRS but no transform; georeference it (gdal_edit.py)")
+    return header
 
-    with reading(path), rasterio.open(path) as dataset:
-        if dataset.crs is None:
-            raise FormatError(
-                f"{path}: has no CRS, so nothing can be placed on its grid; assign it"
-            )
-        if not dataset.transform.is_rectilinear or dataset.transform.e >= 0:
-            raise FormatError(f"{path}: its grid is rotated or south-up; warp it north-up first")
-        grid = Grid(
-            crs=crs_text(dataset.crs),
-            transform=dataset.transform,
-            height=dataset.height,
-            width=dataset.width,
-        )
-        return grid, tuple(dataset.bounds)
+
+def describe(path: Path) -> tuple[Grid, Bounds]:
+    """A raster's own grid, north-up, and its bounds; FormatError without CRS, or rotated."""
+    header = open_header(path)
+    assert header.crs is not None
+    assert header.geometry is not None
+    height, width = header.shape
+    grid = Grid(crs=header.crs, transform=header.transform, height=height, width=width)
+    return grid, header.geometry.bounds
 
 
 def view_on(
@@ -132,37 +157,32 @@ def view_on(
     grid: Grid,
     *,
     nodata: Sequence[float] | None,
-    fallback: Sequence[float] = (),
+    known: Sequence[float] = (),
+    names: Sequence[str] = (),
     nearest: bool,
 ) -> View | None:
-    """A view of a raster on a grid, None where they do not meet.
+    """A view of a raster on a grid, None where they do not meet; arguments as ``View``'s.
 
-    ``nodata``: values that replace the file's own; ``fallback``: where neither is declared. The
-    first of them is kept out of the interpolation. FormatError without CRS, or when rotated.
+    FormatError without CRS, or when rotated.
     """
-    import rasterio
     from rasterio.warp import transform_bounds
 
-    with reading(path), rasterio.open(path) as dataset:
-        if dataset.crs is None:
-            raise FormatError(f"{path}: has no CRS; assign it")
-        if not dataset.transform.is_rectilinear:
-            raise FormatError(f"{path}: its grid is rotated; warp it north-up first")
-        own = () if dataset.nodata is None else (dataset.nodata,)
-        kept_out = next(iter((own or fallback) if nodata is None else nodata), None)
-        if kept_out is None and np.dtype(dataset.dtypes[0]).kind == "f":
-            kept_out = float("nan")  # else one NaN spoils its neighbours
-        bounds = transform_bounds(dataset.crs, grid.crs, *dataset.bounds)
+    header = open_header(path)
+    assert header.geometry is not None
+    with reading(path):
+        bounds = transform_bounds(header.crs, grid.crs, *header.geometry.bounds)
     covers = grid.place(bounds) if np.isfinite(bounds).all() else None
     if covers is None:
         return None
-    return View(path=str(path), grid=grid, covers=covers, nodata=kept_out, nearest=nearest)
-
-
-def crs_text(crs: Any) -> str:
-    """The authority string (``EPSG:32630``) of a rasterio CRS, else its WKT."""
-    authority = crs.to_authority()
-    return ":".join(authority) if authority else str(crs.to_wkt())
+    return View(
+        path=str(path),
+        grid=grid,
+        covers=covers,
+        nodata=None if nodata is None else tuple(nodata),
+        known=tuple(known),
+        names=tuple(names),
+        nearest=nearest,
+    )
 
 
 def grid_crs(text: str, where: str) -> str:
@@ -187,49 +207,110 @@ def stamp(path: str) -> int:
 
 
 class _Open:
-    """An open raster. Where its pixels are the view's own, they are read as they are: GDAL's
-    warping gives the same (``tests/sources/test_warped.py``) in many times the time."""
+    """An open raster. Where its pixels are the view's own, they are read as they are; elsewhere
+    the grid is filled in fixed tiles, so that a pixel does not depend on the window."""
 
     def __init__(self, view: View) -> None:
-        import rasterio
-
-        self.dataset = rasterio.open(view.path, sharing=False)
+        self.view = view
+        self.dataset = open_dataset(view.path, sharing=False)
         try:
-            self.nodata = view.nodata
-            self.shift = _shift(self.dataset, view)
-            self.warped: Any = _warped(self.dataset, view) if self.shift is None else None
+            self.header = dataset_header(view.path, self.dataset)
+            require_upright(self.header)
+            self.placement = _placement(self.header, view.grid)
+            self.shift = _shift(self.placement, view.grid)
+            self.ratios = self.placement.ratios() if self.shift is None else (1.0, 1.0)
         except BaseException:
             self.dataset.close()
             raise
+        finest = _SOURCE_SIDE / max(1.0, *self.ratios)
+        self.side = max(8, min(_TILE, 2 ** int(np.log2(finest))))
 
     def close(self) -> None:
-        if self.warped is not None:
-            self.warped.close()
         self.dataset.close()
 
     def read(self, bands: Sequence[int], window: Window) -> tuple[Pixels, Validity]:
         """As ``View.read``."""
-        if self.shift is None:
-            # The last band is the alpha.
-            read = self.warped.read([*bands, self.warped.count], window=_bounds(window))
-            return read[:-1], read[-1:] > 0
-        whole = Window(row=0, col=0, height=self.dataset.height, width=self.dataset.width)
-        asked = replace(window, row=window.row + self.shift[0], col=window.col + self.shift[1])
-        pixels = np.zeros((len(bands), window.height, window.width), self.dataset.dtypes[0])
-        seen = np.zeros((1, window.height, window.width), dtype=bool)
-        inside = overlap(asked, whole)
-        if inside is None:
-            return pixels, seen
-        at = _within(asked, inside)
-        if self.nodata is None:
-            pixels[at], seen[at] = self.dataset.read(list(bands), window=_bounds(inside)), True
-            return pixels, seen
-        # As when warping, a pixel is unseen where all bands of the file are nodata.
-        read = self.dataset.read(window=_bounds(inside))
-        pixels[at] = read[[b - 1 for b in bands]]
-        for band in read:
-            seen[at] |= band != int(self.nodata)
-        return pixels, seen
+        at = tuple(b - 1 for b in bands)
+        pixels = np.zeros((len(at), window.height, window.width), self.header.dtype)
+        ok = np.zeros(pixels.shape, dtype=bool)
+        if self.shift is not None:
+            whole = Window(row=0, col=0, height=self.header.shape[0], width=self.header.shape[1])
+            row, col = window.row + self.shift[0], window.col + self.shift[1]
+            asked = Window(row=row, col=col, height=window.height, width=window.width)
+            inside = overlap(asked, whole)
+            if inside is not None:
+                place = _within(asked, inside)
+                pixels[place], ok[place] = self._observed(at, inside)
+        else:
+            for tile in _tiles(window, self.side, self.view.grid):
+                part = overlap(tile, window)
+                if part is not None:
+                    values, seen = _pool.tile(self, at, tile)
+                    cut, place = _within(tile, part), _within(window, part)
+                    pixels[place], ok[place] = values[cut], seen[cut]
+        return pixels, ok[:1] if (ok == ok[:1]).all() else ok
+
+    def tile(self, at: tuple[int, ...], tile: Window) -> tuple[Pixels, Validity]:
+        """Bands of a tile of the grid: values and validity, both (C, H, W)."""
+        rows, cols = self.placement.coordinates(tile)
+        height, width = self.header.shape
+        with np.errstate(invalid="ignore"):
+            near = (rows > -1) & (rows < height + 1) & (cols > -1) & (cols < width + 1)
+        if not near.any():
+            shape = (len(at), tile.height, tile.width)
+            return np.zeros(shape, self.header.dtype), np.zeros(shape, dtype=bool)
+        factors = (1, 1)
+        if not self.view.nearest:
+            factors = block_factor(self.ratios[0]), block_factor(self.ratios[1])
+        margin = [f * (2 + int(r / f)) for f, r in zip(factors, self.ratios, strict=True)]
+        span = []
+        for place, size, more, step in zip((rows, cols), (height, width), margin, factors, strict=True):
+            first = max(0, int(np.floor(place[near].min())) - more)
+            last = min(size, int(np.ceil(place[near].max())) + more)
+            first = min(first, size - 1) // step * step
+            span.append((first, max(first + 1, last)))
+        part = Window(
+            row=span[0][0], col=span[1][0],
+            height=span[0][1] - span[0][0], width=span[1][1] - span[1][0],
+        )  # fmt: skip
+        pixels, seen = self._observed(at, part)
+        seen = np.broadcast_to(seen, pixels.shape)
+        rows, cols = rows - part.row, cols - part.col
+        if self.view.nearest:
+            return nearest(pixels, seen, rows, cols)
+        if factors != (1, 1):
+            pixels, seen = block_means(pixels, seen, *factors)
+            rows, cols = rows / factors[0], cols / factors[1]
+        ratios = self.ratios[0] / factors[0], self.ratios[1] / factors[1]
+        values, ok = bilinear(pixels, seen, rows, cols, ratios)
+        return in_type(values, self.header.dtype), ok
+
+    def _observed(self, at: tuple[int, ...], window: Window) -> tuple[Pixels, Validity]:
+        """Bands of a window of the raster, 0 where not observed; validity (1 or C, H, W)."""
+        view = self.view
+        alpha = self.header.alpha_band(at, view.names)
+        read = at if alpha is None else (*at, alpha)
+        pixels, mask = read_window(self.dataset, self.header, read, window)
+        if alpha is not None:
+            clear, pixels = pixels[-1:] > 0, pixels[:-1]
+            if mask is not None and len(mask) > 1:
+                mask = mask[:-1]
+            mask = clear if mask is None else mask & clear
+        ok = valid_pixels(pixels, self.header.unobserved(at, view.nodata, view.known), mask)
+        if ok is None:
+            return pixels, np.ones((1, window.height, window.width), dtype=bool)
+        pixels[~np.broadcast_to(ok, pixels.shape)] = 0
+        return pixels, ok
+
+
+def _tiles(window: Window, side: int, grid: Grid) -> Iterator[Window]:
+    """The tiles of the grid that a window touches, cut to the grid."""
+    for row in range(window.row // side * side, window.row + window.height, side):
+        for col in range(window.col // side * side, window.col + window.width, side):
+            whole = Window(row=row, col=col, height=side, width=side)
+            tile = overlap(whole, grid.whole)
+            if tile is not None:
+                yield tile
 
 
 def _within(window: Window, part: Window) -> tuple[slice, slice, slice]:
@@ -238,59 +319,49 @@ def _within(window: Window, part: Window) -> tuple[slice, slice, slice]:
     return slice(None), slice(row, row + part.height), slice(col, col + part.width)
 
 
-def _bounds(window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (window.row, window.row + window.height), (window.col, window.col + window.width)
+def _placement(header: RasterHeader, grid: Grid) -> Placement:
+    if header.crs is None or header.transform is None:
+        raise FormatError(f"{header.path}: has no CRS; assign it")
+    crs = grid.crs if same_crs(header.crs, grid.crs) else header.crs
+    return Placement(grid=grid, crs=crs, transform=header.transform)
 
 
-def _shift(dataset: Any, view: View) -> tuple[int, int] | None:
-    """Rows and columns from the grid to the raster's own pixels, where warping would only copy.
-
-    That is where they coincide, and what was observed follows from the values alone: integers
-    without a mask.
-    """
-    import rasterio
-    from rasterio.enums import MaskFlags
-
-    own, grid = dataset.transform, view.grid.transform
-    if crs_text(dataset.crs) != view.grid.crs or not own.is_rectilinear:
+def _shift(placement: Placement, grid: Grid) -> tuple[int, int] | None:
+    """Rows and columns from the grid to the raster's own pixels, None where they differ."""
+    if placement.crs != grid.crs:
         return None
-    col, row = ~own @ (grid.c, grid.f)
-    right, bottom = ~own @ (grid @ (view.grid.width, view.grid.height))
+    own = placement.transform
+    col, row = ~own @ (grid.transform.c, grid.transform.f)
+    right, bottom = ~own @ (grid.transform @ (grid.width, grid.height))
     shift = (round(row), round(col))
-    ends = (row, col, bottom - view.grid.height, right - view.grid.width)
+    ends = (row, col, bottom - grid.height, right - grid.width)
     if any(abs(e - s) > _TOLERANCE for e, s in zip(ends, shift * 2, strict=True)):
         return None
-    kinds = set(dataset.dtypes)
-    plain = len(kinds) == 1 and np.dtype(dataset.dtypes[0]).kind in "ui"
-    masks = all(f in ([MaskFlags.all_valid], [MaskFlags.nodata]) for f in dataset.mask_flag_enums)
-    if not (plain and masks):
-        return None
-    if view.nodata is None:
-        return shift
-    told = float(view.nodata).is_integer() and rasterio.dtypes.in_dtype_range(
-        view.nodata, dataset.dtypes[0]
-    )
-    return shift if told else None
-
-
-def _warped(dataset: Any, view: View) -> Any:
-    from rasterio.enums import ColorInterp, Resampling
-    from rasterio.vrt import WarpedVRT
-
-    return WarpedVRT(
-        dataset,
-        crs=view.grid.crs,
-        transform=view.grid.transform,
-        height=view.grid.height,
-        width=view.grid.width,
-        resampling=Resampling.nearest if view.nearest else Resampling.bilinear,
-        src_nodata=view.nodata,
-        add_alpha=dataset.colorinterp[-1] != ColorInterp.alpha,
-        tolerance=_TOLERANCE,
-    )
+    return shift
 
 
 Handles = OrderedDict[tuple[View, int], _Open]
+Tile = tuple[Pixels, Validity]
+
+
+@dataclass
+class _Tiles:
+    """The tiles read last, up to a number of bytes."""
+
+    held: OrderedDict[tuple[object, ...], Tile] = field(default_factory=OrderedDict)
+    size: int = 0
+
+    def add(self, key: tuple[object, ...], tile: Tile) -> None:
+        self.held[key] = tile
+        self.size += sum(a.nbytes for a in tile)
+        while self.size > _TILE_CACHE_BYTES and len(self.held) > 1:
+            _, old = self.held.popitem(last=False)
+            self.size -= sum(a.nbytes for a in old)
+
+    def drop(self, raster: _Open) -> None:
+        """Forget the tiles of a raster that is closed."""
+        for key in [k for k in self.held if k[0] == id(raster)]:
+            self.size -= sum(a.nbytes for a in self.held.pop(key))
 
 
 class _Pool(threading.local):
@@ -303,20 +374,34 @@ class _Pool(threading.local):
         self.process = os.getpid()
         self.open: Handles = OrderedDict()
         self.inherited: Handles = OrderedDict()
+        self.tiles = _Tiles()
 
     def get(self, view: View) -> _Open:
         if self.process != os.getpid():
             # GDAL's handles do not survive a fork, and closing them is the parent's business.
             self.inherited, self.open = self.open, OrderedDict()
+            self.tiles = _Tiles()
             self.process = os.getpid()
         key = (view, stamp(view.path))
         if key in self.open:
             self.open.move_to_end(key)
             return self.open[key]
         while len(self.open) >= _OPEN_AT_MOST:
-            self.open.popitem(last=False)[1].close()
+            _, old = self.open.popitem(last=False)
+            self.tiles.drop(old)
+            old.close()
         self.open[key] = _Open(view)
         return self.open[key]
+
+    def tile(self, raster: _Open, at: tuple[int, ...], tile: Window) -> Tile:
+        """A tile of an open raster, kept for the windows that overlap it."""
+        key = (id(raster), at, tile)
+        if key in self.tiles.held:
+            self.tiles.held.move_to_end(key)
+            return self.tiles.held[key]
+        made = raster.tile(at, tile)
+        self.tiles.add(key, made)
+        return made
 
 
 _pool = _Pool()

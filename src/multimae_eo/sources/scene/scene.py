@@ -10,25 +10,32 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, did_you_mean
+from multimae_eo.errors import ConfigError, LegendError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
-from multimae_eo.sources.band_match import locate_bands, require_calibration
-from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, PerChip, modality_spec
+from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, modality_spec
 from multimae_eo.sources.file_names import matching_files
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
-from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp, view_on
+from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp
 from multimae_eo.sources.scene.chip_rule import ChipRule, CloudRule, chip_rule
 from multimae_eo.sources.scene.single_raster import RasterRule, raster_specs
+from multimae_eo.sources.scene.stacking import (
+    BandFile,
+    BandGroup,
+    BandStack,
+    group_files,
+    mosaic_on,
+    stack_of,
+)
 from multimae_eo.sources.yaml_section import Section, load_yaml
 
 __all__ = ["Grid", "Scene", "require_scene_modalities"]
@@ -38,8 +45,13 @@ _ONLY_DATASETS = ("optional", "size", "exclude")
 SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
 
 
-_Parsed = tuple[ModalitySpec, tuple[Path, ...], int]
-"""A modality, its rasters, and its ratio to the grid."""
+@dataclass(frozen=True, kw_only=True)
+class _Parsed:
+    """A modality, its rasters by band, and its ratio to the grid."""
+
+    spec: ModalitySpec
+    groups: tuple[BandGroup, ...]
+    ratio: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,7 @@ class _Layer:
 
     spec: ModalitySpec
     ratio: int
-    mosaic: Mosaic
+    stack: BandStack
 
 
 class Scene:
@@ -79,8 +91,11 @@ class Scene:
         self.chip_rule = chip_rule(top, self.modalities)
         cloud = self.chip_rule.cloud if self.chip_rule else None
         if cloud is not None and cloud.paths:
-            files = _files(top, root, cloud.paths)
-            self._cloud = _mosaic(files, self.grid, (1,), None, nodata=None)
+            files = [
+                BandFile(path=p, header=read_header(p), at=(0,))
+                for p in _files(top, root, cloud.paths)
+            ]
+            self._cloud = mosaic_on(files, self.grid, None, None)
 
     @classmethod
     def of_raster(
@@ -98,7 +113,11 @@ class Scene:
         """
         rule = rule or RasterRule()
         parsed = {
-            name: (spec, (path,), (ratios or {}).get(name, 1))
+            name: _Parsed(
+                spec=spec,
+                groups=tuple(group_files(spec, [path], pattern=False)),
+                ratio=(ratios or {}).get(name, 1),
+            )
             for name, spec in raster_specs(path, modalities, rule).items()
         }
         scene = cls.__new__(cls)
@@ -111,12 +130,11 @@ class Scene:
         """Put the rasters on the grid. ``said``: what decides the scene beside their pixels."""
         self.path, self._said = path, said
         self.name = path.stem
-        self.modalities = ModalitySet(spec.modality for spec, _, _ in parsed.values())
-        self.grid = _grid_of(next(iter(parsed.values()))[1])
+        self.grid = _grid_of([f.path for g in next(iter(parsed.values())).groups for f in g.files])
         self._layers = {
-            name: _layer(spec, paths, self.grid, ratio if native else 1)
-            for name, (spec, paths, ratio) in parsed.items()
+            name: _layer(p, self.grid, p.ratio if native else 1, path) for name, p in parsed.items()
         }
+        self.modalities = ModalitySet(layer.spec.modality for layer in self._layers.values())
         self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
@@ -131,17 +149,17 @@ class Scene:
         for name, layer in self._layers.items():
             if names is not None and name not in names:
                 continue
-            values, ok = layer.mosaic.read(coarser_window(window, layer.ratio, name))
+            values, ok = layer.stack.read(coarser_window(window, layer.ratio, name))
             if not ok.any():
                 continue
             modality = layer.spec.modality
-            check_classes(modality, values, ok, layer.mosaic.views[0].path)
+            check_classes(modality, values, ok, layer.stack.paths[0])
             pixels[name] = values
             if not ok.all():
                 valid[name] = ok
             calibration[name] = Calibration(
-                scale=modality.scale,
-                offset=modality.offset,
+                scale=layer.stack.calibration.scale,
+                offset=layer.stack.calibration.offset,
                 level=str(layer.spec.level.default or ""),
             )
         return Sample(
@@ -157,8 +175,8 @@ class Scene:
         """16 hex digits that change with the scene's file, or when a raster is replaced."""
         digest = hashlib.sha256(self._said)
         for layer in self._layers.values():
-            for view in layer.mosaic.views:
-                digest.update(f"\n{view.path} {stamp(view.path)}".encode())
+            for path in layer.stack.paths:
+                digest.update(f"\n{path} {stamp(path)}".encode())
         return digest.hexdigest()[:16]
 
     def wanted(self, window: Window) -> bool:
@@ -205,7 +223,14 @@ def _parse(top: Section, name: str, record: object, root: Path) -> _Parsed:
     if type(ratio) is not int or ratio < 1:
         raise section.error("ratio", "expected how many pixels of the grid make one, from 1")
     rest = {k: v for k, v in section.record.items() if k not in ("path", "ratio")}
-    return modality_spec(top, name, rest), _files(section, root, listed), ratio
+    spec = modality_spec(top, name, rest)
+    pattern = any(_is_pattern(text) for text in listed)
+    groups = group_files(spec, _files(section, root, listed), pattern=pattern)
+    return _Parsed(spec=spec, groups=tuple(groups), ratio=ratio)
+
+
+def _is_pattern(text: str) -> bool:
+    return any(c in text for c in "*?[")
 
 
 def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, ...]:
@@ -235,48 +260,13 @@ def _grid_of(paths: Sequence[Path]) -> Grid:
     return first.covering(found)
 
 
-def _layer(spec: ModalitySpec, paths: Sequence[Path], grid: Grid, ratio: int) -> _Layer:
-    modality = spec.modality
-    declared = spec.scale != PerChip() or spec.offset != PerChip()
-    bands: tuple[int, ...] = ()
-    for path in paths:
-        header = read_header(path)
-        at = locate_bands(header, modality, spec.rule)
-        require_calibration(header, modality, at, declared=declared)
-        own = tuple(b + 1 for b in at)
-        if bands and own != bands:
-            raise FormatError(f"{path}: its bands are ordered unlike {paths[0].name}'s")
-        bands = own
-    mosaic = _mosaic(paths, grid.coarser(ratio), bands, modality, nodata=spec.nodata)
-    return _Layer(spec=spec, ratio=ratio, mosaic=mosaic)
-
-
-def _mosaic(
-    paths: Sequence[Path],
-    grid: Grid,
-    bands: tuple[int, ...],
-    modality: Modality | None,
-    *,
-    nodata: Sequence[float] | None,
-) -> Mosaic:
-    """Rasters on a grid; without a modality they are classes that nobody lists."""
-    dtype = read_header(paths[0]).dtype
-    known = modality.nodata if modality else ()
-    nearest = modality is None or modality.categorical
-    views = []
-    for path in paths:
-        if read_header(path).dtype != dtype:
-            raise FormatError(
-                f"{path}: number type {read_header(path).dtype}, but {dtype} in {paths[0].name}"
-            )
-        views.append(view_on(path, grid, nodata=nodata, fallback=known, nearest=nearest))
-    seen = tuple(v for v in views if v is not None)
-    if not seen:
-        raise DataError(
-            f"{paths[0]}: {modality.name if modality else 'the cloud layer'} does not overlap the "
-            "scene's grid at all; check its CRS and extent"
-        )
-    return Mosaic(views=seen, bands=bands, dtype=str(dtype), nodata=known)
+def _layer(parsed: _Parsed, grid: Grid, ratio: int, path: Path) -> _Layer:
+    """The layer on its grid, its modality with the calibration of what is read."""
+    stack = stack_of(parsed.groups, parsed.spec, grid.coarser(ratio), str(path))
+    modality = replace(
+        parsed.spec.modality, scale=stack.calibration.scale, offset=stack.calibration.offset
+    )
+    return _Layer(spec=replace(parsed.spec, modality=modality), ratio=ratio, stack=stack)
 
 
 def check_classes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from multimae_eo.errors import BandError, ConfigError, did_you_mean
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sources.band_match import BandRule, locate_bands
 from multimae_eo.sources.dataset.schema import ModalitySpec, PerChip
-from multimae_eo.sources.raster.reading import Header, read_header
+from multimae_eo.sources.raster.header import RasterHeader
+from multimae_eo.sources.raster.reading import read_header
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 """Names of a SCENE that are rasters; all others are scene files."""
@@ -20,12 +21,13 @@ RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 class RasterRule:
     """What a lone raster does not say of itself.
 
-    ``level``: product level of its inputs that have several. ``scale``: physical units per number
-    (None: what the file declares, else that of the data the model has learnt from).
+    ``level``: product level of its inputs that have several. ``scale``, ``offset``: physical =
+    raw · scale + offset (None: what the file's tags say, else that of the model's training data).
     """
 
     level: str = ""
     scale: float | None = None
+    offset: float | None = None
 
 
 def raster_specs(
@@ -39,7 +41,7 @@ def raster_specs(
     return {name: _spec(header, modality, rule) for name, modality in modalities.items()}
 
 
-def _spec(header: Header, modality: Modality, rule: RasterRule) -> ModalitySpec:
+def _spec(header: RasterHeader, modality: Modality, rule: RasterRule) -> ModalitySpec:
     bands = BandRule(wanted=modality.band_names)
     try:
         at = locate_bands(header, modality, bands)
@@ -55,12 +57,12 @@ def _spec(header: Header, modality: Modality, rule: RasterRule) -> ModalitySpec:
             hint = did_you_mean(rule.level, modality.levels) if rule.level else "which has it?"
             raise ConfigError(f"{where}: --level {' or '.join(modality.levels)}: {hint}")
         level = rule.level
-    if modality.categorical:
-        scale, offset = 1.0, 0.0
-    else:
-        scale, offset = _calibration(header, {header.calibration[i] for i in at}, modality, rule)
+    scale, offset = (None, None) if modality.categorical else _calibration(
+        header, at, modality, rule
+    )
+    neutral = replace(modality, scale=1.0, offset=0.0)
     return ModalitySpec(
-        modality=replace(modality, scale=scale, offset=offset),
+        modality=neutral,
         rule=bands,
         path=None,
         level=PerChip(level),
@@ -74,19 +76,18 @@ def _spec(header: Header, modality: Modality, rule: RasterRule) -> ModalitySpec:
 
 
 def _calibration(
-    header: Header, own: set[tuple[float, float]], modality: Modality, rule: RasterRule
-) -> tuple[float, float]:
-    """Scale and offset: as told, as the file declares, or as the model's data had them."""
+    header: RasterHeader, at: Sequence[int], modality: Modality, rule: RasterRule
+) -> tuple[float | None, float | None]:
+    """Scale and offset as given, None for what the file's tags say; without tags, the model's."""
+    bands = [header.bands[i] for i in at]
+    if any(b.scale is not None or b.offset is not None for b in bands):
+        return rule.scale, rule.offset
     if rule.scale is not None:
-        return rule.scale, 0.0
-    where = f"{header.path}: {modality.name}"
-    if len(own) > 1:
-        raise ConfigError(f"{where}: its bands have different scales; give --scale")
-    if own != {(1.0, 0.0)}:
-        return own.pop()
+        return rule.scale, rule.offset
     if header.dtype.kind == "f" and (modality.scale, modality.offset) != (1.0, 0.0):
         raise ConfigError(
-            f"{where}: are its {header.dtype} numbers {modality.unit or 'physical'} "
-            f"(--scale 1), or as the model's data were (--scale {modality.scale:g})?"
+            f"{header.path}: {modality.name}: are its {header.dtype} numbers "
+            f"{modality.unit or 'physical'} (--scale 1), or as the model's data were "
+            f"(--scale {modality.scale:g})?"
         )
-    return modality.scale, modality.offset
+    return modality.scale, modality.offset if rule.offset is None else rule.offset

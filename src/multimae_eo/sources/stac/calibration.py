@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.sources.raster.calibration import Linear
+from multimae_eo.sources.raster.warped import open_header
 from multimae_eo.sources.stac.items import StacItem, asset_of
 from multimae_eo.sources.stac.stac_file import StacModality
 
@@ -22,23 +24,17 @@ _OFFSET_DN = -1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
-    """``physical = raw * scale + offset``."""
-
-    scale: float
-    offset: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Common:
     """One calibration for chips of many items. ``shift[item id]``: added to its raw values.
 
     ``own[item id]`` where items differ otherwise: each band is made physical before it is stored.
+    ``bands[item id]``: the calibration of each band of the item.
     """
 
     stored: Linear
     shift: Mapping[str, int]
     own: Mapping[str, tuple[Linear, ...]] | None = None
+    bands: Mapping[str, tuple[Linear, ...]] = field(default_factory=dict)
 
 
 def common_calibration(
@@ -62,14 +58,20 @@ def common_calibration(
         math.isclose(c.scale, low.scale) and abs(s - round(s)) < 1e-6 for c, s in shifts.items()
     )
     if alike and all(len(set(bands)) == 1 for bands in found.values()):
-        return Common(stored=low, shift={i: round(shifts[b[0]]) for i, b in found.items()})
-    return Common(stored=Linear(scale=1.0, offset=0.0), shift=dict.fromkeys(found, 0), own=found)
+        shift = {i: round(shifts[b[0]]) for i, b in found.items()}
+        return Common(stored=low, shift=shift, bands=found)
+    stored = Linear(scale=1.0, offset=0.0)
+    return Common(stored=stored, shift=dict.fromkeys(found, 0), own=found, bands=found)
 
 
 def band_calibration(item: StacItem, key: str, wanted: StacModality, where: str) -> Linear:
-    """Scale and offset of one band of an item, declared, told by STAC, or by its baseline."""
+    """Scale and offset of one band of an item: declared, of the item's metadata or its baseline,
+    else of the file's own tags."""
     told_scale, told_offset = _extension(item, key)
     declared_scale, declared_offset = wanted.spec.scale.default, wanted.spec.offset.default
+    if told_scale is None and declared_scale is None:
+        told_scale, tag = _tags(item, key)
+        told_offset = tag if told_offset is None else told_offset
     scale = _agreed(declared_scale, told_scale, "scale", item, wanted, where)
     expected = _baseline_offset(item, wanted, 1e-4 if scale is None else scale)
     if scale is None:
@@ -110,6 +112,15 @@ def _extension(item: StacItem, key: str) -> tuple[float | None, float | None]:
     if scale is None and offset is None:
         return None, None
     return float(1.0 if scale is None else scale), float(offset or 0.0)
+
+
+def _tags(item: StacItem, key: str) -> tuple[float | None, float | None]:
+    """Scale and offset tags of the file of a band whose metadata have none."""
+    name, number = asset_of(item, key)
+    header = open_header(str(item.assets[name]["href"]))
+    if not 0 < number <= header.count:
+        return None, None
+    return header.bands[number - 1].scale, header.bands[number - 1].offset
 
 
 def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -21,11 +21,12 @@ import pystac
 from odc.geo.geobox import GeoBox
 from odc.loader import RioDriver
 
-from multimae_eo.errors import FormatError, MultiMAEError
+from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
 from multimae_eo.geo import Window
 from multimae_eo.sources.raster.grid import Grid, overlap
-from multimae_eo.sources.raster.warped import View, stamp, view_on
-from multimae_eo.sources.stac.calibration import raster_record
+from multimae_eo.sources.raster.header import RasterHeader
+from multimae_eo.sources.raster.warped import View, open_header, stamp, view_on
+from multimae_eo.sources.stac.calibration import Linear, raster_record
 from multimae_eo.sources.stac.items import StacItem, asset_of
 from multimae_eo.sources.yaml_section import as_number, one_line
 
@@ -34,10 +35,11 @@ Slices = tuple[slice, slice]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How an item's bands are read. ``nodata``: replaces what files and STAC tell, if not None.
+    """How an item's bands are read. ``nodata``: replaces what files and STAC say, if not None.
 
     ``known``: raw values that mean nodata in any case (a legend's). ``dtype``: a float
-    type that holds every raw value; NaN is where nothing was observed.
+    type that holds every raw value; NaN is where nothing was observed. ``raw``: the number type
+    that every raster must fit into, "" for any.
     """
 
     grid: Grid
@@ -45,15 +47,27 @@ class Reading:
     nearest: bool
     dtype: str
     known: tuple[float, ...] = ()
+    raw: str = ""
 
 
 def read_item(
-    item: StacItem, keys: Sequence[str], window: Window, how: Reading
+    item: StacItem,
+    keys: Sequence[str],
+    window: Window,
+    how: Reading,
+    tags: Sequence[Linear] = (),
 ) -> npt.NDArray[Any]:
     """Bands of an item in a window of ``how.grid``: raw values (C, H, W), NaN where invalid.
 
-    FormatError when a raster cannot be read.
+    ``tags``: each band's calibration, which the scale and offset tags of its file must not
+    contradict; empty to ignore them. FormatError when a raster cannot be read, ConfigError for
+    such a contradiction.
     """
+    bands = [asset_of(item, key) for key in keys]
+    expected = {
+        (str(item.assets[name]["href"]), number): linear
+        for (name, number), linear in zip(bands, tags, strict=False)
+    }
     grid = how.grid
     origin = grid.transform @ type(grid.transform).translation(window.col, window.row)
     try:
@@ -65,7 +79,7 @@ def read_item(
             nodata=math.nan,
             dtype=how.dtype,
             resampling="nearest" if how.nearest else "bilinear",
-            driver=_Driver(how, _told_nodata(item, keys)),
+            driver=_Driver(how, _stac_nodata(item, keys), expected),
         )
     except MultiMAEError:
         raise
@@ -112,43 +126,52 @@ def _plain(item: StacItem, keys: Sequence[str]) -> pystac.Item:
     return plain
 
 
-def _told_nodata(item: StacItem, keys: Sequence[str]) -> dict[tuple[str, int], float]:
-    """Nodata as STAC tells it, by link and band."""
+def _stac_nodata(item: StacItem, keys: Sequence[str]) -> dict[tuple[str, int], float]:
+    """Nodata of the item's metadata, by link and band."""
     found = {}
     for key in keys:
         name, number = asset_of(item, key)
-        told = as_number(raster_record(item.assets[name], number).get("nodata"))
-        if told is not None:
-            found[str(item.assets[name]["href"]), number] = told
+        value = as_number(raster_record(item.assets[name], number).get("nodata"))
+        if value is not None:
+            found[str(item.assets[name]["href"]), number] = value
     return found
 
 
 class _Driver(RioDriver):  # type: ignore[misc]
     """odc-stac's driver, with a reader of our own."""
 
-    def __init__(self, how: Reading, told: Mapping[tuple[str, int], float]) -> None:
+    def __init__(
+        self,
+        how: Reading,
+        nodata: Mapping[tuple[str, int], float],
+        expected: Mapping[tuple[str, int], Linear],
+    ) -> None:
         super().__init__()
-        self._how, self._told = how, told
+        self._how, self._nodata, self._expected = how, nodata, expected
 
     def open(self, src: Any, ctx: Any) -> _Reader:
         """A reader of one band of one asset."""
-        told = self._told.get((src.uri, src.band))
-        fallback = self._how.known if told is None else (told,)
-        return _Reader(src.uri, src.band, self._how, fallback)
+        nodata = self._nodata.get((src.uri, src.band))
+        known = self._how.known if nodata is None else (nodata, *self._how.known)
+        return _Reader(src.uri, src.band, self._how, known, self._expected.get((src.uri, src.band)))
 
 
 class _Reader:
     """Reads a band of an asset into a part of a chip."""
 
-    def __init__(self, uri: str, band: int, how: Reading, told: tuple[float, ...]) -> None:
-        self._uri, self._band, self._how, self._told = uri, band, how, told
+    def __init__(
+        self, uri: str, band: int, how: Reading, known: tuple[float, ...], expected: Linear | None
+    ) -> None:
+        self._uri, self._band, self._how, self._known = uri, band, how, known
+        self._expected = expected
 
     def read(
         self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None
     ) -> tuple[Slices, npt.NDArray[Any]]:
         """The part of ``dst_geobox`` that the raster covers, and its pixels."""
         how = self._how
-        view = _view(self._uri, stamp(self._uri), how, self._told)
+        header, view = _view(self._uri, stamp(self._uri), how, self._known)
+        self._check(header)
         col, row = ~how.grid.transform @ (dst_geobox.transform.c, dst_geobox.transform.f)
         height, width = dst_geobox.shape
         asked = Window(row=round(row), col=round(col), height=height, width=width)
@@ -161,8 +184,36 @@ class _Reader:
         cols = slice(part.col - asked.col, part.col - asked.col + part.width)
         return (rows, cols), values
 
+    def _check(self, header: RasterHeader) -> None:
+        """Number type and tags of this file, which may differ from those of the first item."""
+        raw = self._how.raw
+        if raw and not np.can_cast(header.dtype, np.dtype(raw)):
+            raise FormatError(
+                f"{self._uri}: number type {header.dtype}, but {raw} in the first item; narrow "
+                "the dates or collections to one product"
+            )
+        expected = self._expected
+        if expected is None or not 0 < self._band <= header.count:
+            return
+        band = header.bands[self._band - 1]
+        for what, tag, used in (
+            ("scale", band.scale, expected.scale),
+            ("offset", band.offset, expected.offset),
+        ):
+            if tag is not None and not math.isclose(tag, used, rel_tol=1e-6):
+                raise ConfigError(
+                    f"{self._uri}: the file's tag says {what} {tag:g}, the STAC item or file "
+                    f"{used:g}; mend it, or add `check_calibration: false`"
+                )
+
 
 @functools.lru_cache(maxsize=4096)
-def _view(uri: str, written: int, how: Reading, told: tuple[float, ...]) -> View | None:
-    """``written``: the file's ``stamp``, so that a replaced file is looked at again."""
-    return view_on(uri, how.grid, nodata=how.nodata, fallback=told, nearest=how.nearest)
+def _view(
+    uri: str, written: int, how: Reading, known: tuple[float, ...]
+) -> tuple[RasterHeader, View | None]:
+    """A file's header, and its view on the grid.
+
+    ``written``: the file's ``stamp``, so that a replaced file is looked at again.
+    """
+    header = open_header(uri)
+    return header, view_on(uri, how.grid, nodata=how.nodata, known=known, nearest=how.nearest)

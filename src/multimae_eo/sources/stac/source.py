@@ -17,7 +17,7 @@ from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.raster.grid import Bounds, Grid, overlap
-from multimae_eo.sources.raster.warped import reading
+from multimae_eo.sources.raster.warped import open_header, reading
 from multimae_eo.sources.scene.chip_rule import CloudRule
 from multimae_eo.sources.scene.chips import SceneChips
 from multimae_eo.sources.scene.scene import check_classes, class_ids, coarser_window
@@ -177,13 +177,10 @@ def _layer(items: Sequence[StacItem], wanted: StacModality, grid: Grid, where: s
 
 def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[Any]:
     """The number type of an item's bands, by their rasters' headers."""
-    import rasterio
-
-    found = []
-    for key in dict.fromkeys(asset_of(item, k)[0] for k in keys):
-        href = str(item.assets[key]["href"])
-        with reading(href), rasterio.open(href) as dataset:
-            found.append(np.dtype(dataset.dtypes[0]))
+    found = [
+        open_header(str(item.assets[key]["href"])).dtype
+        for key in dict.fromkeys(asset_of(item, k)[0] for k in keys)
+    ]
     dtype = np.result_type(*found)
     if dtype.kind not in "uif":
         raise FormatError(f"item {item.id}: number type {dtype} cannot be a band")
@@ -238,8 +235,10 @@ def _observed(layer: _Layer, item: StacItem, window: Window, grid: Grid) -> npt.
         known=modality.nodata,
         nearest=modality.categorical,
         dtype="float32" if exact else "float64",
+        raw=str(layer.dtype),
     )
-    read = read_item(item, layer.assets[item.id], window, how).astype(np.float64)
+    tags = layer.calibration.bands.get(item.id, ()) if wanted.check else ()
+    read = read_item(item, layer.assets[item.id], window, how, tags).astype(np.float64)
     read[:, np.isnan(read).any(axis=0)] = np.nan
     if wanted.mask is not None and np.isfinite(read).any():
         classes = Reading(grid=grid, nodata=None, nearest=True, dtype="float64")

@@ -1,0 +1,54 @@
+"""VRT files name other files: they may reach only those beside them."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from multimae_eo.errors import FormatError
+
+_SOURCES = {"SourceFilename", "SourceDataset", "KeyedFilename"}
+_DEEPEST = 8
+
+
+def require_beside(path: Path, depth: int = 0) -> tuple[Path, ...]:
+    """The files that a VRT reads, those of VRTs inside it included.
+
+    FormatError where one lies outside the VRT's folder, is not a local file, or is code.
+    """
+    if depth > _DEEPEST:
+        raise FormatError(f"{path}: VRT files nested more than {_DEEPEST} deep; write one of them")
+    text = path.read_bytes()
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise FormatError(f"{path}: a VRT with a document type is not read")
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise FormatError(f"{path}: cannot be read as VRT: {error}; restore the file") from error
+    found: list[Path] = []
+    for element in root.iter():
+        if element.tag in ("PixelFunctionCode", "PixelFunctionLanguage"):
+            raise FormatError(f"{path}: a VRT with pixel functions of its own is not run")
+        if element.tag not in _SOURCES:
+            continue
+        source = _resolved(path, (element.text or "").strip(), element.get("relativeToVRT") == "1")
+        if source not in found:
+            found.append(source)
+            if source.suffix.lower() == ".vrt":
+                found += require_beside(source, depth + 1)
+    return tuple(found)
+
+
+def _resolved(vrt: Path, name: str, relative: bool) -> Path:
+    folder = os.path.abspath(vrt.parent)
+    target = os.path.normpath(os.path.join(folder if relative else os.curdir, name))
+    target = os.path.abspath(target)
+    if os.path.commonpath([folder, target]) != folder or name.startswith("/vsi") or ":/" in name:
+        raise FormatError(
+            f"{vrt}: names {name!r}, which does not lie in its folder; a VRT may read only files "
+            "beside it: move it, or build it there"
+        )
+    if not os.path.isfile(target):
+        raise FormatError(f"{vrt}: names {name!r}: no such file")
+    return Path(target)
