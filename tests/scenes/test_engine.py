@@ -334,7 +334,7 @@ def test_scenes_that_lie_are_told(scene_folder):
 
     with pytest.raises(FormatError, match="has no CRS"):
         opened(crs=None)
-    with pytest.raises(FormatError, match="rotated or south-up"):
+    with pytest.raises(FormatError, match="rotated; warp it north-up"):
         opened(transform=rasterio.Affine(10, 3, 500000, 2, -10, 5800000))
     far = rasterio.transform.from_origin(700000, 5800000, 10, 10)
     write(scene_folder / "far.tif", red[:1], ("elevation",), transform=far)

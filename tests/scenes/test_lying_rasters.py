@@ -50,13 +50,22 @@ def test_without_crs_or_rotated_or_elsewhere_is_one_error(scene_of):
         scene_of(relief(), transform=far)
 
 
-def test_south_up_is_turned_but_cannot_be_the_grid(scene_of):
-    up = rasterio.Affine(10, 0, 500000, 0, 10, 5800000 - 320)
-    scene = scene_of(relief()[:, ::-1], transform=up)
+@pytest.mark.parametrize(("south_up", "mirrored"), [(True, False), (False, True), (True, True)])
+def test_south_up_and_mirrored_are_turned_as_a_layer_and_as_the_grid(scene_of, south_up, mirrored):
+    stored = (slice(None), slice(None, None, -1 if south_up else 1),
+              slice(None, None, -1 if mirrored else 1))  # fmt: skip
+    turned = rasterio.Affine(
+        -10 if mirrored else 10, 0, 500000 + 400 * mirrored,
+        0, 10 if south_up else -10, 5800000 - 320 * south_up,
+    )  # fmt: skip
+    scene = scene_of(relief()[stored], transform=turned)
     found = scene.read(scene.grid.whole, ["elevation"])
     assert np.array_equal(found.pixels["elevation"], relief())
-    with pytest.raises(FormatError, match="south-up; warp it north-up"):
-        scene_of(np.ones((3, 8, 8), np.uint16), alone=True, transform=up)
+    optical = np.concatenate([relief(), relief() + 1, relief() + 2]).astype(np.uint16)
+    scene = scene_of(optical[stored], alone=True, transform=turned)
+    assert scene.grid.transform == rasterio.Affine(10, 0, 500000, 0, -10, 5800000)
+    (found,) = scene.read(scene.grid.whole).pixels.values()
+    assert np.array_equal(found, optical)
 
 
 @pytest.mark.parametrize("nodata", [None, float("nan"), -9999.0])

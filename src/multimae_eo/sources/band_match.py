@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,10 +17,15 @@ from multimae_eo.sources.raster.reading import IMAGE_SUFFIXES
 
 # Names that writers give to the only band of a file, and that say nothing of it.
 _SAYS_NOTHING = frozenset(
-    "band band1 layer layer1 gray grey banddata data value values array variable raster image "
-    "index palette xarraydataarrayvariable".split()
+    {
+        "band", "bands", "band1", "channel", "channel1", "layer", "layer1", "gray", "grey",
+        "banddata", "data", "value", "values", "array", "variable", "raster", "image", "index",
+        "palette", "xarraydataarrayvariable",
+    }
+)  # fmt: skip
+_CLASS_WORDS = frozenset(
+    {"class", "classes", "classification", "label", "labels", "map", "mask", "cover", "id"}
 )
-_CLASS_WORDS = frozenset("class classes classification label labels map mask cover id".split())
 ANOTHER = -1
 """``lone_band``'s answer for a file whose only band is none of the modality's."""
 
@@ -86,7 +92,7 @@ def lone_band(header: RasterHeader, modality: Modality, wanted: Sequence[str]) -
         indices += [i for i, band in enumerate(modality.bands) if band.answers_to(name)]
         return indices[0] if indices else ANOTHER
     words = [w for w in re.split(r"[^0-9A-Za-z]+", Path(str(header.path)).stem) if w]
-    names = [*(f"{a}_{b}" for a, b in zip(words, words[1:], strict=False)), *words]
+    names = [*(f"{a}_{b}" for a, b in itertools.pairwise(words)), *words]
     for index, band in enumerate(modality.bands):
         if any(band.answers_to(n) or canonical(n) == canonical(wanted[index]) for n in names):
             return index
@@ -102,10 +108,10 @@ def _only_band(header: RasterHeader, modality: Modality, rule: BandRule) -> int:
     name = header.names[0]
     if modality.categorical and name and _names_classes(name, modality):
         return 0
-    source = f"is called {name!r}" if name else "is another by the file's name"
+    named = name or f"another band, by the file's name ({Path(str(header.path)).stem})"
     raise BandError(
-        f"{header.path}: {modality.name}: no band {rule.wanted[0]!r}; the file's only band "
-        f"{source}; take the right file, or declare `channels: [1]` if this is the band"
+        f"{header.path}: {modality.name}: no band {rule.wanted[0]!r}; the file has: {named}; "
+        "take the right file, or declare `channels: [1]` if this is the band"
     )
 
 
@@ -119,7 +125,7 @@ def _names_classes(name: str, modality: Modality) -> bool:
 
 
 def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRule) -> None:
-    """FormatError for arrays whose bands lie last; BandError for palette indices as measurements."""
+    """FormatError for an array whose bands lie last, BandError for palette indices."""
     if header.channels_last and not rule.file_bands:
         shape = (header.count, *header.shape)
         raise FormatError(
@@ -128,12 +134,12 @@ def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRu
         )
     palette = header.bands[0].palette
     picture = Path(str(header.path)).suffix.lower() in IMAGE_SUFFIXES
-    if palette and picture and not modality.categorical:
-        if any(c[:3] != (i, i, i) for i, c in palette.items()):
-            raise BandError(
-                f"{header.path}: {modality.name}: the image holds indices of a palette, not "
-                "measured values; save it as RGB or grey"
-            )
+    colors = palette.items() if palette and picture and not modality.categorical else ()
+    if any(c[:3] != (i, i, i) for i, c in colors):
+        raise BandError(
+            f"{header.path}: {modality.name}: the image holds indices of a palette, not "
+            "measured values; save it as RGB or grey"
+        )
 
 
 def _usable(names: Sequence[str]) -> tuple[str, ...]:

@@ -390,10 +390,13 @@ def test_a_scale_that_only_the_file_declares_is_not_dropped(world):
     for key in "abc":
         with rasterio.open(world / "s2" / f"{key}.tif", "r+") as out:
             out.scales = (1e-4,) * 4
-    record = changed("rgb", scale=None)
-    with pytest.raises(BandError, match=r"the file declares scale 0\.0001.*`scale: 0\.0001"):
-        opened(world, record)
-    opened(world, changed("rgb", scale=1))
+    source = opened(world, changed("rgb", scale=None))
+    assert source.modalities["rgb"].scale == 1e-4
+    assert source.read(0).calibration["rgb"] == Calibration(scale=1e-4, offset=0.0, level="l2a")
+    ignored = opened(world, changed("rgb", scale=1))
+    assert ignored.read(0).calibration["rgb"].scale == 1
+    with pytest.raises(BandError, match=r"data\.yaml declares scale 0\.001, the file's tag says 0"):
+        opened(world, changed("rgb", scale=1e-3))
 
 
 def bad(**keys):

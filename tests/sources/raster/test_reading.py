@@ -35,7 +35,7 @@ def test_a_geotiff_keeps_type_names_nodata_and_ground(tmp_path):
     assert raster.pixels.dtype == np.int16
     np.testing.assert_array_equal(raster.pixels, pixels)
     assert raster.header == read_header(path)
-    assert raster.header.bands == ("VV", "VH")
+    assert raster.header.names == ("VV", "VH")
     assert raster.header.nodata == (-9999.0, -9999.0)
     assert raster.header.shape == (4, 6)
     assert raster.header.geometry.crs == "EPSG:32630"
@@ -65,7 +65,8 @@ def test_scale_and_offset_that_a_file_declares_are_reported(tmp_path):
     path = write_tif(tmp_path / "s.tif", np.zeros((1, 2, 2), np.int16))
     with rasterio.open(path, "r+") as out:
         out.scales, out.offsets = (1e-4,), (-0.1,)
-    assert read_header(path).calibration == ((1e-4, -0.1),)
+    (band,) = read_header(path).bands
+    assert (band.scale, band.offset) == (1e-4, -0.1)
 
 
 def test_images_name_their_bands_and_alpha_becomes_the_mask(tmp_path):
@@ -73,7 +74,7 @@ def test_images_name_their_bands_and_alpha_becomes_the_mask(tmp_path):
     rgba[0, 0, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "a.png")
     raster = read_raster(tmp_path / "a.png")
-    assert raster.header.bands == ("red", "green", "blue")
+    assert raster.header.names == ("red", "green", "blue")
     np.testing.assert_array_equal(raster.pixels, np.moveaxis(rgba[..., :3], -1, 0))
     assert not raster.mask[0, 0, 0]
     assert raster.mask.sum() == 19
@@ -81,7 +82,7 @@ def test_images_name_their_bands_and_alpha_becomes_the_mask(tmp_path):
     sixteen = np.array([[0, 40_000], [65_535, 7]], dtype=np.uint16)
     Image.fromarray(sixteen).save(tmp_path / "b.png")
     gray = read_raster(tmp_path / "b.png")
-    assert gray.header.bands == ("",)
+    assert gray.header.names == ("",)
     assert gray.pixels.dtype == np.uint16
     np.testing.assert_array_equal(gray.pixels[0], sixteen)
 

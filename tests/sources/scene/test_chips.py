@@ -406,7 +406,10 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     told(FormatError, "no such file", modalities={"elevation": {"path": "x.tif", "band": "dem"}})
     with rasterio.open(folder / "dem.tif", "r+") as file:
         file.scales = (0.1,)
-    told(DataError, "the file declares scale 0.1")
+    assert open_scene(scene_file(folder)).read(0).calibration["elevation"].scale == 0.1
+    elevation = {"path": "dem.tif", "sensor": "dem", "bands": ["elevation"], "scale": 0.5}
+    told(DataError, "declares scale 0.5, the file's tag says 0.1", modalities={
+        "elevation": elevation})  # fmt: skip
 
 
 @pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="shared data are not there")

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ _IMAGE_BANDS = {
     "RGBA": ("red", "green", "blue", "alpha"),
     "LA": ("", "alpha"),
 }
-_JPEG2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
+_JPEG2000 = ("JP2KAK", "JP2ECW", "JP2MrSID", "JP2OpenJPEG")
 _SIGNATURES: tuple[tuple[bytes, tuple[str, ...]], ...] = (
     (b"II*\0", ("GTiff",)),
     (b"MM\0*", ("GTiff",)),
@@ -64,7 +64,7 @@ _BY_SUFFIX = {
     ".sdat": ("SAGA",),
     ".rst": ("RST",),
 }
-_REMOTE = ("GTiff", "JPEG", "PNG", *_JPEG2000)
+_REMOTE = {".jp2": _JPEG2000, ".png": ("PNG",), ".jpg": ("JPEG",), ".jpeg": ("JPEG",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,13 @@ def open_dataset(path: Path | str, **options: Any) -> Any:
 
     FormatError for a VRT under another name, or one that reads files elsewhere.
     """
-    return _rasterio().open(str(path), driver=list(_drivers(path)), **options)
+    rasterio = _rasterio()
+    drivers = _drivers(path)
+    for driver in drivers[:-1]:
+        # Which of several libraries for one format GDAL was built with is not known.
+        with suppress(rasterio.errors.RasterioIOError):
+            return rasterio.open(str(path), driver=driver, **options)
+    return rasterio.open(str(path), driver=drivers[-1], **options)
 
 
 def read_window(
@@ -231,9 +237,9 @@ def _rasterio() -> Any:
 def _drivers(path: Path | str) -> tuple[str, ...]:
     """GDAL's drivers that may open a file: those of its first bytes, else of its suffix."""
     local = Path(path)
-    if not local.is_file():
-        return _REMOTE
     suffix = local.suffix.lower()
+    if not local.is_file():
+        return _REMOTE.get(suffix, ("GTiff",))
     if suffix == ".vrt":
         for source in _vrt_sources(local, os.stat(local).st_mtime_ns):
             _drivers(source)

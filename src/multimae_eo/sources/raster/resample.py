@@ -38,8 +38,8 @@ class Placement:
     def coordinates(self, window: Window) -> tuple[Coordinates, Coordinates]:
         """Rows and columns in the raster (0 is its upper or left edge) of the centres of a
         window's pixels, each (H, W); not finite where they lie nowhere."""
-        rows = np.arange(window.row, window.row + window.height) + 0.5
-        cols = np.arange(window.col, window.col + window.width) + 0.5
+        rows = 0.5 + np.arange(window.row, window.row + window.height, dtype=np.float64)
+        cols = 0.5 + np.arange(window.col, window.col + window.width, dtype=np.float64)
         if self.crs == self.grid.crs:
             own, grid = self.transform, self.grid.transform
             y = ((grid.f - own.f) + rows * grid.e) / own.e
@@ -188,7 +188,7 @@ def block_means(pixels: Pixels, valid: Validity, down: int, right: int) -> tuple
 
     The last blocks may be smaller. A block is valid where any of its pixels is.
     """
-    count, height, width = pixels.shape
+    _, height, width = pixels.shape
     values = np.where(valid, pixels, 0).astype(np.float64)
     for axis, size, step in ((1, height, down), (2, width, right)):
         edges = np.arange(0, size, step)

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.geo import Window
@@ -263,12 +263,12 @@ class _Open:
         if not self.view.nearest:
             factors = block_factor(self.ratios[0]), block_factor(self.ratios[1])
         margin = [f * (2 + int(r / f)) for f, r in zip(factors, self.ratios, strict=True)]
-        span = []
-        for place, size, more, step in zip((rows, cols), (height, width), margin, factors, strict=True):
-            first = max(0, int(np.floor(place[near].min())) - more)
-            last = min(size, int(np.ceil(place[near].max())) + more)
-            first = min(first, size - 1) // step * step
-            span.append((first, max(first + 1, last)))
+        span = [
+            _span(place[near], size, more, step)
+            for place, size, more, step in zip(
+                (rows, cols), (height, width), margin, factors, strict=True
+            )
+        ]
         part = Window(
             row=span[0][0], col=span[1][0],
             height=span[0][1] - span[0][0], width=span[1][1] - span[1][0],
@@ -301,6 +301,12 @@ class _Open:
             return pixels, np.ones((1, window.height, window.width), dtype=bool)
         pixels[~np.broadcast_to(ok, pixels.shape)] = 0
         return pixels, ok
+
+
+def _span(positions: npt.NDArray[np.float64], size: int, margin: int, step: int) -> tuple[int, int]:
+    """First and last + 1 of the pixels of an axis that positions need, the first a multiple."""
+    first = min(max(0, int(np.floor(positions.min())) - margin), size - 1) // step * step
+    return first, max(first + 1, min(size, int(np.ceil(positions.max())) + margin))
 
 
 def _tiles(window: Window, side: int, grid: Grid) -> Iterator[Window]:

@@ -57,8 +57,8 @@ def _spec(header: RasterHeader, modality: Modality, rule: RasterRule) -> Modalit
             hint = did_you_mean(rule.level, modality.levels) if rule.level else "which has it?"
             raise ConfigError(f"{where}: --level {' or '.join(modality.levels)}: {hint}")
         level = rule.level
-    scale, offset = (None, None) if modality.categorical else _calibration(
-        header, at, modality, rule
+    scale, offset = (
+        (None, None) if modality.categorical else _calibration(header, at, modality, rule)
     )
     neutral = replace(modality, scale=1.0, offset=0.0)
     return ModalitySpec(

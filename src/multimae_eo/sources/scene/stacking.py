@@ -171,8 +171,7 @@ def mosaic_on(
     for index, file in enumerate(files):
         if file.header.dtype != dtype:
             raise FormatError(
-                f"{file.path}: number type {file.header.dtype}, but {dtype} in "
-                f"{files[0].path.name}"
+                f"{file.path}: number type {file.header.dtype}, but {dtype} in {files[0].path.name}"
             )
         view = view_on(
             file.path,

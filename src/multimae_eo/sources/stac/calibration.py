@@ -127,10 +127,10 @@ def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
     """What STAC says of a band's raster: nodata, scale, offset, … without prefix."""
     merged: dict[str, Any] = {}
     for part in (asset, _nth(asset.get("bands"), number)):
-        for field in ("nodata", "data_type", "scale", "offset"):
-            for key in (field, f"raster:{field}"):
+        for name in ("nodata", "data_type", "scale", "offset"):
+            for key in (name, f"raster:{name}"):
                 if part.get(key) is not None:
-                    merged[field] = part[key]
+                    merged[name] = part[key]
     old = {k: v for k, v in _nth(asset.get("raster:bands"), number).items() if v is not None}
     return merged | old
 

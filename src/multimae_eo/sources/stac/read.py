@@ -23,10 +23,11 @@ from odc.loader import RioDriver
 
 from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
 from multimae_eo.geo import Window
+from multimae_eo.sources.raster.calibration import Linear
 from multimae_eo.sources.raster.grid import Grid, overlap
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.warped import View, open_header, stamp, view_on
-from multimae_eo.sources.stac.calibration import Linear, raster_record
+from multimae_eo.sources.stac.calibration import raster_record
 from multimae_eo.sources.stac.items import StacItem, asset_of
 from multimae_eo.sources.yaml_section import as_number, one_line
 
