@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser
 
-from multimae_eo.cli.main import _VERBS, OVERRIDDEN, _split_overrides, main
+from multimae_eo.cli.main import SUBCOMMANDS, main
+from multimae_eo.cli.parser import Parser, add_options
 from tests.support.paths import ROOT, SHARED
 
 PAGES = [
@@ -46,38 +46,40 @@ NOT_RUN = {
 }
 # What the fixture ``tour`` has done.
 WHOLE_TOURS = (["quickstart"], ["quickstart", "--out", "quickstart"])
+# Toy size: what a page runs for minutes or hours takes seconds here. Appended after the page's own
+# options, so that these win; the page's options are still parsed and checked.
+ONE_EPOCH = "--run.epochs 1 --run.precision 32-true --run.accelerator cpu"
+# By the subcommand; in place of the page's values wherever they are not toy size already.
+TOY = {
+    "pretrain": ONE_EPOCH,
+    "finetune": ONE_EPOCH,
+    "study": f"{ONE_EPOCH} --features mean --steps 0 --seeds 1",
+    "benchmark": f"{ONE_EPOCH} --features mean --seeds 1",
+    "inspect": "--chips 60",
+    "probe": "--features mean",
+    "reconstruct": "--limit 1 --draws 1",
+}
 # Of the reader's own data, where the real ones are only larger.
-QUICK = "--data quickstart/store --run.accelerator cpu"
-# By the verb and a word after it.
+QUICK = "--data quickstart/store"
+# Beside ``TOY``: by the subcommand and a word after it.
 ADDED = {
     ("quickstart", "--world_only"): "--chips 40",
-    ("pretrain", "tutorial/store"): "--run.epochs 1",
-    ("finetune", "tutorial/mapper"): "--run.epochs 1 --run.accelerator cpu",
-    ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto --run.epochs 1",
-    ("pretrain", "paper-mmearth64"): "--model.encoder nano --run.epochs 1 --data.batch_size 4 "
-    "--data.workers 0 --run.precision 32-true --run.accelerator cpu --data.val_fraction 0.3",
-    ("pretrain", "sentinel2-groups-small"): "--run.epochs 1",
-    ("pretrain", "hls-water"): "--run.epochs 1",
-    ("pretrain", "many-sensors-small"): "--run.epochs 1",
-    ("finetune", "runs/classes"): "--run.epochs 1 --run.accelerator cpu",
-    ("finetune", "runs/frozen"): "--run.epochs 1 --run.accelerator cpu",
-    ("finetune", "runs/scratch"): "--run.epochs 1 --run.accelerator cpu",
-    ("finetune", "runs/full"): f"{QUICK} --run.epochs 1",
+    ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto",
+    ("pretrain", "paper-mmearth64"): "--model.encoder nano --data.batch_size 4 "
+    "--data.workers 0 --data.val_fraction 0.3",
+    ("finetune", "runs/full"): QUICK,
     ("evaluate", "results/dropped"): "--drop rgb,ired",
     ("evaluate", "runs/full/model"): "--data quickstart/store --drop rgb",
-    ("study", "studies/classes"): "--methods finetune,knn --run.epochs 1 --run.accelerator cpu "
-    "--features mean --steps 0 --grid optim.lr=1e-3 --fractions 50 --inputs rgb",
-    ("study", "studies/eurosat5"): f"{QUICK} --methods knn --features mean --seeds 1 --inputs rgb",
-    ("study", "studies/eurosat"): f"{QUICK} --methods finetune,knn --run.epochs 1 "
-    "--features mean --steps 0 --fractions 50 --seeds 1 --inputs rgb",
-    ("study", "studies/water"): "--methods finetune --run.epochs 1 --seeds 1 --inputs optical "
-    "--data.batch_size 64",
-    ("benchmark", "geobench"): "--methods knn,finetune --run.epochs 1 --run.accelerator cpu "
-    "--features mean --data.batch_size 4 --seeds 1",
-    ("reconstruct", "examples/eurosat_ms.yaml"): "--limit 1 --draws 1",
-    ("probe", "rgb;rgb,ired;all"): "--features mean --methods knn",
-    ("reconstruct", "examples/hls_water.yaml"): "--limit 1 --draws 1",
+    ("study", "studies/classes"): "--methods finetune,knn "
+    "--grid optim.lr=1e-3 --fractions 50 --inputs rgb",
+    ("study", "studies/eurosat5"): f"{QUICK} --methods knn --inputs rgb",
+    ("study", "studies/eurosat"): f"{QUICK} --methods finetune,knn --fractions 50 --inputs rgb",
+    ("study", "studies/water"): "--methods finetune --inputs optical --data.batch_size 64",
+    ("benchmark", "geobench"): "--methods knn,finetune --data.batch_size 4",
+    ("probe", "rgb;rgb,ired;all"): "--methods knn",
 }
+# Chips of each split (or of all, where the data declare none) that are kept of the examples' data.
+KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -108,20 +110,19 @@ def commands(block: Block) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def verb_options(verb: str) -> set[str]:
-    parser = ArgumentParser()
-    _VERBS[verb][0](parser)
-    return {*parser._option_string_actions, "--debug"}
+def option_names(subcommand: str) -> set[str]:
+    parser = Parser()
+    add_options(parser, SUBCOMMANDS[subcommand])
+    return {*parser.option_names, "--help", "--debug"}
 
 
 def check_options(words: list[str], where: str) -> None:
-    """Words after ``multimae-eo``: a verb that exists, and options that it has."""
-    verb = words[0]
-    assert verb in _VERBS, f"{where}: there is no verb {verb!r}"
-    rest = _split_overrides(words, verb)[0] if verb in OVERRIDDEN else words
-    for word in rest:
+    """Words after ``multimae-eo``: a subcommand that exists, and options that it has."""
+    assert words[0] in SUBCOMMANDS, f"{where}: there is no subcommand {words[0]!r}"
+    names = option_names(words[0])
+    for word in words:
         option = word.split("=", maxsplit=1)[0]
-        assert not option.startswith("--") or option in verb_options(verb), f"{where}: {option}"
+        assert not option.startswith("--") or option in names, f"{where}: {option}"
 
 
 def name(page: Path) -> str:
@@ -129,14 +130,14 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_mentioned_verb_and_option_exists(page):
+def test_every_mentioned_subcommand_and_option_exists(page):
     """In code spans and blocks. Prose may call the program by its name."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     spans = re.findall(r"`(multimae-eo [^`\n]+)`", text)
     spans += re.findall(r"^(?:\$ )?(multimae-eo .+)$", text, flags=re.M)
     for span in spans:
         words = shlex.split(span, comments=True)[1:]
-        if words != ["VERB", "--help"] and not words[0].startswith("--"):
+        if words != ["SUBCOMMAND", "--help"] and not words[0].startswith("--"):
             check_options(words, f"{name(page)}: {span}")
 
 
@@ -184,13 +185,14 @@ def test_dataset_files_that_are_shown_are_well_formed(page, tmp_path):
 
 def substituted(words: list[str]) -> list[str]:
     """A command's words with this test's names in place of the reader's."""
-    more = [m.split() for (verb, word), m in ADDED.items() if verb == words[0] and word in words]
+    of_scene = words[0] == "reconstruct" and "--scene" in words
+    more = [] if of_scene else [TOY.get(words[0], "").split()]
+    more += [m.split() for (name, word), m in ADDED.items() if name == words[0] and word in words]
     names = dict(SUBSTITUTED)
     if "scene.yaml" in words:
         # The quickstart's world has no modality "optical": its bands are in groups.
         names["optical"] = "rgb,ired"
-    changed = [names.get(w, re.sub(r"(^|,)examples/", rf"\1{ROOT}/examples/", w)) for w in words]
-    return changed + [w for m in more for w in m]
+    return [names.get(w, w) for w in words] + [w for m in more for w in m]
 
 
 def run_elsewhere(words: list[str], where: str) -> None:
@@ -206,20 +208,69 @@ def run_elsewhere(words: list[str], where: str) -> None:
         assert words[:2] == ["git", "clone"], f"{where}: what is {words[0]}?"
 
 
-@pytest.fixture
-def reader(tour, tmp_path, monkeypatch) -> Path:
-    """The folder of a reader who ran the quickstart and has a (small) MMEarth."""
+def few_chips(example: Path, folder: Path) -> None:
+    """Copy an example into ``folder/examples``, with ``KEPT`` chips of each split of its data.
+
+    Rasters are linked to; data sets of a few chips are used as they are.
+    """
+    text = example.read_text(encoding="utf-8")
+    root = re.search(r"^root: (\S+)$", text, flags=re.M)
+    if example.suffix == ".yaml" and root and (data := (ROOT / "examples" / root[1])).is_dir():
+        few = folder / "data" / example.stem
+        few.mkdir(parents=True)
+        if (table := data.resolve() / "split.csv").is_file():
+            head, *rows = table.read_text(encoding="utf-8").splitlines()
+            splits = {row.rpartition(",")[2] for row in rows}
+            rows = [r for s in splits for r in [r for r in rows if r.endswith(f",{s}")][:KEPT]]
+            (few / "split.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+            names = {Path(row.split(",")[0]).stem for row in rows}
+        else:
+            names = {p.stem for p in sorted((data / "chips").glob("*.tif"))[: 2 * KEPT]}
+        for path in data.resolve().glob("**/*"):
+            if path.is_file() and (not names or path.stem in names):
+                link = few / path.relative_to(data.resolve())
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path)
+        text = text.replace(root[0], f"root: {few}")
+    (folder / "examples").mkdir(exist_ok=True)
+    (folder / "examples" / example.name).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory) -> Path:
+    """A quickstart of toy size: what is learnt in it is tested in test_quickstart.py."""
+    from multimae_eo.quickstart import quickstart
+
+    out = tmp_path_factory.mktemp("tour") / "quickstart"
+    quickstart(out, chips=64, epochs=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tour, tmp_path_factory) -> Path:
+    """What pages take as given: a quickstart, the examples' data, a GEO-Bench and an MMEarth."""
     from tests.support.geobench_files import write_geobench
     from tests.support.mmearth_files import write_mmearth
 
+    here = tmp_path_factory.mktemp("data")
+    for example in (ROOT / "examples").glob("*.*"):
+        few_chips(example, here)
+    for name in ("m-eurosat", "m-so2sat"):
+        write_geobench(here / "ROOT", name, size=32)
+    write_mmearth(here / "data_1M_v001_64", chips=16, size=64, seed=0, stem="data_1M_v001_64")
+    (here / "STORE").symlink_to(tour / "store")
+    return here
+
+
+@pytest.fixture
+def reader(tour, data, tmp_path, monkeypatch) -> Path:
+    """The folder of a reader who ran the quickstart and has a (small) MMEarth."""
     here = tmp_path / "reader"
     (here / "quickstart").mkdir(parents=True)
-    for made in tour.out.iterdir():
+    for made in tour.iterdir():
         (here / "quickstart" / made.name).symlink_to(made)
-    (here / "STORE").symlink_to(tour.out / "store")
-    for data in ("m-eurosat", "m-so2sat"):
-        write_geobench(here / "ROOT", data, size=32)
-    write_mmearth(here / "data_1M_v001_64", chips=16, size=64, seed=0, stem="data_1M_v001_64")
+    for made in data.iterdir():
+        (here / made.name).symlink_to(made)
     monkeypatch.chdir(here)
     return here
 

@@ -33,3 +33,11 @@ def test_notebook_is_kept_without_outputs(name):
     book = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     code = [c for c in book.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code)
+
+
+@pytest.mark.parametrize("name", ["tour", "transfer"])
+def test_notebook_uses_public_names_only(name):
+    book = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    code = "\n".join(c.source for c in book.cells if c.cell_type == "code")
+    assert "from multimae_eo import" in code
+    assert "multimae_eo." not in code

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import multimae_eo.evaluate.probes
-import multimae_eo.inference.reconstruct_chips
-import multimae_eo.scenes.reconstruct
 from multimae_eo import MultiMAE, open_source, quickstart
 from multimae_eo.catalog import legend
 from multimae_eo.errors import OutputError
+from multimae_eo.evaluate import probes
+from multimae_eo.inference import reconstruct_chips
 from multimae_eo.quickstart import GIVEN
+from multimae_eo.scenes import reconstruct
 
 
 def test_it_leaves_what_it_promises(tour):
@@ -137,9 +137,9 @@ def only_train(monkeypatch) -> None:
     def nothing(*arguments: Any, **options: Any) -> dict[str, Any]:
         return {}
 
-    monkeypatch.setattr(multimae_eo.inference.reconstruct_chips, "reconstruct_chips", nothing)
-    monkeypatch.setattr(multimae_eo.scenes.reconstruct, "reconstruct_scene", nothing)
-    monkeypatch.setattr(multimae_eo.evaluate.probes, "probe", nothing)
+    monkeypatch.setattr(reconstruct_chips, "reconstruct_chips", nothing)
+    monkeypatch.setattr(reconstruct, "reconstruct_scene", nothing)
+    monkeypatch.setattr(probes, "probe", nothing)
     monkeypatch.setattr(quickstart, "_report", lambda out, *rest: out / "report.html")
 
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
 from functools import cached_property
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
-
-from multimae_eo.cli.examples import examples
-from multimae_eo.cli.main import _VERBS, OVERRIDDEN
+from multimae_eo.cli.main import SUBCOMMANDS
+from multimae_eo.cli.parser import Subcommand, field_help, recipe_options, summary
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
-from multimae_eo.train.options import options_help
 from multimae_eo.train.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
 
 # A page, what it is about, and its modules: all that these define in public, or the names given.
 PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "api": (
+        "Functions: one for each subcommand",
+        {
+            "api.stores": (),
+            "api.runs": ("pretrain", "finetune"),
+            "api.scores": ("evaluate", "evaluate_subsets", "probe", "study", "benchmark"),
+            "api.maps": ("predict", "reconstruct", "embed", "search"),
+            "api.models": (),
+        },
+    ),
     "data": (
         "Data: modalities, samples, sources, stores",
         {
@@ -30,13 +37,13 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "sample": (),
             "statistics": ("Statistics",),
             "geo": (),
-            "sources": ("open_source",),
+            "loading.open_source": ("open_source",),
             "sources.base": ("Source", "ConcatSource"),
-            "sources.scene": ("Scene",),
+            "sources.scene.scene": ("Scene",),
             "store.writer": ("prepare",),
             "store.append": ("append",),
             "store.reader": ("ChipStore",),
-            "store.loader": ("make_loader",),
+            "loading.loader": ("make_loader",),
             "doctor": ("inspect",),
             "errors": (),
         },
@@ -44,12 +51,12 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "model": (
         "Model: encoding, reconstruction, transfer",
         {
-            "model.multimae": ("MultiMAE", "Features", "Reconstruction"),
-            "model.tokens": ("TokenState", "TokenLayout"),
-            "model.masking": ("sample_states",),
-            "model.predictor": ("Predictor",),
-            "model.backbone": ("backbone", "Backbone", "physical_tensors"),
-            "model.reconstruct": ("reconstruct",),
+            "network.multimae": ("MultiMAE", "Features", "Reconstruction"),
+            "network.tokens": ("TokenState", "TokenLayout"),
+            "network.masking": ("sample_states",),
+            "network.predictor": ("Predictor",),
+            "inference.backbone": ("backbone", "Backbone", "physical_tensors"),
+            "network.reconstruction": ("reconstruct",),
             "export.files": ("export_model", "FileOptions"),
             "convert.reference": ("convert",),
         },
@@ -65,12 +72,12 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "evaluate.study": ("study", "Plan", "Studied"),
             "evaluate.benchmark": ("benchmark",),
             "reports.score_card": ("card",),
-            "evaluate.statistics": (),
-            "infer.reconstruct": ("reconstruct_chips", "ReconstructOptions"),
-            "infer.scene_maps": ("reconstruct_scene",),
-            "infer.scene_predict": ("predict_scene",),
-            "infer.embed": ("embed_scene", "embed_source"),
-            "infer.search": ("search",),
+            "metrics.intervals": (),
+            "inference.reconstruct_chips": ("reconstruct_chips", "ReconstructOptions"),
+            "scenes.reconstruct": ("reconstruct_scene",),
+            "scenes.predict": ("predict_scene",),
+            "scenes.embed": ("embed_scene", "embed_source"),
+            "inference.search": ("search",),
         },
     ),
 }
@@ -90,45 +97,56 @@ def _cli_page() -> str:
     parts = [
         NOTE,
         "# Command line\n",
-        "Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 an error "
-        "told in one line, 2 wrong usage. `--debug` shows the traceback. `--json`, where a verb "
-        "has it, is for programs.\n",
+        "Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an error "
+        "reported in one line, 2 wrong usage, 130 interrupted. `--debug` shows the traceback. "
+        "`--json`, where a subcommand has it, is for programs.\n",
     ]
-    for verb, (build, _, about) in _VERBS.items():
-        parser = ArgumentParser()
-        build(parser)
-        parts += [f"## {verb}\n", about[0].upper() + about[1:] + ".\n", _options(parser)]
-        if shown := examples(verb):
-            parts.append(f"```text\n{dedent(shown.removeprefix('examples:')).strip()}\n```\n")
-        if verb in OVERRIDDEN:
-            anchor = "pre-training" if verb == "pretrain" else "fine-tuning"
+    for name, kind in SUBCOMMANDS.items():
+        about = summary(kind)
+        parts += [f"## {name}\n", about[0].upper() + about[1:] + ".\n", _options(kind)]
+        lines = "\n".join(f"multimae-eo {line}" for line in kind.examples)
+        parts.append(f"```text\n{lines}\n```\n")
+        if recipe := _recipe_of(kind):
+            anchor = "pre-training" if recipe is Recipe else "fine-tuning"
             parts.append(f"Also any option of [the recipe](#options-of-{anchor}).\n")
-    for title, kind in (("pre-training", Recipe), ("fine-tuning", FinetuneRecipe)):
-        parts += [f"## Options of {title}\n", _recipe_table(kind)]
+    for title, recipe in (("pre-training", Recipe), ("fine-tuning", FinetuneRecipe)):
+        parts += [f"## Options of {title}\n", _recipe_table(recipe)]
     return "\n".join(parts)
 
 
-def _options(parser: ArgumentParser) -> str:
+def _recipe_of(kind: type[Subcommand]) -> type | None:
+    """The recipe whose options a subcommand takes beside its own."""
+    options = [f.metadata["recipe"] for f in dataclasses.fields(kind) if f.metadata.get("recipe")]
+    return options[0].load() if options else None
+
+
+def _options(kind: type[Subcommand]) -> str:
     rows = ["| option | default | |", "|---|---|---|"]
-    for action in parser._actions:
-        if action.dest in ("help", "print_shtab", "config"):
+    helps, hints = field_help(kind), get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.metadata.get("recipe"):
             continue
-        name = ", ".join(f"`{o}`" for o in action.option_strings) or f"`{action.dest.upper()}`"
-        flag = action.option_strings and action.nargs == 0
-        needed = getattr(action, "required", False) or not action.option_strings
-        default = "required" if needed else "off" if flag else _default(action.default)
-        rows.append(f"| {name} | {default} | {_cell(action.help or '')} |")
+        positional = field.metadata.get("positional")
+        name = f"`{field.name.upper()}`" if positional else f"`--{field.name}`"
+        text = helps.get(field.name, "")
+        choices = [c for h in (hints[field.name], *get_args(hints[field.name]))
+                   if get_origin(h) is Literal for c in get_args(h)]  # fmt: skip
+        if choices:
+            text += f" ({', '.join(choices)})"
+        needed = field.default is dataclasses.MISSING
+        default = "required" if needed else "off" if field.default is False else field.default
+        shown = default if default in ("required", "off") else _default(default)
+        rows.append(f"| {name} | {shown} | {_cell(text)} |")
     return "\n".join(rows) + "\n"
 
 
 def _default(value: Any) -> str:
-    return "" if value is None else f"`{value}`"
+    return "" if value in (None, "") else f"`{value}`"
 
 
 def _recipe_table(kind: Any) -> str:
     rows = ["| option | |", "|---|---|"]
-    for option, meaning in re.findall(r"^  (--\S+)\n      (.*)$", options_help(kind), flags=re.M):
-        rows.append(f"| `{option}` | {_cell(meaning)} |")
+    rows += [f"| `--{o.path}` | {_cell(o.help)} |" for o in recipe_options(kind) if o.shown]
     return "\n".join(rows) + "\n"
 
 

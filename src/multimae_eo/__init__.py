@@ -7,6 +7,8 @@ raster library.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.network import persistence
@@ -14,7 +16,7 @@ from multimae_eo.version import __version__
 
 persistence.implement(by=lambda: importlib.import_module("multimae_eo.model_folder.folder"))  # type: ignore[arg-type, return-value]
 
-_WHERE = {
+_MODULE_OF = {
     "Band": "modality",
     "Batch": "sample",
     "Modality": "modality",
@@ -26,29 +28,70 @@ _WHERE = {
     "Statistics": "statistics",
     "Task": "modality",
     "backbone": "inference.backbone",
+    "benchmark": "api.scores",
+    "convert_checkpoint": "api.models",
+    "describe": "api.models",
+    "embed": "api.maps",
+    "evaluate": "api.scores",
+    "evaluate_subsets": "api.scores",
+    "export_model": "api.models",
+    "finetune": "api.runs",
+    "inspect": "api.stores",
+    "make_world": "quickstart",
     "open_source": "loading.open_source",
+    "predict": "api.maps",
+    "prepare": "api.stores",
+    "pretrain": "api.runs",
+    "probe": "api.scores",
+    "reconstruct": "api.maps",
+    "search": "api.maps",
+    "study": "api.scores",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
-    "Sample", "Statistics", "Task", "backbone", "open_source", "__version__",
+    "Sample", "Statistics", "Task", "backbone", "benchmark", "convert_checkpoint", "describe",
+    "embed", "evaluate", "evaluate_subsets", "export_model", "finetune", "inspect", "make_world",
+    "open_source", "predict", "prepare", "pretrain", "probe", "reconstruct", "search", "study",
+    "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from multimae_eo.api.maps import embed, predict, reconstruct, search
+    from multimae_eo.api.models import convert_checkpoint, describe, export_model
+    from multimae_eo.api.runs import finetune, pretrain
+    from multimae_eo.api.scores import benchmark, evaluate, evaluate_subsets, probe, study
+    from multimae_eo.api.stores import inspect, prepare
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.inference.backbone import backbone
     from multimae_eo.loading.open_source import open_source
     from multimae_eo.modality import Band, Modality, ModalitySet, Task
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
+    from multimae_eo.quickstart import make_world
     from multimae_eo.sample import Batch, Sample
     from multimae_eo.statistics import Statistics
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'multimae_eo' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"multimae_eo.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"multimae_eo.{_MODULE_OF[name]}"), name)
+
+
+class _Package(ModuleType):
+    """This package: a public function keeps its name when a room of that name is imported.
+
+    ``from multimae_eo import evaluate`` is the function; ``from multimae_eo.evaluate.study import
+    …`` reaches into the room, which the import system finds in ``sys.modules``.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

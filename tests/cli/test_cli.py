@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import multimae_eo
-from multimae_eo import info, open_source
-from multimae_eo.cli.main import _VERBS, main
+from multimae_eo import open_source
+from multimae_eo.api import models
+from multimae_eo.cli.main import SUBCOMMANDS, main
+from multimae_eo.cli.parser import summary
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.loading.loader import make_loader
 from tests.support.mmearth_files import write_mmearth
@@ -31,25 +33,25 @@ def program(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
 # usage --------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_verb(run):
+def test_help_lists_every_subcommand(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb, (_, _, about) in _VERBS.items():
-        assert verb in out
-        assert about.split(",")[0] in " ".join(out.split())
+    for name, kind in SUBCOMMANDS.items():
+        assert name in out
+        assert summary(kind).split(",")[0] in " ".join(out.split())
 
 
-@pytest.mark.parametrize("verb", _VERBS)
-def test_help_of_every_verb_explains_its_options(run, verb):
-    code, out, err = run(verb, "--help")
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_help_of_every_subcommand_explains_its_options(run, name):
+    code, out, err = run(name, "--help")
     assert (code, err) == (0, "")
-    assert _VERBS[verb][2].split(",")[0] in " ".join(out.split())
-    assert "--out" in out or verb in ("info", "inspect", "search", "completion", "demo")
+    assert summary(SUBCOMMANDS[name]).split(",")[0] in " ".join(out.split())
+    assert "--out" in out or name in ("info", "inspect", "search", "completion", "demo")
 
 
 def test_help_of_pretrain_lists_recipes_and_their_options(run):
     _, out, _ = run("pretrain", "--help")
-    for text in ("paper-mmearth64", "--optim.lr", "--masking.visible", "default 49", "--run.seed"):
+    for text in ("paper-mmearth64", "--optim.lr", "--masking.visible", "default: 49", "--run.seed"):
         assert text in out
 
 
@@ -62,14 +64,67 @@ def test_version(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "verb"),
+        ((), "subcommand"),
         (("prepar",), "did you mean 'prepare'"),
-        (("xyzzy",), "no verb 'xyzzy'; valid: quickstart, inspect, prepare"),
+        (("xyzzy",), "no subcommand 'xyzzy'; valid: quickstart, inspect, prepare"),
         (("info",), "path"),
         (("info", "a", "--jsn"), "jsn"),
         (("prepare", "a"), "out"),
         (("prepare", "a", "--out", "b", "--workers", "many"), "workers"),
-        (("probe", "--model", "m"), "data"),
+        (("probe", "--model", "m"), "required: --data"),
+        (
+            ("pretrain", "--recipe", "r", "--data", "d", "--out", "o", "--optim.lrr", "3"),
+            "no option --optim.lrr; did you mean '--optim.lr'",
+        ),
+        (("pretrain", "--recipe", "r", "--data", "d", "--out", "o", "--optim.lr"), "--optim.lr"),
+        (
+            ("finetune", "--model", "m", "--data", "d", "--out", "o", "--task", "detection"),
+            "invalid choice: 'detection'",
+        ),
+        (
+            (
+                "finetune",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--out",
+                "o",
+                "--task",
+                "regression",
+                "--head",
+                "unet",
+            ),
+            "invalid choice: 'unet'",
+        ),
+        (
+            (
+                "finetune",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--out",
+                "o",
+                "--task",
+                "regression",
+                "--optim.laier_decay",
+                "0.5",
+            ),
+            "did you mean '--optim.layer_decay'",
+        ),
+        (
+            ("export", "--model", "m", "--out", "o", "--format", "onx"),
+            "invalid choice: 'onx' (choose from 'torch', 'onnx')",
+        ),
+        (("export", "--model", "m", "--out", "o", "--dynamic", "size"), "invalid choice: 'size'"),
+        (("embed", "--model", "m", "--out", "o", "--per", "pixel"), "invalid choice: 'pixel'"),
+        (
+            ("predict", "--model", "m", "--scene", "s", "--out", "o", "--precision", "8"),
+            "invalid choice: '8'",
+        ),
+        (("benchmark", "geobnch", "--model", "m", "--root", "r", "--out", "o"), "geobnch"),
+        (("completion", "csh"), "invalid choice: 'csh'"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_why(run, arguments, message):
@@ -94,10 +149,6 @@ def test_wrong_usage_exits_with_2_and_says_why(run, arguments, message):
         ("prepare {0}/world/dataset.yaml --out {0}/run", "exists and is no chip store"),
         ("pretrain --recipe quikstart --data {0}/store --out {1}", "did you mean 'quickstart'"),
         ("pretrain --recipe {0}/no.yaml --data {0}/store --out {1}", "cannot be read: No such"),
-        (
-            "pretrain --recipe quickstart --data {0}/store --out {1} --optim.lrr 3",
-            "unknown option --optim.lrr; did you mean 'optim.lr'",
-        ),
         (
             "pretrain --recipe quickstart --data {0}/store --out {1} --run.epochs none",
             "epochs",
@@ -270,9 +321,9 @@ def test_an_empty_split_is_refused(made, world, refused, tmp_path):
     assert "split 'train' is empty; splits: test (20)" in told
 
 
-def test_an_interrupted_verb_is_130_and_quiet(run, monkeypatch, tmp_path):
+def test_an_interrupted_subcommand_is_130_and_quiet(run, monkeypatch, tmp_path):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(info, "describe", interrupted)
+    monkeypatch.setattr(models, "describe", interrupted)
     assert run("info", str(tmp_path)) == (130, "", "multimae-eo: error: interrupted\n")

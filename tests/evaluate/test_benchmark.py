@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_finished_cells_are_not_run_again(root, tmp_path, monkeypatch):
     assert run(root, tmp_path, *more, "linear,finetune", "--seeds", "2") == 0
     assert rows_of(tmp_path) == before  # the same numbers, what was lost computed again
     assert [p.stat().st_mtime_ns for p in cells[1:]] == times[1:]
-    monkeypatch.setattr("multimae_eo.evaluate.study.finetune", None)
+    monkeypatch.setattr(import_module("multimae_eo.evaluate.study"), "finetune", None)
     assert run(root, tmp_path, *more, "linear,finetune", "--seeds", "2") == 0
     assert run(root, tmp_path, *more, "finetune", "--optim.lr", "0.2") == 1  # another run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from importlib import import_module
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -64,8 +65,8 @@ def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypat
     for name in ("results.md", "report.html", "card/card.md", "comparisons.csv"):
         assert (tmp_path / name).stat().st_size > 0
     assert list((tmp_path / "models").glob("*/config.json"))
-    monkeypatch.setattr("multimae_eo.evaluate.study.finetune", None)
-    monkeypatch.setattr("multimae_eo.evaluate.probes.extract", None)
+    monkeypatch.setattr(import_module("multimae_eo.evaluate.study"), "finetune", None)
+    monkeypatch.setattr(import_module("multimae_eo.evaluate.probes"), "extract", None)
     assert study(about, whole, tmp_path, inputs=sets) == rows
 
 

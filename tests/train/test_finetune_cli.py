@@ -59,11 +59,8 @@ def test_from_scratch_with_options_of_the_recipe(made, run):
     ("changes", "message"),
     [
         (("--task", "segmentation"), "one class per chip; segmentation needs a map"),
-        (("--task", "detection"), "detection"),
         (("--head", "convnext"), "'convnext' predicts maps"),
-        (("--head", "unet"), "unet"),
         (("--inputs", "rgb,elevaton"), "did you mean 'elevation'"),
-        (("--optim.laier_decay", "0.5"), "did you mean 'optim.layer_decay'"),
         (("--model.encoder", "nano"), "give it with --model none"),
         (("--data.chip", "33"), "data.chip: a window of 33 px"),
         (("--model", "nowhere"), "config.json is missing"),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.catalog import class_map, modality
-from multimae_eo.cli.main import _VERBS
+from multimae_eo.cli.main import SUBCOMMANDS
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.config import DecoderConfig, EncoderConfig
@@ -44,7 +44,7 @@ def test_a_shipped_recipe_loads_and_says_what_it_is_its_cost_and_its_command(nam
     assert len(about.split()) >= 8, "what it reproduces"
     command = re.search(r"Command:\s+multimae-eo (\S+)(.*)", head)
     assert command is not None
-    assert command[1] in _VERBS
+    assert command[1] in SUBCOMMANDS
     assert command[1] == "quickstart" or f"--recipe {name}" in command[2]
     assert re.search(r"(minute|hour|second|GFLOP|epochs of)", head), "its cost"
 

@@ -40,6 +40,7 @@ from multimae_eo.evaluate.trials import (
     slug,
 )
 from multimae_eo.files import single_writer
+from multimae_eo.inference.computing import computing, on_device
 from multimae_eo.metrics.task_metrics import Predictions, Tallied, values_of
 from multimae_eo.network.adapt import adapt
 from multimae_eo.network.multimae import MultiMAE
@@ -68,7 +69,8 @@ class Plan:
     ``make``: the recipe of fine-tuning with some more options. ``probing``: features, label
     fractions (%), and how many seeds. ``methods``: of STUDIED. ``grid``: values to try, by option
     of the recipe. ``steps``: optimiser steps at least; small fractions get more epochs.
-    ``seed``: the first one.
+    ``seed``: the first one. ``device``, ``precision``: of inference, by frozen encoders and by
+    fine-tuned models; ``auto`` follows the recipe's accelerator.
     """
 
     make: Make
@@ -77,6 +79,8 @@ class Plan:
     grid: Grid | None = None
     steps: int = 0
     seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -166,7 +170,9 @@ def set_trials(
     if probed:
         frozen = _frozen(about, plan, names, out)
         how = (plan.seed, plan.probing)
-        yield from frozen_trials(frozen, about.source, (label, names), probed, how, cells=cells)
+        device, precision = on_device(frozen, _device(plan), plan.precision)
+        with computing(device, precision):
+            yield from frozen_trials(frozen, about.source, (label, names), probed, how, cells=cells)
 
 
 def _probes(source: Source, names: list[str], plan: Plan) -> list[str]:
@@ -246,9 +252,11 @@ def _cell(
         spec=case.about.spec,
         splits=(seeded[1], splits["val"]),
     )
-    predictor = Predictor.from_pretrained(done.model).to(_device(recipe))
-    val = predict_split(predictor, source, split=splits["val"], inputs=case.names)
-    told = predict_split(predictor, source, split=splits["test"], inputs=case.names)
+    predictor = Predictor.from_pretrained(done.model)
+    device, precision = on_device(predictor, _device(case.plan), case.plan.precision)
+    with computing(device, precision):
+        val = predict_split(predictor, source, split=splits["val"], inputs=case.names)
+        told = predict_split(predictor, source, split=splits["test"], inputs=case.names)
     trial = Trial(
         inputs=case.label,
         features=case.features,
@@ -323,9 +331,11 @@ def _kept(predictions: Predictions) -> Predictions | Tallied:
     )
 
 
-def _device(recipe: FinetuneRecipe) -> str:
-    wanted = recipe.run.accelerator in ("auto", "gpu", "cuda")
-    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+def _device(plan: Plan) -> str:
+    """The plan's device; where that is auto, the CPU if the recipe trains there."""
+    if plan.device == "auto" and plan.make(()).run.accelerator == "cpu":
+        return "cpu"
+    return plan.device
 
 
 def _keep_model(model: Path, kept: Path) -> None:

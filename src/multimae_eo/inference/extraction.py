@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
+from multimae_eo.inference.computing import device_of
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.network.features import Features
 from multimae_eo.network.multimae import MultiMAE
@@ -63,10 +64,12 @@ def encoder_features(
         windows = chip_windows(model.config.sizes, batch, overlap=0.0)
         total: Tensor | None = None
         count = torch.zeros(len(batch), 1)
+        batch = batch.to(device_of(model))
         for part in (batch.cut(w) for w in windows):
-            rows = model.observed_rows(part, inputs)
+            observed = model.observed_rows(part, inputs)
+            rows = observed.cpu()
             if len(rows):
-                pooled = _pooled(model, part.take(rows), inputs, kind)
+                pooled = _pooled(model, part.take(observed), inputs, kind)
                 total = pooled.new_zeros(len(batch), pooled.shape[1]) if total is None else total
                 total[rows] += pooled
                 count[rows] += 1
@@ -95,6 +98,7 @@ def encoder_grids(
         if not names:
             raise DataError(f"{batch.keys[0]}: has none of the inputs {', '.join(inputs)}")
         windows = chip_windows(model.config.sizes, batch, overlap=0.0)
+        batch = batch.to(device_of(model))
         if not windows:
             return _array(_grid(model, batch, inputs, kind))
         total, count = None, None

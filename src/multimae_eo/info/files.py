@@ -1,4 +1,4 @@
-"""What a single file is: a raster, embeddings, an exported graph, or a dataset file."""
+"""Facts about a single file: a raster, embeddings, an exported graph, or a dataset file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import ConfigError, FormatError
+from multimae_eo.export.files import read_record
+from multimae_eo.loading.open_source import open_source
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg")
 YAML = (".yaml", ".yml")
@@ -23,8 +25,6 @@ def describe_file(path: Path) -> dict[str, Any]:
     if kind == ".parquet":
         return _embeddings(path)
     if kind in GRAPHS:
-        from multimae_eo.export.files import read_record
-
         return {"is": "exported graph", "bytes": path.stat().st_size, **read_record(path)}
     if kind in YAML:
         return _yaml(path)
@@ -82,8 +82,6 @@ def _embeddings(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    from multimae_eo.loading.open_source import open_source
-
     source = open_source(path)
     return {
         "what": "dataset or scene file",

@@ -1,17 +1,20 @@
-"""What a folder or file is, in a few lines: a chip store, a model, a run; see ``info_files``."""
+"""Facts about a folder or file: a chip store, a model, a run; see ``info.files``."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from multimae_eo.errors import ConfigError, FormatError
-
-if TYPE_CHECKING:
-    from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.info.files import describe_file
+from multimae_eo.model_folder.folder import is_predictor, model_hash
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.predictor import Predictor
+from multimae_eo.store.reader import ChipStore
+from multimae_eo.train.run import read_checkpoint
 
 
 def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
@@ -22,8 +25,6 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     damaged checkpoints.
     """
     if path.is_file():
-        from multimae_eo.info.files import describe_file
-
         return describe_file(path)
     if (path / "store.json").is_file() or (path / "plan.json").is_file():
         return _store(path, verify)
@@ -40,7 +41,6 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
 
 
 def _store(path: Path, verify: bool) -> dict[str, Any]:
-    from multimae_eo.store.reader import ChipStore
 
     store = ChipStore(path)
     record = {"what": "chip store", **store.info()}
@@ -53,9 +53,7 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from multimae_eo.model_folder.folder import is_predictor, model_hash
     from multimae_eo.network.multimae import MultiMAE
-    from multimae_eo.network.predictor import Predictor
 
     if is_predictor(path):
         predictor = Predictor.from_pretrained(path)
@@ -107,9 +105,7 @@ def _run(path: Path, verify: bool) -> dict[str, Any]:
                 if k.startswith("val/") and v
             }
     if verify:
-        from multimae_eo.train.run import read_checkpoint
-
-        found = sorted((path / "checkpoints").glob("*.ckpt"))
-        steps = {p.name: read_checkpoint(p, device="meta")["global_step"] for p in found}
+        checkpoints = sorted((path / "checkpoints").glob("*.ckpt"))
+        steps = {p.name: read_checkpoint(p, device="meta")["global_step"] for p in checkpoints}
         record["checkpoints"] = {name: f"whole, step {step}" for name, step in steps.items()}
     return record

@@ -1,29 +1,37 @@
-"""What the verbs of the command line share. Nothing heavy is imported here."""
+"""Results on stdout and progress on stderr. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; "
-    "several separated by commas become one"
-)
-
-Verb = tuple[Callable[[Any], None], Callable[[Any, list[str]], None], str]
-"""Adds its options to a parser, runs with them, and in a few words."""
 
 
 def names_in(text: str | None) -> list[str] | None:
-    """``m1,m2`` as a list."""
+    """``m1,m2`` as a list; None for None."""
     return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
 
 
 def print_json(record: Any) -> None:
-    """A result for programs, on stdout."""
+    """Print a result for programs."""
     print(json.dumps(record, indent=1, default=str))
+
+
+def print_table(rows: Sequence[dict[str, Any]], scores: Sequence[str] = ()) -> None:
+    """Print rows as Markdown; ``scores``: columns with an interval in ``<score> low``, ``high``."""
+    from multimae_eo.reports.tables import display_row, markdown_table
+
+    print("\n".join(markdown_table([display_row(row, scores) for row in rows] if scores else rows)))
+
+
+def print_run(result: Any) -> None:
+    """Print a training run's metrics and the folder of its model, in the first process only."""
+    if not result.first_process:
+        return
+    for name, value in sorted(result.metrics.items()):
+        print(f"{name}\t{value:.5f}")
+    print(result.model)
 
 
 class counter:  # noqa: N801 - reads as a noun in a with statement

@@ -1,0 +1,319 @@
+"""Models applied to scenes and chips: ``predict``, ``reconstruct``, ``embed`` and ``search``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
+from multimae_eo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.network.predictor import Predictor
+    from multimae_eo.scenes.job import SceneOptions
+    from multimae_eo.scenes.output_layers import LayerKind
+    from multimae_eo.sources.base import Source
+    from multimae_eo.sources.scene.scene import Scene
+
+Progress = Callable[[int, int], None]
+
+
+def predict(
+    model: Predictor | str | Path,
+    *,
+    scene: Scene | str | Path,
+    out: str | Path,
+    inputs: Sequence[str] | None = None,
+    probabilities: bool = False,
+    confidence: bool = False,
+    level: str = "",
+    scale: float | None = None,
+    overlap: float | None = None,
+    workers: int = 1,
+    dask: str = "",
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Map a scene with a fine-tuned model, as a cloud-optimised GeoTIFF; resumable.
+
+    Args:
+        model: A fine-tuned model, or its folder.
+        scene: A scene, a scene file (YAML), or a raster that holds all inputs.
+        out: GeoTIFF to write, ``MAP.tif``: class ids from 0 (uint8, nodata 255), or float32 values
+            in the labels' unit with NaN.
+        inputs: Modalities to use (default: all that model and scene share).
+        probabilities: Also write ``MAP.probabilities.tif``, a band per class, 0 to 1.
+        confidence: Also write ``MAP.confidence.tif``, the likeliest class's probability.
+        level: Processing level of a raster: l1c, l2a.
+        scale: Physical units per digital number of a raster (default: what it declares).
+        overlap: Share of a window's side, [0, 1) (default: 0.5; 0 for one prediction per chip).
+        workers: Number of processes that share the scene.
+        dask: Address of a Dask scheduler whose workers share it instead.
+        batch_size: Windows per batch (default: by the device).
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, 32-true, bf16-mixed or 16-mixed.
+        progress: Called with the pixels done and the pixels in all.
+
+    Returns:
+        The rasters' paths; beside each lies a quick-look PNG.
+
+    Raises:
+        ConfigError: an unknown input, a model without a head, a device that this machine does not
+        have. ContractError: resolutions of model and scene differ. OutputError: ``out`` cannot be
+        written.
+    """
+    from multimae_eo.model_folder.folder import is_predictor
+    from multimae_eo.scenes.predict import default_overlap, predict_scene
+
+    folder = Path(model) if isinstance(model, (str, Path)) else None
+    if folder is not None and (folder / "config.json").is_file() and not is_predictor(folder):
+        raise ConfigError(f"{folder}: has no head; fine-tune it first, or use `reconstruct`")
+    predictor, digest = load_predictor(model)
+    predictor.eval()
+    running = _Running(workers, dask, batch_size, device, precision, progress, digest)
+    extras: list[LayerKind] = []
+    extras += ["probabilities"] if probabilities else []
+    extras += ["confidence"] if confidence else []
+    return predict_scene(
+        predictor,
+        _open_scene(predictor.encoder, scene, inputs, level, scale, shared=bool(dask)),
+        out=_absolute(out, shared=bool(dask)),
+        inputs=inputs,
+        extras=extras,
+        options=running.options(default_overlap(predictor) if overlap is None else overlap),
+    )
+
+
+def reconstruct(
+    model: MultiMAE | str | Path,
+    *,
+    data: Source | str | Path | None = None,
+    scene: Scene | str | Path | None = None,
+    out: str | Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str] | None = None,
+    split: str | None = None,
+    limit: int = 8,
+    arrays: bool = False,
+    draws: int | None = None,
+    error: bool = False,
+    level: str = "",
+    scale: float | None = None,
+    overlap: float = 0.5,
+    workers: int = 1,
+    dask: str = "",
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any] | list[Path]:
+    """Predict modalities from others, over a scene or for the chips of a source.
+
+    Args:
+        model: A pre-trained model, or its folder.
+        data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
+        scene: A scene, a scene file (YAML), or a raster that holds all inputs.
+        out: Folder to write: GeoTIFFs of a scene; pictures, ``scores.json`` and ``index.html`` of
+            chips.
+        inputs: Visible modalities.
+        outputs: Predicted modalities (default: all that the model can predict).
+        split: Chips of this split only.
+        limit: Number of chips to draw; all are scored.
+        arrays: Also write ``arrays/<key>.<modality>.npz``: mean and std, float32 (C, H, W) in
+            physical units, or class probabilities.
+        draws: Random subsets of visible tokens for the predictive std (default: 8 for chips, 0 for
+            a scene).
+        error: Also write prediction minus truth where the scene has the modality.
+        level, scale, overlap, workers, dask, batch_size, device, precision: As for ``predict``.
+        progress: Called with the pixels of a scene done and in all.
+
+    Returns:
+        Of a scene the rasters' paths; of chips ``chips``, ``skipped``, ``pictures`` and ``scores``.
+
+    Raises:
+        ConfigError: unknown inputs or outputs, neither or both of ``data`` and ``scene``.
+        DataError: no chip has any of the inputs. ContractError, OutputError: as for ``predict``.
+    """
+    loaded = load_pretrained(_either(data, scene, model))
+    if scene is not None:
+        from multimae_eo.scenes.reconstruct import reconstruct_scene
+
+        running = _Running(workers, dask, batch_size, device, precision, progress, loaded.digest)
+        return reconstruct_scene(
+            loaded.model,
+            _open_scene(loaded.model, scene, inputs, level, scale, shared=bool(dask)),
+            inputs=inputs,
+            outputs=outputs,
+            out=_absolute(out, shared=bool(dask)),
+            options=running.options(overlap, draws=draws or 0),
+            error=error,
+        )
+    from multimae_eo.inference.computing import computing, on_device
+    from multimae_eo.inference.reconstruct_chips import ReconstructOptions, reconstruct_chips
+
+    assert data is not None
+    place, chosen = on_device(loaded.model, device, precision)
+    options = ReconstructOptions(
+        limit=limit,
+        outputs=None if outputs is None else tuple(outputs),
+        arrays=arrays,
+        batch_size=8 if batch_size is None else batch_size,
+        draws=8 if draws is None else draws,
+        device=place,
+    )
+    with computing(place, chosen):
+        return reconstruct_chips(
+            loaded.model,
+            load_source(data)[0],
+            inputs=inputs,
+            out=Path(out),
+            split=split,
+            options=options,
+        )
+
+
+def embed(
+    model: MultiMAE | str | Path,
+    *,
+    data: Source | str | Path | None = None,
+    scene: Scene | str | Path | None = None,
+    out: str | Path,
+    inputs: Sequence[str] | None = None,
+    per: Literal["chip", "patch"] = "chip",
+    half: bool = False,
+    level: str = "",
+    scale: float | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> int:
+    """Write embeddings of a scene or of a source's chips as GeoParquet.
+
+    Args:
+        model: A pre-trained model, or its folder.
+        data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
+        scene: A scene, a scene file (YAML), or a raster that holds all inputs.
+        out: GeoParquet file to write: key, time, footprint, and a vector of the encoder's width.
+        inputs: Modalities to use (default: all that model and data share).
+        per: A vector per chip, or per patch.
+        half: Write vectors as float16 instead of float32.
+        level, scale, batch_size, device, precision: As for ``predict``.
+        progress: Called with the pixels (of a scene) or chips done and in all.
+
+    Returns:
+        The number of vectors.
+
+    Raises:
+        ConfigError: unknown inputs, neither or both of ``data`` and ``scene``. DataError: nothing
+        is observed. OutputError: ``out`` cannot be written.
+    """
+    from multimae_eo.scenes.embed import embed_scene, embed_source
+
+    loaded = load_pretrained(_either(data, scene, model))
+    options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.0)
+    if scene is not None:
+        opened = _open_scene(loaded.model, scene, inputs, level, scale)
+        return embed_scene(
+            loaded.model, opened, Path(out), inputs=inputs, per=per, half=half, options=options
+        )
+    assert data is not None
+    source, _ = load_source(data)
+    return embed_source(
+        loaded.model, source, Path(out), inputs=inputs, per=per, half=half, options=options
+    )
+
+
+def search(
+    embeddings: str | Path,
+    *,
+    at: tuple[float, float] | None = None,
+    key: str | None = None,
+    k: int = 10,
+) -> list[dict[str, Any]]:
+    """Find the nearest neighbours of an embedding among those of a file.
+
+    Args:
+        embeddings: GeoParquet file that ``embed`` wrote.
+        at: Longitude and latitude in degrees; the vector whose footprint holds the point.
+        key: Or the key of a vector.
+        k: Number of neighbours.
+
+    Returns:
+        Rows of ``key``, ``similarity`` (cosine, −1 to 1), ``lon`` and ``lat`` (degrees, or None),
+        the most similar first.
+
+    Raises:
+        ConfigError: neither or both of ``at`` and ``key``, or no such vector. FormatError: the file
+        holds no embeddings.
+    """
+    from multimae_eo.inference.search import search as run
+
+    return run(Path(embeddings), at=at, key=key, k=k)
+
+
+def _either(data: object, scene: object, model: Any) -> Any:
+    if (data is None) == (scene is None):
+        raise ConfigError("give either data or scene")
+    return model
+
+
+def _absolute(path: str | Path, *, shared: bool) -> Path:
+    """A path; absolute where other machines have to open it, too."""
+    return Path(path).resolve() if shared else Path(path)
+
+
+def _open_scene(
+    model: MultiMAE,
+    scene: Scene | str | Path,
+    inputs: Sequence[str] | None,
+    level: str,
+    scale: float | None,
+    *,
+    shared: bool = False,
+) -> Scene:
+    from multimae_eo.scenes.scene_inputs import open_for
+    from multimae_eo.sources.scene.single_raster import RasterRule
+
+    if not isinstance(scene, (str, Path)):
+        return scene
+    rule = RasterRule(level=level, scale=scale)
+    return open_for(model, _absolute(scene, shared=shared), inputs=inputs, rule=rule)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """How a scene or a source is run through a model."""
+
+    workers: int
+    dask: str
+    batch_size: int | None
+    device: str
+    precision: str
+    progress: Progress | None
+    model_hash: str
+
+    def options(self, overlap: float, *, draws: int = 0) -> SceneOptions:
+        """The scene engine's options. Raises ConfigError for a device that is not there."""
+        from multimae_eo.runtime import resolve_device, resolve_precision
+        from multimae_eo.scenes.job import SceneOptions
+
+        # Dask's workers have devices of their own.
+        device = "cpu" if self.dask and self.device == "auto" else self.device
+        place = device if self.dask else resolve_device(device)
+        return SceneOptions(
+            overlap=overlap,
+            workers=self.workers,
+            dask=self.dask,
+            precision=resolve_precision(self.precision, place),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            device=place,
+            draws=draws,
+            model_hash=self.model_hash,
+            progress=self.progress,
+        )

@@ -1,0 +1,362 @@
+"""Scores of models: ``evaluate``, ``evaluate_subsets``, ``probe``, ``study`` and ``benchmark``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
+from multimae_eo.api.runs import run_options
+
+if TYPE_CHECKING:
+    from multimae_eo.evaluate.study import Plan
+    from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.network.predictor import Predictor
+    from multimae_eo.sources.base import Source
+
+Progress = Callable[[int, int], None]
+InputSets = Sequence[str] | Mapping[str, Sequence[str] | None] | None
+
+
+def evaluate(
+    model: Predictor | str | Path,
+    *,
+    data: Source | str | Path,
+    split: str = "test",
+    inputs: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    flips: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compute a fine-tuned model's metrics on a split, with 95 % bootstrap intervals over chips.
+
+    Args:
+        model: A fine-tuned model, or its folder.
+        data: A source with labels, or what ``open_source`` opens.
+        split: Chips of this split.
+        inputs: Modalities to use (default: all that model and data share).
+        out: Folder for ``metrics.json``, ``predictions.parquet``, ``card.md`` and ``report.html``.
+        flips: Average predictions over mirror images.
+        seed: Seed of the bootstrap.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, 32-true, bf16-mixed or 16-mixed.
+        progress: Called with the chips done and the chips in all.
+
+    Returns:
+        ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``; accuracies
+        and IoU are shares between 0 and 1, errors are in the labels' unit.
+
+    Raises:
+        SplitError: an unknown or empty split. DataError: chips without labels, or of another kind.
+        ContractError: classes or inputs are not the model's. ConfigError: an unknown input, or a
+        device that this machine does not have.
+    """
+    from multimae_eo.evaluate.predictions import evaluate as run
+    from multimae_eo.inference.computing import computing, on_device
+
+    predictor = _predictor(model, flips=flips)
+    source, _ = load_source(data)
+    place, chosen = on_device(predictor, device, precision)
+    with computing(place, chosen):
+        return run(
+            predictor,
+            source,
+            split=split,
+            inputs=inputs,
+            out=None if out is None else Path(out),
+            seed=seed,
+            progress=progress,
+        )
+
+
+def evaluate_subsets(
+    model: Predictor | str | Path,
+    *,
+    data: Source | str | Path,
+    split: str = "test",
+    drop: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    flips: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Compute a fine-tuned model's metrics from subsets of its inputs.
+
+    Args:
+        drop: Modalities that are left out in all combinations (default: all).
+        model, data, split, out, flips, seed, device, precision, progress: As for ``evaluate``.
+
+    Returns:
+        A row per subset, all inputs first: scores with ``<score> low`` and ``<score> high``.
+
+    Raises:
+        As ``evaluate``.
+    """
+    from multimae_eo.evaluate.robustness import drop_inputs
+    from multimae_eo.inference.computing import computing, on_device
+
+    predictor = _predictor(model, flips=flips)
+    source, _ = load_source(data)
+    place, chosen = on_device(predictor, device, precision)
+    with computing(place, chosen):
+        return drop_inputs(
+            predictor,
+            source,
+            drop,
+            split=split,
+            out=None if out is None else Path(out),
+            seed=seed,
+            progress=progress,
+        )
+
+
+def _predictor(model: Predictor | str | Path, *, flips: bool) -> Predictor:
+    predictor, _ = load_predictor(model)
+    predictor.flips = flips
+    return predictor
+
+
+def probe(
+    model: MultiMAE | str | Path,
+    *,
+    data: Source | str | Path,
+    out: str | Path,
+    inputs: InputSets = None,
+    methods: Sequence[str] | None = None,
+    features: str = "layers-spread",
+    fractions: Sequence[float] = (100.0,),
+    seeds: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+) -> list[dict[str, Any]]:
+    """Probe frozen features with kNN and linear models, beside a random encoder and the pixels.
+
+    Args:
+        model: A pre-trained model, or its folder.
+        data: A source with labels and splits, or what ``open_source`` opens.
+        out: Folder for ``results.parquet``, ``.csv`` and ``.md``, ``comparisons.csv``,
+            ``report.html`` and ``card/``.
+        inputs: Modalities (default: all that model and data share), or several sets by name.
+        methods: knn, linear (default: those the task has; maps have no kNN).
+        features: How a chip's tokens are summarised, see ``multimae-eo probe --help``.
+        fractions: Label fractions in percent.
+        seeds: Random subsets per label fraction.
+        seed: Seed of the bootstrap, the subsets and the baselines.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: Precision of the encoder: auto, 32-true, bf16-mixed or 16-mixed.
+
+    Returns:
+        Rows of results: inputs, features, method, label fraction, the hyper-parameter chosen on
+        validation, and scores on the test split with their intervals.
+
+    Raises:
+        ConfigError: an unknown method or input. DataError: no labels. SplitError: no training or
+        test split.
+    """
+    from multimae_eo.evaluate.probes import ProbeOptions
+    from multimae_eo.evaluate.probes import probe as run
+    from multimae_eo.inference.computing import computing, on_device
+
+    options = ProbeOptions(
+        features=features,  # type: ignore[arg-type]  # checked there
+        fractions=tuple(fractions),
+        seeds=seeds,
+    )
+    network = load_pretrained(model).model
+    source, _ = load_source(data)
+    place, chosen = on_device(network, device, precision)
+    with computing(place, chosen):
+        return run(
+            network,
+            source,
+            out=Path(out),
+            inputs=inputs,
+            methods=methods,
+            seed=seed,
+            options=options,
+        )
+
+
+def study(
+    model: MultiMAE | str | Path,
+    *,
+    data: Source | str | Path,
+    task: str,
+    out: str | Path,
+    inputs: InputSets = None,
+    fractions: Sequence[float] = (100.0,),
+    methods: Sequence[str] = ("finetune", "scratch", "linear", "knn"),
+    features: str = "layers-spread",
+    seeds: int = 1,
+    grid: Mapping[str, Sequence[str]] | None = None,
+    steps: int = 0,
+    recipe: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Compare transfer over label fractions, seeds, sets of inputs and a grid; resumable.
+
+    Args:
+        model: A pre-trained model, or its folder.
+        data: A source with labels and splits, or what ``open_source`` opens.
+        task: classification, segmentation or regression.
+        out: Folder for tables, plots and pages.
+        inputs: Modalities (default: all that model and data share), or several sets by name.
+        fractions: Label fractions in percent.
+        methods: Of finetune, scratch (random initialisation), linear and knn (frozen features).
+        features: How a chip's tokens are summarised for the probes.
+        seeds: Random subsets per label fraction, and training runs per setting.
+        grid: Values to try by option of the recipe; chosen on validation with the first seed.
+        steps: At least so many optimiser steps, however few the labels.
+        recipe: Path of a YAML file (default: the defaults of ``FinetuneRecipe``).
+        seed: The first seed, and that of the bootstrap.
+        device: auto, cpu, cuda, cuda:N or mps, for training and inference.
+        precision: Precision of training and inference (default: the recipe's for training, auto
+            for inference).
+        overrides: Options of the recipe, as in ``--run.epochs=20``.
+
+    Returns:
+        Rows of results, one per set of inputs, method and label fraction.
+
+    Raises:
+        ConfigError: another study in ``out``, or options that do not fit; and as ``probe`` and
+        ``finetune``.
+    """
+    from multimae_eo.evaluate.study import Studied, default_inputs
+    from multimae_eo.evaluate.study import study as run
+
+    source, spec = load_source(data)
+    loaded = load_pretrained(model)
+    about = Studied(model=loaded.model.eval(), source=source, digest=loaded.digest, spec=spec)
+    settings = _Settings(
+        methods=methods,
+        features=features,
+        fractions=fractions,
+        seeds=seeds,
+        grid=grid,
+        steps=steps,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        precision=precision,
+        overrides=overrides,
+    )
+    plan = settings.plan([f"--task={task}"])
+    shared = default_inputs(about)
+    named = inputs if isinstance(inputs, Mapping) else {", ".join(inputs or ()) or "all": inputs}
+    sets = {label: list(names or shared) for label, names in named.items()}
+    return run(about, plan, Path(out), inputs=sets)
+
+
+def benchmark(
+    model: MultiMAE | str | Path,
+    *,
+    root: str | Path,
+    out: str | Path,
+    datasets: Sequence[str] = ("all",),
+    partitions: Sequence[str] = ("default",),
+    methods: Sequence[str] = ("knn", "linear", "finetune"),
+    features: str = "layers-spread",
+    seeds: int = 1,
+    grid: Mapping[str, Sequence[str]] | None = None,
+    steps: int = 0,
+    recipe: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Probe and fine-tune on data sets of GEO-Bench; resumable.
+
+    Args:
+        root: Folder of the benchmark as downloaded.
+        datasets: Names of data sets; ``("all",)`` for those in ``root``.
+        partitions: Names of partitions, such as ``default`` or ``0.10x_train``.
+        model, out, methods, features, seeds, grid, steps, recipe, seed, device, precision,
+            overrides: As for ``study``.
+
+    Returns:
+        Rows of scores by data set, partition and method; the aggregate is in ``out``.
+
+    Raises:
+        ConfigError: an unknown data set or partition, or another run in ``out``; and as ``study``.
+    """
+    from multimae_eo.evaluate.benchmark import Benchmark
+    from multimae_eo.evaluate.benchmark import benchmark as run
+
+    loaded = load_pretrained(model)
+    settings = _Settings(
+        methods=methods,
+        features=features,
+        fractions=(100.0,),
+        seeds=seeds,
+        grid=grid,
+        steps=steps,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        precision=precision,
+        overrides=overrides,
+    )
+    runs = Benchmark(
+        root=Path(root),
+        datasets=tuple(datasets),
+        partitions=tuple(partitions),
+        plan_of=lambda more: settings.plan((), more),
+    )
+    rows, _ = run(loaded.model.eval(), runs, Path(out), digest=loaded.digest)
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What ``study`` and ``benchmark`` share."""
+
+    methods: Sequence[str]
+    features: str
+    fractions: Sequence[float]
+    seeds: int
+    grid: Mapping[str, Sequence[str]] | None
+    steps: int
+    recipe: str | Path | None
+    seed: int
+    device: str
+    precision: str | None
+    overrides: Sequence[str]
+
+    def plan(self, first: Sequence[str], last: Sequence[str] = ()) -> Plan:
+        """The plan of a study; options of the recipe before and after the overrides."""
+        from multimae_eo.evaluate.probes import ProbeOptions
+        from multimae_eo.evaluate.study import Plan
+        from multimae_eo.train.finetune_recipe import FinetuneRecipe, load_finetune
+
+        path = None if self.recipe is None else Path(self.recipe)
+        given = [*first, *self.overrides, *run_options(self.device, self.precision), *last]
+
+        def make(more: Sequence[str]) -> FinetuneRecipe:
+            return load_finetune(path, [*given, *more])
+
+        return Plan(
+            make=make,
+            methods=tuple(self.methods),
+            probing=ProbeOptions(
+                features=self.features,  # type: ignore[arg-type]  # checked there
+                fractions=tuple(self.fractions),
+                seeds=self.seeds,
+            ),
+            grid=self.grid,
+            steps=self.steps,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision or "auto",
+        )

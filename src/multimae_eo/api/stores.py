@@ -1,0 +1,83 @@
+"""Sources examined and prepared: ``inspect`` and ``prepare``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multimae_eo.api.loading import load_source
+
+if TYPE_CHECKING:
+    from multimae_eo.doctor.finding import Diagnosis
+    from multimae_eo.sources.base import Source
+    from multimae_eo.store.reader import ChipStore
+
+
+def inspect(
+    source: Source | str | Path,
+    *,
+    chips: int = 2000,
+    html: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Examine a source for faults: the data doctor.
+
+    Args:
+        source: A source, or what ``open_source`` opens.
+        chips: Examine at most so many chips, sampled evenly within each split.
+        html: Report to write, with pictures.
+        progress: Called with the chips done and the chips in all.
+
+    Returns:
+        The diagnosis: ``findings``, worst first, and a summary of each band and class map.
+
+    Raises:
+        ConfigError: no such source, or ``chips`` < 1. OutputError: the report cannot be written.
+    """
+    from multimae_eo.doctor import inspect as examine
+
+    opened, _ = load_source(source)
+    diagnosis = examine(opened, chips=chips, progress=progress)
+    if html is not None:
+        from multimae_eo.doctor.page import write_page
+
+        write_page(diagnosis, opened, Path(html))
+    return diagnosis
+
+
+def prepare(
+    source: Source | str | Path,
+    *,
+    out: str | Path,
+    workers: int = 1,
+    shard_chips: int = 512,
+    append: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ChipStore:
+    """Write a source into a chip store, with statistics; called again, it resumes.
+
+    Args:
+        source: A source, or what ``open_source`` opens.
+        out: Folder of the chip store.
+        workers: Number of reading processes.
+        shard_chips: Chips per shard.
+        append: Add the source's chips to a finished store.
+        progress: Called with the chips done and the chips in all.
+
+    Returns:
+        The chip store, opened: pixels in the source's own integer type, (C, H, W) per modality.
+
+    Raises:
+        ConfigError: options out of range. DataError: chips that cannot be read. OutputError:
+        ``out`` holds something else or cannot be written.
+    """
+    from multimae_eo.store.append import append as append_chips
+    from multimae_eo.store.writer import prepare as write_store
+
+    opened, _ = load_source(source)
+    if append:
+        return append_chips(opened, Path(out), workers=workers, progress=progress)
+    return write_store(
+        opened, Path(out), workers=workers, shard_chips=shard_chips, progress=progress
+    )

@@ -1,0 +1,89 @@
+"""Subcommands of data: inspect, prepare."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+from multimae_eo.cli.output import counter, print_json
+from multimae_eo.cli.parser import Subcommand, argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Examine a source for faults before training: the data doctor.
+
+    Args:
+        source: SOURCE
+        json: print as JSON
+        html: report to write, with pictures
+        chips: examine at most so many chips
+    """
+
+    examples: ClassVar = (
+        "inspect dataset.yaml --html report.html",
+        "inspect mmearth:DIR --json",
+    )
+    source: str = argument(positional=True)
+    json: bool = False
+    html: str | None = None
+    chips: int = 2000
+
+    def run(self) -> None:
+        """Print the diagnosis."""
+        import shutil
+
+        from multimae_eo.api.stores import inspect
+        from multimae_eo.doctor.table import table
+
+        with counter("chips") as progress:
+            diagnosis = inspect(self.source, chips=self.chips, html=self.html, progress=progress)
+        if self.json:
+            print_json(diagnosis.to_dict())
+        else:
+            width = min(shutil.get_terminal_size().columns, 120)
+            color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+            print(table(diagnosis, width=width, colour=color))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Write any source into a chip store, with statistics; run again to resume.
+
+    Args:
+        source: SOURCE
+        out: chip store to write
+        workers: number of reading processes
+        shard_chips: chips per shard
+        append: add chips to a finished store
+    """
+
+    examples: ClassVar = (
+        "prepare dataset.yaml --out store",
+        "prepare mmearth:DIR --out store --workers 4",
+    )
+    source: str = argument(positional=True)
+    out: str
+    workers: int = 1
+    shard_chips: int = 512
+    append: bool = False
+
+    def run(self) -> None:
+        """Print the store's path, its number of chips and its modalities."""
+        from multimae_eo.api.stores import prepare
+
+        with counter("chips") as progress:
+            store = prepare(
+                self.source,
+                out=self.out,
+                workers=self.workers,
+                shard_chips=self.shard_chips,
+                append=self.append,
+                progress=progress,
+            )
+        print(f"{self.out}: {len(store)} chips, {', '.join(store.modalities)}")
+
+
+DATA_COMMANDS: dict[str, type[Subcommand]] = {"inspect": Inspect, "prepare": Prepare}

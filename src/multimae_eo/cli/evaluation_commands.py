@@ -1,0 +1,309 @@
+"""Subcommands of evaluation: evaluate, probe, study, benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from multimae_eo.cli.output import counter, names_in, print_json, print_table
+from multimae_eo.cli.parser import Subcommand, argument
+from multimae_eo.cli.training_commands import FINETUNING
+from multimae_eo.errors import ConfigError
+from multimae_eo.runtime import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Compute a fine-tuned model's metrics, with confidence intervals.
+
+    Args:
+        model: fine-tuned model folder
+        data: SOURCE
+        split: chips of this split
+        inputs: modalities, m1,m2 (default: all)
+        out: folder for metrics and predictions
+        drop: leave inputs out in all combinations: all, or m1,m2
+        flips: average predictions over mirror images
+        seed: seed of the bootstrap
+        device: auto, cpu, cuda, cuda:N or mps
+        precision: precision of inference; auto: bfloat16 where the device multiplies it natively
+        json: print as JSON
+    """
+
+    examples: ClassVar = (
+        "evaluate --model runs/map/model --data dataset.yaml --split test --json",
+    )
+    model: str
+    data: str
+    split: str = "test"
+    inputs: str | None = None
+    out: str | None = None
+    drop: str | None = None
+    flips: bool = False
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    json: bool = False
+
+    def run(self) -> None:
+        """Print metrics with intervals; with ``--drop``, a row for each set of inputs."""
+        if self.drop is not None:
+            self._drop()
+            return
+        from multimae_eo.api.scores import evaluate
+
+        with counter("chips") as progress:
+            record = evaluate(
+                self.model,
+                data=self.data,
+                split=self.split,
+                inputs=names_in(self.inputs),
+                out=self.out,
+                flips=self.flips,
+                seed=self.seed,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        if self.json:
+            print_json(record)
+            return
+        for name, score in record["metrics"].items():
+            print(f"{name}\t{score['value']:.4f}\t[{score['low']:.4f}, {score['high']:.4f}]")
+
+    def _drop(self) -> None:
+        from multimae_eo.api.scores import evaluate_subsets
+        from multimae_eo.evaluate.robustness import score_names
+
+        if self.inputs is not None:
+            raise ConfigError("--drop tries sets of inputs by itself: leave --inputs out")
+        with counter("sets of inputs") as progress:
+            rows = evaluate_subsets(
+                self.model,
+                data=self.data,
+                split=self.split,
+                drop=None if self.drop == "all" else names_in(self.drop),
+                out=self.out,
+                flips=self.flips,
+                seed=self.seed,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        if self.json:
+            print_json(rows)
+        else:
+            print_table(rows, score_names(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Probe frozen features against labels, beside baselines.
+
+    Args:
+        model: model folder
+        data: SOURCE
+        inputs: modalities, m1,m2 (default: all); several sets as 'm1;m1,m2;all'
+        methods: knn, linear (default: both; maps: linear)
+        features: features of a chip from its tokens: their mean, mean and std (spread), or the mean
+            of every block (layers), or both (layers-spread)
+        fractions: label fractions in percent, a,b,c
+        seeds: random subsets per label fraction
+        out: folder to write
+        seed: seed of the bootstrap, the random subsets and the baselines
+        device: auto, cpu, cuda, cuda:N or mps
+        precision: precision of the encoder; auto: bfloat16 where the device multiplies it natively
+    """
+
+    examples: ClassVar = (
+        "probe --model runs/first/model --data dataset.yaml --methods knn,linear --out probes",
+    )
+    model: str
+    data: str
+    inputs: str | None = None
+    methods: str | None = None
+    features: str = "layers-spread"
+    fractions: str = "100"
+    seeds: int = 1
+    out: str
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+
+    def run(self) -> None:
+        """Print the rows of results as JSON."""
+        from multimae_eo.api.scores import probe
+
+        rows = probe(
+            self.model,
+            data=self.data,
+            out=self.out,
+            inputs=input_sets(self.inputs),
+            methods=names_in(self.methods),
+            features=self.features,
+            fractions=percentages(self.fractions),
+            seeds=self.seeds,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+        )
+        print_json(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Transfers:
+    """Options of many transfer runs.
+
+    Args:
+        model: pre-trained model folder
+        methods: of finetune, scratch, linear, knn
+        features: features of the probes; see probe --help
+        seeds: random subsets per label fraction, and training runs per setting
+        grid: values to try, as in optim.lr=1e-4,1e-3; may be repeated
+        steps: at least so many optimiser steps, however few the labels
+        recipe: a YAML file of the options below
+        seed: the first seed, and that of the bootstrap
+        out: folder to write; run again to resume
+        device: auto, cpu, cuda, cuda:N or mps, for training and inference
+        precision: precision of training and inference; auto: bfloat16 where the device multiplies
+            it natively (default: the recipe's for training, auto for inference)
+    """
+
+    model: str
+    features: str = "layers-spread"
+    seeds: int = 1
+    grid: tuple[str, ...] | None = None
+    steps: int = 0
+    recipe: str | None = None
+    seed: int = 0
+    out: str
+    device: str = "auto"
+    precision: Precision | None = None
+    overrides: tuple[str, ...] = argument(recipe=FINETUNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(_Transfers):
+    """Compare transfer over label fractions, seeds and grids, beside baselines.
+
+    Args:
+        data: SOURCE
+        task: what the labels are
+        inputs: sets of modalities, as 'm1;m1,m2;all'
+        fractions: label fractions in percent, a,b,c
+    """
+
+    examples: ClassVar = (
+        "study --model runs/first/model --data dataset.yaml --task classification --out studies/a",
+    )
+    methods: str = "finetune,scratch,linear,knn"
+    data: str
+    task: Literal["classification", "segmentation", "regression"]
+    inputs: str | None = None
+    fractions: str = "100"
+
+    def run(self) -> None:
+        """Print the rows of results as Markdown."""
+        from multimae_eo.api.scores import study
+
+        sets = input_sets(self.inputs)
+        rows = study(
+            self.model,
+            data=self.data,
+            task=self.task,
+            out=self.out,
+            inputs=sets,
+            fractions=percentages(self.fractions),
+            methods=names_in(self.methods) or (),
+            features=self.features,
+            seeds=self.seeds,
+            grid=grid_values(self.grid or ()),
+            steps=self.steps,
+            recipe=self.recipe,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            overrides=self.overrides,
+        )
+        print_table(rows, [k.removesuffix(" low") for k in rows[0] if k.endswith(" low")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(_Transfers):
+    """Probe and fine-tune on GEO-Bench.
+
+    Args:
+        suite: geobench is GEO-Bench version 1
+        root: folder of the benchmark as downloaded
+        datasets: of DATASETS; all for those in the folder
+        partitions: such as default,0.10x_train
+    """
+
+    examples: ClassVar = (
+        "benchmark geobench --model runs/first/model --root ROOT --out benchmarks/a",
+    )
+    suite: Literal["geobench"] = argument(positional=True)
+    methods: str = "knn,linear,finetune"
+    root: str
+    datasets: str = "all"
+    partitions: str = "default"
+
+    def run(self) -> None:
+        """Print the rows of scores as Markdown."""
+        from multimae_eo.api.scores import benchmark
+
+        rows = benchmark(
+            self.model,
+            root=self.root,
+            out=self.out,
+            datasets=names_in(self.datasets) or (),
+            partitions=names_in(self.partitions) or (),
+            methods=names_in(self.methods) or (),
+            features=self.features,
+            seeds=self.seeds,
+            grid=grid_values(self.grid or ()),
+            steps=self.steps,
+            recipe=self.recipe,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            overrides=self.overrides,
+        )
+        print_table(rows)
+
+
+def input_sets(text: str | None) -> dict[str, list[str] | None] | list[str] | None:
+    """``m1;m1,m2;all`` as sets by name (None: all modalities), or one list; None for all."""
+    if text is None or text == "all":
+        return None
+    if ";" not in text:
+        return names_in(text)
+    parts = [part.strip() for part in text.split(";") if part.strip()]
+    return {part: None if part == "all" else names_in(part) for part in parts}
+
+
+def percentages(text: str) -> tuple[float, ...]:
+    """``5,10,100`` as numbers. Raises ConfigError for anything else."""
+    try:
+        return tuple(float(part) for part in names_in(text) or ())
+    except ValueError as error:
+        raise ConfigError(f"fractions: expected percentages a,b,c, got {text!r}") from error
+
+
+def grid_values(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    """``optim.lr=1e-4,1e-3`` as values by option. Raises ConfigError for anything else."""
+    grid = {}
+    for text in texts:
+        name, given, values = text.partition("=")
+        if not given or not names_in(values):
+            raise ConfigError(f"grid: expected OPTION=a,b, as in optim.lr=1e-4,1e-3; got {text!r}")
+        grid[name.removeprefix("--")] = names_in(values) or []
+    return grid
+
+
+EVALUATION_COMMANDS: dict[str, type[Subcommand]] = {
+    "evaluate": Evaluate,
+    "probe": Probe,
+    "study": Study,
+    "benchmark": Benchmark,
+}

@@ -1,0 +1,269 @@
+"""Subcommands of scenes and embeddings: predict, reconstruct, embed, search."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from multimae_eo.cli.output import counter, names_in, print_json
+from multimae_eo.cli.parser import Subcommand
+from multimae_eo.errors import ConfigError
+from multimae_eo.runtime import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inference:
+    """Options of running a model over a scene or over chips.
+
+    Args:
+        level: processing level of a raster: l1c, l2a
+        scale: physical units per digital number of a raster (default: what it declares, or that of
+            the model's training data)
+        precision: precision of inference; auto: bfloat16 where the device multiplies it natively
+        batch_size: windows or chips per batch (default: by the device)
+        device: auto, cpu, cuda, cuda:N or mps
+    """
+
+    level: str = ""
+    scale: float | None = None
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(_Inference):
+    """Map a scene with a fine-tuned model.
+
+    Args:
+        model: fine-tuned model folder
+        scene: scene file (YAML), or a raster that holds all inputs
+        inputs: modalities, m1,m2 (default: all)
+        out: GeoTIFF to write, MAP.tif
+        probabilities: also write a band per class
+        confidence: also write the likeliest class's probability
+        overlap: share of a window's side, [0, 1) (default: 0.5 for maps, 0 for one prediction per
+            chip)
+        workers: number of processes that share the scene
+        dask: address of a Dask scheduler whose workers share it
+    """
+
+    examples: ClassVar = ("predict --model runs/map/model --scene scene.yaml --out map.tif",)
+    model: str
+    scene: str
+    inputs: str | None = None
+    out: str
+    probabilities: bool = False
+    confidence: bool = False
+    overlap: float | None = None
+    workers: int = 1
+    dask: str = ""
+
+    def run(self) -> None:
+        """Print the paths of the rasters, a line each."""
+        from multimae_eo.api.maps import predict
+
+        with counter("px", scaled=True) as progress:
+            paths = predict(
+                self.model,
+                scene=self.scene,
+                out=self.out,
+                inputs=names_in(self.inputs),
+                probabilities=self.probabilities,
+                confidence=self.confidence,
+                level=self.level,
+                scale=self.scale,
+                overlap=self.overlap,
+                workers=self.workers,
+                dask=self.dask,
+                batch_size=self.batch_size,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        for path in paths:
+            print(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(_Inference):
+    """Reconstruct any modality from any others.
+
+    Args:
+        model: model folder
+        data: SOURCE
+        scene: scene file (YAML), or a raster that holds all inputs
+        inputs: visible modalities, m1,m2
+        outputs: predicted modalities (default: all)
+        out: folder to write
+        split: chips of this split only
+        limit: number of chips to draw
+        arrays: also write arrays (.npz)
+        draws: random subsets of visible tokens for the predictive std (default: 8 for chips, 0 for
+            a scene)
+        error: also write a scene's errors where it has the truth
+        overlap: share of a window's side, [0, 1)
+        workers: number of processes that share the scene
+        dask: address of a Dask scheduler whose workers share it
+    """
+
+    examples: ClassVar = (
+        "reconstruct --model runs/first/model --scene scene.yaml --inputs rgb --out maps",
+        "reconstruct --model runs/first/model --data store --inputs rgb --limit 4 --out pictures",
+    )
+    model: str
+    data: str | None = None
+    scene: str | None = None
+    inputs: str
+    outputs: str | None = None
+    out: str
+    split: str | None = None
+    limit: int = 8
+    arrays: bool = False
+    draws: int | None = None
+    error: bool = False
+    overlap: float = 0.5
+    workers: int = 1
+    dask: str = ""
+
+    def run(self) -> None:
+        """Print a scene's rasters, a line each, or the chips' scores as JSON."""
+        if (self.data is None) == (self.scene is None):
+            raise ConfigError("reconstruct: give either --data or --scene")
+        from multimae_eo.api.maps import reconstruct
+
+        unit = "px" if self.scene is not None else "chips"
+        with counter(unit, scaled=self.scene is not None) as progress:
+            result = reconstruct(
+                self.model,
+                data=self.data,
+                scene=self.scene,
+                out=self.out,
+                inputs=names_in(self.inputs) or [],
+                outputs=names_in(self.outputs),
+                split=self.split,
+                limit=self.limit,
+                arrays=self.arrays,
+                draws=self.draws,
+                error=self.error,
+                level=self.level,
+                scale=self.scale,
+                overlap=self.overlap,
+                workers=self.workers,
+                dask=self.dask,
+                batch_size=self.batch_size,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        if isinstance(result, dict):
+            print_json(result)
+            return
+        for path in result:
+            print(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(_Inference):
+    """Write embeddings of chips or patches as GeoParquet.
+
+    Args:
+        model: model folder
+        data: SOURCE
+        scene: scene file (YAML), or a raster that holds all inputs
+        inputs: modalities, m1,m2 (default: all)
+        out: GeoParquet file to write
+        per: a vector per chip, or per patch
+        half: write vectors as float16
+    """
+
+    examples: ClassVar = (
+        "embed --model runs/first/model --scene scene.yaml --out scene.parquet",
+        "embed --model runs/first/model --data store --out store.parquet --half",
+    )
+    model: str
+    data: str | None = None
+    scene: str | None = None
+    inputs: str | None = None
+    out: str
+    per: Literal["chip", "patch"] = "chip"
+    half: bool = False
+
+    def run(self) -> None:
+        """Print the file's path and its number of vectors."""
+        if (self.data is None) == (self.scene is None):
+            raise ConfigError("embed: give either --data or --scene")
+        from multimae_eo.api.maps import embed
+
+        unit = "px" if self.scene is not None else "chips"
+        with counter(unit, scaled=self.scene is not None) as progress:
+            count = embed(
+                self.model,
+                data=self.data,
+                scene=self.scene,
+                out=self.out,
+                inputs=names_in(self.inputs),
+                per=self.per,
+                half=self.half,
+                level=self.level,
+                scale=self.scale,
+                batch_size=self.batch_size,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        print(f"{self.out}: {count} vectors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Find the nearest neighbours among embeddings.
+
+    Args:
+        embeddings: GeoParquet file of embed
+        at: neighbours of the vector at LON,LAT in degrees (--at=-4.1,52.4)
+        key: or of the vector with this key
+        k: number of neighbours
+        json: print as JSON
+    """
+
+    examples: ClassVar = ("search --embeddings store.parquet --at=-4.1,52.4 --k 5",)
+    embeddings: str
+    at: str | None = None
+    key: str | None = None
+    k: int = 10
+    json: bool = False
+
+    def run(self) -> None:
+        """Print key, cosine similarity and location of each neighbour."""
+        from multimae_eo.api.maps import search
+
+        rows = search(self.embeddings, at=lon_lat(self.at), key=self.key, k=self.k)
+        if self.json:
+            print_json(rows)
+            return
+        width = max(len(row["key"]) for row in rows)
+        for row in rows:
+            location = "" if row["lon"] is None else f"{row['lon']:11.5f} {row['lat']:10.5f}"
+            line = f"{row['key']:{width}}  {row['similarity']:7.4f} {location}"
+            sys.stdout.write(line.rstrip() + "\n")
+
+
+def lon_lat(text: str | None) -> tuple[float, float] | None:
+    """``-4.1,52.4`` as numbers. Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    try:
+        lon, lat = (float(v) for v in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--at: expected LON,LAT in degrees, got {text!r}") from None
+    return lon, lat
+
+
+SCENE_COMMANDS: dict[str, type[Subcommand]] = {
+    "predict": Predict,
+    "reconstruct": Reconstruct,
+    "embed": Embed,
+    "search": Search,
+}

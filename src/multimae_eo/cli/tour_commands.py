@@ -1,0 +1,173 @@
+"""Subcommands that show the package: quickstart, demo."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from multimae_eo.cli.parser import Subcommand
+from multimae_eo.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """Run a tour on a synthetic world: from chips to a map, with a report.
+
+    Args:
+        out: folder to write
+        seed: seed of the world and the model
+        chips: number of chips of the world
+        world_only: stop when chips and a scene are written
+    """
+
+    examples: ClassVar = (
+        "quickstart --out quickstart",
+        "quickstart --world_only --chips 200 --out small",
+    )
+    out: str = "quickstart"
+    seed: int = 0
+    chips: int = 600
+    world_only: bool = False
+
+    def run(self) -> None:
+        """Print the report's path, or the dataset file's."""
+        from multimae_eo.quickstart import make_world, quickstart
+
+        step = make_world if self.world_only else quickstart
+        print(step(Path(self.out), seed=self.seed, chips=self.chips))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Serve a web page: mask and reconstruct, map, search, training runs.
+
+    Args:
+        model: model folder
+        scene: scene file (YAML)
+        data: instead of a scene: SOURCE
+        predictor: folder of a fine-tuned model
+        map: a raster to show over the scene
+        runs: a run folder, or a folder of them
+        host: address to listen on
+        port: port (0: any free one)
+        threads: worker threads of the model (default: number of cores)
+        check: load everything, answer one request and end
+    """
+
+    examples: ClassVar = ("demo --model runs/first/model --scene scene.yaml --runs runs",)
+    model: str
+    scene: str | None = None
+    data: str | None = None
+    predictor: str | None = None
+    map: str | None = None
+    runs: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int | None = None
+    check: bool = False
+
+    def run(self) -> None:
+        """Print the page's address and serve until interrupted."""
+        start = time.perf_counter()
+        try:
+            import fastapi  # noqa: F401
+            import uvicorn
+        except ImportError as error:
+            raise ConfigError("the demo needs more: pip install 'multimae-eo[demo]'") from error
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"--port: expected 0 … 65535, got {self.port}")
+        app = self._app()
+        if self.check:
+            _check(app)
+            print(f"ready after {time.perf_counter() - start:.1f} s")
+            return
+        socket = _listen(self.host, self.port)
+        host, port = socket.getsockname()[:2]
+        address = f"[{host}]" if ":" in host else host
+        print(f"loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+        print(f"http://{address}:{port}/", flush=True)
+        config = uvicorn.Config(
+            app, log_level="warning", server_header=False, limit_concurrency=256
+        )
+        uvicorn.Server(config).run(sockets=[socket])
+
+    def _app(self) -> Any:
+        import os
+
+        import torch
+
+        from multimae_eo.demo.guard import LOOPBACK, Limits
+        from multimae_eo.demo.server import create_app
+        from multimae_eo.demo.services import DemoData
+        from multimae_eo.loading.open_source import open_source
+        from multimae_eo.network.multimae import MultiMAE
+        from multimae_eo.network.predictor import Predictor
+        from multimae_eo.scenes.scene_inputs import open_for
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = self.threads or max(1, min(cores or 1, 8))
+        if threads < 1:
+            raise ConfigError(f"--threads must be ≥ 1, got {threads}")
+        # Requests are small: several at once serve people better than one on all cores.
+        torch.set_num_threads(max(1, (cores or 1) // threads))
+        model = MultiMAE.from_pretrained(self.model)
+        predictor = self.predictor
+        shown = DemoData(
+            scene=None if self.scene is None else open_for(model, Path(self.scene)),
+            source=None if self.data is None else open_source(self.data),
+            runs=None if self.runs is None else Path(self.runs),
+            predictor=None if predictor is None else Predictor.from_pretrained(predictor),
+            map=None if self.map is None else Path(self.map),
+        )
+        limits = Limits()
+        if self.host not in LOOPBACK:
+            # The names by which others reach this host are theirs; an address is checked.
+            every = self.host in ("0.0.0.0", "::")
+            limits = Limits(hosts=() if every else (*LOOPBACK, self.host))
+        return create_app(model, shown, threads=threads, limits=limits)
+
+
+def _listen(host: str, port: int) -> Any:
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        # From here on whoever reads the address can connect; responses wait for the server.
+        listening.listen(256)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"{host}:{port}: {error.strerror}; choose another --port") from error
+    return listening
+
+
+def _check(app: Any) -> None:
+    """Send one request through everything, without a network."""
+    import asyncio
+
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
+        "scheme": "http", "path": "/api/about", "raw_path": b"/api/about", "query_string": b"",
+        "root_path": "", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    if statuses != [200]:
+        raise ConfigError(f"the demo does not respond: HTTP status {statuses}")
+
+
+TOUR_COMMANDS: dict[str, type[Subcommand]] = {"quickstart": Quickstart, "demo": Demo}

@@ -1,0 +1,63 @@
+"""The public functions and the subcommands are the same things."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+
+import multimae_eo
+from multimae_eo.cli.main import SUBCOMMANDS
+
+FUNCTIONS = {
+    "inspect": "inspect",
+    "prepare": "prepare",
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "evaluate": "evaluate",
+    "probe": "probe",
+    "study": "study",
+    "benchmark": "benchmark",
+    "predict": "predict",
+    "reconstruct": "reconstruct",
+    "embed": "embed",
+    "search": "search",
+    "convert": "convert_checkpoint",
+    "export": "export_model",
+    "info": "describe",
+}
+# Options of printing; --drop is another function; the suite is the function's name.
+OPTIONS_ONLY = {"json", "drop", "suite"}
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS.items())
+def test_a_function_takes_its_subcommands_options_with_their_defaults(name, function):
+    parameters = inspect.signature(getattr(multimae_eo, function)).parameters
+    fields = {f.name: f for f in dataclasses.fields(SUBCOMMANDS[name])}
+    assert set(fields) - OPTIONS_ONLY == set(parameters) - {"progress"}
+    for key in set(fields) - OPTIONS_ONLY:
+        given = parameters[key].default
+        if given is inspect.Parameter.empty:
+            assert fields[key].default is dataclasses.MISSING, key
+        elif isinstance(given, tuple):  # a list of names or numbers, written with commas
+            text = fields[key].default
+            assert text == () == given or text == ",".join(
+                f"{v:g}" if isinstance(v, float) else v for v in given
+            ), key
+        else:
+            assert fields[key].default == given, key
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values())
+def test_a_function_documents_every_parameter_what_it_returns_and_raises(function):
+    found = getattr(multimae_eo, function)
+    text = inspect.getdoc(found) or ""
+    if "As for ``" not in text and "As ``" not in text:
+        for name in inspect.signature(found).parameters:
+            assert name in text, name
+    assert "Returns:" in text
+    assert "Raises:" in text
+    first, *others = inspect.signature(found).parameters.values()
+    assert first.kind is first.POSITIONAL_OR_KEYWORD
+    assert all(p.kind is p.KEYWORD_ONLY for p in others)
