@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.files import LOCK
 from multimae_eo.geo import Window
 from multimae_eo.network.config import HeadConfig
 from multimae_eo.network.predictor import Predictor
@@ -273,7 +274,7 @@ def test_a_killed_map_goes_on_and_processes_share_it(run, folder, tall, alone, t
         [sys.executable, "-c", KILLED_AFTER_ONE_BLOCK, *words], env=environment, check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    assert [p.name for p in out.parent.iterdir()] == [".map.tif.partial"]
+    assert {p.name for p in out.parent.iterdir()} == {".map.tif.partial", f".map.tif{LOCK}"}
     done = sorted(p.name for p in (out.parent / ".map.tif.partial").glob("block-?????"))
     assert done == ["block-00000"]
     assert run(*words, "--workers", "2")[0] == 0
@@ -347,5 +348,5 @@ def test_without_a_cluster_or_with_workers_that_always_die_it_is_told(
         predict_scene(Deadly(), Scene(tall), out=tmp_path / "map.tif", options=options)
     assert not list(tmp_path.glob("*map*"))
     cluster.close()
-    with pytest.raises(ConfigError, match="no scheduler answers there"):
+    with pytest.raises(ConfigError, match="no scheduler responds there"):
         predict_scene(Fake(), Scene(tall), out=tmp_path / "map.tif", options=options)

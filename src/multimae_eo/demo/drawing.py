@@ -58,7 +58,7 @@ def ramp_of(modality: Modality) -> list[str]:
     return ramp(ramp_colours("viridis")) if look is Look.SCALAR else []
 
 
-def legend_of(modality: Modality) -> list[dict[str, Any]]:
+def class_entries(modality: Modality) -> list[dict[str, Any]]:
     """``name`` and ``color`` of each class."""
     return [{"name": c.name, "color": hex_colour(c.color)} for c in modality.classes]
 

@@ -31,7 +31,7 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``hosts``: names that this server answers to (empty: any). ``body``: bytes of a request.
+    """``hosts``: host names that are served (empty: any). ``body``: bytes of a request.
     ``rate``, ``burst``: requests per second and address, over time and at once. ``waiting``:
     jobs in the queue of model work.
     """
@@ -94,7 +94,7 @@ class Guard:
             return 400, "unknown host"
         origin = headers.get("origin")
         if origin is not None and urlsplit_host(origin) != host.lower():
-            return 403, "this server answers its own page only"
+            return 403, "this server serves its own page only"
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.limits.body:
             return 413, f"the request is larger than {self.limits.body} bytes"

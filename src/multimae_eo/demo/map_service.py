@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from multimae_eo.demo.drawing import legend_of, png, ramp_of, safe_colours
+from multimae_eo.demo.drawing import class_entries, png, ramp_of, safe_colours
 from multimae_eo.demo.jobs import BackgroundJob
 from multimae_eo.demo.map_layers import (
     FileLayer,
@@ -112,7 +112,7 @@ class MapService:
         return {
             "description": describe(layer.modality),
             "unit": layer.modality.unit,
-            "classes": legend_of(layer.modality),
+            "classes": class_entries(layer.modality),
             "ramp": ramp_of(layer.modality),
             "low": None if span is None else span[0],
             "high": None if span is None else span[1],
@@ -180,7 +180,7 @@ class MapService:
             sums = np.bincount(values[0][ok].astype(int), areas[ok], len(layer.modality.classes))
             statistics["classes"] = [
                 {**entry, "hectares": float(s) / 1e4, "share": float(s) / observed}
-                for entry, s in zip(legend_of(layer.modality), sums, strict=True)
+                for entry, s in zip(class_entries(layer.modality), sums, strict=True)
                 if s > 0
             ]
             return statistics

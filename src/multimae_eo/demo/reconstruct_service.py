@@ -13,8 +13,8 @@ import torch
 
 from multimae_eo.demo.chip_locations import Locations
 from multimae_eo.demo.drawing import (
+    class_entries,
     data_uri,
-    legend_of,
     packed,
     png,
     ramp,
@@ -45,7 +45,7 @@ class MaskOptions:
 
     ``masks``: per modality, rows of 0 and 1, where 1 masks a patch; or, without them, the number of
     ``visible`` tokens (all inputs together) and their balance over modalities (``alpha``, the
-    Dirichlet concentration). ``draws``: random halves of the visible tokens, for the spread.
+    Dirichlet concentration). ``draws``: random halves of the visible tokens for the std.
     """
 
     inputs: Sequence[str]
@@ -99,7 +99,7 @@ class ReconstructService:
                 "unit": modality.unit,
                 "categorical": modality.categorical,
                 "bands": [{"name": b.name, "um": b.wavelength_um} for b in modality.bands],
-                "classes": legend_of(modality),
+                "classes": class_entries(modality),
                 "ramp": ramp_of(modality),
                 "look": look_of(modality).name.lower(),
                 "grid": [rows, cols],
@@ -232,11 +232,11 @@ class ReconstructService:
         reconstructed = {}
         for name, mean in means.items():
             if self.model.modalities[name].categorical:
-                spread = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
+                std = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
             else:
                 first, second = (s / max(options.draws, 1) for s in sums[name])
-                spread = (second - first.square()).clamp_min(0).sqrt()
-            reconstructed[name] = Reconstructed(mean, spread)
+                std = (second - first.square()).clamp_min(0).sqrt()
+            reconstructed[name] = Reconstructed(mean, std)
         return reconstructed
 
     def _blended(self, view: _LocationView, states: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -319,14 +319,14 @@ class ReconstructService:
             prediction = panel(chip, name, "prediction", ranges).image
             filled = np.where(masked[0][..., None], prediction, truth).astype(np.uint8)
             pictures["filled"] = {"src": data_uri(filled)}
-        mean, spread = chip.predicted(name), chip.uncertainty(name)[None]
+        mean, std = chip.predicted(name), chip.uncertainty(name)[None]
         return pictures | {
             "values": _values(mean)["values"],
-            "spreads": _values(spread)["values"],
+            "spreads": _values(std)["values"],
         }
 
     def _ranges(self, name: str) -> Ranges:
-        """Fixed ends of spread and error, so that colours compare while a mask is painted."""
+        """Fixed colour ranges, so that colours compare while a mask is painted."""
         modality = self.all[name]
         if modality.categorical:
             return Ranges(spread=float(np.log(len(modality.classes)) * 0.6), error=1.0)

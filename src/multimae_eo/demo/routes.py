@@ -39,7 +39,7 @@ def location_routes(app: FastAPI, services: Services) -> None:
     service = services.reconstruct
 
     @app.get("/api/about", responses=ERRORS)
-    async def about() -> dict[str, Any]:
+    async def info() -> dict[str, Any]:
         return services.info
 
     @app.get("/api/locations/{location}", responses=ERRORS)

@@ -48,7 +48,7 @@ class Blocks:
         return (self.folder / f"block-{number:05d}").is_dir()
 
     def writer(self, number: int, layers: Sequence[OutputLayer], area: Area) -> BlockWriter:
-        """Write a block anew. ``area``: where a layer of errors reads the truth."""
+        """A writer of a block. ``area``: where a layer of errors reads the truth."""
         return BlockWriter(self.folder / f"block-{number:05d}", layers, area)
 
     def rows(self, layer: OutputLayer, grid: Grid, count: int) -> Iterator[npt.NDArray[Any]]:

@@ -23,7 +23,7 @@ from multimae_eo.scenes.geoparquet import EmbeddingWriter
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
 from multimae_eo.scenes.window_model import (
-    Predictions,
+    WindowPredictions,
     device_of,
     host_array,
     observed_rows,
@@ -192,23 +192,23 @@ class WindowEmbedder:
         """See ``WindowModel``."""
         return {n: self.network.config.sizes[n] for n in self.network.modalities}
 
-    def __call__(self, batch: Batch) -> Predictions:
+    def __call__(self, batch: Batch) -> WindowPredictions:
         """See ``WindowModel``."""
         names = list(self.inputs)
         batch = batch.to(device_of(self.network))
         rows = observed_rows(self.network, batch, names)
         if not rows:
-            return Predictions()
+            return WindowPredictions()
         batch = take_rows(batch, rows)
         if self.per == "chip" and self.larger_chips:
             fields = {"vector": encoder_features(self.network, names, "mean")(batch)}
-            return Predictions(rows=rows, fields=fields)
+            return WindowPredictions(rows=rows, fields=fields)
         features = self.network.encode(batch, names)
         if self.per == "chip":
-            return Predictions(rows=rows, fields={"vector": host_array(features.pooled)})
+            return WindowPredictions(rows=rows, fields={"vector": host_array(features.pooled)})
         fused = features.fused().permute(0, 2, 3, 1)
         fields = {"vectors": host_array(fused), "seen": features.seen.cpu().numpy()}
-        return Predictions(rows=rows, fields=fields)
+        return WindowPredictions(rows=rows, fields=fields)
 
     def to(self, device: str) -> WindowEmbedder:
         """See ``WindowModel``."""

@@ -74,7 +74,7 @@ class EmbeddingWriter:
             self._flush()
 
     def finish(self) -> Path:
-        """Write what is left and the metadata, then rename the file into place."""
+        """Write what is left and the metadata, then rename the file."""
         self._flush()
         column: dict[str, Any] = {
             "encoding": "WKB",

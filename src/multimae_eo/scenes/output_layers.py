@@ -39,7 +39,7 @@ class OutputLayer:
         if self.kind == "value":
             return profile_of(modality)
         if self.kind == "spread":
-            return profile_of(modality, spread=True)
+            return profile_of(modality, uncertainty=True)
         plain = Profile(
             bands=(), dtype="float32", nodata=float("nan"), tags={"modality": modality.name}
         )

@@ -18,7 +18,7 @@ from multimae_eo.scenes.output_layers import LayerKind, OutputLayer
 from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
 from multimae_eo.scenes.tiling import tiling_in_cells
 from multimae_eo.scenes.window_model import (
-    Predictions,
+    WindowPredictions,
     device_of,
     host_array,
     moved,
@@ -119,13 +119,13 @@ class WindowPredictor:
         encoder = self.network.encoder
         return {n: encoder.config.sizes[n] for n in encoder.modalities}
 
-    def __call__(self, batch: Batch) -> Predictions:
+    def __call__(self, batch: Batch) -> WindowPredictions:
         """See ``WindowModel``."""
         network, names = self.network, list(self.inputs)
         batch = batch.to(device_of(network))
         rows = observed_rows(network.encoder, batch, names)
         if not rows:
-            return Predictions()
+            return WindowPredictions()
         outputs = network.answers(network.predict(take_rows(batch, rows), names).float())
         field = host_array(outputs if network.target.classes else outputs[:, None])
         if not network.target.dense and field.ndim == 2:
@@ -137,7 +137,7 @@ class WindowPredictor:
                 f"H and W that divide {self.side}"
             )
         times = self.side // field.shape[-1]
-        return Predictions(
+        return WindowPredictions(
             rows=rows, fields={_FIELD: field.repeat(times, axis=2).repeat(times, axis=3)}
         )
 

@@ -1,4 +1,4 @@
-"""The picture beside a raster: small, with a legend or a colour bar."""
+"""The picture beside a raster: small, with its classes or a colour bar."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MARGIN = 12
 
 @dataclass(frozen=True)
 class _Drawing:
-    """An image, its caption, and its colour bar or the classes of its legend."""
+    """An image, its caption, and its colour bar or its classes."""
 
     image: RGB
     caption: str
@@ -119,7 +119,7 @@ def _bar(colours: RGB, ends: tuple[float, float], unit: str) -> Bar:
 
 
 def _figure(drawing: _Drawing) -> Figure:
-    """The image pixel by pixel, and below it the caption, a bar or a legend."""
+    """The image pixel by pixel, and below it the caption, and a bar or the classes."""
     from matplotlib.figure import Figure as NewFigure
 
     times = max(1, _LEAST // max(drawing.image.shape[:2]))

@@ -30,13 +30,13 @@ class Profile:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def profile_of(modality: Modality, *, spread: bool = False) -> Profile:
+def profile_of(modality: Modality, *, uncertainty: bool = False) -> Profile:
     """The profile of a predicted modality: class ids as they are, measurements as float32."""
     tags = {"modality": modality.name, "unit": modality.unit}
     if not modality.categorical:
-        names = tuple(f"{b} spread" if spread else b for b in modality.band_names)
+        names = tuple(f"{b} spread" if uncertainty else b for b in modality.band_names)
         return Profile(bands=names, dtype="float32", nodata=float("nan"), tags=tags)
-    if spread:
+    if uncertainty:
         tags["unit"] = "nat"
         return Profile(bands=("entropy",), dtype="float32", nodata=float("nan"), tags=tags)
     free = [v for v in (0, 255, 65535, *range(1, 255)) if v not in modality.class_ids]
@@ -57,7 +57,7 @@ def tagged(profile: Profile, tags: Mapping[str, str]) -> Profile:
 
 
 class RowWriter:
-    """Takes rows from top to bottom; ``finish`` turns them into a COG at ``path``."""
+    """Takes rows from top to bottom; ``finish`` writes them as a COG at ``path``."""
 
     def __init__(self, path: Path, grid: Grid, profile: Profile) -> None:
         import rasterio
@@ -98,7 +98,7 @@ class RowWriter:
         self.rows += count
 
     def finish(self) -> Path:
-        """Write the COG and rename it into place."""
+        """Write the COG under a temporary name and rename it."""
         import rasterio.shutil
 
         if self.rows != self.grid.height:

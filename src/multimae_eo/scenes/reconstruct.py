@@ -17,7 +17,7 @@ from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
 from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import (
-    Predictions,
+    WindowPredictions,
     device_of,
     host_array,
     moved,
@@ -95,7 +95,7 @@ def _outputs(model: MultiMAE, names: Sequence[str] | None) -> tuple[str, ...]:
 def _layers(
     model: WindowReconstructor, scene: Scene, tiling: Tiling, name: str, *, error: bool
 ) -> list[OutputLayer]:
-    """The rasters of one output: value, and with draws or errors those, too."""
+    """The rasters of one output: value, and where requested uncertainty and error."""
     modality, ratio = model.network.modalities[name], tiling.ratios[name]
     value = OutputLayer(stem=name, kind="value", field=name, ratio=ratio, modality=modality)
     layers = [value]
@@ -127,13 +127,13 @@ class WindowReconstructor:
         """See ``WindowModel``."""
         return {n: self.network.config.sizes[n] for n in self.network.modalities}
 
-    def __call__(self, batch: Batch) -> Predictions:
+    def __call__(self, batch: Batch) -> WindowPredictions:
         """See ``WindowModel``."""
         names = list(self.inputs)
         batch = batch.to(device_of(self.network))
         rows = observed_rows(self.network, batch, names)
         if not rows:
-            return Predictions()
+            return WindowPredictions()
         reconstructed = self.network.reconstruct(
             take_rows(batch, rows),
             names,
@@ -144,7 +144,7 @@ class WindowReconstructor:
         fields = {n: host_array(reconstructed[n].mean) for n in self.outputs}
         if self.draws:
             fields |= {f"{n}.spread": host_array(reconstructed[n].spread) for n in self.outputs}
-        return Predictions(rows=rows, fields=fields)
+        return WindowPredictions(rows=rows, fields=fields)
 
     def to(self, device: str) -> WindowReconstructor:
         """See ``WindowModel``."""

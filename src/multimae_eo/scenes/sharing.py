@@ -86,7 +86,7 @@ def by_dask(work: Work, job: SceneJob, blocks: Blocks, numbers: Sequence[int]) -
 
     The scheduler gives the blocks of a worker that died to another.
 
-    Raises ConfigError without ``distributed`` or where no scheduler answers, OutputError where a
+    Raises ConfigError without ``distributed`` or where no scheduler responds, OutputError where a
     worker does not see the folder of blocks, or blocks kill their workers again and again.
     """
     try:
@@ -99,7 +99,7 @@ def by_dask(work: Work, job: SceneJob, blocks: Blocks, numbers: Sequence[int]) -
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--dask {address}: no scheduler answers there; start one with `dask scheduler` and "
+            f"--dask {address}: no scheduler responds there; start one with `dask scheduler` and "
             "give the address that it prints"
         ) from error
     with client:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class WindowPredictions:
     """What a model predicts for a batch of windows.
 
     ``rows``: the windows of the batch in which the model observes anything. ``fields``: arrays in
@@ -41,7 +41,7 @@ class WindowModel(Protocol):
     def sizes(self) -> Mapping[str, int]:
         """Side of a chip in pixels for each of the model's modalities, as in training."""
 
-    def __call__(self, batch: Batch) -> Predictions:
+    def __call__(self, batch: Batch) -> WindowPredictions:
         """Predict a batch of windows that holds only ``inputs``."""
 
     def to(self, device: str) -> WindowModel:
