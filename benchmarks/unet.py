@@ -104,20 +104,20 @@ def predictions(
     """The network's maps of a split."""
     net.eval()
     keys: list[str] = []
-    truth, guess, sure = [], [], []
+    truth, predicted, sure = [], [], []
     with torch.no_grad():
         for batch in make_loader(source, source.split(split), batch_size=16, modalities=names):
             best = net(planes(batch)).softmax(dim=1).max(dim=1)
             assert batch.labels is not None
             keys += batch.keys
             truth.append(batch.labels.numpy())
-            guess.append(best.indices.numpy().astype(np.int16))
+            predicted.append(best.indices.numpy().astype(np.int16))
             sure.append(best.values.numpy())
     return Predictions(
         kind="segmentation",
         keys=tuple(keys),
         truth=np.concatenate(truth),
-        guess=np.concatenate(guess),
+        predicted=np.concatenate(predicted),
         class_names=tuple(source.class_names),
         probability=np.concatenate(sure),
     )

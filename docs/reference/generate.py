@@ -69,7 +69,7 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "train.objective": ("Objective", "Losses"),
             "train.finetune": ("finetune",),
             "evaluate.probes": ("probe",),
-            "evaluate.study": ("study", "Plan", "Studied"),
+            "evaluate.study": ("study", "StudyPlan", "Transfer"),
             "evaluate.benchmark": ("benchmark",),
             "reports.score_card": ("card",),
             "metrics.intervals": (),

@@ -10,11 +10,10 @@ import pytest
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluate.baselines import image_statistics, pixel_values
-from multimae_eo.evaluate.linear_probe import linear_readouts, neighbour_readouts
+from multimae_eo.evaluate.linear_probe import linear_probes, neighbour_probes
 from multimae_eo.evaluate.probes import STRENGTHS, ProbeOptions, probe
 from multimae_eo.geo import Window
 from multimae_eo.inference.extraction import KINDS, encoder_features, encoder_grids, extract
-from multimae_eo.metrics.intervals import bootstrap_interval
 from multimae_eo.modality import Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
@@ -87,18 +86,6 @@ def test_results_hold_baselines_and_intervals_and_repeat(model, source, tmp_path
     assert probe(model, source, inputs=INPUTS, out=tmp_path, seed=3) == rows
 
 
-def test_bootstrap_interval_covers_the_binomial_one():
-    rng = np.random.default_rng(0)
-    truth = np.zeros(400, int)
-    guess = (rng.random(400) < 0.2).astype(int)
-    accuracy = float((truth == guess).mean())
-    low, high = bootstrap_interval(
-        lambda t, g: float((t == g).mean()), truth, guess, seed=0, resamples=4000
-    )
-    half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 400)
-    assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.006)
-
-
 def test_image_statistics_are_those_of_valid_pixels_in_physical_units(modalities, make_sample):
     sample = make_sample(0, names=("rgb", "landcover"))
     ok = np.random.default_rng(0).random((1, 16, 16)) > 0.4
@@ -138,19 +125,19 @@ def test_linear_readouts_equal_scikit_learns(rows):
     classes, values = hidden.argmax(axis=1), hidden[:, :1] + rng.standard_normal((rows, 1))
     scaled = StandardScaler().fit_transform(features)
     strengths = (0.01, 1.0)
-    for c, readout in linear_readouts(features, np.eye(3)[classes], "softmax", strengths):
+    for c, fitted in linear_probes(features, np.eye(3)[classes], "softmax", strengths):
         exact = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(scaled, classes)
-        assert readout(features) == pytest.approx(exact.predict_proba(scaled), abs=2e-3)
+        assert fitted(features) == pytest.approx(exact.predict_proba(scaled), abs=2e-3)
     hot = (hidden > 0).astype(float)
-    for c, readout in linear_readouts(features, hot, "sigmoid", strengths):
+    for c, fitted in linear_probes(features, hot, "sigmoid", strengths):
         for i in range(3):
             exact = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(scaled, hot[:, i])
-            assert readout(features)[:, i] == pytest.approx(
+            assert fitted(features)[:, i] == pytest.approx(
                 exact.predict_proba(scaled)[:, 1], abs=2e-3
             )
-    for c, readout in linear_readouts(features, values, "square", strengths):
+    for c, fitted in linear_probes(features, values, "square", strengths):
         exact = Ridge(alpha=1 / c).fit(scaled, values)
-        assert readout(features) == pytest.approx(exact.predict(scaled).reshape(-1, 1), rel=1e-6)
+        assert fitted(features) == pytest.approx(exact.predict(scaled).reshape(-1, 1), rel=1e-6)
 
 
 def test_shares_as_targets_equal_weighted_rows():
@@ -161,14 +148,12 @@ def test_shares_as_targets_equal_weighted_rows():
     rng = np.random.default_rng(0)
     features, share = rng.standard_normal((80, 5)), rng.random(80)
     scaled = StandardScaler().fit_transform(features)
-    ((_, readout),) = linear_readouts(
-        features, np.stack([share, 1 - share], axis=1), "softmax", [1.0]
-    )
+    ((_, fitted),) = linear_probes(features, np.stack([share, 1 - share], axis=1), "softmax", [1.0])
     twice = LogisticRegression(C=2.0, max_iter=5000, tol=1e-8).fit(
         np.concatenate([scaled, scaled]), np.repeat([0, 1], 80), np.concatenate([share, 1 - share])
     )
     # Two weight vectors of a softmax are penalised as one of half the size, twice.
-    assert readout(features) == pytest.approx(twice.predict_proba(scaled), abs=2e-3)
+    assert fitted(features) == pytest.approx(twice.predict_proba(scaled), abs=2e-3)
 
 
 def test_neighbours_equal_scikit_learns_classifier():
@@ -179,19 +164,19 @@ def test_neighbours_equal_scikit_learns_classifier():
     features, classes = rng.standard_normal((60, 8)), rng.integers(0, 4, 60)
     new = rng.standard_normal((30, 8))
     scaler = StandardScaler().fit(features)
-    found = dict(neighbour_readouts(features, np.eye(4)[classes], (1, 5, 100)))
+    found = dict(neighbour_probes(features, np.eye(4)[classes], (1, 5, 100)))
     assert set(found) == {1, 5}, "no more neighbours than chips"
-    for k, readout in found.items():
+    for k, fitted in found.items():
         exact = KNeighborsClassifier(k, metric="cosine", weights="distance")
         exact.fit(scaler.transform(features), classes)
-        assert readout(new) == pytest.approx(exact.predict_proba(scaler.transform(new)))
+        assert fitted(new) == pytest.approx(exact.predict_proba(scaler.transform(new)))
 
 
 def test_a_class_without_a_training_chip_is_never_guessed():
     rng = np.random.default_rng(0)
     features, classes = rng.standard_normal((20, 3)), rng.integers(0, 2, 20)
-    for _, readout in linear_readouts(features, np.eye(3)[classes], "softmax", STRENGTHS):
-        told = readout(features)
+    for _, fitted in linear_probes(features, np.eye(3)[classes], "softmax", STRENGTHS):
+        told = fitted(features)
         assert told[:, 2].max() < 1e-6
         assert told.sum(axis=1) == pytest.approx(np.ones(20))
 

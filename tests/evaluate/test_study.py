@@ -14,7 +14,7 @@ import yaml
 
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.evaluate.probes import ProbeOptions
-from multimae_eo.evaluate.study import Plan, Studied, claim_study, set_trials, study
+from multimae_eo.evaluate.study import StudyPlan, Transfer, claim_study, set_trials, study
 from multimae_eo.evaluate.trials import Cells, Trial, comparisons, merged, slug
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.metrics.task_metrics import Counts, Predictions, Tallied, scores_of, values_of
@@ -27,7 +27,7 @@ OPTIONS = ("--run.epochs=1", "--run.accelerator=cpu", "--data.batch_size=8", "--
 
 
 @pytest.fixture(scope="module")
-def about(tmp_path_factory) -> Studied:
+def about(tmp_path_factory) -> Transfer:
     root = tmp_path_factory.mktemp("study")
     write_geobench(root, "m-eurosat", chips=(40, 10, 20), size=16)
     source = open_source(f"geobench:{root}/m-eurosat")
@@ -37,17 +37,17 @@ def about(tmp_path_factory) -> Studied:
     )
     torch.manual_seed(0)
     model = MultiMAE(source.modalities, (), config, source.statistics()).eval()
-    return Studied(model=model, source=source, digest="none", spec="m-eurosat")
+    return Transfer(model=model, source=source, digest="none", spec="m-eurosat")
 
 
-def plan(*options: str, methods=("finetune", "scratch"), grid=None, **how) -> Plan:
+def plan(*options: str, methods=("finetune", "scratch"), grid=None, **how) -> StudyPlan:
     probing = ProbeOptions(features="mean", fractions=how.pop("fractions", (50, 100)),
                            seeds=how.pop("seeds", 1))  # fmt: skip
 
     def make(more):
         return load_finetune(None, [*OPTIONS, *options, *more])
 
-    return Plan(make=make, methods=methods, probing=probing, grid=grid, **how)
+    return StudyPlan(make=make, methods=methods, probing=probing, grid=grid, **how)
 
 
 def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypat
     whole = plan(methods=("finetune", "scratch", "linear"), seeds=2)
     rows = study(about, whole, tmp_path, inputs=sets)
     assert {(r["features"], r["method"]) for r in rows} == {
-        ("pre-trained", "fine-tuning"), ("from scratch", "fine-tuning"),
+        ("pre-trained", "fine-tuning"), ("random initialisation", "fine-tuning"),
         ("pre-trained", "linear"), ("random encoder", "linear"), ("image statistics", "linear"),
     }  # fmt: skip
     assert {r["train chips"] for r in rows} == {20, 40}
@@ -88,7 +88,7 @@ def test_the_grid_is_chosen_on_validation(about, tmp_path):
 def test_test_chips_decide_nothing(about, tmp_path, monkeypatch):
     """Were the test split's labels others, the choices and the training would be the same."""
     tried = plan(methods=("finetune",), grid={"optim.lr": ("1e-9", "0.5")}, fractions=(100,))
-    (honest,) = set_trials(about, tried, ("rgb", ["rgb"]), tmp_path / "a")
+    (honest,) = set_trials(about, tried, tmp_path / "a", label="rgb", inputs=["rgb"])
     read = type(about.source).read
     test = set(about.source.split("test").tolist())
 
@@ -99,16 +99,16 @@ def test_test_chips_decide_nothing(about, tmp_path, monkeypatch):
         return replace(sample, label=(sample.label + 1) % 10) if index in test else sample
 
     monkeypatch.setattr(type(about.source), "read", moved)
-    (other,) = set_trials(about, tried, ("rgb", ["rgb"]), tmp_path / "b")
+    (other,) = set_trials(about, tried, tmp_path / "b", label="rgb", inputs=["rgb"])
     assert (other.chosen, other.validation) == (honest.chosen, honest.validation)
-    np.testing.assert_array_equal(other.predictions[0].guess, honest.predictions[0].guess)
+    np.testing.assert_array_equal(other.predictions[0].predicted, honest.predictions[0].predicted)
     assert values_of(other.predictions[0]) != values_of(honest.predictions[0])
 
 
 def test_small_fractions_get_their_steps(about, tmp_path):
     whole = plan("--optim.warmup_epochs=0.5", fractions=(25,), steps=8)
     (trial,) = set_trials(about, plan(methods=("finetune",), fractions=(25,), steps=8),
-                          ("rgb", ["rgb"]), tmp_path)  # fmt: skip
+                          tmp_path, label="rgb", inputs=["rgb"])  # fmt: skip
     assert trial.train_chips == 10
     from multimae_eo.evaluate.study import _Case, _recipe
 
@@ -148,7 +148,7 @@ def test_trials_are_kept_as_they_are(kind, tmp_path):
     truth = rng.integers(0, 2, shape)
     truth.flat[:2] = 0, 1
     made = [
-        Predictions(kind=kind, keys=keys, truth=truth, guess=g, class_names=("a", "b"),
+        Predictions(kind=kind, keys=keys, truth=truth, predicted=g, class_names=("a", "b"),
                     probability=rng.random((6, 3)) if kind == "multilabel" else None)
         for g in guesses
     ]  # fmt: skip
@@ -175,7 +175,7 @@ def test_tallied_maps_score_as_the_maps_do():
     rng = np.random.default_rng(1)
     truth = rng.integers(-1, 3, (5, 8, 8))
     maps = Predictions(kind="segmentation", keys=tuple("abcde"), truth=truth,
-                       guess=rng.integers(0, 3, truth.shape))  # fmt: skip
+                       predicted=rng.integers(0, 3, truth.shape))  # fmt: skip
     counts = maps.counts
     assert isinstance(counts, Counts)
     tallied = Tallied(kind="segmentation", keys=maps.keys, counts=counts)
@@ -186,20 +186,20 @@ def test_tallied_maps_score_as_the_maps_do():
 
 def test_fine_tuning_is_compared_with_scratch_and_linear_probes():
     def trial(features: str, method: str, right: int) -> Trial:
-        guess = np.r_[np.zeros(right, int), np.ones(20 - right, int)]
+        predicted = np.r_[np.zeros(right, int), np.ones(20 - right, int)]
         told = Predictions(kind="classification", keys=tuple(map(str, range(20))),
-                           truth=np.zeros(20, int), guess=guess)  # fmt: skip
+                           truth=np.zeros(20, int), predicted=predicted)  # fmt: skip
         return Trial(inputs="rgb", features=features, method=method, percent=5, train_chips=1,
                      chosen=("–",), predictions=(told,), seconds=0)  # fmt: skip
 
     trials = [
-        trial("pre-trained", "fine-tuning", 20), trial("from scratch", "fine-tuning", 4),
+        trial("pre-trained", "fine-tuning", 20), trial("random initialisation", "fine-tuning", 4),
         trial("pre-trained", "knn", 5), trial("pre-trained", "linear", 10),
         trial("image statistics", "linear", 10),
     ]  # fmt: skip
     rows = comparisons(trials, seed=0)
     assert [r["second"] for r in rows] == [
-        "from scratch (rgb)", "pre-trained (rgb)", "image statistics (rgb)",
+        "random initialisation (rgb)", "pre-trained (rgb)", "image statistics (rgb)",
         "image statistics (rgb)",
     ]  # fmt: skip
     assert rows[0]["accuracy, difference"] == pytest.approx(0.8)

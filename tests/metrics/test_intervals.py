@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.metrics import intervals as statistics
 from multimae_eo.metrics.intervals import (
-    bootstrap_interval,
     hierarchical_interval,
     holm,
     mcnemar,
@@ -91,12 +90,27 @@ def test_a_constant_outcome_has_an_interval_of_no_width():
         assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
 
 
+def bootstrap_interval(metric, truth, guess, *, seed, resamples=1000):
+    """The percentile interval by drawing chips, as a textbook has it."""
+    rng = np.random.default_rng(seed)
+    chosen = (rng.integers(0, len(truth), len(truth)) for _ in range(resamples))
+    return tuple(np.quantile([metric(truth[c], guess[c]) for c in chosen], [0.025, 0.975]))
+
+
 def test_weights_say_the_same_as_drawing_chips():
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(0, 3, 300), rng.integers(0, 3, 300)
     drawn = bootstrap_interval(lambda t, g: float((t == g).mean()), truth, guess, seed=0)
     weighed = score_interval(mean_score(truth == guess), 300, seed=0)
     assert drawn == pytest.approx((weighed.low, weighed.high), abs=0.02)
+
+
+def test_the_interval_of_an_accuracy_is_the_binomial_one():
+    right = np.random.default_rng(0).random(400) >= 0.2
+    accuracy = right.mean()
+    found = score_interval(mean_score(right), 400, resamples=4000)
+    half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 400)
+    assert (found.low, found.high) == pytest.approx((accuracy - half, accuracy + half), abs=0.006)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals_suggest():

@@ -27,23 +27,23 @@ def predictions(kind: str, seed: int = 0, chips: int = 30) -> Predictions:
     if kind == "classification":
         truth = rng.integers(0, 4, chips)
         probability = rng.dirichlet(np.ones(4), chips)
-        guess = probability.argmax(axis=1)
+        predicted = probability.argmax(axis=1)
     elif kind == "multilabel":
         truth = rng.integers(0, 2, (chips, 4))
         probability = np.round(0.4 * truth + 0.6 * rng.random((chips, 4)), 1)
-        guess = (probability >= 0.5).astype(int)
+        predicted = (probability >= 0.5).astype(int)
     elif kind == "segmentation":
         truth = rng.integers(-1, 3, (chips, 5, 5))
-        guess = np.where(rng.random(truth.shape) < 0.6, np.maximum(truth, 0), 2)
+        predicted = np.where(rng.random(truth.shape) < 0.6, np.maximum(truth, 0), 2)
         probability = rng.random(truth.shape)
     else:
         truth = rng.standard_normal(chips) * 3 + 100
-        guess = truth + rng.standard_normal(chips)
+        predicted = truth + rng.standard_normal(chips)
     return Predictions(
         kind=kind,  # type: ignore[arg-type]
         keys=tuple(f"c{i}" for i in range(chips)),
         truth=truth,
-        guess=guess,
+        predicted=predicted,
         probability=probability,
     )
 
@@ -57,32 +57,32 @@ def test_scores_equal_scikit_learns():
     p = predictions("classification")
     assert values_of(p) == pytest.approx(
         {
-            "accuracy": sk.accuracy_score(p.truth, p.guess),
-            "macro F1": sk.f1_score(p.truth, p.guess, average="macro"),
+            "accuracy": sk.accuracy_score(p.truth, p.predicted),
+            "macro F1": sk.f1_score(p.truth, p.predicted, average="macro"),
         }
     )
     p = predictions("multilabel")
     assert values_of(p) == pytest.approx(
         {
             "mAP": sk.average_precision_score(p.truth, p.probability, average="macro"),
-            "macro F1": sk.f1_score(p.truth, p.guess, average="macro"),
-            "micro F1": sk.f1_score(p.truth, p.guess, average="micro"),
+            "macro F1": sk.f1_score(p.truth, p.predicted, average="macro"),
+            "micro F1": sk.f1_score(p.truth, p.predicted, average="micro"),
         }
     )
     p = predictions("segmentation")
     seen = p.truth >= 0
     assert values_of(p) == pytest.approx(
         {
-            "mIoU": sk.jaccard_score(p.truth[seen], p.guess[seen], average="macro"),
-            "accuracy": sk.accuracy_score(p.truth[seen], p.guess[seen]),
+            "mIoU": sk.jaccard_score(p.truth[seen], p.predicted[seen], average="macro"),
+            "accuracy": sk.accuracy_score(p.truth[seen], p.predicted[seen]),
         }
     )
     p = predictions("regression")
     assert values_of(p) == pytest.approx(
         {
-            "R2": sk.r2_score(p.truth, p.guess),
-            "RMSE": sk.root_mean_squared_error(p.truth, p.guess),
-            "MAE": sk.mean_absolute_error(p.truth, p.guess),
+            "R2": sk.r2_score(p.truth, p.predicted),
+            "RMSE": sk.root_mean_squared_error(p.truth, p.predicted),
+            "MAE": sk.mean_absolute_error(p.truth, p.predicted),
         }
     )
 
@@ -99,7 +99,7 @@ def test_a_weight_of_two_is_a_chip_twice(kind):
             kind=p.kind,
             keys=tuple(p.keys[i] for i in drawn),
             truth=p.truth[drawn],
-            guess=p.guess[drawn],
+            predicted=p.predicted[drawn],
             probability=None if p.probability is None else p.probability[drawn],
         )
         weighed = {name: score(weights)[0] for name, score in scores_of(p).items()}
@@ -128,7 +128,7 @@ def test_iou_and_confusion_by_hand():
         kind="segmentation",
         keys=("a", "b"),
         truth=np.array([[[0, 0], [1, 1]], [[-1, -1], [1, 0]]]),
-        guess=np.array([[[0, 1], [1, 1]], [[0, 1], [1, 1]]]),
+        predicted=np.array([[[0, 1], [1, 1]], [[0, 1], [1, 1]]]),
         class_names=("land", "water", "ice"),
     )
     assert confusion(p).tolist() == [[1, 2, 0], [0, 3, 0], [0, 0, 0]]
@@ -145,7 +145,7 @@ def test_outcomes_by_hand():
         kind="multilabel",
         keys=("a", "b", "c"),
         truth=np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0]]),
-        guess=np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
+        predicted=np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
         probability=np.zeros((3, 3)),
     )
     assert chip_outcomes(p).tolist() == [0.5, 1.0, 0.0]
@@ -153,7 +153,7 @@ def test_outcomes_by_hand():
         kind="segmentation",
         keys=("a",),
         truth=np.full((1, 2, 2), -1),
-        guess=np.zeros((1, 2, 2), int),
+        predicted=np.zeros((1, 2, 2), int),
         class_names=("land",),
     )
     assert np.isnan(chip_outcomes(unlabelled)).all()
@@ -193,13 +193,13 @@ def test_reliability_is_of_the_guessed_class_and_leaves_ignored_pixels_out():
 def test_predictions_that_do_not_fit_are_refused():
     zeros = np.zeros(3, int)
     with pytest.raises(DataError, match="must agree"):
-        Predictions(kind="classification", keys=("a",), truth=zeros, guess=zeros)
+        Predictions(kind="classification", keys=("a",), truth=zeros, predicted=zeros)
     with pytest.raises(DataError, match="needs 3 axes"):
-        Predictions(kind="segmentation", keys=("a", "b", "c"), truth=zeros, guess=zeros)
+        Predictions(kind="segmentation", keys=("a", "b", "c"), truth=zeros, predicted=zeros)
     with pytest.raises(DataError, match="need probabilities"):
-        Predictions(kind="multilabel", keys=("a",), truth=zeros[None], guess=zeros[None])
+        Predictions(kind="multilabel", keys=("a",), truth=zeros[None], predicted=zeros[None])
     with pytest.raises(DataError, match="not finite"):
-        Predictions(kind="regression", keys=("a",), truth=np.ones(1), guess=np.array([np.nan]))
+        Predictions(kind="regression", keys=("a",), truth=np.ones(1), predicted=np.array([np.nan]))
     with pytest.raises(DataError, match="from 0 to 1"):
         reliability(np.array([1.2]), np.array([True]))
     with pytest.raises(DataError, match="no confusion"):
@@ -212,4 +212,4 @@ def test_confusion_equals_scikit_learns():
     for kind in ("classification", "segmentation"):
         p = predictions(kind)
         seen = p.truth >= 0
-        assert np.array_equal(confusion(p), confusion_matrix(p.truth[seen], p.guess[seen]))
+        assert np.array_equal(confusion(p), confusion_matrix(p.truth[seen], p.predicted[seen]))

@@ -32,7 +32,7 @@ def classified(source: SyntheticSource, chips: int = 20) -> Predictions:
         kind="classification",
         keys=tuple(source.keys[:chips]),
         truth=truth,
-        guess=probability.argmax(axis=1),
+        predicted=probability.argmax(axis=1),
         class_names=names,
         probability=probability,
     )
@@ -43,17 +43,17 @@ def of_kind(kind: str, source: SyntheticSource) -> Predictions:
     keys, names, probability = tuple(source.keys[:9]), ("land", "water & <ice>"), None
     if kind == "multilabel":
         truth, probability = rng.integers(0, 2, (9, 2)), rng.random((9, 2))
-        guess = (probability > 0.5).astype(int)
+        predicted = (probability > 0.5).astype(int)
     elif kind == "segmentation":
-        truth, guess = rng.integers(-1, 2, (9, 16, 16)), rng.integers(0, 2, (9, 16, 16))
+        truth, predicted = rng.integers(-1, 2, (9, 16, 16)), rng.integers(0, 2, (9, 16, 16))
         probability = rng.random((9, 16, 16))
     else:
-        truth, guess, names = rng.random(9), rng.random(9), ()
+        truth, predicted, names = rng.random(9), rng.random(9), ()
     return Predictions(
         kind=kind,  # type: ignore[arg-type]
         keys=keys,
         truth=truth,
-        guess=guess,
+        predicted=predicted,
         class_names=names,
         probability=probability,
     )
@@ -62,7 +62,7 @@ def of_kind(kind: str, source: SyntheticSource) -> Predictions:
 def test_a_card_holds_scores_beside_baselines_and_cost(source, tmp_path):
     told = classified(source)
     flat = Predictions(kind="classification", keys=told.keys, truth=told.truth,
-                       guess=np.zeros(20, int), class_names=told.class_names)  # fmt: skip
+                       predicted=np.zeros(20, int), class_names=told.class_names)  # fmt: skip
     page = card(
         told,
         tmp_path,
@@ -100,7 +100,9 @@ def test_every_kind_has_a_card(source, tmp_path, kind):
 
 def test_a_card_without_source_or_probability_is_smaller(tmp_path, source):
     told = classified(source)
-    bare = Predictions(kind="classification", keys=told.keys, truth=told.truth, guess=told.guess)
+    bare = Predictions(
+        kind="classification", keys=told.keys, truth=told.truth, predicted=told.predicted
+    )
     html = card(bare, tmp_path, title="bare").read_text(encoding="utf-8")
     assert html.count("<img") == 2
     assert "calibration" not in html
@@ -108,10 +110,10 @@ def test_a_card_without_source_or_probability_is_smaller(tmp_path, source):
 
 def test_examples_are_the_best_and_the_worst(source):
     told = classified(source)
-    easy = np.where(np.arange(20) % 2, told.truth, told.guess)
+    easy = np.where(np.arange(20) % 2, told.truth, told.predicted)
     told = replace(told, truth=easy)
     rows = chosen_chips(told, 6)
-    right = told.truth == told.guess
+    right = told.truth == told.predicted
     assert right[rows].tolist() == [True] * 3 + [False] * 3
     sure = told.probability.max(axis=1)
     assert sure[rows[0]] == sure[right].max()
@@ -127,7 +129,10 @@ def test_ignored_pixels_are_painted_apart():
 
 def test_a_chip_that_the_source_lacks_is_told(source, tmp_path):
     told = Predictions(
-        kind="classification", keys=("chip-99999",), truth=np.zeros(1, int), guess=np.zeros(1, int)
+        kind="classification",
+        keys=("chip-99999",),
+        truth=np.zeros(1, int),
+        predicted=np.zeros(1, int),
     )
     with pytest.raises(DataError, match="no chip 'chip-99999'"):
         card(told, tmp_path / "out", title="x", source=source)
@@ -149,6 +154,6 @@ def test_markdown_tables_keep_bars_in_their_cells():
 def test_the_best_maps_show_several_classes_where_there_are_any():
     truth = np.zeros((6, 4, 4), int)
     truth[2:4, :2] = 1
-    guess = np.where(np.arange(6)[:, None, None] >= 4, 1, truth)
-    told = Predictions(kind="segmentation", keys=tuple("abcdef"), truth=truth, guess=guess)
+    predicted = np.where(np.arange(6)[:, None, None] >= 4, 1, truth)
+    told = Predictions(kind="segmentation", keys=tuple("abcdef"), truth=truth, predicted=predicted)
     assert chosen_chips(told, 4) == [2, 3, 4, 5]

@@ -132,7 +132,10 @@ def test_segmentation_beats_the_majority_class(source, tmp_path):
     truth = np.stack([cover(source.read(int(i))) for i in source.split("test")])
     everything = np.full_like(truth, np.bincount(truth[truth >= 0]).argmax())
     guessed = Predictions(
-        kind="segmentation", keys=tuple(map(str, range(len(truth)))), truth=truth, guess=everything
+        kind="segmentation",
+        keys=tuple(map(str, range(len(truth)))),
+        truth=truth,
+        predicted=everything,
     )
     majority = values_of(guessed)["mIoU"]
     assert said["metrics"]["mIoU"]["value"] > majority + 0.15

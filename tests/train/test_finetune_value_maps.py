@@ -105,12 +105,12 @@ def test_a_study_leaves_out_probes(folder, capsys):
 def test_scores_are_scikit_learns_on_known_pixels():
     rng = np.random.default_rng(0)
     truth = rng.normal(50, 4, (6, 5, 5)).astype(np.float32)
-    guess = (truth + rng.normal(0, 2, truth.shape)).astype(np.float32)
+    predicted = (truth + rng.normal(0, 2, truth.shape)).astype(np.float32)
     truth[rng.random(truth.shape) < 0.3] = np.nan
     truth[2] = np.nan
-    told = Predictions(kind="regression", keys=tuple("abcdef"), truth=truth, guess=guess)
+    told = Predictions(kind="regression", keys=tuple("abcdef"), truth=truth, predicted=predicted)
     known = np.isfinite(truth)
-    a, b = truth[known], guess[known]
+    a, b = truth[known], predicted[known]
     values = values_of(told)
     assert values["R2"] == pytest.approx(r2_score(a, b), abs=1e-5)
     assert values["RMSE"] == pytest.approx(mean_squared_error(a, b) ** 0.5, rel=1e-5)
@@ -118,12 +118,14 @@ def test_scores_are_scikit_learns_on_known_pixels():
     outcomes = chip_outcomes(told)
     assert np.flatnonzero(np.isnan(outcomes)).tolist() == [2]
     one = known[0]
-    assert outcomes[0] == pytest.approx(-mean_squared_error(truth[0][one], guess[0][one]), rel=1e-5)
+    assert outcomes[0] == pytest.approx(
+        -mean_squared_error(truth[0][one], predicted[0][one]), rel=1e-5
+    )
 
 
 def test_trials_of_maps_are_kept(tmp_path):
     truth = np.arange(18, dtype=np.float32).reshape(2, 3, 3)
-    told = Predictions(kind="regression", keys=("a", "b"), truth=truth, guess=truth + 1)
+    told = Predictions(kind="regression", keys=("a", "b"), truth=truth, predicted=truth + 1)
     trial = Trial(inputs="rgb", features="x", method="y", percent=5, train_chips=2, chosen=("–",),
                   predictions=(told,), seconds=0)  # fmt: skip
     Cells(tmp_path).put(trial, "a")

@@ -11,7 +11,7 @@ from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
 from multimae_eo.api.runs import run_options
 
 if TYPE_CHECKING:
-    from multimae_eo.evaluate.study import Plan
+    from multimae_eo.evaluate.study import StudyPlan
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
     from multimae_eo.sources.base import Source
@@ -232,12 +232,12 @@ def study(
         ConfigError: another study in ``out``, or options that do not fit; and as ``probe`` and
         ``finetune``.
     """
-    from multimae_eo.evaluate.study import Studied, default_inputs
+    from multimae_eo.evaluate.study import Transfer, default_inputs
     from multimae_eo.evaluate.study import study as run
 
     source, spec = load_source(data)
     loaded = load_pretrained(model)
-    about = Studied(model=loaded.model.eval(), source=source, digest=loaded.digest, spec=spec)
+    transfer = Transfer(model=loaded.model.eval(), source=source, digest=loaded.digest, spec=spec)
     settings = _Settings(
         methods=methods,
         features=features,
@@ -252,10 +252,10 @@ def study(
         overrides=overrides,
     )
     plan = settings.plan([f"--task={task}"])
-    shared = default_inputs(about)
+    shared = default_inputs(transfer)
     named = inputs if isinstance(inputs, Mapping) else {", ".join(inputs or ()) or "all": inputs}
     sets = {label: list(names or shared) for label, names in named.items()}
-    return run(about, plan, Path(out), inputs=sets)
+    return run(transfer, plan, Path(out), inputs=sets)
 
 
 def benchmark(
@@ -334,10 +334,10 @@ class _Settings:
     precision: str | None
     overrides: Sequence[str]
 
-    def plan(self, first: Sequence[str], last: Sequence[str] = ()) -> Plan:
+    def plan(self, first: Sequence[str], last: Sequence[str] = ()) -> StudyPlan:
         """The plan of a study; options of the recipe before and after the overrides."""
         from multimae_eo.evaluate.probes import ProbeOptions
-        from multimae_eo.evaluate.study import Plan
+        from multimae_eo.evaluate.study import StudyPlan
         from multimae_eo.train.finetune_recipe import FinetuneRecipe, load_finetune
 
         path = None if self.recipe is None else Path(self.recipe)
@@ -346,7 +346,7 @@ class _Settings:
         def make(more: Sequence[str]) -> FinetuneRecipe:
             return load_finetune(path, [*given, *more])
 
-        return Plan(
+        return StudyPlan(
             make=make,
             methods=tuple(self.methods),
             probing=ProbeOptions(

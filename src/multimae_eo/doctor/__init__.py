@@ -11,14 +11,14 @@ from collections.abc import Callable
 from multimae_eo.doctor.alignment import AlignmentScan
 from multimae_eo.doctor.bands import StackScan, copy_findings
 from multimae_eo.doctor.classes import ClassScan
-from multimae_eo.doctor.duplicates import TwinScan
+from multimae_eo.doctor.duplicates import DuplicateScan
 from multimae_eo.doctor.finding import Diagnosis, Finding, Severity, worst_first
 from multimae_eo.doctor.gaps import gap_findings
 from multimae_eo.doctor.levels import level_findings
-from multimae_eo.doctor.locations import PlaceScan
+from multimae_eo.doctor.locations import LocationScan
 from multimae_eo.doctor.order import order_findings
 from multimae_eo.doctor.scale import scale_findings
-from multimae_eo.doctor.scan import Reading, choose
+from multimae_eo.doctor.scan import ChipReader, choose
 from multimae_eo.doctor.values import ValueScan
 from multimae_eo.errors import ConfigError
 from multimae_eo.sources.base import Source
@@ -40,38 +40,38 @@ def inspect(
     if chips < 1:
         raise ConfigError(f"inspect: chips must be 1 or more, got {chips}")
     indices = choose(source, chips)
-    reading = Reading(source, indices)
+    reader = ChipReader(source, indices)
     values = ValueScan(source.modalities, len(indices))
     stacks = StackScan(source.modalities)
     classes = ClassScan(source.modalities, source.class_names)
     alignment = AlignmentScan(source.modalities, len(indices))
-    places = PlaceScan(source.modalities)
-    twins = TwinScan(source.modalities)
+    locations = LocationScan(source.modalities)
+    duplicates = DuplicateScan(source.modalities)
     present: Counter[str] = Counter()
-    for done, chip in enumerate(reading.chips(), start=1):
+    for done, chip in enumerate(reader.chips(), start=1):
         if chip is not None:
             present.update(chip.sample.pixels.keys())
-            for scan in (values, stacks, classes, alignment, places, twins):
+            for scan in (values, stacks, classes, alignment, locations, duplicates):
                 scan.add(chip)
         if progress is not None:
             progress(done, len(indices))
-    found = list(stacks.found.values())
-    scales = list(scale_findings(values.found))
+    results = list(stacks.results.values())
+    scales = list(scale_findings(values.results))
     # Levels are told by how dark the darkest pixels are: nothing to say on a wrong scale.
     known = not any(f.severity == "error" for f in scales)
     findings = [
-        *reading.findings(),
+        *reader.findings(),
         *_left_out(source),
         *scales,
-        *(level_findings(values.found) if known else ()),
-        *gap_findings(values.found),
-        *copy_findings(found),
-        *order_findings(found),
+        *(level_findings(values.results) if known else ()),
+        *gap_findings(values.results),
+        *copy_findings(results),
+        *order_findings(results),
         *classes.findings(),
         *alignment.findings(),
-        *twins.findings(source),
-        *places.findings(),
-        *_presence(source, present, reading),
+        *duplicates.findings(source),
+        *locations.findings(),
+        *_presence(source, present, reader),
     ]
     return Diagnosis(
         source=source.name,
@@ -79,7 +79,7 @@ def inspect(
         examined=len(indices),
         splits=Counter(source.split_of),
         present={n: present[n] for n in source.modalities},
-        bands=tuple(b for v in values.found.values() for b in v.summaries()),
+        bands=tuple(b for v in values.results.values() for b in v.summaries()),
         classes=tuple(classes.summaries()),
         findings=worst_first(findings),
     )
@@ -100,10 +100,10 @@ def _left_out(source: Source) -> list[Finding]:
     ]
 
 
-def _presence(source: Source, present: Counter[str], reading: Reading) -> list[Finding]:
+def _presence(source: Source, present: Counter[str], reader: ChipReader) -> list[Finding]:
     """Modalities that some or all chips lack, other than by a reader's refusal."""
-    refused = Counter(r.modality for r in reading.refusals)
-    expected = len(reading.indices) - refused[""]
+    refused = Counter(r.modality for r in reader.refusals)
+    expected = len(reader.indices) - refused[""]
     missing = {n: expected - refused[n] - present[n] for n in source.modalities}
     return [
         Finding(

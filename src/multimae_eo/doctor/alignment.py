@@ -118,12 +118,12 @@ class AlignmentScan:
 
     def shifts(self) -> list[Shift]:
         """The estimated shift of every pair of modalities."""
-        found = []
+        results = []
         for (a, b, height, width), pair in self._pairs.items():
             surface = np.fft.ifft2(pair.spectrum / pair.chips).real
             surface = surface / surface.std()
             down, right = np.unravel_index(int(surface.argmax()), surface.shape)
-            found.append(
+            results.append(
                 Shift(
                     anchor=a,
                     other=b,
@@ -135,7 +135,7 @@ class AlignmentScan:
                     gsd_m=pair.gsd_m,
                 )
             )
-        return found
+        return results
 
     def findings(self) -> Iterator[Finding]:
         """One finding per modality that is shifted for sure, told by its surest pair."""

@@ -94,7 +94,7 @@ class StackScan:
 
     def __init__(self, modalities: ModalitySet) -> None:
         self._modalities = modalities
-        self.found: dict[tuple[object, ...], Stack] = {}
+        self.results: dict[tuple[object, ...], Stack] = {}
 
     def add(self, chip: Chip) -> None:
         """Take in one chip."""
@@ -108,7 +108,7 @@ class StackScan:
             if len(names) < 2:
                 continue
             bands = tuple(b for m in members for b in m.bands)
-            stack = self.found.setdefault((shape, names), Stack(sensor, names, bands))
+            stack = self.results.setdefault((shape, names), Stack(sensor, names, bands))
             values = np.concatenate([_physical(chip, m) for m in members])
             digests = [
                 hashlib.blake2b(band.tobytes(), digest_size=8).digest()

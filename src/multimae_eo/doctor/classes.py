@@ -133,8 +133,8 @@ class ClassScan:
             self._unlabelled.append(chip.key)
             return
         self._labelled += 1
-        found = self.labels.setdefault(chip.split, Counter())
-        found.update(self._classes_of(chip.sample.label))
+        results = self.labels.setdefault(chip.split, Counter())
+        results.update(self._classes_of(chip.sample.label))
 
     def _classes_of(self, label: Any) -> dict[int, int]:
         """Class index to count: chips, or pixels of a label map."""
@@ -151,17 +151,17 @@ class ClassScan:
 
     def findings(self) -> Iterator[Finding]:
         """Findings about every class map, then about labels."""
-        for found in self.maps.values():
-            yield from found.findings()
+        for results in self.maps.values():
+            yield from results.findings()
         yield from self._label_findings()
 
     def summaries(self) -> list[ClassSummary]:
         """Shares of the classes of every class map, and of the labels."""
         rows = []
-        for name, found in self.maps.items():
-            every = max(sum(found.pixels.values()), 1)
-            for known in found.modality.classes:
-                share = found.pixels[float(known.id)] / every
+        for name, results in self.maps.items():
+            every = max(sum(results.pixels.values()), 1)
+            for known in results.modality.classes:
+                share = results.pixels[float(known.id)] / every
                 rows.append(ClassSummary(modality=name, name=known.name, share=share))
         total: Counter[int] = Counter()
         for counts in self.labels.values():

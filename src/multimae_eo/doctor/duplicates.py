@@ -25,7 +25,7 @@ _CANDIDATE, _MOST_CANDIDATES = 0.9, 200
 _SAME_PICTURE, _SAME_PLACE = 0.999, 0.3
 
 
-class TwinScan:
+class DuplicateScan:
     """Collects digests and thumbnails."""
 
     def __init__(self, modalities: ModalitySet) -> None:
@@ -67,16 +67,16 @@ class TwinScan:
                 (a, b) for a in group for b in group if a < b and self._split(a) != self._split(b)
             }
         yield from self._report(sorted(leaks | set(exact)), "identical")
-        pictures, places = self._judged(source)
+        pictures, locations = self._judged(source)
         yield from self._report(pictures, "same picture")
-        yield from self._report(places, "same place")
+        yield from self._report(locations, "same place")
 
     def _split(self, position: int) -> str:
         return self._chips[position][2]
 
     def _candidates(self) -> list[tuple[int, int]]:
         """Pairs of similar thumbnails, the most similar first."""
-        found: list[tuple[float, int, int]] = []
+        results: list[tuple[float, int, int]] = []
         for members in self._thumbs.values():
             positions = [p for p, _ in members]
             bands = np.stack([t for _, t in members])
@@ -88,14 +88,14 @@ class TwinScan:
                 likeness = unit[row + 1 :] @ unit[row]
                 for other in np.flatnonzero(likeness > _CANDIDATE):
                     pair = (positions[row], positions[row + 1 + int(other)])
-                    found.append((float(likeness[other]), *pair))
-        found.sort(reverse=True)
-        return [(a, b) for _, a, b in found]
+                    results.append((float(likeness[other]), *pair))
+        results.sort(reverse=True)
+        return [(a, b) for _, a, b in results]
 
     def _judged(self, source: Source) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Candidates that are one picture, and those that are one place."""
         pictures: list[tuple[int, int]] = []
-        places: list[tuple[int, int]] = []
+        locations: list[tuple[int, int]] = []
         same = {p: group[0] for group in self._digests.values() for p in group}
         fresh = [(a, b) for a, b in self._candidates() if same[a] != same[b]]
         for pair in fresh[:_MOST_CANDIDATES]:
@@ -107,8 +107,8 @@ class TwinScan:
             if alike > _SAME_PICTURE:
                 pictures.append(pair)
             elif aligned > _SAME_PLACE:
-                places.append(pair)
-        return pictures, places
+                locations.append(pair)
+        return pictures, locations
 
     def _report(self, pairs: list[tuple[int, int]], kind: str) -> Iterator[Finding]:
         across = [p for p in pairs if self._split(p[0]) != self._split(p[1])]

@@ -108,8 +108,8 @@ class Diagnosis:
     @property
     def counts(self) -> dict[Severity, int]:
         """Findings per severity, worst first."""
-        found = Counter(f.severity for f in self.findings)
-        return {s: found[s] for s in SEVERITIES}
+        results = Counter(f.severity for f in self.findings)
+        return {s: results[s] for s in SEVERITIES}
 
     def of(self, check: str) -> tuple[Finding, ...]:
         """The findings of one check."""

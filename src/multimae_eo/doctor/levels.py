@@ -55,9 +55,9 @@ class _Dark:
 def level_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
     """Chips whose processing differs from the rest or from what is declared."""
     sensors: dict[str, list[Values]] = {}
-    for found in values.values():
-        if found.modality.levels:
-            sensors.setdefault(found.modality.sensor, []).append(found)
+    for results in values.values():
+        if results.modality.levels:
+            sensors.setdefault(results.modality.sensor, []).append(results)
     for members in sensors.values():
         darks = _darkest(members)
         where = ", ".join(f.modality.name for f in members)
@@ -68,12 +68,12 @@ def level_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
 def _darkest(members: list[Values]) -> list[_Dark]:
     bands: dict[str, list[tuple[float | None, float]]] = {}
     level: dict[str, str] = {}
-    for found in members:
-        for chip in found.chips:
+    for results in members:
+        for chip in results.chips:
             if sum(chip.uniform.values()) > 0.001 * chip.pixels:
                 continue  # fill values look like dark pixels
             level[chip.key] = chip.how.level
-            for band, row in zip(found.modality.bands, chip.physical, strict=True):
+            for band, row in zip(results.modality.bands, chip.physical, strict=True):
                 seen: Array = row[np.isfinite(row)]
                 if seen.size:
                     low = float(np.percentile(seen, 1))

@@ -32,7 +32,7 @@ class _Meeting:
     largest: float = 0.0
 
 
-class PlaceScan:
+class LocationScan:
     """Collects footprints and pixel sizes."""
 
     def __init__(self, modalities: ModalitySet) -> None:
@@ -204,10 +204,10 @@ def _agree(a: float, b: float) -> bool:
     return max(a, b) < _GSD_TOLERANCE * min(a, b)
 
 
-def _neighbours(places: Sequence[_Place]) -> Iterator[tuple[_Place, _Place, float]]:
+def _neighbours(locations: Sequence[_Place]) -> Iterator[tuple[_Place, _Place, float]]:
     """Pairs that overlap (share of the smaller one's area) or touch within a pixel (share 0)."""
     by_system: dict[str, list[_Place]] = {}
-    for place in places:
+    for place in locations:
         by_system.setdefault(place.geometry.crs, []).append(place)
     for members in by_system.values():
         members.sort(key=lambda p: p.geometry.bounds[0])

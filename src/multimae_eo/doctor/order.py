@@ -84,16 +84,16 @@ def disorder(distance: Array, order: list[int]) -> float:
 
 def _orders(count: int) -> set[tuple[int, ...]]:
     """Orders in which two bands are swapped, or one is moved."""
-    found: set[tuple[int, ...]] = set()
+    results: set[tuple[int, ...]] = set()
     for i in range(count):
         for j in range(count):
             order = list(range(count))
             order.insert(j, order.pop(i))
-            found.add(tuple(order))
+            results.add(tuple(order))
             order = list(range(count))
             order[i], order[j] = order[j], order[i]
-            found.add(tuple(order))
-    return found
+            results.add(tuple(order))
+    return results
 
 
 def _moved(order: tuple[int, ...]) -> int:

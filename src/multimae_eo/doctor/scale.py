@@ -28,22 +28,22 @@ def is_cirrus(wavelength_um: float | None) -> bool:
 
 def scale_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
     """Values outside their band's physical range, too small for it, or in another unit."""
-    for found in values.values():
-        if linear := _linear_for_decibel(found):
+    for results in values.values():
+        if linear := _linear_for_decibel(results):
             yield linear
             continue
-        yield from _outside(found)
-        yield from _decibel_for_linear(found)
-        yield from _eight_bit(found)
-        yield from _chips_apart(found)
+        yield from _outside(results)
+        yield from _decibel_for_linear(results)
+        yield from _eight_bit(results)
+        yield from _chips_apart(results)
     yield from _too_small(values)
 
 
-def _outside(found: Values) -> Iterator[Finding]:
+def _outside(results: Values) -> Iterator[Finding]:
     """Bands of a modality outside their range, told by the worst one."""
     shares: dict[int, float] = {}
-    for index, band in enumerate(found.modality.bands):
-        seen = found.seen(index)
+    for index, band in enumerate(results.modality.bands):
+        seen = results.seen(index)
         if band.physical_range is not None and seen.size:
             low, high = band.physical_range
             shares[index] = float(((seen < low) | (seen > high)).mean())
@@ -51,26 +51,26 @@ def _outside(found: Values) -> Iterator[Finding]:
     if not wrong:
         return
     worst = max(wrong, key=lambda i: shares[i])
-    low, high = found.modality.bands[worst].physical_range or (0.0, 0.0)
-    p1, middle, p99 = np.percentile(found.seen(worst), [1, 50, 99])
+    low, high = results.modality.bands[worst].physical_range or (0.0, 0.0)
+    p1, middle, p99 = np.percentile(results.seen(worst), [1, 50, 99])
     most = shares[worst] > 0.2
     yield Finding(
         check="wrong-scale",
         severity="error" if most else "warning",
-        where=found.modality.name if len(wrong) > 1 else found.where(worst),
-        what=f"values outside the physical range {low:g} to {high:g} {found.modality.unit}",
+        where=results.modality.name if len(wrong) > 1 else results.where(worst),
+        what=f"values outside the physical range {low:g} to {high:g} {results.modality.unit}",
         evidence={
-            "bands": ", ".join(found.modality.bands[i].name for i in wrong),
+            "bands": ", ".join(results.modality.bands[i].name for i in wrong),
             "outside": percent(shares[worst]),
             "1 %": float(p1),
             "median": float(middle),
             "99 %": float(p99),
-            "scale": found.chips[0].how.scale,
+            "scale": results.chips[0].how.scale,
         },
-        remedy=_suggestion(found.seen_raw(worst), (low, high), found.modality.unit)
+        remedy=_suggestion(results.seen_raw(worst), (low, high), results.modality.unit)
         if most
         else "check these chips, and the nodata value",
-        chips=_outliers(found, worst, (low, high)),
+        chips=_outliers(results, worst, (low, high)),
     )
 
 
@@ -90,27 +90,27 @@ def _suggestion(raw: Array, span: tuple[float, float], unit: str) -> str:
     return f"raw values fit the range with `scale: {max(fits):.4g}`; check the unit in the source"
 
 
-def _outliers(found: Values, band: int, span: tuple[float, float]) -> tuple[str, ...]:
+def _outliers(results: Values, band: int, span: tuple[float, float]) -> tuple[str, ...]:
     """Chips with the largest excess."""
     excess = []
-    for chip in found.chips:
+    for chip in results.chips:
         ends = np.array([chip.low[band], chip.high[band]]) * chip.how.scale + chip.how.offset
         excess.append(float(np.nanmax([span[0] - ends.min(), ends.max() - span[1], 0.0])))
     order = sorted(range(len(excess)), key=lambda i: -excess[i])
-    return tuple(found.chips[i].key for i in order[:8] if excess[i] > 0)
+    return tuple(results.chips[i].key for i in order[:8] if excess[i] > 0)
 
 
 def _too_small(values: Mapping[str, Values]) -> Iterator[Finding]:
     """Reflectances and pictures that would all be black."""
     sensors: dict[tuple[str, str], list[Values]] = {}
-    for found in values.values():
-        sensors.setdefault((found.modality.sensor, found.modality.unit), []).append(found)
+    for results in values.values():
+        sensors.setdefault((results.modality.sensor, results.modality.unit), []).append(results)
     for (_, unit), members in sensors.items():
         tops = [
             float(np.percentile(seen, 99))
-            for found in members
-            for i, band in enumerate(found.modality.bands)
-            if not is_cirrus(band.wavelength_um) and (seen := found.seen(i)).size
+            for results in members
+            for i, band in enumerate(results.modality.bands)
+            if not is_cirrus(band.wavelength_um) and (seen := results.seen(i)).size
         ]
         if not tops:
             continue
@@ -145,10 +145,10 @@ def _too_small(values: Mapping[str, Values]) -> Iterator[Finding]:
             )
 
 
-def _linear_for_decibel(found: Values) -> Finding | None:
+def _linear_for_decibel(results: Values) -> Finding | None:
     """Radar backscatter in dB is mostly negative; linear power never is."""
-    seen = found.physical[np.isfinite(found.physical)]
-    if found.modality.unit != "dB" or not seen.size:
+    seen = results.physical[np.isfinite(results.physical)]
+    if results.modality.unit != "dB" or not seen.size:
         return None
     negative, top = float((seen < 0).mean()), float(np.percentile(seen, 99))
     if negative > 0.02:
@@ -156,7 +156,7 @@ def _linear_for_decibel(found: Values) -> Finding | None:
     return Finding(
         check="decibel",
         severity="error",
-        where=found.modality.name,
+        where=results.modality.name,
         what="declared in dB, but no value is negative: linear power or amplitude",
         evidence={
             "negative": percent(negative),
@@ -168,31 +168,31 @@ def _linear_for_decibel(found: Values) -> Finding | None:
     )
 
 
-def _decibel_for_linear(found: Values) -> Iterator[Finding]:
-    known = SENSORS.get(found.modality.sensor)
-    if known is None or known.unit != "dB" or found.modality.unit == "dB":
+def _decibel_for_linear(results: Values) -> Iterator[Finding]:
+    known = SENSORS.get(results.modality.sensor)
+    if known is None or known.unit != "dB" or results.modality.unit == "dB":
         return
-    seen = found.physical[np.isfinite(found.physical)]
+    seen = results.physical[np.isfinite(results.physical)]
     negative = float((seen < 0).mean()) if seen.size else 0.0
     if negative > 0.02:
         yield Finding(
             check="decibel",
             severity="error",
-            where=found.modality.name,
-            what=f"declared in {found.modality.unit or 'no unit'}, but values are negative: "
+            where=results.modality.name,
+            what=f"declared in {results.modality.unit or 'no unit'}, but values are negative: "
             "these are dB",
             evidence={"negative": percent(negative), "median": float(np.median(seen))},
             remedy="drop `unit:`; the catalogue's unit of this sensor is dB",
         )
 
 
-def _eight_bit(found: Values) -> Iterator[Finding]:
+def _eight_bit(results: Values) -> Iterator[Finding]:
     """Bands kept as 8-bit pictures among bands of measured values."""
-    if found.modality.unit != "reflectance" or not found.chips:
+    if results.modality.unit != "reflectance" or not results.chips:
         return
     ends = [
-        (min((c.low[i] for c in found.chips), default=0.0), max(c.high[i] for c in found.chips))
-        for i in range(found.modality.channels)
+        (min((c.low[i] for c in results.chips), default=0.0), max(c.high[i] for c in results.chips))
+        for i in range(results.modality.channels)
     ]
     tops = np.array([high for _, high in ends])
     pictures = [i for i, (low, high) in enumerate(ends) if 100 < high <= 255 and low < high]
@@ -200,7 +200,7 @@ def _eight_bit(found: Values) -> Iterator[Finding]:
         yield Finding(
             check="wrong-scale",
             severity="warning",
-            where=", ".join(found.where(i) for i in pictures),
+            where=", ".join(results.where(i) for i in pictures),
             what="8-bit values among bands of more bits: pictures, not measurements?",
             evidence={"highest": float(tops[pictures].max()), "other bands": float(tops.max())},
             remedy="open water can look so in the infrared; otherwise leave these bands out, or "
@@ -208,12 +208,12 @@ def _eight_bit(found: Values) -> Iterator[Finding]:
         )
 
 
-def _chips_apart(found: Values) -> Iterator[Finding]:
+def _chips_apart(results: Values) -> Iterator[Finding]:
     """Some chips on another scale than the rest."""
-    if found.modality.unit != "reflectance" or len(found.chips) < 3:
+    if results.modality.unit != "reflectance" or len(results.chips) < 3:
         return
     tops = []
-    for chip in found.chips:
+    for chip in results.chips:
         seen = chip.physical[np.isfinite(chip.physical)]
         tops.append(float(np.percentile(np.abs(seen), 95)) if seen.size else np.nan)
     high = np.array(tops)
@@ -223,7 +223,7 @@ def _chips_apart(found: Values) -> Iterator[Finding]:
         yield Finding(
             check="wrong-scale",
             severity="error",
-            where=found.modality.name,
+            where=results.modality.name,
             what="chips on different scales",
             evidence={
                 "chips": len(odd),
@@ -231,5 +231,5 @@ def _chips_apart(found: Values) -> Iterator[Finding]:
                 "median chip": middle,
             },
             remedy="give these chips their own `scale: {default: …, chips: {…}}`",
-            chips=tuple(found.chips[int(i)].key for i in odd[:8]),
+            chips=tuple(results.chips[int(i)].key for i in odd[:8]),
         )

@@ -42,7 +42,7 @@ class Refusal:
 
 
 @dataclass
-class Reading:
+class ChipReader:
     """Reads chosen chips; ``refusals`` fills up on the way."""
 
     source: Source

@@ -84,12 +84,12 @@ class Values:
 
     def summaries(self) -> list[BandSummary]:
         """A line per band for the report."""
-        found = []
+        results = []
         for index, band in enumerate(self.modality.bands):
             seen = self.seen(index)
             five = np.percentile(seen, [1, 50, 99, 0.5, 99.5]) if seen.size else np.full(5, np.nan)
             counts, edges = _histogram(seen, float(five[3]), float(five[4]))
-            found.append(
+            results.append(
                 BandSummary(
                     modality=self.modality.name,
                     band=band.name,
@@ -100,7 +100,7 @@ class Values:
                     counts=counts,
                 )
             )
-        return found
+        return results
 
 
 class ValueScan:
@@ -109,7 +109,7 @@ class ValueScan:
     def __init__(self, modalities: ModalitySet, chips: int) -> None:
         self._modalities = modalities
         self._per_chip = int(np.clip(_PIXELS // max(chips, 1), 128, 4096))
-        self.found: dict[str, Values] = {}
+        self.results: dict[str, Values] = {}
 
     def add(self, chip: Chip) -> None:
         """Take in one chip."""
@@ -117,7 +117,7 @@ class ValueScan:
             modality = self._modalities[name]
             if modality.categorical:
                 continue
-            values = self.found.setdefault(name, Values(modality))
+            values = self.results.setdefault(name, Values(modality))
             values.dtypes[str(pixels.dtype)] += 1
             values.shapes[(pixels.shape[-2], pixels.shape[-1])] += 1
             values.chips.append(self._of(chip, modality, pixels))

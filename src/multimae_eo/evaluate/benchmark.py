@@ -14,7 +14,7 @@ from typing import Any
 from multimae_eo.errors import ConfigError
 from multimae_eo.evaluate.benchmark_page import write_benchmark
 from multimae_eo.evaluate.geobench_score import Normaliser, aggregate, load_normaliser
-from multimae_eo.evaluate.study import Plan, Studied, claim_study, default_inputs, set_trials
+from multimae_eo.evaluate.study import StudyPlan, Transfer, claim_study, default_inputs, set_trials
 from multimae_eo.evaluate.trials import Trial
 from multimae_eo.files import single_writer
 from multimae_eo.metrics.task_metrics import values_of
@@ -41,7 +41,7 @@ class Benchmark:
     root: Path
     datasets: tuple[str, ...]
     partitions: tuple[str, ...]
-    plan_of: Callable[[Sequence[str]], Plan]
+    plan_of: Callable[[Sequence[str]], StudyPlan]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +141,13 @@ def _run(
     # A head for maps is of no use to labels of whole chips.
     head = [] if data.label == "map" else ["--head.name=linear"]
     plan = runs.plan_of([f"--task={task}", *head])
-    about = Studied(model=model, source=source, digest=digest, spec=f"{name}?partition={partition}")
+    transfer = Transfer(
+        model=model, source=source, digest=digest, spec=f"{name}?partition={partition}"
+    )
     folder = out / name / partition
-    claim_study(about, plan, folder)
-    inputs = plan.make(()).inputs or default_inputs(about)
-    trials = set_trials(about, plan, ("+".join(inputs), inputs), folder)
+    claim_study(transfer, plan, folder)
+    inputs = plan.make(()).inputs or default_inputs(transfer)
+    trials = set_trials(transfer, plan, folder, label="+".join(inputs), inputs=inputs)
     found = _PARTITION.fullmatch(partition)
     return [
         Scored(

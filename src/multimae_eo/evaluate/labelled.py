@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import DataError
-from multimae_eo.evaluate.linear_probe import Array, Loss, Readout
+from multimae_eo.evaluate.linear_probe import Array, FittedProbe, Loss
 from multimae_eo.inference.extraction import FeatureTable
 from multimae_eo.metrics.task_metrics import Predictions, TaskKind
 
@@ -30,7 +30,7 @@ def task_of(labels: npt.NDArray[Any]) -> TaskKind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ProbeTarget:
     """What is to be told of chips, and with which loss a linear readout learns it."""
 
     kind: TaskKind
@@ -38,7 +38,7 @@ class Task:
     class_names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, labels: Sequence[npt.NDArray[Any]], class_names: tuple[str, ...]) -> Task:
+    def of(cls, labels: Sequence[npt.NDArray[Any]], class_names: tuple[str, ...]) -> ProbeTarget:
         """The task of the splits' labels; DataError where they differ or there is one class."""
         kinds = {task_of(part) for part in labels}
         if len(kinds) > 1:
@@ -72,27 +72,27 @@ class Task:
             return table.features, np.eye(self.classes)[table.labels]
         return table.features, table.labels.astype(np.float64).reshape(len(table.keys), -1)
 
-    def predict(self, readout: Readout, table: FeatureTable) -> Predictions:
+    def predict(self, probe: FittedProbe, table: FeatureTable) -> Predictions:
         """A readout's answers for the chips of a table."""
         if self.kind == "segmentation":
-            guess, sure = _read_maps(readout, table)
-            return self._predictions(table, guess, sure)
-        told = readout(table.features)
+            predicted, confidence = _read_maps(probe, table)
+            return self._predictions(table, predicted, confidence)
+        outputs = probe(table.features)
         if self.kind == "regression":
-            return self._predictions(table, told[:, 0], None)
-        told = np.clip(told, 0.0, 1.0)
+            return self._predictions(table, outputs[:, 0], None)
+        outputs = np.clip(outputs, 0.0, 1.0)
         if self.kind == "multilabel":
-            return self._predictions(table, (told >= 0.5).astype(np.int64), told)
-        return self._predictions(table, told.argmax(axis=1), told)
+            return self._predictions(table, (outputs >= 0.5).astype(np.int64), outputs)
+        return self._predictions(table, outputs.argmax(axis=1), outputs)
 
     def _predictions(
-        self, table: FeatureTable, guess: npt.NDArray[Any], probability: npt.NDArray[Any] | None
+        self, table: FeatureTable, predicted: npt.NDArray[Any], probability: npt.NDArray[Any] | None
     ) -> Predictions:
         return Predictions(
             kind=self.kind,
             keys=table.keys,
             truth=table.labels,
-            guess=guess,
+            predicted=predicted,
             class_names=self.class_names,
             probability=probability,
         )
@@ -134,27 +134,30 @@ def _cell_of(pixels: tuple[int, ...], grid: tuple[int, int]) -> npt.NDArray[np.i
     (height, width), (rows, columns) = pixels, grid
     down = np.arange(height) * rows // height
     across = np.arange(width) * columns // width
-    found: npt.NDArray[np.int64] = down[:, None] * columns + across[None, :]
-    return found
+    cells: npt.NDArray[np.int64] = down[:, None] * columns + across[None, :]
+    return cells
 
 
 def _read_maps(
-    readout: Readout, table: FeatureTable
+    probe: FittedProbe, table: FeatureTable
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
     """The likeliest class of each pixel and its probability, interpolated between cells."""
     import torch
     from torch.nn import functional as F
 
     size = table.labels.shape[1:]
-    guess, sure = np.empty(table.labels.shape, np.int16), np.empty(table.labels.shape, np.float32)
+    predicted, confidence = (
+        np.empty(table.labels.shape, np.int16),
+        np.empty(table.labels.shape, np.float32),
+    )
     for start in range(0, len(table.keys), _AT_ONCE):
         part = table.features[start : start + _AT_ONCE]
         count, depth, rows, columns = part.shape
-        told = readout(part.transpose(0, 2, 3, 1).reshape(-1, depth)).astype(np.float32)
-        grid = torch.from_numpy(told).reshape(count, rows, columns, -1).permute(0, 3, 1, 2)
+        outputs = probe(part.transpose(0, 2, 3, 1).reshape(-1, depth)).astype(np.float32)
+        grid = torch.from_numpy(outputs).reshape(count, rows, columns, -1).permute(0, 3, 1, 2)
         if (rows, columns) != size:
             grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
         best = grid.clamp(0, 1).max(dim=1)
-        guess[start : start + count] = best.indices.numpy()
-        sure[start : start + count] = best.values.numpy()
-    return guess, sure
+        predicted[start : start + count] = best.indices.numpy()
+        confidence[start : start + count] = best.values.numpy()
+    return predicted, confidence

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 Array = npt.NDArray[np.float64]
 Loss = Literal["softmax", "sigmoid", "square"]
-Readout = Callable[[npt.NDArray[Any]], Array]
+FittedProbe = Callable[[npt.NDArray[Any]], Array]
 """Features (n, D) → probabilities of the C classes, or values: (n, C)."""
 
 _MOST_ITERATIONS = 200
@@ -45,9 +45,9 @@ class Scaler:
         return scaled
 
 
-def neighbour_readouts(
+def neighbour_probes(
     features: npt.NDArray[Any], targets: Array, neighbours: Sequence[int]
-) -> Iterator[tuple[int, Readout]]:
+) -> Iterator[tuple[int, FittedProbe]]:
     """k nearest neighbours by cosine similarity on standardised features, weighted by it.
 
     One per k that is no larger than the number of training rows. scikit-learn's.
@@ -60,16 +60,16 @@ def neighbour_readouts(
         fitted = KNeighborsRegressor(k, metric="cosine", weights="distance")
         fitted.fit(scaler(features), targets)
 
-        def readout(new: npt.NDArray[Any], fitted: Any = fitted) -> Array:
-            found: Array = fitted.predict(scaler(new)).reshape(len(new), -1)
-            return found
+        def probe(new: npt.NDArray[Any], fitted: Any = fitted) -> Array:
+            outputs: Array = fitted.predict(scaler(new)).reshape(len(new), -1)
+            return outputs
 
-        yield k, readout
+        yield k, probe
 
 
-def linear_readouts(
+def linear_probes(
     features: npt.NDArray[Any], targets: Array, loss: Loss, strengths: Sequence[float]
-) -> Iterator[tuple[float, Readout]]:
+) -> Iterator[tuple[float, FittedProbe]]:
     """Linear models on standardised features, one per strength, from the strongest regularisation.
 
     Each minimises ``strength · Σ loss + ½‖W‖²`` with an intercept that is free, as scikit-learn's
@@ -87,12 +87,12 @@ def linear_readouts(
         if basis is not None:
             weight = basis @ weight
 
-        def readout(new: npt.NDArray[Any], weight: Tensor = weight, bias: Tensor = bias) -> Array:
+        def probe(new: npt.NDArray[Any], weight: Tensor = weight, bias: Tensor = bias) -> Array:
             values = torch.from_numpy(scaler(new)) @ weight + bias
-            found: Array = _ACTIVATIONS[loss](values).numpy()
-            return found
+            outputs: Array = _ACTIVATIONS[loss](values).numpy()
+            return outputs
 
-        yield strength, readout
+        yield strength, probe
 
 
 _ACTIVATIONS: dict[Loss, Callable[[Tensor], Tensor]] = {
@@ -120,8 +120,8 @@ class _Descent:
             zero = torch.zeros(1, dtype=x.dtype)
             self._start = (zero.expand(x.shape[1], y.shape[1]), zero.expand(y.shape[1]))
         # Classes without a row have no finite optimum; they keep a probability of almost 0.
-        known = (y > 0).any(dim=0) if self._loss == "softmax" else torch.ones(y.shape[1]).bool()
-        weight, bias = (t.clone()[..., known].requires_grad_() for t in self._start)
+        occurring = (y > 0).any(dim=0) if self._loss == "softmax" else torch.ones(y.shape[1]).bool()
+        weight, bias = (t.clone()[..., occurring].requires_grad_() for t in self._start)
         optimiser = torch.optim.LBFGS(
             [weight, bias],
             max_iter=_MOST_ITERATIONS,
@@ -134,7 +134,7 @@ class _Descent:
             optimiser.zero_grad()
             values = x @ weight + bias
             if self._loss == "softmax":
-                fault = -(y[:, known] * values.log_softmax(dim=1)).sum()
+                fault = -(y[:, occurring] * values.log_softmax(dim=1)).sum()
             else:
                 fault = F.binary_cross_entropy_with_logits(values, y, reduction="sum")
             total = (fault + weight.square().sum() / (2 * strength)) / len(x)
@@ -145,6 +145,6 @@ class _Descent:
             optimiser.step(objective)  # type: ignore[no-untyped-call]
         full_weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype)
         full_bias = torch.full((y.shape[1],), -1e3, dtype=x.dtype)
-        full_weight[:, known], full_bias[known] = weight.detach(), bias.detach()
+        full_weight[:, occurring], full_bias[occurring] = weight.detach(), bias.detach()
         self._start = (full_weight, full_bias)
         return self._start

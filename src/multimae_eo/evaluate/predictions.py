@@ -43,7 +43,7 @@ _TASKS: Mapping[LabelKind, TaskKind] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class SplitPredictions:
     """Predictions of a split's chips from ``inputs``, and the seconds they took."""
 
     predictions: Predictions
@@ -58,7 +58,7 @@ def predict_split(
     split: str | Indices = "test",
     inputs: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Told:
+) -> SplitPredictions:
     """Predict the labelled chips of a split, or those at some indices.
 
     ``inputs``: give only these (default: all that data and model share).
@@ -85,16 +85,16 @@ def predict_split(
         if progress is not None:
             progress(len(keys), len(indices))
     seconds = time.perf_counter() - start
-    truth, guess, sure = (np.concatenate(column) for column in zip(*parts, strict=True))
+    truth, predicted, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
     predictions = Predictions(
         kind=_TASKS[target.kind],
         keys=tuple(keys),
         truth=truth,
-        guess=guess,
+        predicted=predicted,
         class_names=target.classes,
-        probability=None if target.numeric else sure,
+        probability=None if target.numeric else confidence,
     )
-    return Told(predictions=predictions, inputs=tuple(names), seconds=seconds)
+    return SplitPredictions(predictions=predictions, inputs=tuple(names), seconds=seconds)
 
 
 @single_writer()
@@ -116,14 +116,16 @@ def evaluate(
 
     Returns ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``.
     """
-    told = predict_split(predictor, source, split=split, inputs=inputs, progress=progress)
-    predictions = told.predictions
+    split_predictions = predict_split(
+        predictor, source, split=split, inputs=inputs, progress=progress
+    )
+    predictions = split_predictions.predictions
     chips = len(predictions)
     record = {
         "task": predictor.target.task,
         "split": split,
         "chips": chips,
-        "inputs": list(told.inputs),
+        "inputs": list(split_predictions.inputs),
         "metrics": {
             name: asdict(hierarchical_interval([score], chips, seed=seed))
             for name, score in all_scores(predictions).items()
@@ -136,9 +138,9 @@ def evaluate(
         card(
             predictions,
             out,
-            title=f"{source.name}, {split}, from {', '.join(told.inputs)}",
+            title=f"{source.name}, {split}, from {', '.join(split_predictions.inputs)}",
             source=source,
-            cost=Cost(parameters=size, seconds=told.seconds, chips=chips),
+            cost=Cost(parameters=size, seconds=split_predictions.seconds, chips=chips),
             seed=seed,
         )
     return record
@@ -164,7 +166,7 @@ def input_names(predictor: Predictor, source: Source, inputs: Sequence[str] | No
 def _predict(
     predictor: Predictor, batch: Batch, names: Sequence[str], where: str
 ) -> tuple[Array, Array, Array]:
-    """Labels, answers and probabilities of a batch as ``Predictions`` takes them."""
+    """Labels, predictions and probabilities of a batch as ``Predictions`` takes them."""
     target, labels = predictor.target, batch.labels
     kind = None if labels is None else kind_of(labels[0].numpy(), target.task)
     if labels is None or kind != target.kind:
@@ -174,15 +176,15 @@ def _predict(
         )
     device = next(predictor.parameters()).device
     outputs = sized(predictor.predict(batch.to(device), names), labels).float()
-    answers = predictor.answers(outputs).cpu()
+    probabilities = predictor.answers(outputs).cpu()
     truth = labels.numpy()
     if kind == "map":
-        best = answers.max(dim=1)
+        best = probabilities.max(dim=1)
         return truth, best.indices.numpy().astype(np.int16), best.values.numpy()
-    told = answers.numpy()
+    values = probabilities.numpy()
     if kind == "class":
-        return truth, told.argmax(axis=1), told
-    return truth, (told > 0.5).astype(np.int64) if kind == "multilabel" else told, told
+        return truth, values.argmax(axis=1), values
+    return truth, (values > 0.5).astype(np.int64) if kind == "multilabel" else values, values
 
 
 def _parquet(predictions: Predictions) -> bytes:
@@ -201,7 +203,10 @@ def _parquet(predictions: Predictions) -> bytes:
         columns["accuracy"] = _listed(counts.accuracy, pixels)
         columns["mean_iou"] = _listed(counts.mean_iou, pixels)
     else:
-        columns |= {"label": predictions.truth.tolist(), "prediction": predictions.guess.tolist()}
+        columns |= {
+            "label": predictions.truth.tolist(),
+            "prediction": predictions.predicted.tolist(),
+        }
         if predictions.probability is not None:
             columns["probabilities"] = predictions.probability.tolist()
     table = pa.table(columns)

@@ -1,8 +1,8 @@
 """kNN and linear probes on frozen features, beside baselines, with confidence intervals.
 
-Classes, several labels, maps and values are all read out by the same models, on features that are
-computed once per set of inputs. Hyper-parameters (k, the strength of regularisation) are chosen on
-the validation split only; test chips are looked at once.
+The same models predict classes, several labels, maps and values, from features that are computed
+once per set of inputs. Hyper-parameters (k, the strength of regularisation) are chosen on the
+validation split only; test chips are predicted once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.baselines import image_statistics, pixel_values
 from multimae_eo.evaluate.fractions import Strata, label_fractions
-from multimae_eo.evaluate.labelled import Task, take, task_of
-from multimae_eo.evaluate.linear_probe import Readout, linear_readouts, neighbour_readouts
+from multimae_eo.evaluate.labelled import ProbeTarget, take, task_of
+from multimae_eo.evaluate.linear_probe import FittedProbe, linear_probes, neighbour_probes
 from multimae_eo.evaluate.probe_page import write_probe
 from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
 from multimae_eo.files import single_writer
@@ -46,9 +46,9 @@ Tables = dict[str, FeatureTable]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """How much is probed.
+    """Features, label fractions and seeds of a probe.
 
-    ``features``: what is made of the encoder's tokens, one of ``features.KINDS``. ``fractions``:
+    ``features``: how the encoder's tokens are pooled, one of ``features.KINDS``. ``fractions``:
     label fractions in %, nested; ``seeds``: how many of each are drawn. Raises ConfigError for
     values out of range.
     """
@@ -82,7 +82,7 @@ def probe(
     seed: int = 0,
     options: ProbeOptions | None = None,
 ) -> list[dict[str, Any]]:
-    """Probe the model, a random encoder and what its pixels tell by themselves on the same chips.
+    """Probe the model, a random encoder and statistics of the pixels on the same chips.
 
     ``inputs``: modalities (default: all of model and source), or several such sets by name.
     ``methods``: "knn", "linear" (default: those the task has; maps have no kNN).
@@ -103,7 +103,15 @@ def probe(
     trials = [
         trial
         for label, names in sets.items()
-        for trial in frozen_trials(model, source, (label, names), methods, (seed, options))
+        for trial in frozen_trials(
+            model,
+            source,
+            label=label,
+            names=names,
+            methods=methods,
+            seed=seed,
+            options=options,
+        )
     ]
     rows = [trial.row(seed) for trial in trials]
     write_probe(out, model, source, trials=trials, rows=rows, comparisons=comparisons(trials, seed))
@@ -126,50 +134,53 @@ def _input_sets(model: MultiMAE, source: Source, inputs: Inputs) -> dict[str, li
     return {label: list(names or shared) for label, names in inputs.items()}
 
 
-def frozen_trials(
+def frozen_trials(  # noqa: PLR0913
     model: MultiMAE,
     source: Source,
-    named: tuple[str, list[str]],
-    methods: Sequence[str] | None,
-    how: tuple[int, ProbeOptions],
     *,
+    label: str,
+    names: list[str],
+    methods: Sequence[str] | None,
+    seed: int,
+    options: ProbeOptions,
     cells: Cells | None = None,
 ) -> Iterator[Trial]:
-    """All trials on one set of inputs, called by its label; ``how``: seed and options.
+    """All trials on one set of inputs ``names``, called ``label`` in tables.
 
     ``cells``: where trials are kept, so that those that are there are not made again.
     """
-    label, names = named
     cells = cells or Cells(None)
-    splits = splits_of(source, how[0])
+    splits = splits_of(source, seed)
     kind = _task_kind(source, splits["train"], names)
     if kind == "segmentation" and methods and "knn" in methods:
         raise ConfigError("method 'knn' is not offered for maps; valid: linear")
     methods = methods or (("linear",) if kind == "segmentation" else METHODS)
-    for features, compute in _compared(model, names, kind == "segmentation", how).items():
+    for features, compute in _compared(
+        model, names, maps=kind == "segmentation", seed=seed, options=options
+    ).items():
         names_of = {
-            (m, p): (label, features, how[1].features, m, f"{p:g}", f"{how[1].seeds} draws")
+            (m, p): (label, features, options.features, m, f"{p:g}", f"{options.seeds} draws")
             for m in methods
-            for p in how[1].fractions
+            for p in options.fractions
         }
         finished = {key: cells.get(*name) for key, name in names_of.items()}
         if all(finished.values()):
             yield from (trial for trial in finished.values() if trial)
             continue
         tables = {s: extract(source, i, compute, modalities=names) for s, i in splits.items()}
-        task = Task.of([t.labels for t in tables.values()], source.class_names)
-        subsets = _subsets(tables["train"], task, how)
+        target = ProbeTarget.of([t.labels for t in tables.values()], source.class_names)
+        subsets = _subsets(tables["train"], target, seed, options)
         for method in methods:
             for percent, chosen in subsets.items():
-                found = [_fit(method, task, tables, rows, i) for i, rows in enumerate(chosen)]
+                fits = [_fit(method, target, tables, rows, i) for i, rows in enumerate(chosen)]
                 trial = Trial(
                     inputs=label,
                     features=features,
                     method=method,
                     percent=percent,
                     train_chips=len(chosen[0]),
-                    chosen=tuple(c for c, _ in found),
-                    predictions=tuple(p for _, p in found),
+                    chosen=tuple(c for c, _ in fits),
+                    predictions=tuple(p for _, p in fits),
                     seconds=tables["test"].seconds,
                 )
                 yield cells.put(trial, *names_of[method, percent])
@@ -181,17 +192,16 @@ def _task_kind(source: Source, train: Indices, names: list[str]) -> str:
 
 
 def _compared(
-    model: MultiMAE, names: list[str], maps: bool, how: tuple[int, ProbeOptions]
+    model: MultiMAE, names: list[str], *, maps: bool, seed: int, options: ProbeOptions
 ) -> dict[str, Compute]:
-    seed, options = how
     encoder = encoder_grids if maps else encoder_features
-    own: tuple[str, Callable[[Sequence[str]], Compute]] = (
+    baseline: tuple[str, Callable[[Sequence[str]], Compute]] = (
         ("pixel values", pixel_values) if maps else ("image statistics", image_statistics)
     )
     return {
         PRETRAINED: encoder(model, names, options.features),
         "random encoder": encoder(model.reinitialised(seed).eval(), names, options.features),
-        own[0]: own[1](names),
+        baseline[0]: baseline[1](names),
     }
 
 
@@ -206,37 +216,36 @@ def splits_of(source: Source, seed: int) -> dict[str, Indices]:
 
 
 def _subsets(
-    train: FeatureTable, task: Task, how: tuple[int, ProbeOptions]
+    train: FeatureTable, target: ProbeTarget, seed: int, options: ProbeOptions
 ) -> dict[float, list[Indices]]:
     """Rows of each label fraction, one per seed; all of the labels can be drawn only once."""
-    drawn = draw_fractions(Strata.of(train.labels, task.classes), how)
+    drawn = draw_fractions(Strata.of(train.labels, target.classes), seed, options)
     return {
         percent: [d[percent] for d in (drawn[:1] if len(rows) == len(train.keys) else drawn)]
         for percent, rows in drawn[0].items()
     }
 
 
-def draw_fractions(strata: Strata, how: tuple[int, ProbeOptions]) -> list[dict[float, Indices]]:
+def draw_fractions(strata: Strata, seed: int, options: ProbeOptions) -> list[dict[float, Indices]]:
     """Positions of the chips of each label fraction, one such dictionary per seed."""
-    seed, options = how
     return [label_fractions(strata, options.fractions, seed=seed + i) for i in range(options.seeds)]
 
 
 def _fit(
-    method: str, task: Task, tables: Tables, rows: Indices, seed: int
+    method: str, target: ProbeTarget, tables: Tables, rows: Indices, seed: int
 ) -> tuple[float, Predictions]:
     """Fit on some training chips, choose on val; the value chosen and the test predictions."""
-    features, targets = task.rows(take(tables["train"], rows), seed=seed)
-    candidates: Iterator[tuple[float, Readout]]
+    features, targets = target.rows(take(tables["train"], rows), seed=seed)
+    candidates: Iterator[tuple[float, FittedProbe]]
     if method == "knn":
-        candidates = neighbour_readouts(features, targets, NEIGHBOURS)
+        candidates = neighbour_probes(features, targets, NEIGHBOURS)
     else:
-        candidates = linear_readouts(features, targets, task.loss, STRENGTHS)
-    best: tuple[float, float, Readout] | None = None
-    for value, readout in candidates:
-        score = next(iter(values_of(task.predict(readout, tables["val"])).values()))
+        candidates = linear_probes(features, targets, target.loss, STRENGTHS)
+    best: tuple[float, float, FittedProbe] | None = None
+    for value, fitted in candidates:
+        score = next(iter(values_of(target.predict(fitted, tables["val"])).values()))
         # The first best: the smallest k, the strongest regularisation.
         if best is None or score > best[0]:
-            best = (score, value, readout)
+            best = (score, value, fitted)
     assert best is not None
-    return best[1], task.predict(best[2], tables["test"])
+    return best[1], target.predict(best[2], tables["test"])

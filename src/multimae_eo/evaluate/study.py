@@ -1,8 +1,8 @@
 """A study of transfer: label fractions, seeds, input sets and small grids, as one command.
 
-Fine-tuning of the pre-trained encoder stands beside the same network from scratch, and beside
-frozen features (pre-trained, random, and statistics of the pixels), all on the same chips. What a
-grid offers is chosen on the validation split with the first seed; test chips choose nothing.
+Fine-tuning of the pre-trained encoder is compared with the same network from random initialisation
+and with probes of frozen features (pre-trained, random, and statistics of the pixels), on the same
+chips. Points of a grid are chosen on the validation split with the first seed, never on test chips.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from multimae_eo.evaluate.study_page import write_study
 from multimae_eo.evaluate.trials import (
     FINETUNING,
     PRETRAINED,
+    RANDOM_INITIALISATION,
     Cells,
     Trial,
     comparisons,
@@ -51,7 +52,6 @@ from multimae_eo.train.finetune import finetune, shown_sizes
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.run import claim_run
 
-SCRATCH = "from scratch"
 STUDIED = ("finetune", "scratch", *METHODS)
 """What a study may do: the last two are probes of frozen features, with their baselines."""
 
@@ -63,7 +63,7 @@ Make = Callable[[Sequence[str]], FinetuneRecipe]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """What is studied.
 
     ``make``: the recipe of fine-tuning with some more options. ``probing``: features, label
@@ -99,7 +99,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studied:
+class Transfer:
     """A model, the data, and how they are called in records."""
 
     model: MultiMAE
@@ -108,17 +108,21 @@ class Studied:
     spec: str = ""
 
 
-def claim_study(about: Studied, plan: Plan, out: Path) -> None:
+def claim_study(transfer: Transfer, plan: StudyPlan, out: Path) -> None:
     """Make ``out`` this study's folder; ConfigError where it holds another."""
-    record = {"model": about.digest, "seed": plan.seed, "steps": plan.steps}
+    record = {"model": transfer.digest, "seed": plan.seed, "steps": plan.steps}
     record["recipe"] = plan.make(()).to_plain()
     defaults = {"recipe": FinetuneRecipe().to_plain()}
-    claim_run(out, record, about.source, about.spec, defaults=defaults)
+    claim_run(out, record, transfer.source, transfer.spec, defaults=defaults)
 
 
 @single_writer()
 def study(
-    about: Studied, plan: Plan, out: Path, *, inputs: Mapping[str, Sequence[str]] | None = None
+    transfer: Transfer,
+    plan: StudyPlan,
+    out: Path,
+    *,
+    inputs: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what of the study is not finished yet, and write its tables, plots and pages to ``out``.
 
@@ -130,52 +134,66 @@ def study(
     Raises ConfigError where ``out`` holds another study or options do not fit, and what probes and
     fine-tuning raise.
     """
-    claim_study(about, plan, out)
-    sets = inputs or {"all": default_inputs(about)}
-    trials = [t for named in sets.items() for t in set_trials(about, plan, named, out)]
+    claim_study(transfer, plan, out)
+    sets = inputs or {"all": default_inputs(transfer)}
+    trials = [
+        trial
+        for label, names in sets.items()
+        for trial in set_trials(transfer, plan, out, label=label, inputs=names)
+    ]
     rows = [trial.row(plan.seed) for trial in trials]
     tried = [row for label in sets for row in _grid_rows(plan, label, Cells(out / "cells"))]
     write_study(
         out,
-        about.source.name,
+        transfer.source.name,
         trials=trials,
         rows=rows,
         comparisons=comparisons(trials, plan.seed),
         grid=tried,
     )
-    _write_card(about, plan, trials, out, sets)
+    _write_card(transfer, plan, trials, out, sets)
     return rows
 
 
-def default_inputs(about: Studied) -> list[str]:
+def default_inputs(transfer: Transfer) -> list[str]:
     """The modalities that model and data share; all of the data's where there is none."""
-    known = [n for n in about.source.modalities if n in about.model.modalities]
-    return known or list(about.source.modalities)
+    known = [n for n in transfer.source.modalities if n in transfer.model.modalities]
+    return known or list(transfer.source.modalities)
 
 
 def set_trials(
-    about: Studied, plan: Plan, named: tuple[str, Sequence[str]], out: Path
+    transfer: Transfer, plan: StudyPlan, out: Path, *, label: str, inputs: Sequence[str]
 ) -> Iterator[Trial]:
-    """All trials on one set of inputs, called by its label; finished ones are read."""
-    label, names = named[0], list(named[1])
-    about.source.modalities.select(names)
+    """All trials on one set of inputs, called ``label`` in tables; finished ones are read."""
+    names = list(inputs)
+    transfer.source.modalities.select(names)
     cells = Cells(out / "cells")
     tuned = [m for m in ("finetune", "scratch") if m in plan.methods]
     if tuned:
-        fractions = _fractions(about.source, names, plan)
+        fractions = _fractions(transfer.source, names, plan)
         for method in tuned:
             for percent, drawn in fractions.items():
-                yield _tuned(_Case(about, plan, label, names, method, percent), drawn, cells, out)
-    probed = _probes(about.source, names, plan)
+                yield _tuned(
+                    _Case(transfer, plan, label, names, method, percent), drawn, cells, out
+                )
+    probed = _probes(transfer.source, names, plan)
     if probed:
-        frozen = _frozen(about, plan, names, out)
-        how = (plan.seed, plan.probing)
+        frozen = _frozen(transfer, plan, names, out)
         device, precision = on_device(frozen, _device(plan), plan.precision)
         with computing(device, precision):
-            yield from frozen_trials(frozen, about.source, (label, names), probed, how, cells=cells)
+            yield from frozen_trials(
+                frozen,
+                transfer.source,
+                label=label,
+                names=names,
+                methods=probed,
+                seed=plan.seed,
+                options=plan.probing,
+                cells=cells,
+            )
 
 
-def _probes(source: Source, names: list[str], plan: Plan) -> list[str]:
+def _probes(source: Source, names: list[str], plan: StudyPlan) -> list[str]:
     """The probes that the labels have: maps have no kNN, and maps of values none at all."""
     label = np.asarray(source.read(int(source.split("train")[0]), names).label)
     if label.ndim == _MAP_AXES:
@@ -188,8 +206,8 @@ def _probes(source: Source, names: list[str], plan: Plan) -> list[str]:
 class _Case:
     """One way of fine-tuning, on one set of inputs, with one label fraction."""
 
-    about: Studied
-    plan: Plan
+    transfer: Transfer
+    plan: StudyPlan
     label: str
     names: list[str]
     method: str
@@ -197,16 +215,16 @@ class _Case:
 
     @property
     def features(self) -> str:
-        return PRETRAINED if self.method == "finetune" else SCRATCH
+        return PRETRAINED if self.method == "finetune" else RANDOM_INITIALISATION
 
 
-def _fractions(source: Source, names: list[str], plan: Plan) -> dict[float, list[Indices]]:
+def _fractions(source: Source, names: list[str], plan: StudyPlan) -> dict[float, list[Indices]]:
     """Training chips of each label fraction, one draw per seed: those that probes take, too."""
     train = splits_of(source, plan.seed)["train"]
     labels = [source.read(int(i), names).label for i in train]
     known = [i for i, label in enumerate(labels) if label is not None]
     strata = Strata.of([labels[i] for i in known], len(source.class_names) or _classes(labels))
-    drawn = draw_fractions(strata, (plan.seed, plan.probing))
+    drawn = draw_fractions(strata, plan.seed, plan.probing)
     chips = train[known]
     return {p: [chips[d[p]] for d in drawn] for p in plan.probing.fractions}
 
@@ -219,56 +237,56 @@ def _classes(labels: Sequence[Any]) -> int:
 def _tuned(case: _Case, drawn: Sequence[Indices], cells: Cells, out: Path) -> Trial:
     """Choose a point of the grid with the first seed, then run it with the others."""
     points = case.plan.points()
-    first = [_cell(case, (0, drawn[0]), point, cells, out) for point in points]
+    first = [_cell(case, 0, drawn[0], point, cells=cells, out=out) for point in points]
     # The first of equals: grids are written with the usual value first.
     best = max(range(len(points)), key=lambda i: first[i].validation[0])
     rest = [
-        _cell(case, (i, chips), points[best], cells, out)
+        _cell(case, i, chips, points[best], cells=cells, out=out)
         for i, chips in enumerate(drawn[1:], start=1)
     ]
     return merged([first[best], *rest])
 
 
 def _cell(
-    case: _Case, seeded: tuple[int, Indices], point: tuple[str, ...], cells: Cells, out: Path
+    case: _Case, draw: int, chips: Indices, point: tuple[str, ...], *, cells: Cells, out: Path
 ) -> Trial:
-    """One fine-tuning run, unless it is finished."""
-    seed = case.plan.seed + seeded[0]
+    """One fine-tuning run on the ``draw``-th draw of chips, read where it is finished."""
+    seed = case.plan.seed + draw
     name = _cell_name(case.label, case.method, case.percent, seed, point)
     found = cells.get(*name)
     if found is not None:
         return found
     sys.stderr.write(f"{' '.join(name)}\n")
-    source, run = case.about.source, out / "runs" / slug(*name)
-    recipe = _recipe(case, len(seeded[1]), (f"--run.seed={seed}", *point))
+    source, run = case.transfer.source, out / "runs" / slug(*name)
+    recipe = _recipe(case, len(chips), (f"--run.seed={seed}", *point))
     splits = splits_of(source, case.plan.seed)
-    model = case.about.model
+    model = case.transfer.model
     done = finetune(
         recipe,
         source,
         run,
         model=model if case.method == "finetune" else model.reinitialised(seed),
-        init={"model": case.features, "hash": case.about.digest},
-        spec=case.about.spec,
-        splits=(seeded[1], splits["val"]),
+        init={"model": case.features, "hash": case.transfer.digest},
+        spec=case.transfer.spec,
+        splits=(chips, splits["val"]),
     )
     predictor = Predictor.from_pretrained(done.model)
     device, precision = on_device(predictor, _device(case.plan), case.plan.precision)
     with computing(device, precision):
         val = predict_split(predictor, source, split=splits["val"], inputs=case.names)
-        told = predict_split(predictor, source, split=splits["test"], inputs=case.names)
+        test = predict_split(predictor, source, split=splits["test"], inputs=case.names)
     trial = Trial(
         inputs=case.label,
         features=case.features,
         method=FINETUNING,
         percent=case.percent,
-        train_chips=len(seeded[1]),
-        chosen=(_said(point),),
-        predictions=(_kept(told.predictions),),
-        seconds=told.seconds,
+        train_chips=len(chips),
+        chosen=(_point_text(point),),
+        predictions=(_kept(test.predictions),),
+        seconds=test.seconds,
         validation=(next(iter(values_of(val.predictions).values())),),
     )
-    if seeded[0] == 0 and case.percent == max(case.plan.probing.fractions):
+    if draw == 0 and case.percent == max(case.plan.probing.fractions):
         _keep_model(done.model, out / "models" / slug(*name))
     cells.put(trial, *name)
     shutil.rmtree(run, ignore_errors=True)
@@ -293,24 +311,24 @@ def _recipe(case: _Case, chips: int, options: Sequence[str]) -> FinetuneRecipe:
     )
 
 
-def _frozen(about: Studied, plan: Plan, names: list[str], out: Path) -> MultiMAE:
+def _frozen(transfer: Transfer, plan: StudyPlan, names: list[str], out: Path) -> MultiMAE:
     """The model whose features are probed: adapted where an input is not one of its own."""
-    inputs = about.source.modalities.select(names)
-    known = about.model.modalities
+    inputs = transfer.source.modalities.select(names)
+    known = transfer.model.modalities
     if all(n in known and known[n].meaning() == m.meaning() for n, m in inputs.items()):
-        return about.model
-    train = splits_of(about.source, plan.seed)["train"]
+        return transfer.model
+    train = splits_of(transfer.source, plan.seed)["train"]
     recipe = plan.make(())
-    sizes = shown_sizes(chip_sizes(about.source, inputs, train), recipe.data.chip)
+    sizes = shown_sizes(chip_sizes(transfer.source, inputs, train), recipe.data.chip)
     limit = recipe.data.statistics_chips
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         return adapt(
-            about.model,
+            transfer.model,
             inputs,
             sizes,
             lambda unknown: train_statistics(
-                about.source,
+                transfer.source,
                 unknown,
                 train,
                 limit=limit,
@@ -331,7 +349,7 @@ def _kept(predictions: Predictions) -> Predictions | Tallied:
     )
 
 
-def _device(plan: Plan) -> str:
+def _device(plan: StudyPlan) -> str:
     """The plan's device; where that is auto, the CPU if the recipe trains there."""
     if plan.device == "auto" and plan.make(()).run.accelerator == "cpu":
         return "cpu"
@@ -345,7 +363,7 @@ def _keep_model(model: Path, kept: Path) -> None:
     shutil.copytree(model, kept)
 
 
-def _grid_rows(plan: Plan, label: str, cells: Cells) -> list[dict[str, Any]]:
+def _grid_rows(plan: StudyPlan, label: str, cells: Cells) -> list[dict[str, Any]]:
     """Validation scores of the points of a grid, with the first seed."""
     found = []
     for method, percent, point in product(plan.methods, plan.probing.fractions, plan.points()):
@@ -358,8 +376,8 @@ def _grid_rows(plan: Plan, label: str, cells: Cells) -> list[dict[str, Any]]:
 
 
 def _write_card(
-    about: Studied,
-    plan: Plan,
+    transfer: Transfer,
+    plan: StudyPlan,
     trials: Sequence[Trial],
     out: Path,
     sets: Mapping[str, Sequence[str]],
@@ -371,12 +389,12 @@ def _write_card(
     if best is None or (out / "card" / "report.html").exists():
         return
     chosen = str(best.chosen[0])
-    point = next(p for p in plan.points() if _said(p) == chosen)
+    point = next(p for p in plan.points() if _point_text(p) == chosen)
     name = _cell_name(best.inputs, "finetune", percent, plan.seed, point)
     path = out / "models" / slug(*name)
     if path.is_dir():
         model = Predictor.from_pretrained(path)
-        evaluate(model, about.source, inputs=sets[best.inputs], out=out / "card", seed=plan.seed)
+        evaluate(model, transfer.source, inputs=sets[best.inputs], out=out / "card", seed=plan.seed)
 
 
 def _cell_name(
@@ -385,5 +403,5 @@ def _cell_name(
     return (label, method, f"{percent:g}", f"seed {seed}", *point)
 
 
-def _said(point: Sequence[str]) -> str:
+def _point_text(point: Sequence[str]) -> str:
     return " ".join(option.removeprefix("--") for option in point) or "–"

@@ -40,6 +40,12 @@ from multimae_eo.reports.tables import interval_rows
 
 PRETRAINED = "pre-trained"
 FINETUNING = "fine-tuning"
+RANDOM_INITIALISATION = "random initialisation"
+
+# Arrays of a cell's file, by the field of Counts: names of the format.
+_COUNTS = {"hit": "hit", "true": "true", "guessed": "predicted"}
+# How versions before 0.2 called features, by today's name.
+_FORMER = {"from scratch": RANDOM_INITIALISATION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,25 +150,26 @@ def _packed(trial: Trial) -> dict[str, Any]:
         "seeds": len(trial.predictions),
     }  # fmt: skip
     arrays: dict[str, Any] = {"record": np.array(json.dumps(record)), "keys": np.array(first.keys)}
-    for i, told in enumerate(trial.predictions):
-        if isinstance(told, Tallied) or told.kind == "segmentation":
-            for name in ("hit", "true", "guessed"):
-                arrays[f"{name}{i}"] = getattr(told.counts, name)
+    for i, prediction_set in enumerate(trial.predictions):
+        if isinstance(prediction_set, Tallied) or prediction_set.kind == "segmentation":
+            for name, field in _COUNTS.items():
+                arrays[f"{name}{i}"] = getattr(prediction_set.counts, field)
             continue
-        arrays[f"truth{i}"], arrays[f"guess{i}"] = told.truth, told.guess
-        if told.probability is not None:
-            arrays[f"probability{i}"] = told.probability
+        arrays[f"truth{i}"], arrays[f"guess{i}"] = prediction_set.truth, prediction_set.predicted
+        if prediction_set.probability is not None:
+            arrays[f"probability{i}"] = prediction_set.probability
     return arrays
 
 
 def _unpacked(arrays: Any) -> Trial:
     record = json.loads(str(arrays["record"]))
+    record["features"] = _FORMER.get(record["features"], record["features"])
     kind, names = record.pop("kind"), tuple(record.pop("class_names"))
     keys = tuple(arrays["keys"].tolist())
     predictions: list[Judged] = []
     for i in range(record.pop("seeds")):
         if kind == "segmentation":
-            counts = Counts(*(arrays[f"{name}{i}"] for name in ("hit", "true", "guessed")))
+            counts = Counts(*(arrays[f"{name}{i}"] for name in _COUNTS))
             predictions.append(Tallied(kind=kind, keys=keys, counts=counts, class_names=names))
             continue
         predictions.append(
@@ -170,7 +177,7 @@ def _unpacked(arrays: Any) -> Trial:
                 kind=kind,
                 keys=keys,
                 truth=arrays[f"truth{i}"],
-                guess=arrays[f"guess{i}"],
+                predicted=arrays[f"guess{i}"],
                 class_names=names,
                 probability=arrays.get(f"probability{i}"),
             )

@@ -157,7 +157,7 @@ def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKin
     finest = max(grids.values(), key=lambda grid: grid[0] * grid[1])
     rows = model.observed_rows(batch, inputs)
     blocks = len(model.encoder.blocks) if kind.startswith("layers") else 1
-    found = torch.zeros(len(batch), blocks, len(inputs), model.config.encoder.width, *finest)
+    values = torch.zeros(len(batch), blocks, len(inputs), model.config.encoder.width, *finest)
     if len(rows):
         features = _encoded(model, batch.take(rows), inputs, kind)
         for block in range(blocks):
@@ -165,8 +165,8 @@ def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKin
                 if name in grids:
                     grid = features.grid(name, block)
                     tokens = F.interpolate(grid, size=finest, mode="nearest")
-                    found[rows.cpu(), block, place] = tokens.float().cpu()
-    return found.flatten(1, 3)
+                    values[rows.cpu(), block, place] = tokens.float().cpu()
+    return values.flatten(1, 3)
 
 
 def _array(values: Tensor) -> Array:
@@ -202,9 +202,9 @@ def extract(
         start = time.perf_counter()
         features.append(compute(batch))
         seconds += time.perf_counter() - start
-        found = batch.labels.numpy()
+        values = batch.labels.numpy()
         labels.append(
-            found.astype(np.int16) if found.ndim == 3 and found.dtype.kind in "iu" else found
+            values.astype(np.int16) if values.ndim == 3 and values.dtype.kind in "iu" else values
         )
     for what, arrays in (("labels", labels), ("chips", features)):
         shapes = {a.shape[1:] for a in arrays}

@@ -16,7 +16,7 @@ import torch
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
 from multimae_eo.files import single_writer, write_file
-from multimae_eo.metrics.reconstruction_scores import Reconstructed, ReconstructionScores
+from multimae_eo.metrics.reconstruction_scores import PredictedPixels, ReconstructionScores
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
 from multimae_eo.reports.html import Report
@@ -77,16 +77,16 @@ def reconstruct_chips(
     tally = _Tally(model, inputs, outputs)
     for samples in chip_batches(source, indices, names, inputs, chosen.batch_size):
         batch = collate(samples, source.modalities.select(names))
-        said = model.reconstruct(
+        predictions = model.reconstruct(
             batch.to(chosen.device),
             list(inputs),
             outputs=outputs,
             draws=chosen.draws,
             seed=chosen.seed,
         )
-        tally.add(batch, said, chosen.limit)
+        tally.add(batch, predictions, chosen.limit)
         if chosen.arrays:
-            _write_arrays(out, batch, said)
+            _write_arrays(out, batch, predictions)
     if not tally.chips:
         raise DataError(
             f"{source.name}: none of {len(indices)} chips has any of the inputs "
@@ -126,13 +126,13 @@ class _Tally:
             for was_given in (False, True)
         )
 
-    def add(self, batch: Batch, said: Mapping[str, Reconstructed], limit: int) -> None:
+    def add(self, batch: Batch, predictions: Mapping[str, PredictedPixels], limit: int) -> None:
         """Score a batch, and keep its chips for drawing until there are ``limit``."""
         self.chips += len(batch)
-        self.hidden.update(batch, said)
-        self.given.update(batch, said)
+        self.hidden.update(batch, predictions)
+        self.given.update(batch, predictions)
         if (room := limit - len(self.views)) > 0:
-            self.views += chip_views(batch, said, inputs=self.inputs)[:room]
+            self.views += chip_views(batch, predictions, inputs=self.inputs)[:room]
 
 
 def file_name(key: str) -> str:
@@ -210,10 +210,11 @@ def _observed(sample: Sample, name: str) -> bool:
     return name not in sample.valid or bool(sample.valid[name].any())
 
 
-def _write_arrays(out: Path, batch: Batch, said: Mapping[str, Reconstructed]) -> None:
-    for name, what in said.items():
+def _write_arrays(out: Path, batch: Batch, predictions: Mapping[str, PredictedPixels]) -> None:
+    for name, prediction in predictions.items():
         mean, spread = (
-            t.detach().cpu().numpy().astype(np.float32) for t in (what.mean, what.spread)
+            t.detach().cpu().numpy().astype(np.float32)
+            for t in (prediction.mean, prediction.spread)
         )
         for row, key in enumerate(batch.keys):
             data = io.BytesIO()
@@ -267,23 +268,23 @@ def _page(result: Mapping[str, Any], pictures: Sequence[Path]) -> Report:
 
 
 def _row(name: str, score: Mapping[str, Any]) -> dict[str, object]:
-    guess = score["baseline"]
+    baseline = score["baseline"]
     if score["kind"] == "categorical":
         return {
             "modality": name,
             "accuracy": score["accuracy"],
-            "baseline accuracy": guess["accuracy"],
+            "baseline accuracy": baseline["accuracy"],
             "mean IoU": score["miou"],
-            "baseline mean IoU": guess["miou"],
+            "baseline mean IoU": baseline["miou"],
             "pixels": score["pixels"],
         }
     return {
         "modality": name,
         "R²": score["r2"],
         "RMSE": score["rmse"],
-        "baseline RMSE": guess["rmse"],
+        "baseline RMSE": baseline["rmse"],
         "MAE": score["mae"],
-        "baseline MAE": guess.get("mae"),
+        "baseline MAE": baseline.get("mae"),
         "unit": score["unit"],
         "pixels": score["pixels"],
     }

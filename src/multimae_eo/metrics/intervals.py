@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over chips and seeds, paired tests, Holm's correction.
+"""Uncertainty of scores: bootstrap intervals over chips and seeds, paired tests, Holm's correction.
 
 A score is a function of how much each chip weighs (``WeightedScore``), so that its bootstrap, its
 jackknife and its difference from another score on the same chips are one computation. Chips are
@@ -8,10 +8,9 @@ independent. Splits should keep neighbouring chips together; intervals cannot kn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +45,8 @@ def mean_score(outcomes: npt.ArrayLike) -> WeightedScore:
     values = np.asarray(outcomes, np.float64)
 
     def score(weights: Array) -> Array:
-        found: Array = weights @ values / np.maximum(weights.sum(axis=1), 1e-300)
-        return found
+        result: Array = weights @ values / np.maximum(weights.sum(axis=1), 1e-300)
+        return result
 
     return score
 
@@ -75,25 +74,6 @@ def score_interval(
     if method == "bca":
         tails = _bca_tails(tails, drawn, value, _jackknife(score, chips))
     return _interval(value, drawn, tails)
-
-
-def bootstrap_interval(
-    metric: Callable[[Any, Any], float],
-    truth: npt.NDArray[Any],
-    guess: npt.NDArray[Any],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """95 % percentile interval of any metric of (truth, guess) over resampled test chips."""
-    _check(len(truth), LEVEL, resamples, "percentile")
-    rng = np.random.default_rng(seed)
-    scores = np.empty(resamples)
-    for i in range(resamples):
-        chosen = rng.integers(0, len(truth), len(truth))
-        scores[i] = metric(truth[chosen], guess[chosen])
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def hierarchical_interval(
@@ -173,11 +153,13 @@ def mcnemar(first_right: npt.ArrayLike, second_right: npt.ArrayLike) -> float:
     Bools (N,), whether each chip was classified right. Only chips where they differ count: a
     binomial test with probability 1/2. Raises DataError for bools that are not aligned.
     """
+    from scipy.stats import binomtest
+
     difference = _paired(np.asarray(first_right, bool), np.asarray(second_right, bool))
     only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
-    total = only_first + only_second
-    tail = sum(math.comb(total, i) for i in range(min(only_first, only_second) + 1))
-    return float(min(1.0, 2 * tail / 2**total))
+    if not only_first + only_second:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -206,8 +188,8 @@ def _paired(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
         raise DataError(f"expected outcomes of the same chips (N,), got {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError("outcomes of chips must be finite; leave out chips that have none in both")
-    found: Array = a - b
-    return found
+    result: Array = a - b
+    return result
 
 
 def _check(chips: int, level: float, resamples: int, method: str) -> None:
@@ -232,39 +214,38 @@ def _over_resamples(
 ) -> Array:
     """Mean scores of resampled seeds on resampled chips: (resamples,)."""
     share = np.full(chips, 1 / chips)
-    found = []
+    result = []
     for count in _blocks(resamples, chips):
         weights = rng.multinomial(chips, share, size=count).astype(np.float64)
         by_seed = np.stack([score(weights) for score in scores], axis=1)
         drawn = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=count)
         # A seed that was not drawn must not spread its NaN.
-        found.append(np.where(drawn > 0, by_seed * drawn, 0.0).sum(axis=1) / len(scores))
-    return np.concatenate(found)
+        result.append(np.where(drawn > 0, by_seed * drawn, 0.0).sum(axis=1) / len(scores))
+    return np.concatenate(result)
 
 
 def _jackknife(score: WeightedScore, chips: int) -> Array:
-    found, start = [], 0
+    result, start = [], 0
     for count in _blocks(chips, chips):
         weights = np.ones((count, chips))
         weights[np.arange(count), np.arange(start, start + count)] = 0.0
-        found.append(score(weights))
+        result.append(score(weights))
         start += count
-    return np.concatenate(found)
+    return np.concatenate(result)
 
 
 def _bca_tails(tails: Array, drawn: Array, value: float, left_out: Array) -> Array:
     """Which quantiles of the bootstrap are the ends of the BCa interval."""
-    from statistics import NormalDist
+    from scipy.special import ndtr, ndtri
 
-    normal = NormalDist()
     below = float(((drawn < value).sum() + 0.5 * (drawn == value).sum()) / len(drawn))
     # Infinite otherwise, where all resamples lie on one side.
-    shift = normal.inv_cdf(min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn)))
+    shift = float(ndtri(min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn))))
     apart = left_out.mean() - left_out
     spread = float((apart**2).sum()) ** 1.5
     bend = float((apart**3).sum()) / (6 * spread) if spread > 0 else 0.0
-    moved = [shift + normal.inv_cdf(float(t)) for t in tails]
-    return np.array([normal.cdf(shift + z / (1 - bend * z)) for z in moved])
+    moved = shift + ndtri(tails)
+    return np.asarray(ndtr(shift + moved / (1 - bend * moved)), np.float64)
 
 
 def _finite(drawn: Array) -> Array:

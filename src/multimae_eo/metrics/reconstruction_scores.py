@@ -1,4 +1,4 @@
-"""How good a reconstruction is, in the modality's own unit, beside what guessing would score.
+"""Scores of reconstructions in the modality's unit, beside those of a constant prediction.
 
 Everything streams in float64 over batches, on valid pixels of present modalities only.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ContractError
+from multimae_eo.metrics.task_metrics import Counts, confusion_matrix
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Batch
 from multimae_eo.statistics import Moments, Statistics
@@ -24,7 +25,7 @@ Array = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 
-class Reconstructed(Protocol):
+class PredictedPixels(Protocol):
     """A modality predicted for a batch, at the chips' own size.
 
     Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` alike or (B, 1, H, W).
@@ -38,12 +39,12 @@ class Reconstructed(Protocol):
 
     @property
     def spread(self) -> Tensor:
-        """How uncertain it is."""
+        """The predictive standard deviation, or the entropy."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was observed, as NumPy arrays.
+    """Observed pixels as NumPy arrays.
 
     ``values``: float64 (B, C, H, W) in physical units, or int64 (B, 1, H, W) legend indices with
     -1 where the id is in no legend. ``valid``: bool, of the same shape.
@@ -113,7 +114,7 @@ class ReconstructionScores:
                     modality, None if known is None else known.mean_std(name)[0]
                 )
 
-    def update(self, batch: Batch, reconstructed: Mapping[str, Reconstructed]) -> None:
+    def update(self, batch: Batch, reconstructed: Mapping[str, PredictedPixels]) -> None:
         """Add a batch: every modality that was reconstructed and is there to compare with."""
         for name, score in self._scores.items():
             truth = truth_of(batch, name) if name in reconstructed else None
@@ -152,11 +153,11 @@ class _Continuous:
     def add(self, truth: Truth, mean: Array, level: npt.NDArray[np.int64]) -> None:
         values, valid = np.moveaxis(truth.values, 1, 0), np.moveaxis(truth.valid, 1, 0)
         self.observed = self.observed.merge(Moments.of(values, valid))
-        guesses = [np.moveaxis(mean, 1, 0)]
+        predictions = [np.moveaxis(mean, 1, 0)]
         if self.mean is not None:
-            guesses.append(self.mean[level].T[:, :, None, None])
-        for row, guess in enumerate(guesses):
-            error = np.where(valid, values - guess, 0.0)
+            predictions.append(self.mean[level].T[:, :, None, None])
+        for row, prediction in enumerate(predictions):
+            error = np.where(valid, values - prediction, 0.0)
             self.sums[2 * row] += (error**2).sum(axis=(1, 2, 3))
             self.sums[2 * row + 1] += np.abs(error).sum(axis=(1, 2, 3))
 
@@ -183,11 +184,11 @@ class _Continuous:
         }
 
     def _baseline(self, total: Array, count: Array) -> dict[str, Any]:
-        found = {"r2": 0.0, "rmse": _root(total.sum() / count.sum())}
+        result = {"r2": 0.0, "rmse": _root(total.sum() / count.sum())}
         if self.mean is None:
-            return {"predicts": "the mean of the scored pixels", **found}
+            return {"predicts": "the mean of the scored pixels", **result}
         mae = float(self.sums[3].sum() / count.sum())
-        return {"predicts": "the training mean", **found, "mae": mae}
+        return {"predicts": "the training mean", **result, "mae": mae}
 
 
 class _Categorical:
@@ -205,19 +206,20 @@ class _Categorical:
             raise ContractError(
                 f"{self.modality.name}: expected {classes} class probabilities, got {mean.shape[1]}"
             )
-        said = mean.argmax(axis=1)[:, None]
-        pair = truth.values[truth.valid] * classes + said[truth.valid]
-        self.confusion += np.bincount(pair, minlength=classes**2).reshape(classes, classes)
+        classes_predicted = mean.argmax(axis=1)[:, None]
+        self.confusion += confusion_matrix(
+            truth.values[truth.valid], classes_predicted[truth.valid], classes
+        )
 
     def result(self) -> dict[str, Any]:
         counts = self.confusion.sum(axis=1)
         trained = self.class_counts if self.class_counts is not None else np.zeros(0)
         known = trained.sum() > 0
         usual = int(np.argmax(trained if known else counts))
-        guess = np.zeros_like(self.confusion)
-        guess[:, usual] = counts
+        prediction = np.zeros_like(self.confusion)
+        prediction[:, usual] = counts
         names = self.modality.class_names
-        iou = _iou(self.confusion)
+        iou = Counts.of_confusion(self.confusion).iou[0]
         return {
             "kind": "categorical",
             "pixels": self.pixels,
@@ -227,19 +229,12 @@ class _Categorical:
             "baseline": {
                 "predicts": f"{names[usual]!r} everywhere, the most frequent class"
                 + (" in training" if known else ""),
-                "accuracy": float(np.trace(guess) / self.pixels),
-                "miou": float(np.nanmean(_iou(guess))),
+                "accuracy": float(np.trace(prediction) / self.pixels),
+                "miou": float(np.nanmean(Counts.of_confusion(prediction).iou)),
             },
             "classes": list(names),
             "confusion": self.confusion.tolist(),
         }
-
-
-def _iou(confusion: npt.NDArray[np.int64]) -> Array:
-    """Intersection over union per class; NaN for classes that neither occur nor are predicted."""
-    hit = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
-    return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
 
 
 def _r2(squared_error: float, total: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Values that were predicted: sums per chip, of which all scores of regression follow."""
+"""Scores of predicted values, from sums per chip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionSums:
-    """Sums over each chip's known values, all (N,); truths are counted from their overall mean."""
+    """Sums over each chip's finite values, all (N,); truths are counted from their overall mean."""
 
     count: Array
     truth: Array
@@ -24,16 +24,16 @@ class RegressionSums:
     absolute_error: Array
 
     @classmethod
-    def of(cls, truth: npt.NDArray[Any], guess: npt.NDArray[Any]) -> RegressionSums:
-        """Of values (N,), or maps (N, H, W); truths that are NaN are not known."""
-        known = np.isfinite(truth)
-        values = np.where(known, truth, 0.0).astype(np.float64)
+    def of(cls, truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> RegressionSums:
+        """Of values (N,), or maps (N, H, W); truths that are NaN are left out."""
+        finite = np.isfinite(truth)
+        values = np.where(finite, truth, 0.0).astype(np.float64)
         # Exact sums: a variance is not lost in a large mean.
-        values = np.where(known, values - values.sum() / max(int(known.sum()), 1), 0.0)
-        error = np.where(known, truth.astype(np.float64) - guess, 0.0)
+        values = np.where(finite, values - values.sum() / max(int(finite.sum()), 1), 0.0)
+        error = np.where(finite, truth.astype(np.float64) - predicted, 0.0)
         axes = tuple(range(1, truth.ndim))
         return cls(
-            count=known.sum(axis=axes).astype(np.float64),
+            count=finite.sum(axis=axes).astype(np.float64),
             truth=values.sum(axis=axes),
             square=(values**2).sum(axis=axes),
             square_error=(error**2).sum(axis=axes),
@@ -41,26 +41,27 @@ class RegressionSums:
         )
 
     def scores(self) -> dict[str, WeightedScore]:
-        """R², and RMSE and MAE (lower is better), over all known values of weighted chips."""
+        """R², and RMSE and MAE (lower is better), over all finite values of weighted chips."""
         return {"R2": self._r2, "RMSE": self._rmse, "MAE": self._mae}
 
     def outcomes(self) -> Array:
-        """Minus the mean squared error of each chip; NaN where nothing is known."""
-        return -_ratio(self.square_error, self.count)
+        """Minus the mean squared error of each chip; NaN where no truth is finite."""
+        return -ratio(self.square_error, self.count)
 
     def _r2(self, weights: Array) -> Array:
         size = np.maximum(weights @ self.count, 1e-300)
         total = weights @ self.square - (weights @ self.truth) ** 2 / size
-        return 1 - _ratio(weights @ self.square_error, np.where(total > 1e-12, total, 0.0))
+        return 1 - ratio(weights @ self.square_error, np.where(total > 1e-12, total, 0.0))
 
     def _rmse(self, weights: Array) -> Array:
-        found: Array = np.sqrt(_ratio(weights @ self.square_error, weights @ self.count))
-        return found
+        result: Array = np.sqrt(ratio(weights @ self.square_error, weights @ self.count))
+        return result
 
     def _mae(self, weights: Array) -> Array:
-        return _ratio(weights @ self.absolute_error, weights @ self.count)
+        return ratio(weights @ self.absolute_error, weights @ self.count)
 
 
-def _ratio(above: Array, below: Array) -> Array:
-    found: Array = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-    return found
+def ratio(above: Array, below: npt.NDArray[Any]) -> Array:
+    """``above / below``; NaN where ``below`` is not positive."""
+    result: Array = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return result

@@ -1,7 +1,7 @@
-"""What was predicted of chips, and how right it is: scores, per class, and calibration.
+"""Predictions of labelled chips and their scores: overall, per class, and calibration.
 
 N chips, C classes, R weightings of the chips. Scores follow scikit-learn's definitions; they are
-written as functions of the chips' weights so that ``evaluate.statistics`` can resample them.
+written as functions of the chips' weights so that ``metrics.intervals`` can resample them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import DataError
 from multimae_eo.metrics.intervals import WeightedScore
-from multimae_eo.metrics.regression import RegressionSums
+from multimae_eo.metrics.regression import RegressionSums, ratio
 
 Array = npt.NDArray[np.float64]
 TaskKind = Literal["classification", "multilabel", "segmentation", "regression"]
@@ -27,27 +27,27 @@ _ROWS = 64  # weightings sorted at once
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a model said of labelled chips; nothing here asks which model.
+    """Predictions of labelled chips, of any model.
 
-    ``truth``, ``guess``: class indices (N,); 0 and 1 (N, C) for several labels per chip; maps
+    ``truth``, ``predicted``: class indices (N,); 0 and 1 (N, C) for several labels per chip; maps
     (N, H, W) of class indices, truth -1 where ignored; or values (N,), or maps of values
     (N, H, W), truth NaN where there is none. ``probability``: (N, C), or
-    (N, H, W), that of the guessed class, in [0, 1]; for several labels it is what ranks chips.
+    (N, H, W), that of the predicted class, in [0, 1]; for several labels it is what ranks chips.
     Raises DataError for shapes that do not fit.
     """
 
     kind: TaskKind
     keys: tuple[str, ...]
     truth: npt.NDArray[Any]
-    guess: npt.NDArray[Any]
+    predicted: npt.NDArray[Any]
     class_names: tuple[str, ...] = ()
     probability: npt.NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.truth.shape != self.guess.shape or len(self.truth) != len(self.keys):
+        if self.truth.shape != self.predicted.shape or len(self.truth) != len(self.keys):
             raise DataError(
                 f"predictions: {len(self.keys)} chips, truth {self.truth.shape}, "
-                f"guess {self.guess.shape}; these must agree"
+                f"predicted {self.predicted.shape}; these must agree"
             )
         axes = {"classification": 1, "multilabel": 2, "segmentation": 3, "regression": 1}[self.kind]
         maps = self.kind == "regression" and self.truth.ndim == _MAP_AXES
@@ -55,8 +55,8 @@ class Predictions:
             raise DataError(
                 f"predictions: {self.kind} needs {axes} axes and chips, got {self.truth.shape}"
             )
-        known = (self.guess,) if maps else (self.guess, self.truth)
-        if self.kind == "regression" and not all(np.isfinite(v).all() for v in known):
+        finite = (self.predicted,) if maps else (self.predicted, self.truth)
+        if self.kind == "regression" and not all(np.isfinite(v).all() for v in finite):
             raise DataError("predictions: values that are not finite")
         if self.kind == "multilabel" and self.probability is None:
             raise DataError("predictions: several labels per chip need probabilities to rank by")
@@ -66,25 +66,27 @@ class Predictions:
 
     @cached_property
     def counts(self) -> Counts:
-        """Per chip and class: hits, true and guessed. DataError for values, which have no class."""
+        """Per chip and class: hits, true and predicted. Raises DataError for values."""
         if self.kind == "regression":
             raise DataError("predictions: values have no classes")
-        truth, guess = self.truth, self.guess
+        truth, predicted = self.truth, self.predicted
         if self.kind == "multilabel":
-            is_true, is_guess = truth > 0, guess > 0
-            parts = (is_true & is_guess, is_true, is_guess)
+            is_true, is_predicted = truth > 0, predicted > 0
+            parts = (is_true & is_predicted, is_true, is_predicted)
             return Counts(*(p.astype(np.float64) for p in parts))
-        classes = max(len(self.class_names), int(max(truth.max(), guess.max())) + 1)
+        classes = max(len(self.class_names), int(max(truth.max(), predicted.max())) + 1)
         chip = np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1))
         chip = np.broadcast_to(chip, truth.shape)
         seen = truth >= 0
 
         def tally(values: npt.NDArray[Any], where: npt.NDArray[np.bool_]) -> Array:
             at = chip[where] * classes + values[where].astype(np.int64)
-            found = np.bincount(at, minlength=len(truth) * classes)
-            return found.reshape(len(truth), classes).astype(np.float64)
+            result = np.bincount(at, minlength=len(truth) * classes)
+            return result.reshape(len(truth), classes).astype(np.float64)
 
-        return Counts(tally(truth, seen & (truth == guess)), tally(truth, seen), tally(guess, seen))
+        return Counts(
+            tally(truth, seen & (truth == predicted)), tally(truth, seen), tally(predicted, seen)
+        )
 
     def name_of(self, index: int) -> str:
         """A class's name, or its index where it has none."""
@@ -117,30 +119,36 @@ def _name_of(names: Sequence[str], index: int) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """Chips or pixels (N, C) of each class: guessed right, true, and guessed."""
+    """Chips or pixels (N, C) of each class: predicted rightly, true, and predicted."""
 
     hit: Array
     true: Array
-    guessed: Array
+    predicted: Array
+
+    @classmethod
+    def of_confusion(cls, confusion: npt.NDArray[np.int64]) -> Counts:
+        """From a confusion matrix with true classes in rows: one row of counts."""
+        parts = (np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+        return cls(*(part[None].astype(np.float64) for part in parts))
 
     def weighted(self, weights: Array) -> Counts:
         """Sums over weighted chips: (R, C)."""
-        return Counts(weights @ self.hit, weights @ self.true, weights @ self.guessed)
+        return Counts(weights @ self.hit, weights @ self.true, weights @ self.predicted)
 
     @property
     def f1(self) -> Array:
-        """2·hit / (true + guessed); NaN for classes that neither knows."""
-        return _ratio(2 * self.hit, self.true + self.guessed)
+        """2·hit / (true + predicted); NaN for classes that occur in neither."""
+        return ratio(2 * self.hit, self.true + self.predicted)
 
     @property
     def micro_f1(self) -> Array:
         """F1 of all classes counted together: (R,)."""
-        return _ratio(2 * self.hit.sum(axis=1), (self.true + self.guessed).sum(axis=1))
+        return ratio(2 * self.hit.sum(axis=1), (self.true + self.predicted).sum(axis=1))
 
     @property
     def iou(self) -> Array:
-        """Intersection over union; NaN for classes that neither knows."""
-        return _ratio(self.hit, self.true + self.guessed - self.hit)
+        """Intersection over union; NaN for classes that occur in neither."""
+        return ratio(self.hit, self.true + self.predicted - self.hit)
 
     @property
     def mean_iou(self) -> Array:
@@ -149,8 +157,8 @@ class Counts:
 
     @property
     def accuracy(self) -> Array:
-        """Share that was guessed right: (R,)."""
-        return _ratio(self.hit.sum(axis=1), self.true.sum(axis=1))
+        """Share that was predicted rightly: (R,)."""
+        return ratio(self.hit.sum(axis=1), self.true.sum(axis=1))
 
 
 def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
@@ -158,10 +166,10 @@ def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
 
     classification: accuracy, macro F1. multilabel: mAP, macro and micro F1. segmentation: mIoU,
     accuracy (over pixels that are not ignored). regression: R², RMSE, MAE (lower is better). Means
-    over classes leave out classes that neither truth nor guess hold, as scikit-learn does.
+    over classes leave out classes that neither truth nor predictions hold, as scikit-learn does.
     """
     if isinstance(predictions, Predictions) and predictions.kind == "regression":
-        return RegressionSums.of(predictions.truth, predictions.guess).scores()
+        return RegressionSums.of(predictions.truth, predictions.predicted).scores()
     counts = predictions.counts
 
     def accuracy(weights: Array) -> Array:
@@ -186,16 +194,16 @@ def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
 
 def all_scores(predictions: Judged) -> dict[str, WeightedScore]:
     """The scores of a kind of task; of maps also ``IoU NAME``, each class's own."""
-    found = scores_of(predictions)
+    result = scores_of(predictions)
     if predictions.kind == "segmentation":
-        found |= {f"IoU {name}": score for name, score in class_iou(predictions).items()}
-    return found
+        result |= {f"IoU {name}": score for name, score in class_iou(predictions).items()}
+    return result
 
 
 def class_iou(predictions: Judged) -> dict[str, WeightedScore]:
-    """Intersection over union of each class that is there or guessed, by its name."""
+    """Intersection over union of each class that is there or predicted, by its name."""
     counts = predictions.counts
-    there = np.flatnonzero((counts.true + counts.guessed).sum(axis=0))
+    there = np.flatnonzero((counts.true + counts.predicted).sum(axis=0))
 
     def score(index: int) -> WeightedScore:
         return lambda weights: counts.weighted(weights).iou[:, index]
@@ -216,12 +224,12 @@ def chip_outcomes(predictions: Judged) -> Array:
     squared error.
     """
     if isinstance(predictions, Predictions) and predictions.kind == "regression":
-        sums = RegressionSums.of(predictions.truth, predictions.guess)
+        sums = RegressionSums.of(predictions.truth, predictions.predicted)
         return sums.outcomes()
     counts = predictions.counts
     if predictions.kind != "multilabel":
         return counts.accuracy
-    return np.nan_to_num(counts.micro_f1, nan=1.0)  # no label, and none guessed
+    return np.nan_to_num(counts.micro_f1, nan=1.0)  # no label, and none predicted
 
 
 def class_scores(predictions: Predictions) -> list[dict[str, Any]]:
@@ -249,7 +257,7 @@ def class_scores(predictions: Predictions) -> list[dict[str, Any]]:
 
 
 def confusion(predictions: Predictions) -> npt.NDArray[np.int64]:
-    """Chips or pixels by true (rows) and guessed class (columns): (C, C).
+    """Chips or pixels by true (rows) and predicted class (columns): (C, C).
 
     Raises DataError for tasks in which a chip has several labels or a value.
     """
@@ -257,13 +265,20 @@ def confusion(predictions: Predictions) -> npt.NDArray[np.int64]:
         raise DataError(f"{predictions.kind} has no confusion matrix")
     seen = predictions.truth >= 0
     classes = predictions.counts.true.shape[1]
-    at = predictions.truth[seen].astype(np.int64) * classes + predictions.guess[seen]
-    return np.bincount(at, minlength=classes**2).reshape(classes, classes)
+    return confusion_matrix(predictions.truth[seen], predictions.predicted[seen], classes)
+
+
+def confusion_matrix(
+    truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: int
+) -> npt.NDArray[np.int64]:
+    """Counts by true (rows) and predicted class (columns), of class indices: (C, C)."""
+    pairs = truth.astype(np.int64) * classes + predicted
+    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Predictions by bins of how sure they were: mean confidence, share that is right, count.
+    """Predictions by bins of confidence: mean confidence, accuracy, count.
 
     ``error``: the expected calibration error, the mean gap weighted by the count.
     """
@@ -299,15 +314,15 @@ def reliability(
 
 
 def reliability_of(predictions: Predictions) -> Reliability | None:
-    """Reliability of the guessed classes (of every label's yes, for several); None without."""
+    """Reliability of the predicted classes (of every label's yes, for several); None without."""
     p = predictions.probability
     if p is None or predictions.kind == "regression":
         return None
-    right = predictions.truth == predictions.guess
+    right = predictions.truth == predictions.predicted
     if predictions.kind == "multilabel":
         return reliability(p, predictions.truth > 0)
     if predictions.kind == "classification":
-        p = np.take_along_axis(p, predictions.guess[:, None].astype(np.int64), axis=1)[:, 0]
+        p = np.take_along_axis(p, predictions.predicted[:, None].astype(np.int64), axis=1)[:, 0]
     seen = predictions.truth >= 0
     return reliability(p[seen], right[seen])
 
@@ -317,7 +332,7 @@ def average_precision(truth: npt.NDArray[Any], scores: npt.NDArray[Any], weights
 
     truth: 0 or 1 (N, C). scores: (N, C). weights: (R, N). NaN for classes without a true chip.
     """
-    found = np.empty((len(weights), truth.shape[1]))
+    result = np.empty((len(weights), truth.shape[1]))
     for c in range(truth.shape[1]):
         order = np.argsort(-scores[:, c], kind="stable")
         ranked = scores[order, c]
@@ -327,11 +342,11 @@ def average_precision(truth: npt.NDArray[Any], scores: npt.NDArray[Any], weights
         for start in range(0, len(weights), _ROWS):
             w = weights[start : start + _ROWS, order]
             hits = w * is_true
-            precision = _ratio(np.cumsum(hits, axis=1)[:, last], np.cumsum(w, axis=1)[:, last])
-            found[start : start + _ROWS, c] = _ratio(
+            precision = ratio(np.cumsum(hits, axis=1)[:, last], np.cumsum(w, axis=1)[:, last])
+            result[start : start + _ROWS, c] = ratio(
                 (hits * np.nan_to_num(precision)).sum(axis=1), hits.sum(axis=1)
             )
-    return found
+    return result
 
 
 def _mean_average_precision(predictions: Predictions) -> WeightedScore:
@@ -346,13 +361,8 @@ def _scores(predictions: Predictions) -> npt.NDArray[Any]:
 
 def _class_mean(values: Array) -> Array:
     """Mean over the classes that are defined: (R, C) → (R,), NaN where none is."""
-    known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1))
-
-
-def _ratio(above: Array, below: npt.NDArray[Any]) -> Array:
-    found: Array = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-    return found
+    finite = np.isfinite(values)
+    return ratio(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
 
 
 def _known(value: float) -> float | None:

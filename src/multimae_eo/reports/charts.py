@@ -219,15 +219,15 @@ def reliability_figure(reliability: Reliability) -> Figure:
 
 def scatter_figure(predictions: Predictions) -> Figure:
     """Predicted against true values; at most 4000 chips or pixels, evenly taken."""
-    known = np.isfinite(predictions.truth)
-    truth, guess = predictions.truth[known], predictions.guess[known]
+    finite = np.isfinite(predictions.truth)
+    truth, predicted = predictions.truth[finite], predictions.predicted[finite]
     step = max(1, math.ceil(len(truth) / _MOST_POINTS))
-    truth, guess = truth[::step], guess[::step]
+    truth, predicted = truth[::step], predicted[::step]
     figure = new_figure(3.8, 3.8)
     axes = figure.add_subplot()
-    ends = [float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))]
+    ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
     axes.plot(ends, ends, color=GREY, linewidth=1.1, linestyle=DASHES)
-    axes.scatter(truth, guess, s=10, alpha=0.5, color=BLUE, linewidths=0)
+    axes.scatter(truth, predicted, s=10, alpha=0.5, color=BLUE, linewidths=0)
     axes.set_xlabel("true", fontsize=9)
     axes.set_ylabel("predicted", fontsize=9)
     finish_axes(axes, "Predicted against true", grid="both")

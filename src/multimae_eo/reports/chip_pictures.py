@@ -90,14 +90,15 @@ def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) ->
     from matplotlib.patches import Patch
 
     accuracy = chip_outcomes(predictions)
-    maps = np.stack([predictions.truth[rows], predictions.guess[rows]])
+    maps = np.stack([predictions.truth[rows], predictions.predicted[rows]])
     shown = {int(c) for c in np.unique(maps) if c >= 0}
     count = max([len(predictions.class_names), *(c + 1 for c in shown)])
     palette = class_colors([predictions.name_of(i) for i in range(count)])
     figure = _columns(
         [
             (f"{_clipped(predictions.keys[row], 18)}\n{100 * accuracy[row]:.0f} % right",
-             (image, *(painted(m[row], palette) for m in (predictions.truth, predictions.guess))))
+             (image, *(painted(m, palette)
+                       for m in (predictions.truth[row], predictions.predicted[row]))))
             for row, image in zip(rows, images, strict=True)
         ]
     )  # fmt: skip
@@ -114,14 +115,14 @@ def _value_figure(predictions: Predictions, rows: list[int], images: list[RGB]) 
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    truth, guess = predictions.truth[rows], predictions.guess[rows]
+    truth, predicted = predictions.truth[rows], predictions.predicted[rows]
     span = Normalize(float(np.nanmin(truth)), float(np.nanmax(truth)))
     colours = ScalarMappable(span, colormaps["viridis"].with_extremes(bad=np.divide(_IGNORED, 255)))
     apart = np.sqrt(-chip_outcomes(predictions)[rows])
     figure = _columns(
         [
             (f"{_clipped(predictions.keys[row], 18)}\nRMSE {apart[i]:.3g}",
-             (image, *(colours.to_rgba(np.ma.masked_invalid(m[i])) for m in (truth, guess))))
+             (image, *(colours.to_rgba(np.ma.masked_invalid(m[i])) for m in (truth, predicted))))
             for i, (row, image) in enumerate(zip(rows, images, strict=True))
         ]
     )  # fmt: skip
@@ -150,18 +151,18 @@ def painted(index: npt.NDArray[Any], palette: Sequence[Color]) -> RGB:
 
 
 def _caption(predictions: Predictions, row: int) -> str:
-    truth, guess = predictions.truth[row], predictions.guess[row]
+    truth, predicted = predictions.truth[row], predictions.predicted[row]
     if predictions.kind == "regression":
-        return f"true {truth:.4g}\npredicted {guess:.4g}"
+        return f"true {truth:.4g}\npredicted {predicted:.4g}"
     if predictions.kind == "classification":
-        right = "✓" if truth == guess else "✗"
-        predicted = _clipped(predictions.name_of(int(guess)), 20)
+        right = "✓" if truth == predicted else "✗"
+        text = _clipped(predictions.name_of(int(predicted)), 20)
         if predictions.probability is not None:
-            predicted += f" {100 * predictions.probability[row, int(guess)]:.0f} %"
-        return f"{_clipped(predictions.name_of(int(truth)), 22)}\n{right} {predicted}"
-    lacking = np.flatnonzero((truth > 0) & (guess == 0))
-    extra = np.flatnonzero((truth == 0) & (guess > 0))
-    hits = int(((truth > 0) & (guess > 0)).sum())
+            text += f" {100 * predictions.probability[row, int(predicted)]:.0f} %"
+        return f"{_clipped(predictions.name_of(int(truth)), 22)}\n{right} {text}"
+    lacking = np.flatnonzero((truth > 0) & (predicted == 0))
+    extra = np.flatnonzero((truth == 0) & (predicted > 0))
+    hits = int(((truth > 0) & (predicted > 0)).sum())
     wrong = [f"−{predictions.name_of(int(i))}" for i in lacking]
     wrong += [f"+{predictions.name_of(int(i))}" for i in extra]
     return f"{hits} right\n" + _clipped(", ".join(wrong) or "✓", 26)

@@ -44,7 +44,7 @@ class _Group:
     """Adjoining columns under one heading."""
 
     head: str
-    about: str
+    description: str
     titles: tuple[str, ...]
 
 
@@ -77,7 +77,7 @@ def reconstruction_figure(
         groups=tuple(
             _Group(
                 head=n,
-                about=describe(modalities[n]),
+                description=describe(modalities[n]),
                 titles=tuple(panel_title(modalities[n], k) for k in kinds[n]),
             )
             for n in names
@@ -95,28 +95,29 @@ def chip_figure(view: ChipView, *, title: str = "", panels: Sequence[PanelKind] 
     """One chip: a row per predicted modality, a column per kind of panel; below, what was given."""
     names = _shown([view], panels)
     ranges = {n: ranges_of([view], view.modalities[n]) for n in names}
-    about = {n: describe(view.modalities[n]) for n in names}
-    said = [n for n in names if n in view.mean]
-    have = {n: panel_kinds(view, n, panels) for n in said}
-    for name in said:
+    description = {n: describe(view.modalities[n]) for n in names}
+    predicted = [n for n in names if n in view.mean]
+    have = {n: panel_kinds(view, n, panels) for n in predicted}
+    for name in predicted:
         if view.given_whole(name):  # shown, framed, in the column of truths
             have[name] = ["truth" if k == "input" else k for k in have[name]]
         if name in view.truth and view.given_whole(name):
-            about[name] = ", ".join(filter(None, (about[name], "given to the model")))
-    columns = [k for k in panels if any(k in have[n] for n in said)]
+            description[name] = ", ".join(filter(None, (description[name], "given to the model")))
+    columns = [k for k in panels if any(k in have[n] for n in predicted)]
     titles = []
     for kind in columns:
-        found = {panel_title(view.modalities[n], kind) for n in said if kind in have[n]}
+        found = {panel_title(view.modalities[n], kind) for n in predicted if kind in have[n]}
         titles.append(found.pop() if len(found) == 1 else _general(kind))
     rows = [
-        tuple(_cell(view, n, k, ranges[n]) if k in have[n] else None for k in columns) for n in said
+        tuple(_cell(view, n, k, ranges[n]) if k in have[n] else None for k in columns)
+        for n in predicted
     ]
-    labels = [(n, about[n]) for n in said]
-    given = [n for n in names if n not in said]
+    labels = [(n, description[n]) for n in predicted]
+    given = [n for n in names if n not in predicted]
     across = len(columns) or len(given)
     for start in range(0, len(given), across):
         shown = [
-            replace(_cell(view, n, "input", ranges[n]), note=_fitting(f"{n}: {about[n]}", n))
+            replace(_cell(view, n, "input", ranges[n]), note=_fitting(f"{n}: {description[n]}", n))
             for n in given[start : start + across]
         ]
         rows.append((*shown, *[None] * (across - len(shown))))
@@ -124,7 +125,7 @@ def chip_figure(view: ChipView, *, title: str = "", panels: Sequence[PanelKind] 
     return _draw(
         _Table(
             title=title or view.key,
-            groups=(_Group(head="", about="", titles=tuple(titles or [""] * across)),),
+            groups=(_Group(head="", description="", titles=tuple(titles or [""] * across)),),
             labels=tuple(labels),
             cells=tuple(rows),
             legends=_legends([view], names),
@@ -242,13 +243,15 @@ def _draw(table: _Table) -> Figure:
     if table.title:
         page.text(_MARGIN, _MARGIN + 0.1, table.title, fontsize=11, fontweight="bold")
     _draw_heads(page, table, starts, top)
-    for row, (cells, (label, about)) in enumerate(zip(table.cells, table.labels, strict=True)):
+    for row, (cells, (label, description)) in enumerate(
+        zip(table.cells, table.labels, strict=True)
+    ):
         y = sum(rows[: row + 1])
         framed = all(c is None or c.framed for c in cells)
         colour = _INPUT_BLUE if framed else _INK
         page.text(_MARGIN, y + 0.17, label, fontsize=8.5, fontweight="bold", color=colour)
-        if about:
-            page.text(_MARGIN + _width(label, 8.5) + 0.12, y + 0.17, about, color=_SOFT)
+        if description:
+            page.text(_MARGIN + _width(label, 8.5) + 0.12, y + 0.17, description, color=_SOFT)
         for x, cell in zip(starts, cells, strict=True):
             if cell is not None:
                 _draw_panel(page, x, y + _ROW_LABEL, cell)
@@ -265,7 +268,7 @@ def _column_starts(table: _Table) -> list[float]:
     starts, x = [], _MARGIN
     for group in table.groups:
         # A heading wider than its columns pushes the next group away rather than overlapping.
-        room = max(_width(group.about, regular=True), _width(group.head, 10)) + _GAP
+        room = max(_width(group.description, regular=True), _width(group.head, 10)) + _GAP
         for _ in group.titles:
             starts.append(x)
             x += _PANEL + _GAP
@@ -280,7 +283,7 @@ def _draw_heads(page: _Page, table: _Table, starts: Sequence[float], top: float)
         if group.head:
             length = starts[column + len(group.titles) - 1] + _PANEL - x
             page.text(x, y - 0.27, group.head, fontsize=10, fontweight="bold")
-            page.text(x, y - 0.11, group.about, color=_SOFT)
+            page.text(x, y - 0.11, group.description, color=_SOFT)
             page.rule(x, y - 0.03, length)
         for title in group.titles:
             blue = {"color": _INPUT_BLUE, "fontweight": "bold"} if title == "input" else {}

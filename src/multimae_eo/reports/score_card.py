@@ -74,7 +74,7 @@ def card(
     _add_details(page, predictions, classes)
     if source is not None:
         page.heading("Predictions")
-        count = EXAMPLES // 2 if predictions.guess.ndim > 2 else EXAMPLES
+        count = EXAMPLES // 2 if predictions.predicted.ndim > 2 else EXAMPLES
         page.picture(
             example_figure(predictions, source, count=count),
             "The best and the worst predicted chips, half each. "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.metrics.reconstruction_scores import Reconstructed, truth_of
+from multimae_eo.metrics.reconstruction_scores import PredictedPixels, truth_of
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch
 
@@ -19,11 +19,11 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class ChipView:
-    """One chip and what was said of it.
+    """One chip and its reconstruction.
 
     ``truth[m]``: (C, H, W) physical, or (1, H, W) legend indices; a chip may lack any. ``valid``
     has an entry per entry of ``truth``, of its shape. ``mean[m]``, ``spread[m]``: as in
-    ``Reconstructed``, without the batch axis. ``masked[m]``: bool (rows, columns), tokens that
+    ``PredictedPixels``, without the batch axis. ``masked[m]``: bool (rows, columns), tokens that
     were hidden, and ``token_pixels[m]`` their side; empty where whole modalities were given.
     """
 
@@ -53,10 +53,10 @@ class ChipView:
         if name not in self.truth or name not in self.mean:
             return None
         ok = self.valid[name]
-        truth, guess = self.truth[name], self.predicted(name)
+        truth, prediction = self.truth[name], self.predicted(name)
         if self.modalities[name].categorical:
-            return np.where(ok[0], (truth != guess)[0].astype(np.float64), np.nan)
-        error = np.where(ok, guess - truth, np.nan)
+            return np.where(ok[0], (truth != prediction)[0].astype(np.float64), np.nan)
+        error = np.where(ok, prediction - truth, np.nan)
         if len(error) == 1:
             return np.asarray(error[0], np.float64)
         count = ok.sum(axis=0)
@@ -70,7 +70,7 @@ class ChipView:
 
 def chip_views(
     batch: Batch,
-    reconstructed: Mapping[str, Reconstructed],
+    reconstructed: Mapping[str, PredictedPixels],
     *,
     inputs: Sequence[str],
     masked: Mapping[str, Bool] | None = None,
@@ -82,7 +82,7 @@ def chip_views(
     token_pixels: the side of a token's ground in each of these, in pixels.
     """
     truths = {n: t for n in batch.modalities if (t := truth_of(batch, n)) is not None}
-    said = {
+    predictions = {
         n: tuple(t.detach().cpu().numpy().astype(np.float64) for t in (r.mean, r.spread))
         for n, r in reconstructed.items()
     }
@@ -97,8 +97,8 @@ def chip_views(
                 inputs=tuple(inputs),
                 truth={n: truths[n].values[row] for n in has},
                 valid={n: truths[n].valid[row] for n in has},
-                mean={n: mean[row] for n, (mean, _) in said.items()},
-                spread={n: spread[row] for n, (_, spread) in said.items()},
+                mean={n: mean[row] for n, (mean, _) in predictions.items()},
+                spread={n: spread[row] for n, (_, spread) in predictions.items()},
                 masked={n: m[row] for n, m in (masked or {}).items()},
                 token_pixels=token_pixels or {},
             )
