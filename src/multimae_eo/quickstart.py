@@ -1,7 +1,7 @@
-"""The tour: a synthetic world from relief to a map, with everything this package does in between.
+"""The quickstart: from a synthetic world to a map, through every stage of the package.
 
-Nothing is downloaded. The report says, with numbers, that the model learnt how modalities depend on
-one another: it predicts what it is not shown better than the best guess without looking.
+Nothing is downloaded. The report compares predictions of masked modalities with the best constant
+prediction.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import OutputError
-from multimae_eo.files import single_writer
+from multimae_eo.files import LOCK, single_writer, write_file
 
 GIVEN = ("rgb", "ired", "sired", "ebands")
-"""What the tour shows the model: the optical bands. Radar, relief and land cover are hidden."""
+"""Inputs of the model: the optical bands. Radar, elevation and land cover are masked."""
 
 CHIPS = 600
 
@@ -40,7 +40,7 @@ class _Tour:
 
 
 def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
-    """The tour's first step alone: chips and a scene in ``out/world``; returns its dataset file.
+    """Write a synthetic world, chips and a scene, to ``out/world``; returns its dataset file.
 
     Raises OutputError when ``out`` holds something else.
     """
@@ -80,8 +80,8 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
         run = pretrain(recipe, store, out / "run", spec=str(out / "store"))
     model = MultiMAE.from_pretrained(run.model)
     model.save_pretrained(out / "model")
-    with tour.step("reconstructing what was hidden"):
-        said = reconstruct_chips(
+    with tour.step("reconstructing masked modalities"):
+        reconstruction = reconstruct_chips(
             model,
             store,
             inputs=list(GIVEN),
@@ -99,13 +99,11 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
             outputs=["landcover", "elevation"],
             out=out / "scene",
         )
-    return _report(out, said, rows, maps, tour)
+    return _report(out, reconstruction, rows, maps, tour)
 
 
 def _claim(out: Path, plan: dict[str, int]) -> None:
     """Make ``out`` this tour's folder; OutputError when it holds something else."""
-    from multimae_eo.files import write_file
-
     mark = out / "quickstart.json"
     text = json.dumps(plan) + "\n"
     if mark.is_file():
@@ -115,35 +113,38 @@ def _claim(out: Path, plan: dict[str, int]) -> None:
                 "choose another --out, or delete it"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(p.name != LOCK for p in out.iterdir())):
         raise OutputError(f"{out}: is not empty and no quickstart; choose another --out")
     write_file(mark, text.encode())
 
 
 def _report(
-    out: Path, said: dict[str, Any], rows: list[dict[str, Any]], maps: list[Path], tour: _Tour
+    out: Path,
+    reconstruction: dict[str, Any],
+    rows: list[dict[str, Any]],
+    maps: list[Path],
+    tour: _Tour,
 ) -> Path:
     from multimae_eo.reports.html import Report
 
     page = Report(
         "multimae-eo: the quickstart",
         "One model was pre-trained on a synthetic world in which relief decides land cover, and "
-        "both decide what optical sensors and radar see. It was then shown only optical bands.",
+        "both decide what optical sensors and radar measure. It was then given optical bands only.",
     )
-    page.heading("Hidden modalities, predicted from optical bands alone")
-    scores = said["scores"]["hidden"]
+    page.heading("Masked modalities, predicted from optical bands alone")
+    scores = reconstruction["scores"]["hidden"]
     page.table(
         [
             {
                 "modality": name,
                 "score": "R²" if s["kind"] == "continuous" else "accuracy",
                 "model": s["r2"] if s["kind"] == "continuous" else s["accuracy"],
-                "without looking": s["baseline"]["r2" if s["kind"] == "continuous" else "accuracy"],
+                "constant": s["baseline"]["r2" if s["kind"] == "continuous" else "accuracy"],
             }
             for name, s in scores.items()
         ],
-        "Test chips, never seen in training. Without looking: the training mean, or the most "
-        "frequent class.",
+        "Test chips, not used in training. Constant: the training mean, or the most frequent class.",
     )
     page.picture(
         out / "reconstruction" / "reconstruction.png", "", "Inputs, truth, predictions and errors"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from multimae_eo.scenes.output_layers import LayerKind
     from multimae_eo.sources.base import Source
     from multimae_eo.sources.scene.scene import Scene
+    from multimae_eo.sources.scene.single_raster import RasterRule
 
 Progress = Callable[[int, int], None]
 
@@ -31,6 +32,7 @@ def predict(
     confidence: bool = False,
     level: str = "",
     scale: float | None = None,
+    offset: float | None = None,
     overlap: float | None = None,
     workers: int = 1,
     dask: str = "",
@@ -51,6 +53,7 @@ def predict(
         confidence: Also write ``MAP.confidence.tif``, the likeliest class's probability.
         level: Processing level of a raster: l1c, l2a.
         scale: Physical units per digital number of a raster (default: what it declares).
+        offset: Physical value of the digital number 0 of a raster, beside ``scale``.
         overlap: Share of a window's side, [0, 1) (default: 0.5; 0 for one prediction per chip).
         workers: Number of processes that share the scene.
         dask: Address of a Dask scheduler whose workers share it instead.
@@ -69,7 +72,9 @@ def predict(
     """
     from multimae_eo.model_folder.folder import is_predictor
     from multimae_eo.scenes.predict import default_overlap, predict_scene
+    from multimae_eo.sources.scene.single_raster import RasterRule
 
+    rule = RasterRule(level=level, scale=scale, offset=offset)
     folder = Path(model) if isinstance(model, (str, Path)) else None
     if folder is not None and (folder / "config.json").is_file() and not is_predictor(folder):
         raise ConfigError(f"{folder}: has no head; fine-tune it first, or use `reconstruct`")
@@ -81,7 +86,7 @@ def predict(
     extras += ["confidence"] if confidence else []
     return predict_scene(
         predictor,
-        _open_scene(predictor.encoder, scene, inputs, level, scale, shared=bool(dask)),
+        _open_scene(predictor.encoder, scene, inputs, rule, shared=bool(dask)),
         out=_absolute(out, shared=bool(dask)),
         inputs=inputs,
         extras=extras,
@@ -104,6 +109,7 @@ def reconstruct(
     error: bool = False,
     level: str = "",
     scale: float | None = None,
+    offset: float | None = None,
     overlap: float = 0.5,
     workers: int = 1,
     dask: str = "",
@@ -129,7 +135,8 @@ def reconstruct(
         draws: Random subsets of visible tokens for the predictive std (default: 8 for chips, 0 for
             a scene).
         error: Also write prediction minus truth where the scene has the modality.
-        level, scale, overlap, workers, dask, batch_size, device, precision: As for ``predict``.
+        level, scale, offset, overlap, workers, dask, batch_size, device, precision: As for
+            ``predict``.
         progress: Called with the pixels of a scene done and in all.
 
     Returns:
@@ -142,11 +149,13 @@ def reconstruct(
     loaded = load_pretrained(_either(data, scene, model))
     if scene is not None:
         from multimae_eo.scenes.reconstruct import reconstruct_scene
+        from multimae_eo.sources.scene.single_raster import RasterRule
 
+        rule = RasterRule(level=level, scale=scale, offset=offset)
         running = _Running(workers, dask, batch_size, device, precision, progress, loaded.digest)
         return reconstruct_scene(
             loaded.model,
-            _open_scene(loaded.model, scene, inputs, level, scale, shared=bool(dask)),
+            _open_scene(loaded.model, scene, inputs, rule, shared=bool(dask)),
             inputs=inputs,
             outputs=outputs,
             out=_absolute(out, shared=bool(dask)),
@@ -188,6 +197,7 @@ def embed(
     half: bool = False,
     level: str = "",
     scale: float | None = None,
+    offset: float | None = None,
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -203,7 +213,7 @@ def embed(
         inputs: Modalities to use (default: all that model and data share).
         per: A vector per chip, or per patch.
         half: Write vectors as float16 instead of float32.
-        level, scale, batch_size, device, precision: As for ``predict``.
+        level, scale, offset, batch_size, device, precision: As for ``predict``.
         progress: Called with the pixels (of a scene) or chips done and in all.
 
     Returns:
@@ -214,11 +224,13 @@ def embed(
         is observed. OutputError: ``out`` cannot be written.
     """
     from multimae_eo.scenes.embed import embed_scene, embed_source
+    from multimae_eo.sources.scene.single_raster import RasterRule
 
+    rule = RasterRule(level=level, scale=scale, offset=offset)
     loaded = load_pretrained(_either(data, scene, model))
     options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.0)
     if scene is not None:
-        opened = _open_scene(loaded.model, scene, inputs, level, scale)
+        opened = _open_scene(loaded.model, scene, inputs, rule)
         return embed_scene(
             loaded.model, opened, Path(out), inputs=inputs, per=per, half=half, options=options
         )
@@ -272,17 +284,14 @@ def _open_scene(
     model: MultiMAE,
     scene: Scene | str | Path,
     inputs: Sequence[str] | None,
-    level: str,
-    scale: float | None,
+    rule: RasterRule,
     *,
     shared: bool = False,
 ) -> Scene:
     from multimae_eo.scenes.scene_inputs import open_for
-    from multimae_eo.sources.scene.single_raster import RasterRule
 
     if not isinstance(scene, (str, Path)):
         return scene
-    rule = RasterRule(level=level, scale=scale)
     return open_for(model, _absolute(scene, shared=shared), inputs=inputs, rule=rule)
 
 

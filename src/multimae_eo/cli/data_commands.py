@@ -22,7 +22,7 @@ class Inspect:
         chips: examine at most so many chips
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "inspect dataset.yaml --html report.html",
         "inspect mmearth:DIR --json",
     )
@@ -60,7 +60,7 @@ class Prepare:
         append: add chips to a finished store
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "prepare dataset.yaml --out store",
         "prepare mmearth:DIR --out store --workers 4",
     )

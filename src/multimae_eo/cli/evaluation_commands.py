@@ -30,7 +30,7 @@ class Evaluate:
         json: print as JSON
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "evaluate --model runs/map/model --data dataset.yaml --split test --json",
     )
     model: str
@@ -115,7 +115,7 @@ class Probe:
         precision: precision of the encoder; auto: bfloat16 where the device multiplies it natively
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "probe --model runs/first/model --data dataset.yaml --methods knn,linear --out probes",
     )
     model: str
@@ -193,7 +193,7 @@ class Study(_Transfers):
         fractions: label fractions in percent, a,b,c
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "study --model runs/first/model --data dataset.yaml --task classification --out studies/a",
     )
     methods: str = "finetune,scratch,linear,knn"
@@ -239,7 +239,7 @@ class Benchmark(_Transfers):
         partitions: such as default,0.10x_train
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "benchmark geobench --model runs/first/model --root ROOT --out benchmarks/a",
     )
     suite: Literal["geobench"] = argument(positional=True)

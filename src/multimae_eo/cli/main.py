@@ -34,7 +34,7 @@ class Completion:
         shell: the shell
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "completion bash > ~/.local/share/bash-completion/completions/multimae-eo",
         "completion fish > ~/.config/fish/completions/multimae-eo.fish",
     )

@@ -21,7 +21,9 @@ class Convert:
         statistics: MMEarth's *_band_stats.json
     """
 
-    examples: ClassVar = ("convert checkpoint-999.pth --out model --statistics band_stats.json",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "convert checkpoint-999.pth --out model --statistics band_stats.json",
+    )
     checkpoint: str = argument(positional=True)
     out: str
     statistics: str | None = None
@@ -60,7 +62,7 @@ class Export:
         json: print the file's record as JSON
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "export --model runs/first/model --format onnx --inputs elevation --out encoder.onnx",
         "export --model runs/map/model --format torch --quantize int8 --out map.pt2",
     )
@@ -123,7 +125,7 @@ class Info:
         verify: check a store's or a run's checksums
     """
 
-    examples: ClassVar = ("info runs/first/model", "info map.tif --json")
+    examples: ClassVar[tuple[str, ...]] = ("info runs/first/model", "info map.tif --json")
     path: str = argument(positional=True)
     json: bool = False
     verify: bool = False

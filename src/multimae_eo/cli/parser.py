@@ -30,7 +30,7 @@ _OVERRIDES = "overrides"
 class Subcommand(Protocol):
     """A frozen dataclass of options that can be run."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     examples: ClassVar[tuple[str, ...]]
     """Command lines without the program's name, shown at the end of ``--help``."""
 

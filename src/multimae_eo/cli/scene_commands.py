@@ -20,6 +20,7 @@ class _Inference:
         level: processing level of a raster: l1c, l2a
         scale: physical units per digital number of a raster (default: what it declares, or that of
             the model's training data)
+        offset: physical = digital number × scale + offset of a raster, beside --scale
         precision: precision of inference; auto: bfloat16 where the device multiplies it natively
         batch_size: windows or chips per batch (default: by the device)
         device: auto, cpu, cuda, cuda:N or mps
@@ -27,6 +28,7 @@ class _Inference:
 
     level: str = ""
     scale: float | None = None
+    offset: float | None = None
     precision: Precision = "auto"
     batch_size: int | None = None
     device: str = "auto"
@@ -49,7 +51,9 @@ class Predict(_Inference):
         dask: address of a Dask scheduler whose workers share it
     """
 
-    examples: ClassVar = ("predict --model runs/map/model --scene scene.yaml --out map.tif",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "predict --model runs/map/model --scene scene.yaml --out map.tif",
+    )
     model: str
     scene: str
     inputs: str | None = None
@@ -74,6 +78,7 @@ class Predict(_Inference):
                 confidence=self.confidence,
                 level=self.level,
                 scale=self.scale,
+                offset=self.offset,
                 overlap=self.overlap,
                 workers=self.workers,
                 dask=self.dask,
@@ -108,7 +113,7 @@ class Reconstruct(_Inference):
         dask: address of a Dask scheduler whose workers share it
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "reconstruct --model runs/first/model --scene scene.yaml --inputs rgb --out maps",
         "reconstruct --model runs/first/model --data store --inputs rgb --limit 4 --out pictures",
     )
@@ -149,6 +154,7 @@ class Reconstruct(_Inference):
                 error=self.error,
                 level=self.level,
                 scale=self.scale,
+                offset=self.offset,
                 overlap=self.overlap,
                 workers=self.workers,
                 dask=self.dask,
@@ -178,7 +184,7 @@ class Embed(_Inference):
         half: write vectors as float16
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "embed --model runs/first/model --scene scene.yaml --out scene.parquet",
         "embed --model runs/first/model --data store --out store.parquet --half",
     )
@@ -208,6 +214,7 @@ class Embed(_Inference):
                 half=self.half,
                 level=self.level,
                 scale=self.scale,
+                offset=self.offset,
                 batch_size=self.batch_size,
                 device=self.device,
                 precision=self.precision,
@@ -228,7 +235,9 @@ class Search:
         json: print as JSON
     """
 
-    examples: ClassVar = ("search --embeddings store.parquet --at=-4.1,52.4 --k 5",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "search --embeddings store.parquet --at=-4.1,52.4 --k 5",
+    )
     embeddings: str
     at: str | None = None
     key: str | None = None

@@ -23,7 +23,7 @@ class Quickstart:
         world_only: stop when chips and a scene are written
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "quickstart --out quickstart",
         "quickstart --world_only --chips 200 --out small",
     )
@@ -57,7 +57,9 @@ class Demo:
         check: load everything, answer one request and end
     """
 
-    examples: ClassVar = ("demo --model runs/first/model --scene scene.yaml --runs runs",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "demo --model runs/first/model --scene scene.yaml --runs runs",
+    )
     model: str
     scene: str | None = None
     data: str | None = None

@@ -30,7 +30,7 @@ class Pretrain:
             (default: the recipe's run.precision)
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "pretrain --recipe quickstart --data store --out runs/first",
         "pretrain --recipe my.yaml --data store --out runs/first --optim.lr 3e-4",
     )
@@ -76,7 +76,7 @@ class Finetune:
             (default: the recipe's run.precision)
     """
 
-    examples: ClassVar = (
+    examples: ClassVar[tuple[str, ...]] = (
         "finetune --model runs/first/model --data dataset.yaml --task segmentation --out runs/map",
         "finetune --model none --data dataset.yaml --task classification --out runs/scratch",
     )
