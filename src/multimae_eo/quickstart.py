@@ -144,7 +144,7 @@ def _report(
             }
             for name, s in scores.items()
         ],
-        "Test chips, not used in training. Constant: the training mean, or the most frequent class.",
+        "Test chips, not used in training. Constant: the training mean, or the majority class.",
     )
     page.picture(
         out / "reconstruction" / "reconstruction.png", "", "Inputs, truth, predictions and errors"
