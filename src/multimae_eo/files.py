@@ -321,7 +321,7 @@ def _acquire(lock: Path, out: Path) -> None:
 def _require_stale(lock: Path, out: Path) -> None:
     """Set the lock of an ended process aside; OutputError where its holder is alive."""
     try:
-        content = lock.read_bytes()
+        content = _lock_bytes(lock)
         holder = _holder(content)
         if holder is None:
             # Not written yet, or on a disk that was full.
@@ -336,7 +336,7 @@ def _require_stale(lock: Path, out: Path) -> None:
         os.rename(lock, aside)
     except FileNotFoundError:
         return  # its holder has just ended, or another process took it over
-    if aside.read_bytes() != content:
+    if _lock_bytes(aside) != content:
         # Another process was faster, and this is its lock.
         with suppress(OSError):
             os.link(aside, lock)
@@ -348,6 +348,11 @@ def _require_stale(lock: Path, out: Path) -> None:
             "%s: taking over from process %d on %s, which began %s and has ended",
             out, holder.pid, holder.host, holder.started,
         )  # fmt: skip
+
+
+def _lock_bytes(lock: Path) -> bytes:
+    with lock.open("rb") as file:
+        return file.read(4096)
 
 
 def _holder(content: bytes) -> LockHolder | None:
@@ -440,7 +445,8 @@ def _is_leftover(path: Path) -> bool:
 
 def _is_locked(lock: Path) -> bool:
     try:
-        holder = _holder(lock.read_bytes())
-        return holder is not None and holder.is_alive(lock)
+        holder = _holder(_lock_bytes(lock))
+        # This process's own temporaries are known by its number.
+        return holder is not None and holder.pid != os.getpid() and holder.is_alive(lock)
     except OSError:
         return False

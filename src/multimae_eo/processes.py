@@ -60,11 +60,31 @@ def starting_children() -> Iterator[None]:
 
     # It unblocks the signal when it starts its own process: so that one first.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _deferred_interrupts():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[None]:
+    """Raise a Ctrl-C that another thread receives only at the end.
+
+    A child that was started by half has nothing to read, and says so with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+    if received:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
