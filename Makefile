@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= quickstart
 PLUGINS ?= .venv-plugins
 
-.PHONY: quickstart demo test test-fast test-release check format docs reference clean constraints plugins
+.PHONY: quickstart demo test fuzz test-fast test-release check format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -15,6 +15,10 @@ quickstart: $(VENV)/ready
 demo: $(VENV)/ready
 	test -d $(OUT)/model || $(BIN)/multimae-eo quickstart --out $(OUT)
 	$(BIN)/multimae-eo demo --model $(OUT)/model --scene $(OUT)/world/scene.yaml --runs $(OUT)/run
+
+# Broken input of every kind; FUZZ_SEED=n starts elsewhere.
+fuzz: $(VENV)/ready
+	FUZZ_CASES=$${FUZZ_CASES:-5000} $(BIN)/python -m pytest tests/fuzz -n auto --timeout 3600
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not release"

@@ -41,9 +41,14 @@ def plant(lock: Path, holder: LockHolder) -> None:
 
 def test_a_file_is_replaced_as_one(tmp_path):
     path = write_file(tmp_path / "deep" / "a.txt", b"old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert write_file(path, b"new").read_bytes() == b"new"
     assert os.listdir(path.parent) == ["a.txt"]
@@ -191,19 +196,21 @@ def test_a_decorated_function_holds_the_lock_of_its_argument(tmp_path):
 
 def test_where_nothing_can_be_written_it_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="cannot be written: ") as caught:
-        with output_lock(tmp_path / "file"):
-            pass
+    with (
+        pytest.raises(OutputError, match="cannot be written: ") as caught,
+        output_lock(tmp_path / "file"),
+    ):
+        pass
     assert "\n" not in str(caught.value)
 
 
 def test_a_door_makes_one_line_of_whatever_is_raised():
-    with pytest.raises(FormatError, match=r"^a\.h5: cannot be read: 'x' is missing"):
-        with reading("a.h5", FormatError):
-            _ = {}["x"]
-    with pytest.raises(FormatError, match="^a: cannot be read: not good; rest") as caught:
-        with reading("a", FormatError):
-            raise RuntimeError("not good\nsecond")
+    expected = r"^a\.h5: cannot be read: 'x' is missing"
+    with pytest.raises(FormatError, match=expected), reading("a.h5", FormatError):
+        _ = {}["x"]
+    expected = r"^a: cannot be read: not good; rest"
+    with pytest.raises(FormatError, match=expected) as caught, reading("a", FormatError):
+        raise RuntimeError("not good\nsecond")
     assert "\n" not in str(caught.value)
     with pytest.raises(OutputError), reading("a", FormatError):
         raise OutputError("as it is")

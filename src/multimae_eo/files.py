@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from multimae_eo.errors import MultiMAEError, OutputError
 
@@ -35,6 +36,8 @@ _FORMER = re.compile(r"(\..+\.\d+\.part|.+\.\d+\.tmp|(last|best|epoch_\d+)\.ckpt
 _NAME_BYTES = 200
 
 LOCK = ".lock"
+JSON_BYTES = 1 << 28
+"""Of a JSON file that is read as one; a store of millions of chips has a header of 10 MB."""
 # A lock is touched this often; one of another machine that was not for so long is stale.
 _TOUCH_SECONDS, _STALE_SECONDS = 20.0, 120.0
 # Folders below an output in which leftovers are looked for.
@@ -158,6 +161,39 @@ def reading(
         raise
     except Exception as error:
         raise kind(f"{path}: cannot be read: {reason_of(error)}; {remedy}") from error
+
+
+def require_regular(path: Path, kind: type[MultiMAEError]) -> None:
+    """A ``kind`` where ``path`` is a pipe, a device or a folder: reading it may never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it says why
+    if not stat.S_ISREG(mode):
+        raise kind(f"{path}: is not a regular file; give a file")
+
+
+def read_text(path: Path, kind: type[MultiMAEError], *, limit: int, remedy: str) -> str:
+    """A text file of at most ``limit`` bytes, UTF-8; a ``kind`` otherwise."""
+    require_regular(path, kind)
+    with reading(path, kind, remedy):
+        size = path.stat().st_size
+        if size > limit:
+            raise kind(f"{path}: has {size} bytes, at most {limit} are read; {remedy}")
+        return path.read_text(encoding="utf-8")
+
+
+def read_json(
+    path: Path,
+    kind: type[MultiMAEError],
+    *,
+    limit: int = JSON_BYTES,
+    remedy: str = "restore the file",
+) -> Any:
+    """A JSON document of bounded size and depth; a ``kind`` that names the file otherwise."""
+    text = read_text(path, kind, limit=limit, remedy=remedy)
+    with reading(path, kind, remedy):
+        return json.loads(text)
 
 
 def reason_of(error: Exception) -> str:
@@ -364,7 +400,7 @@ def _holder(content: bytes) -> LockHolder | None:
             started=str(record["started"]),
             birth=str(record.get("birth", "")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
+from multimae_eo.files import reading, require_regular
 
 Array = npt.NDArray[np.float32]
 _COLUMNS = ("key", "bbox", "time", "vector")
@@ -120,31 +121,39 @@ def _record(group: _Group, row: int, similarity: float) -> dict[str, Any]:
 
 
 def _groups(path: Path) -> Iterator[_Group]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            lacking = [c for c in _COLUMNS if c not in file.schema_arrow.names]
-            if lacking:
-                raise FormatError(
-                    f"{path}: holds no embeddings, column {lacking[0]!r} is missing; write one "
-                    "with multimae-eo embed"
+    require_regular(path, FormatError)
+    with (
+        reading(path, FormatError, "write one with multimae-eo embed"),
+        pq.ParquetFile(path) as file,
+    ):
+        lacking = [c for c in _COLUMNS if c not in file.schema_arrow.names]
+        if lacking:
+            raise FormatError(
+                f"{path}: holds no embeddings, column {lacking[0]!r} is missing; write one "
+                "with multimae-eo embed"
+            )
+        if not file.metadata.num_rows:
+            raise DataError(f"{path}: holds no embeddings; write one with multimae-eo embed")
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=list(_COLUMNS))
+            box = table["bbox"].combine_chunks()
+            corners = [
+                box.field(n).fill_null(np.nan).to_numpy(zero_copy_only=False)
+                for n in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            group = _Group(
+                keys=table["key"].to_pylist(),
+                times=table["time"].to_pylist(),
+                boxes=np.stack(corners, axis=1),
+                vectors=vectors.astype(np.float32).reshape(table.num_rows, -1),
+            )
+            if not np.isfinite(group.vectors).all():
+                row = int(np.flatnonzero(~np.isfinite(group.vectors).all(axis=1))[0])
+                raise DataError(
+                    f"{path}: vector of {group.keys[row]!r} is not finite; embed again, with "
+                    "a model whose weights are"
                 )
-            for number in range(file.num_row_groups):
-                table = file.read_row_group(number, columns=list(_COLUMNS))
-                box = table["bbox"].combine_chunks()
-                corners = [
-                    box.field(n).fill_null(np.nan).to_numpy(zero_copy_only=False)
-                    for n in ("xmin", "ymin", "xmax", "ymax")
-                ]
-                vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-                yield _Group(
-                    keys=table["key"].to_pylist(),
-                    times=table["time"].to_pylist(),
-                    boxes=np.stack(corners, axis=1),
-                    vectors=vectors.astype(np.float32).reshape(table.num_rows, -1),
-                )
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise FormatError(f"{path}: cannot be read as GeoParquet: {reason}") from error
+            yield group

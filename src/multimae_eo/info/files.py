@@ -7,6 +7,7 @@ from typing import Any
 
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.export.files import read_record
+from multimae_eo.files import reading
 from multimae_eo.loading.open_source import open_source
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg")
@@ -59,11 +60,10 @@ def _raster(path: Path) -> dict[str, Any]:
 
 
 def _embeddings(path: Path) -> dict[str, Any]:
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    try:
+    with reading(path, FormatError):
         file = pq.ParquetFile(path)
         fields = file.schema_arrow
         record: dict[str, Any] = {
@@ -76,8 +76,6 @@ def _embeddings(path: Path) -> dict[str, Any]:
             record["model_hash"] = hashes[0] if len(hashes) == 1 else hashes
         if "vector" in fields.names:
             record["vector"] = str(fields.field("vector").type)
-    except (OSError, pa.ArrowException) as error:
-        raise FormatError(f"{path}: not readable as Parquet: {error}") from error
     return record
 
 

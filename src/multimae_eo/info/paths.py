@@ -6,15 +6,18 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from multimae_eo.errors import ConfigError, FormatError
+from multimae_eo.files import read_text, reading
 from multimae_eo.info.files import describe_file
 from multimae_eo.model_folder.folder import is_predictor, model_hash
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.train.run import read_checkpoint
+
+METRICS_BYTES = 1 << 28
+_METRICS_REMEDY = "delete it, or restore it"
 
 
 def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
@@ -83,29 +86,35 @@ def _described(model: MultiMAE, digest: str) -> dict[str, Any]:
 
 
 def _run(path: Path, verify: bool) -> dict[str, Any]:
-    recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    record: dict[str, Any] = {
-        "what": "run",
-        "data": recipe["source"]["spec"] or recipe["source"]["name"],
-        "chips": recipe["source"]["chips"],
-        "epochs": recipe["run"]["epochs"],
-        "finished": (path / "model" / "config.json").is_file(),
-    }
-    metrics = path / "metrics.csv"
-    if metrics.is_file():
-        with metrics.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        record["step"] = int(rows[-1]["step"]) if rows else 0
-        validated = [r for r in rows if r.get("val/loss")]
-        if validated:
-            last = validated[-1]
-            record["validation"] = {
-                k.removeprefix("val/"): float(v)
-                for k, v in last.items()
-                if k.startswith("val/") and v
-            }
+    file, metrics = path / "recipe.yaml", path / "metrics.csv"
+    recipe = load_yaml(file)
+    with reading(file, FormatError, "restore what pretrain or finetune wrote"):
+        record: dict[str, Any] = {
+            "what": "run",
+            "data": recipe["source"]["spec"] or recipe["source"]["name"],
+            "chips": recipe["source"]["chips"],
+            "epochs": recipe["run"]["epochs"],
+            "finished": (path / "model" / "config.json").is_file(),
+        }
+    if metrics.exists():
+        text = read_text(metrics, FormatError, limit=METRICS_BYTES, remedy=_METRICS_REMEDY)
+        with reading(metrics, FormatError, _METRICS_REMEDY):
+            record |= _progress(list(csv.DictReader(text.splitlines())))
     if verify:
         checkpoints = sorted((path / "checkpoints").glob("*.ckpt"))
         steps = {p.name: read_checkpoint(p, device="meta")["global_step"] for p in checkpoints}
         record["checkpoints"] = {name: f"whole, step {step}" for name, step in steps.items()}
+    return record
+
+
+def _progress(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """The last step of a run's metrics, and its last validation."""
+    record: dict[str, Any] = {"step": int(rows[-1]["step"]) if rows else 0}
+    validated = [r for r in rows if r.get("val/loss")]
+    if validated:
+        record["validation"] = {
+            k.removeprefix("val/"): float(v)
+            for k, v in validated[-1].items()
+            if k.startswith("val/") and v
+        }
     return record

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimae_eo.errors import CheckpointError, OutputError
-from multimae_eo.files import put_in_place, remove, single_writer, temporary_path
+from multimae_eo.files import put_in_place, read_json, remove, single_writer, temporary_path
 from multimae_eo.modality import ModalitySet, Task
+from multimae_eo.model_folder.checks import require_finite, require_sizes
 from multimae_eo.model_folder.hub import located, push
 from multimae_eo.model_folder.migrations import FORMAT_VERSION, migrated
 from multimae_eo.model_folder.model_card import model_card
@@ -108,8 +109,10 @@ def load_model(folder: Path) -> MultiMAE:
             "with Predictor.from_pretrained"
         )
     with _damage(folder):
+        require_sizes(config, folder / "model.safetensors")
         model = _model(config, contract)
         model.load_state_dict(load_file(folder / "model.safetensors"))
+        require_finite(model)
     return model.eval()
 
 
@@ -122,10 +125,12 @@ def load_predictor(folder: Path) -> Predictor:
             "`multimae-eo finetune`"
         )
     with _damage(folder):
+        require_sizes(config, folder / "model.safetensors")
         encoder = _model({**config, "tasks": []}, contract)
         target = Target.from_dict(config["target"])
         predictor = Predictor(encoder, target, HeadConfig(**config["head"]))
         predictor.load_state_dict(load_file(folder / "model.safetensors"))
+        require_finite(predictor)
     return predictor.eval()
 
 
@@ -233,10 +238,7 @@ def _write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    record = read_json(path, CheckpointError)
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return record

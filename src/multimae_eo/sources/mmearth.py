@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from multimae_eo import catalog
@@ -20,6 +19,7 @@ from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.dataset.chip_files import UNLISTED
+from multimae_eo.sources.hdf5 import open_hdf5, opened_hdf5
 from multimae_eo.sources.raster.reading import valid_pixels
 from multimae_eo.statistics import Moments, Statistics, known_moments
 
@@ -93,7 +93,7 @@ class MMEarthSource(Source):
     def __init__(self, folder: Path) -> None:
         self._path, self._stem = _locate(Path(folder))
         self.name = self._path.stem
-        with _open_hdf5(self._path) as file:
+        with opened_hdf5(self._path) as file:
             size = _check_arrays(self._path, file)
             self.keys = _tile_ids(self._path, file, size)
             self._labelled = _has_biome(self._path, file, size)
@@ -169,7 +169,7 @@ class MMEarthSource(Source):
             if self._file is not None:
                 # After a fork, HDF5 would go on using the parent's file descriptor.
                 self._file.close()
-            self._file, self._arrays = _open_hdf5(self._path), {}
+            self._file, self._arrays = open_hdf5(self._path), {}
             self._process = os.getpid()
         try:
             if key not in self._arrays:
@@ -237,16 +237,6 @@ def _locate(folder: Path) -> tuple[Path, str]:
             + ", ".join(path.stem + s for s in SUFFIXES)
         )
     return path, path.stem
-
-
-def _open_hdf5(path: Path) -> Any:
-    try:
-        # Network and read-only file systems cannot lock; nothing is written here.
-        return h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        raise FormatError(
-            f"{path}: no readable HDF5 file (truncated or damaged?): {error}; download it again"
-        ) from error
 
 
 def _check_arrays(path: Path, file: Any) -> int:

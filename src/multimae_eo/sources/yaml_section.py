@@ -13,8 +13,12 @@ from typing import Any
 import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.files import read_text, reason_of
 from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed
+
+YAML_BYTES, YAML_NODES = 1 << 23, 1_000_000
+"""Most bytes of a YAML file, and most values that it may stand for."""
 
 
 def one_line(text: object, limit: int = 160) -> str:
@@ -53,20 +57,58 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_n
 def load_yaml(path: Path) -> Any:
     """Read one YAML document; ConfigError names the file and the line."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        kind = other_kind(path)
+        text = read_text(path, ConfigError, limit=YAML_BYTES, remedy="write it as UTF-8 text")
+    except ConfigError as error:
+        kind = other_kind(path) if path.is_file() else ""
         if kind:
             raise ConfigError(f"{path}: {kind}") from error
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from error
+        raise
+    return parse_yaml(text.removeprefix("\ufeff"), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain data of one YAML document; ConfigError names ``where`` and the line.
+
+    No type but YAML's own is made, no key may be given twice, and aliases may not make much of
+    little.
+    """
+    loader = None
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        loader = _StrictLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > YAML_NODES:
+            raise ConfigError(f"{where}: YAML: aliases make more than {YAML_NODES} values of it")
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: YAML: {one_line(error.problem)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: YAML: {one_line(error)}") from error
+        raise ConfigError(f"{where}{line}: YAML: {one_line(error.problem)}") from error
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"{where}: YAML: nested too deeply") from error
+    except Exception as error:
+        # A scalar whose tag does not fit it makes the library raise anything.
+        raise ConfigError(f"{where}: YAML: {one_line(reason_of(error))}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for once aliases are followed; more than allowed for a loop."""
+    size = sizes.get(id(node))
+    if size is None:
+        sizes[id(node)] = YAML_NODES + 1  # what holds itself never ends
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            below = node.value
+        elif isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        size = sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in below)
+    return size
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, FormatError
+from multimae_eo.files import read_json as read_json_file
 from multimae_eo.files import replacing
 
 FORMAT_VERSION = 1
@@ -141,12 +142,8 @@ def checksum_file(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; FormatError names the file."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"{path}: cannot be read ({error}); delete the store and prepare it again"
-        ) from error
+    remedy = "delete the store and prepare it again"
+    record = read_json_file(path, FormatError, remedy=remedy)
     if not isinstance(record, dict):
         raise FormatError(f"{path}: is not a JSON object; delete the store and prepare it again")
     return record

@@ -6,13 +6,15 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import FormatError
+from multimae_eo.errors import FormatError, MultiMAEError
+from multimae_eo.files import reason_of, require_regular
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -62,10 +64,13 @@ class ChipStore(Source):
             self._count, self.shard_chips = self.header["count"], self.header["shard_chips"]
             starts = self.header.get("shard_starts") or range(0, self._count, self.shard_chips)
             self.shard_starts = np.array(starts, dtype=np.int64).tolist()
-        except (KeyError, TypeError) as error:
+            self._require_counts()
+        except MultiMAEError as error:
+            raise FormatError(f"{self.path / layout.HEADER}: {error}") from error
+        except Exception as error:
             raise FormatError(
-                f"{self.path / layout.HEADER}: damaged, or of a development version ({error}); "
-                "delete the store and prepare it again"
+                f"{self.path / layout.HEADER}: damaged, or of a development version "
+                f"({reason_of(error)}); delete the store and prepare it again"
             ) from error
         rows = self._index_file.metadata.num_rows
         # While chips are appended the index is ahead of the header, which is the last to change.
@@ -76,6 +81,18 @@ class ChipStore(Source):
             )
         self._maps: OrderedDict[str, npt.NDArray[Any]] = OrderedDict()
         self._columns: dict[str, Any] = {}
+
+    def _require_counts(self) -> None:
+        """ValueError for counts, splits or statistics that no ``prepare`` writes."""
+        starts, splits = self.shard_starts, self.header["splits"]
+        if not (type(self._count) is int and 0 < self._count < 1 << 40 and self.shard_chips > 0):
+            raise ValueError(f"count {self._count!r}, shard_chips {self.shard_chips!r}")
+        if starts[0] != 0 or any(a >= b for a, b in pairwise([*starts, self._count])):
+            raise ValueError("shard_starts do not ascend from 0 to the count")
+        if sum(splits.values()) != self._count or set(self.header["statistics"]) - set(splits):
+            raise ValueError("splits do not sum to the count")
+        if set(self.arrays) - set(self.modalities):
+            raise ValueError("arrays of an unknown modality")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -123,7 +140,10 @@ class ChipStore(Source):
 
     def rows(self, name: str) -> npt.NDArray[np.int32]:
         """Each chip's row within its shard of a modality; -1 where the chip lacks it."""
-        return self._numbers(layout.column(name, "row"))
+        rows = self._numbers(layout.column(name, "row"))
+        if name not in self.arrays and (rows >= 0).any():
+            raise self._damaged(self.path / layout.HEADER, f"does not describe {name}'s arrays")
+        return rows
 
     def pixels(self, index: int, name: str) -> Pixels:
         """(C, H, W) of a chip that has the modality."""
@@ -235,22 +255,22 @@ class ChipStore(Source):
 
     @cached_property
     def _index_file(self) -> Any:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        require_regular(self.path / layout.INDEX, FormatError)
         try:
             return pq.ParquetFile(self.path / layout.INDEX, memory_map=True)
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:
             raise self._damaged(self.path / layout.INDEX, error) from error
 
     def _column(self, name: str) -> Any:
-        import pyarrow as pa
-
         if name not in self._columns:
             try:
                 column = self._index_file.read(columns=[name])[name]
-                self._columns[name] = column.slice(0, self._count).combine_chunks()
-            except (OSError, KeyError, pa.ArrowException) as error:
+                column = column.slice(0, self._count).combine_chunks()
+                _require_type(name, column)
+                self._columns[name] = column
+            except Exception as error:
                 raise self._damaged(self.path / layout.INDEX, error) from error
         return self._columns[name]
 
@@ -301,10 +321,11 @@ class ChipStore(Source):
 
     def _opened(self, name: str, group: str, valid: bool) -> npt.NDArray[Any]:
         path = self.path / name
+        require_regular(path, FormatError)
         try:
             # A plain view: slicing numpy's memmap class costs more than reading a small chip.
             array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy evaluates the header, which raises anything
             raise self._damaged(path, error) from error
         if group == LABELS:
             expected: Any = (self.label_shape, self._label_type)
@@ -318,7 +339,25 @@ class ChipStore(Source):
         return array
 
     def _damaged(self, path: Path, reason: object) -> FormatError:
-        told = str(reason).split("\n", maxsplit=1)[0]
+        text = reason_of(reason) if isinstance(reason, Exception) else reason
         return FormatError(
-            f"{path}: damaged or missing ({told}); delete the store and prepare it again"
+            f"{path}: damaged or missing ({text}); delete the store and prepare it again"
         )
+
+
+def _require_type(name: str, column: Any) -> None:
+    """ValueError for a column of the index of another type than ``prepare`` writes."""
+    import pyarrow as pa
+
+    what = name.rpartition("/")[2]
+    kind = column.type
+    if what in ("key", "split", "crs", "time", "level"):
+        fits = pa.types.is_string(kind) or pa.types.is_null(kind)
+        nulls = what in ("crs", "time")
+    elif what == "label":
+        fits, nulls = True, True
+    else:
+        fits = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        fits, nulls = fits or what == "geometry", what in ("left", "bottom", "right", "top")
+    if not fits or (column.null_count and not nulls and what != "geometry"):
+        raise ValueError(f"column {name} is {kind} with {column.null_count} nulls")

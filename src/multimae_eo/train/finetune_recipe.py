@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.config import HeadConfig
 from multimae_eo.network.target import TaskName
-from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
+from multimae_eo.sources.yaml_section import load_yaml
+from multimae_eo.train.options import Recorded, build, check_keys, check_least
 from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, EncoderRecipe, TrainingRecipe
 
 
@@ -136,12 +135,7 @@ def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneR
     """
     if path is None:
         return parse_finetune({}, overrides)
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
+    record = load_yaml(path) or {}
     check_keys(record, FinetuneRecipe, where=str(path))
     return parse_finetune(record, overrides, where=str(path))
 

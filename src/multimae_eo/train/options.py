@@ -16,6 +16,7 @@ import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, encoder_named
+from multimae_eo.sources.yaml_section import parse_yaml
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def _with_encoder(
         if name != option and not name.startswith(f"{option}."):
             rest.append(item)
             continue
-        value = yaml.safe_load(text if given else next(items, ""))
+        value = parse_yaml(text if given else next(items, ""), option)
         if name == option:
             encoder = value
             continue

@@ -12,13 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.files import read_text
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
 from multimae_eo.network.config import DecoderConfig, EncoderConfig
 from multimae_eo.runtime import Precision
-from multimae_eo.train.options import Recorded, build, check_keys, check_least, one_line
+from multimae_eo.sources.yaml_section import YAML_BYTES, parse_yaml
+from multimae_eo.train.options import Recorded, build, check_keys, check_least
 
 
 @dataclass(kw_only=True)
@@ -274,10 +274,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError for an unknown name, key, or a value of the wrong type.
     """
     text, where = _recipe_text(name)
-    try:
-        record = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {one_line(error)}") from error
+    record = parse_yaml(text, where) or {}
     check_keys(record, Recipe, where=where)
     return parse_recipe(record, overrides, where=where)
 
@@ -331,12 +328,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
 def _recipe_text(name: str | Path) -> tuple[str, str]:
     path = Path(name)
     if path.suffix.lower() in (".yaml", ".yml"):
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: is no text in UTF-8: {error}") from error
+        remedy = "write it as UTF-8 text"
+        return read_text(path, ConfigError, limit=YAML_BYTES, remedy=remedy), str(path)
     if str(name) in recipe_names():
         packaged = resources.files("multimae_eo") / "recipes" / f"{name}.yaml"
         return packaged.read_text(encoding="utf-8"), f"recipe {name}"

@@ -22,6 +22,7 @@ from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.files import write_file
 from multimae_eo.runtime import limit_threads, resolve_device, resolve_precision
 from multimae_eo.sources.base import Source
+from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
 from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe
@@ -80,7 +81,7 @@ def claim_run(
     }
     path = out / "recipe.yaml"
     if path.exists():
-        before = _filled(yaml.safe_load(path.read_text(encoding="utf-8")), defaults or {})
+        before = _filled(load_yaml(path), defaults or {})
         free = (*_FREE, *_SPLIT) if (out / "checkpoints" / LAST).exists() else _FREE
         differing = _differences(before, record, free)
         if differing:

@@ -14,8 +14,8 @@ import io
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -103,13 +103,22 @@ class _FromBuffer(StoredArray):
         self.values = _decode(data, dtype, shape, order)
 
 
+class _Ordered(OrderedDict[Any, Any]):
+    """An OrderedDict that is filled item by item only, as Python pickles it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        if arguments:
+            raise pickle.UnpicklingError("an OrderedDict with arguments")
+        super().__init__()
+
+
 def _allowed() -> Mapping[tuple[str, str], type]:
     found: dict[tuple[str, str], type] = {
         ("numpy", "dtype"): _Number,
         ("numpy", "ndarray"): StoredArray,
         ("affine", "Affine"): Inert,
         ("rasterio.crs", "CRS"): Inert,
-        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "OrderedDict"): _Ordered,
     }
     for name in ("date", "datetime", "timedelta", "timezone"):
         found["datetime", name] = getattr(datetime, name)
@@ -139,11 +148,51 @@ class _Refusal(pickle.UnpicklingError):
 
 # The pure Python decoder: the other one takes gigabytes of memory where ten bytes ask for it.
 class _Unpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         found = _ALLOWED.get((module, name))
         if found is None:
             raise _Refusal(f"it names {module}.{name}")
         return found
+
+
+def _with_flat_keys(opcode: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A step of decoding that refuses keys made of others: to hash them may take for ever."""
+
+    def step(unpickler: Any) -> None:
+        single = opcode == pickle.SETITEM[0]
+        for item in unpickler.stack[-2:-1] if single else unpickler.stack:
+            if _nested(item):
+                raise pickle.UnpicklingError("a key, or an element of a set, is made of others")
+        load(unpickler)
+
+    return step
+
+
+def _nested(item: Any) -> bool:
+    parts = item if isinstance(item, tuple | frozenset) else ()
+    return any(isinstance(p, tuple | frozenset) for p in parts)
+
+
+for _code in (pickle.FROZENSET[0], pickle.ADDITEMS[0], pickle.SETITEM[0]):
+    _Unpickler.dispatch[_code] = _with_flat_keys(_code, pickle._Unpickler.dispatch[_code])
+
+
+def _expanded(value: Any, sizes: dict[int, int]) -> int:
+    """How many values a value stands for where shared ones are counted each time."""
+    size = sizes.get(id(value))
+    if size is None:
+        sizes[id(value)] = LARGEST  # what holds itself never ends
+        below: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            below = (*value.keys(), *value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            below = value
+        elif isinstance(value, Inert):
+            below = (value.arguments, value.state)
+        size = sizes[id(value)] = 1 + sum(_expanded(v, sizes) for v in below)
+    return size
 
 
 def load_pickle(data: bytes, where: str) -> Any:
@@ -155,7 +204,10 @@ def load_pickle(data: bytes, where: str) -> Any:
     if len(data) > LARGEST:
         raise FormatError(f"{where}: a pickle of {len(data)} bytes; at most {LARGEST} are read")
     try:
-        return _Unpickler(io.BytesIO(data)).load()
+        value = _Unpickler(io.BytesIO(data)).load()
+        if _expanded(value, {}) > LARGEST:
+            raise pickle.UnpicklingError("it makes much of little by sharing values")
+        return value
     except _Refusal as error:
         raise FormatError(
             f"{where}: the pickle is refused: {error}, which GEO-Bench's files have no use for; "

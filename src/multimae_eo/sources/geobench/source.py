@@ -28,6 +28,7 @@ from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, Layer, find_dataset
 from multimae_eo.sources.geobench.safe_pickle import Inert, StoredArray, load_pickle_text
+from multimae_eo.sources.hdf5 import opened_hdf5
 from multimae_eo.sources.raster.reading import valid_pixels
 
 PARTITION = "_partition.json"
@@ -116,18 +117,12 @@ class GeoBenchSource(Source):
         self, index: int, names: Sequence[str] | None
     ) -> Iterator[tuple[Any, Mapping[str, Any], list[_Scene]]]:
         path = self._path(index)
-        try:
-            # Network and read-only file systems cannot lock; nothing is written here.
-            with h5py.File(path, "r", locking="best-effort") as file:
-                metadata = load_pickle_text(_attribute(path, file), str(path))
-                if not isinstance(metadata, Mapping):
-                    raise FormatError(f"{path}: the pickle holds no dictionary")
-                scenes = _scenes(path, file, self._needed(names))
-                yield file, metadata, scenes
-        except (OSError, RuntimeError, KeyError) as error:
-            raise FormatError(
-                f"{path}: cannot be read (truncated or damaged?): {error}; download it again"
-            ) from error
+        with opened_hdf5(path) as file:
+            metadata = load_pickle_text(_attribute(path, file), str(path))
+            if not isinstance(metadata, Mapping):
+                raise FormatError(f"{path}: the pickle holds no dictionary")
+            scenes = _scenes(path, file, self._needed(names))
+            yield file, metadata, scenes
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{self.keys[index]}{SUFFIX}"
