@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +59,10 @@ def dataset(folder: Path, *, suffix: str = "tif") -> None:
                 width=16, height=16, count=3, dtype="uint8",
             ) as file:  # fmt: skip
                 file.write(pixels)
-    rows = "".join(f"c{i},{s},{i % 2}\n" for i, s in enumerate(["train", "train", "val", "test"]))
+    rows = "".join(
+        f"c{i},{s},{('land', 'water')[i % 2]}\n"
+        for i, s in enumerate(["train", "train", "val", "test"])
+    )
     (folder / "split.csv").write_text("id,split,label\n" + rows)
     (folder / "dataset.yaml").write_text(
         f"name: fuzzed\nchips: chips/{{id}}.{suffix}\nsize: 16\n"
@@ -106,27 +108,40 @@ def checkpoint(folder: Path) -> None:
 
 
 def stac(folder: Path) -> None:
-    optical_scene(folder, 24, 24)
-    ring = [[-3, 50], [-2, 50], [-2, 51], [-3, 51], [-3, 50]]
-    item = {
-        "type": "Feature", "stac_version": "1.0.0", "id": "a", "collection": "s2", "links": [],
-        "stac_extensions": [], "bbox": [-3, 50, -2, 51],
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"datetime": "2024-06-01T10:00:00Z", "eo:cloud_cover": 10},
-        "assets": {"red": {"href": "optical.tif", "type": "image/tiff"}},
-    }  # fmt: skip
-    catalog = {
-        "type": "Catalog", "stac_version": "1.0.0", "id": "c", "description": "c",
-        "links": [{"rel": "item", "href": "./item.json", "type": "application/json"}],
-    }  # fmt: skip
-    (folder / "item.json").write_text(json.dumps(item))
-    (folder / "catalog.json").write_text(json.dumps(catalog))
+    """An item with one asset in a collection of a static catalogue."""
+    import datetime
+
+    import pystac
+    import rasterio
+    from rasterio.warp import transform_bounds
+
+    left, top, raster = 500000.0, 5800000.0, folder / "red.tif"
+    pixels = np.random.default_rng(0).integers(1, 4000, (1, 64, 64)).astype(np.uint16)
+    at = rasterio.transform.from_origin(left, top, 10, 10)
+    write(raster, pixels, ("red",), transform=at, crs="EPSG:32630")
+    west, south, east, north = transform_bounds(
+        "EPSG:32630", "EPSG:4326", left, top - 640, left + 640, top
+    )
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    item = pystac.Item(
+        "a", {"type": "Polygon", "coordinates": [ring]}, [west, south, east, north],
+        datetime.datetime(2021, 5, 10, tzinfo=datetime.UTC), {"eo:cloud_cover": 10},
+    )  # fmt: skip
+    bands = {"raster:bands": [{"nodata": 0, "scale": 0.0001, "offset": 0.0}]}
+    item.add_asset("red", pystac.Asset(str(raster), roles=["data"], extra_fields=bands))
+    extent = pystac.Extent(
+        pystac.SpatialExtent([[-180, -90, 180, 90]]), pystac.TemporalExtent([[None, None]])
+    )
+    collection = pystac.Collection("s2", "s2", extent)
+    collection.add_item(item)
+    catalog = pystac.Catalog("c", "of a test")
+    catalog.add_child(collection)
+    catalog.normalize_and_save(str(folder / "cat"), pystac.CatalogType.SELF_CONTAINED)
     (folder / "stac.yaml").write_text(
-        "name: fuzzed\narea: [-3.0, 50.0, -2.99, 50.01]\ndates: [2024-05-01, 2024-07-01]\n"
-        "grid: {crs: 'EPSG:32630', gsd: 10}\ncatalog: catalog.json\n"
-        "chips: {size: 16}\nmodalities:\n"
-        "  red: {sensor: sentinel2, bands: [B4], collections: [s2], assets: {B4: red}, "
-        "level: l2a, scale: 1.0e-4}\n"
+        f"name: fuzzed\narea: [{west + 0.001}, {south + 0.001}, {east - 0.001}, {north - 0.001}]\n"
+        "dates: 2021-05-01/2021-06-30\ngrid: {crs: 'EPSG:32630', resolution: 10}\n"
+        "catalog: cat/catalog.json\nchips: {size: 16}\nmodalities:\n"
+        "  red: {sensor: sentinel2, bands: [B4], collections: [s2], level: l2a}\n"
     )
 
 
@@ -189,7 +204,7 @@ KINDS: dict[str, Kind] = {
     ),
     "geoparquet-info": Kind(copied("chips.parquet"), ("chips.parquet",), ("info", "chips.parquet")),
     "stac-json": Kind(
-        stac, ("item.json", "catalog.json"), ("prepare", "stac.yaml", *PREPARE), "json"
+        stac, ("cat/**/*.json",), ("prepare", "stac.yaml", *PREPARE), "json"
     ),
     "stac-yaml": Kind(stac, ("stac.yaml",), ("prepare", "stac.yaml", *PREPARE), "yaml"),
     "run-recipe": Kind(copied("run"), ("run/recipe.yaml",), ("info", "run"), "yaml"),
