@@ -19,8 +19,12 @@ from tests.support.words import (
 # docs/reference/cli.md holds every --help text; the other pages of the reference are docstrings,
 # which are checked where they are written.
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *(ROOT / f"docs/{name}.md" for name in ("index", "faq", "tutorial", "recipes", "method")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs/reference/cli.md",
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+    *sorted((ROOT / "examples").glob("*.yaml")),
+    *sorted((ROOT / "src/multimae_eo/recipes").glob("*.yaml")),
 ]
 
 

@@ -39,7 +39,7 @@ PROSE: dict[str, str] = {
     r"(?:of|over|between|random|two|four|ten|several|N|\d+) draws": "random masks, samples",
     r"spread": "std, standard deviation, predictive std",
     r"legends?(?= (?:of ids|ids?)\b)": "class map",
-    r"(?:the|its|a|outside the|converted|catalogue|known) legends?": "class map",
+    r"(?:the|its|a|outside the|converted|catalogue|known) legends?(?! or)": "class map",
     r"(?<!from )scratch(?! (?:array|buffer|space|memory))|from scratch": "random initialisation",
     r"recompute": "activation checkpointing",
     r"verbs?": "subcommand",
@@ -130,6 +130,9 @@ EXCEPTIONS: dict[str, str] = {
     r"\[tour\b": "a notebook's file name",
     r"^# Frequently asked questions": "an idiom",
     r"How can I tell": "an idiom",
+    r"\blayers-spread\b": "values of --features and --head.pool",
+    r"finetune, ?scratch": "values of --methods",
+    r"Dynamic World": "the name of a data set",
 }
 _FENCE = re.compile(r"^```.*?^```[^\n]*$", flags=re.M | re.S)
 _SPAN = re.compile(r"`+[^`\n]+`+")

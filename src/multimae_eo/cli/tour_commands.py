@@ -14,12 +14,12 @@ from multimae_eo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """Run a tour on a synthetic world: from chips to a map, with a report.
+    """Run all steps on a synthetic data set: from chips to a map, with a report.
 
     Args:
         out: folder to write
-        seed: seed of the world and the model
-        chips: number of chips of the world
+        seed: seed of the data and the model
+        chips: number of synthetic chips
         world_only: stop when chips and a scene are written
     """
 
@@ -54,7 +54,7 @@ class Demo:
         host: address to listen on
         port: port (0: any free one)
         threads: worker threads of the model (default: number of cores)
-        check: load everything, answer one request and end
+        check: load everything, serve one request and exit
     """
 
     examples: ClassVar[tuple[str, ...]] = (

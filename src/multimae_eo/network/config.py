@@ -89,7 +89,7 @@ class HeadConfig:
 
     Args:
         name: linear; for maps also convnext, upernet or dpt.
-        pool: Mean, spread, layers, layers-spread or global: what a chip is read from.
+        pool: Pooling of the tokens of a chip: mean, spread, layers, layers-spread or global.
         width: Channels of a map head.
         depth: Blocks of the convnext head.
         dropout: Share of features left out in training.

@@ -20,7 +20,7 @@ class LossRecipe:
     """What is minimised.
 
     Args:
-        label_smoothing: Share of a label spread over all classes in training.
+        label_smoothing: Share of a label distributed over all classes in training.
         class_weights: none, balanced (inverse to the classes' frequency), or one per class.
         regression: mse, l1 or huber, of standardised values.
     """
@@ -32,14 +32,14 @@ class LossRecipe:
 
 @dataclass(kw_only=True)
 class AugmentRecipe:
-    """How chips of a batch are mixed (classification only), and what of them is hidden.
+    """How chips of a batch are mixed (classification only), and what of them is masked.
 
     Args:
         mixup: Beta parameter of blending two chips (0: off).
         cutmix: Beta parameter of pasting a box of another chip (0: off).
         visible: Tokens left of each chip in training, drawn as in pre-training (none: all).
         alpha: Dirichlet concentration of that draw; small values hide whole modalities.
-        drop_inputs: Probability that an input of a chip is hidden; never all.
+        drop_inputs: Probability that an input of a chip is dropped; at least one is kept.
     """
 
     mixup: float = 0.0
@@ -109,7 +109,7 @@ class FinetuneRecipe(Recorded):
         model: The network's size, where none is given.
         head: What turns tokens into predictions.
         loss: What is minimised.
-        augment: How chips of a batch are mixed, and inputs hidden.
+        augment: How chips of a batch are mixed, and inputs dropped.
         optim: The optimiser.
         data: How chips are cut and batched.
         run: How long, how precisely, and what is recorded.

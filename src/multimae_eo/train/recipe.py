@@ -90,11 +90,11 @@ class AgreementRecipe:
     """Whether draws of one chip's tokens shall be known for the same (not in the paper).
 
     Args:
-        weight: Of this loss beside the tasks' (0: off, and one draw of each chip).
-        views: Draws of each chip in a step.
-        temperature: Smaller values look harder at the most similar other chips.
-        turns: Whether the later draws are of the chip turned and mirrored.
-        gain: Their reflectance is brighter or darker by a factor up to 1 + gain.
+        weight: Weight of the contrastive loss (0: off, one view per chip).
+        views: Views of each chip in a step.
+        temperature: Softmax temperature; smaller values emphasise the most similar other chips.
+        turns: Whether further views are augmented with random flips and rot90.
+        gain: Brightness jitter of further views: reflectance is scaled by up to 1 + gain.
     """
 
     weight: float = 0.0
@@ -148,7 +148,7 @@ class DataRecipe:
         workers: Processes that read ahead.
         val_fraction: Share of chips kept for validation where the data declare no split.
         flips: Random horizontal and vertical flips.
-        turns: Random quarter turns.
+        turns: Random rot90.
         locality: Shuffle within so many chips (0: all); for stores larger than memory.
         statistics_chips: At most so many training chips are read to compute statistics.
     """
