@@ -48,10 +48,10 @@ def dn(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(300, 3000, shape).astype(np.uint16)
 
 
-def chip(folder: Path, entry: str, *, index: int = 0, root: str = ".", **top: str) -> Sample:
-    """A chip of a data set of one modality ``x``, of the files ``{id}.tif`` in ``root``."""
+def chip(folder: Path, entry: str, path: str = "{id}.tif", *, index: int = 0, **top: str) -> Sample:
+    """A chip of a data set of one modality ``x``; ``top``: further sections of its file."""
     more = "".join(f"{k}: {v}\n" for k, v in top.items())
-    text = f"root: {root}\n{more}modalities:\n  x: {{path: '{{id}}.tif', {entry}}}\n"
+    text = f"{more}modalities:\n  x: {{path: '{path}', {entry}}}\n"
     (folder / "data.yaml").write_text(text)
     return DatasetFileSource(folder / "data.yaml").read(index)
 
@@ -106,9 +106,9 @@ def test_another_baseline_in_a_later_file_is_harmonised_or_refused(tmp_path):
     tif(tmp_path / "c/a.tif", pixels, RGB)
     tif(tmp_path / "c/b.tif", pixels + 1000, RGB, **new)
     with pytest.raises(BandError, match=r"b\.tif is tagged with scale 0\.0001, .*a\.tif with none"):
-        chip(tmp_path, OPTICAL, index=1, root="c")
+        chip(tmp_path, OPTICAL, "c/{id}.tif", index=1)
     known = OPTICAL + ", scale: 1.0e-4"
-    both = [physical(chip(tmp_path, known, index=i, root="c")) for i in (0, 1)]
+    both = [physical(chip(tmp_path, known, "c/{id}.tif", index=i)) for i in (0, 1)]
     np.testing.assert_allclose(*both, atol=1e-9)
     tif(tmp_path / "t1.tif", pixels, RGB)
     east = rasterio.Affine(10, 0, 500_160, 0, -10, 5_600_000)
@@ -166,6 +166,7 @@ def test_nodata_in_some_bands_never_enters_an_interpolation(tmp_path):
     pixels = np.full((3, 32, 32), 1000, np.int16)
     pixels[0, :, :10] = -9999
     tif(tmp_path / "x.tif", pixels, RGB, nodata=-9999)
+    own = chip(tmp_path, OPTICAL)
     grid = rasterio.Affine(15, 0, 500_005, 0, -15, 5_599_995)
     tif(tmp_path / "g.tif", np.ones((1, 20, 20), np.uint8), ("elevation",), transform=grid)
     (tmp_path / "w.yaml").write_text(
@@ -173,7 +174,7 @@ def test_nodata_in_some_bands_never_enters_an_interpolation(tmp_path):
         f"  x: {{path: x.tif, {OPTICAL}}}\n"
     )
     warped = Scene(tmp_path / "w.yaml").read(Window(row=0, col=0, height=20, width=20))
-    for sample in (chip(tmp_path, OPTICAL), scene(tmp_path, OPTICAL, height=32, width=32), warped):
+    for sample in (own, scene(tmp_path, OPTICAL, height=32, width=32), warped):
         ok = seen(sample)
         assert set(sample.pixels["x"][ok].tolist()) == {1000}
         assert 0 < ok[0].sum() < ok[1].sum()
@@ -226,16 +227,20 @@ def test_an_image_stored_south_up_or_mirrored_lies_on_its_label(tmp_path, south_
         -10 if mirrored else 10, 0, 500_160 if mirrored else 500_000,
         0, 10 if south_up else -10, 5_599_840 if south_up else 5_600_000,
     )  # fmt: skip
-    tif(tmp_path / "x.tif", stored, RGB, transform=at)
+    tif(tmp_path / "i/x.tif", stored, RGB, transform=at)
     tif(tmp_path / "m/x.tif", label)
-    sample = chip(tmp_path, OPTICAL, labels="{mask: 'm/{id}.tif', classes: [dark, bright]}")
+    sample = chip(
+        tmp_path, OPTICAL, "i/{id}.tif", labels="{mask: 'm/{id}.tif', classes: [dark, bright]}"
+    )
     np.testing.assert_array_equal(sample.pixels["x"], image)
     np.testing.assert_array_equal(sample.label, label[0])
     from PIL import Image
 
     Image.fromarray(label[0]).save(tmp_path / "m/x.png")
     with pytest.raises(DataError, match="no georeferencing to say which way it lies"):
-        chip(tmp_path, OPTICAL, labels="{mask: 'm/{id}.png', classes: [dark, bright]}")
+        chip(
+            tmp_path, OPTICAL, "i/{id}.tif", labels="{mask: 'm/{id}.png', classes: [dark, bright]}"
+        )
 
 
 def test_a_rotated_grid_is_refused(tmp_path):
@@ -260,8 +265,8 @@ def test_a_lone_band_is_what_its_name_or_its_file_says(tmp_path):
         scene(tmp_path, NIR, "T30_B02_10m.tif")
     tif(tmp_path / "c/0.tif", np.full((1, 16, 16), 50, np.uint16), ("cloud_probability",))
     with pytest.raises(BandError, match="no band 'B8'; the file has: cloud_probability"):
-        chip(tmp_path, NIR, root="c")
-    declared = chip(tmp_path, NIR + ", channels: [1]", root="c")
+        chip(tmp_path, NIR, "c/{id}.tif")
+    declared = chip(tmp_path, NIR + ", channels: [1]", "c/{id}.tif")
     assert set(declared.pixels["x"].ravel()) == {50}
 
 
@@ -276,10 +281,10 @@ def test_an_array_with_channels_last_is_refused_or_declared(tmp_path):
 
 
 def test_numeric_labels_take_the_tags_of_their_file(tmp_path):
-    tif(tmp_path / "x.tif", dn(3, 8, 8), RGB)
+    tif(tmp_path / "i/x.tif", dn(3, 8, 8), RGB)
     heights = np.arange(64, dtype=np.int16).reshape(1, 8, 8)
     tif(tmp_path / "m/x.tif", heights, scales=[0.1], offsets=[2.0], nodata=7)
-    sample = chip(tmp_path, OPTICAL, labels="{mask: 'm/{id}.tif', numeric: true}")
+    sample = chip(tmp_path, OPTICAL, "i/{id}.tif", labels="{mask: 'm/{id}.tif', numeric: true}")
     expected = heights[0] * 0.1 + 2
     assert np.isnan(sample.label[0, 7])
     np.testing.assert_allclose(sample.label[1:], expected[1:], rtol=1e-6)
