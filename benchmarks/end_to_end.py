@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from multimae_eo.loading.loader import make_loader
-from multimae_eo.network.compiled import compile_parts
+from multimae_eo.network.config import RuntimePolicy
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, collate, crop
 from multimae_eo.sources.base import Source
@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ):
             model = made.make_model(source, encoder=options.encoder, tasks=made.seven_tasks())
             if name == "ours" and options.compile:
-                compile_parts(model)
+                model.set_runtime(RuntimePolicy(compiled=True))
             model.to(options.device)
             ways[f"{name}, {precision}"] = Way(
                 store, model, options, ours=name == "ours", mixed=precision == "bf16"

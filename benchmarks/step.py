@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from multimae_eo.network.compiled import compile_parts
+from multimae_eo.network.config import RuntimePolicy
 from multimae_eo.network.embedding import ClassEmbedding
 from multimae_eo.network.masking import sample_states
 from multimae_eo.network.multimae import MultiMAE
@@ -85,7 +85,7 @@ class Bench:
         if options.compile:
             # The same weights in modules of their own.
             self.compiled = made.make_model(source, encoder=options.encoder, tasks=tasks)
-            compile_parts(self.compiled.to(self.device))
+            self.compiled.to(self.device).set_runtime(RuntimePolicy(compiled=True))
         self.objective = Objective(self.model.tasks)
         self.batch = source.batch(source.keys).to(self.device)
         # A learning rate of nothing: the step is whole, and all rows keep the same weights.
@@ -144,10 +144,12 @@ class Bench:
 @contextmanager
 def habits(model: MultiMAE, row: Row) -> Iterator[None]:
     """The model with one habit changed."""
-    before = model.decode_together, model.encoder.recompute
+    before = model.runtime
     on_cpu = next(model.parameters()).device.type == "cpu"
-    model.decode_together = (not on_cpu) ^ row.other_decoders
-    model.encoder.recompute = row.recompute
+    together = (not on_cpu) ^ row.other_decoders
+    model.set_runtime(
+        RuntimePolicy(group_decoders=together, activation_checkpointing=row.recompute)
+    )
     if row.interpolate:
         model.positions._kept.clear()
         model.decoder_positions._kept.clear()
@@ -167,7 +169,7 @@ def habits(model: MultiMAE, row: Row) -> Iterator[None]:
     finally:
         for patch in patched:
             patch.stop()
-        model.decode_together, model.encoder.recompute = before
+        model.set_runtime(before)
 
 
 def _embed_all(model: MultiMAE) -> Callable[[Patches, Tensor, int], Tensor]:

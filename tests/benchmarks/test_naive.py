@@ -7,6 +7,7 @@ import naive
 import pytest
 import torch
 
+from multimae_eo.network.config import RuntimePolicy
 from multimae_eo.network.masking import sample_states
 from multimae_eo.train.objective import Objective
 
@@ -20,7 +21,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_outputs_losses_and_gradients_agree(together):
     source = made.MadeSource(made.six_modalities(), chips=4, size=56)
     model = made.make_model(source, encoder="nano", tasks=made.seven_tasks())
-    model.decode_together = together
+    model.set_runtime(RuntimePolicy(group_decoders=together))
     patches = model.patchify(source.batch(source.keys))
     states = sample_states(patches.layout, None, batch_size=4, visible=49)
     fast = model(patches, states, visible=49)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from multimae_eo.network.config import RuntimePolicy
 from multimae_eo.network.decoder_group import groups
 from multimae_eo.network.masking import sample_states
 from multimae_eo.network.tokens import TokenState
@@ -13,7 +14,7 @@ from multimae_eo.train.objective import Objective
 
 
 def outcome(model, batch, *, together: bool, visible: int):
-    model.decode_together = together
+    model.set_runtime(RuntimePolicy(group_decoders=together))
     model.zero_grad()
     patches = model.patchify(batch)
     present = patches.observed
@@ -63,7 +64,7 @@ def test_only_equal_grids_are_joined(make_model, make_sample, modalities):
 
 def test_some_tasks_only(make_model, make_sample, modalities):
     model = make_model()
-    model.decode_together = True
+    model.set_runtime(RuntimePolicy(group_decoders=True))
     patches = model.patchify(collate([make_sample(0)], modalities))
     states = torch.full((1, patches.layout.count), int(TokenState.MASKED), dtype=torch.int8)
     states[0, :6] = int(TokenState.VISIBLE)

@@ -92,9 +92,9 @@ def test_drop_path_acts_in_training_only_and_keeps_the_mean():
     from multimae_eo.network.encoder import Block
 
     torch.manual_seed(0)
-    block, x = Block(8, 2, 2.0), torch.randn(1, 3, 8)
-    plain = block(x)
-    block.drop_path = 0.5
+    block, x = Block(8, 2, 2.0, drop_path=0.5), torch.randn(1, 3, 8)
+    plain = x + block.attn(block.norm1(x), None)
+    plain = plain + block.mlp(block.norm2(plain))
     assert torch.equal(block.eval()(x), plain)
     block.train()
     drawn = block._thinned(torch.ones(4000, 1, 1))

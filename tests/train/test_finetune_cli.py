@@ -7,6 +7,7 @@ import json
 import pytest
 
 from multimae_eo.cli import main
+from multimae_eo.network.config import RuntimePolicy
 
 SMALL = ("--run.epochs=1", "--data.batch_size", "8", "--run.accelerator=cpu")
 
@@ -103,7 +104,7 @@ def test_flips_average_the_mirror_images(tuned, run):
 
     each = [predictor.predict(mirrored(*axes)) for axes in ((), (-1,), (-2,), (-2, -1))]
     assert not torch.allclose(each[0], each[1])
-    predictor.flips = True
+    predictor.set_runtime(RuntimePolicy(flips=True))
     np.testing.assert_allclose(predictor.predict(batch), torch.stack(each).mean(dim=0), rtol=1e-5)
     np.testing.assert_allclose(  # the same for a chip and its mirror image
         predictor.predict(mirrored(-1)), predictor.predict(batch), rtol=1e-5

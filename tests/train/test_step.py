@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multimae_eo.network.config import RuntimePolicy
 from multimae_eo.network.masking import sample_states
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.sample import collate
@@ -63,7 +64,7 @@ def test_recomputed_activations_give_the_same_gradients(make_model, batch):
 def test_compiled_is_eager(make_model, batch, together, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = make_model()
-    model.decode_together = together
+    model.set_runtime(RuntimePolicy(group_decoders=together))
     twin = copy.deepcopy(model)
     loss, wanted = gradients(module_of(model), batch)
     compiled_loss, found = gradients(module_of(twin, compile=True), batch)

@@ -69,6 +69,25 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RuntimePolicy:
+    """How a model computes; not saved with it.
+
+    ``group_decoders``: compute decoders with equal grids together (None: where many small launches
+    matter, which is not the CPU). ``compiled``: compile the encoder's blocks and the decoders;
+    equal up to rounding, the first call takes long. ``activation_checkpointing``: in training, keep
+    no block's activations but compute them again in the backward pass. ``drop_path``: probability,
+    for each block, of leaving out a branch of a sample in training (Huang et al. 2016); empty:
+    none. ``flips``: average a prediction over a chip and its mirror images.
+    """
+
+    group_decoders: bool | None = None
+    compiled: bool = False
+    activation_checkpointing: bool = False
+    drop_path: tuple[float, ...] = ()
+    flips: bool = False
+
+
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from multimae_eo.network.config import EncoderConfig
+from multimae_eo.errors import ConfigError
+from multimae_eo.network.config import EncoderConfig, RuntimePolicy
 
 NORM_EPS = 1e-6
 _SHORT = 256
@@ -94,10 +96,9 @@ class Block(nn.Module):
     ``drop_path``: probability of leaving out a branch of a sample in training (Huang et al. 2016).
     """
 
-    drop_path = 0.0
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
@@ -117,19 +118,25 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of blocks; no final norm (paper).
-
-    ``recompute``: in training, keep no block's activations but compute them again in the backward
-    pass, for less memory and the same gradients.
-    """
-
-    recompute = False
+    """The stack of blocks; no final norm (paper)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
+        self.activation_checkpointing = False
+
+    def set_runtime(self, policy: RuntimePolicy) -> None:
+        """Compute by ``policy`` from now on; ConfigError where its drop path has another depth."""
+        rates = policy.drop_path or (0.0,) * len(self.blocks)
+        if len(rates) != len(self.blocks):
+            raise ConfigError(f"drop path: {len(rates)} rates for {len(self.blocks)} blocks")
+        self.activation_checkpointing = policy.activation_checkpointing
+        for block, rate in zip(self.blocks, rates, strict=True):
+            cast(Block, block).drop_path = rate
+            if policy.compiled:
+                block.compile()
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """Encode (B, K, D); padding slots (``real`` False) are never attended to."""
@@ -144,7 +151,7 @@ class Encoder(nn.Module):
             yield x
 
     def _through(self, block: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
-        if self.recompute and self.training and torch.is_grad_enabled():
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
             out: Tensor = checkpoint(block, x, real, use_reentrant=False)
         else:
             out = block(x, real)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.modality import ModalitySet, Task, validate_tasks
-from multimae_eo.network.config import ModelConfig
+from multimae_eo.network.config import ModelConfig, RuntimePolicy
 from multimae_eo.network.decoder import Decoder
 from multimae_eo.network.decoder_group import decode_together, groups
 from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, PositionTable
@@ -64,6 +64,7 @@ class MultiMAE(Pretrained):
         tasks: the outputs; each names a modality.
         config: sizes; ``config.inputs`` has an entry per modality.
         statistics: what inputs are normalised with (None: the model refuses data until given).
+        runtime: how it computes; see ``set_runtime``.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class MultiMAE(Pretrained):
         tasks: Iterable[Task],
         config: ModelConfig,
         statistics: Statistics | None = None,
+        *,
+        runtime: RuntimePolicy | None = None,
     ) -> None:
         super().__init__()
         config.validate(modalities)
@@ -101,15 +104,27 @@ class MultiMAE(Pretrained):
             for task in self.tasks
         }
         self.decoders = nn.ModuleDict(decoders)
-        # None: together on devices to which many small launches matter, which is not the CPU.
-        self.decode_together: bool | None = None
-        self.group_decoder = decode_together
         self.positions = PositionTable(width, config.position_grid)
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
         initialise(self.decoders)
         for decoder in decoders.values():
             decoder.look_nearby()
+        self.set_runtime(runtime or RuntimePolicy())
+
+    def set_runtime(self, policy: RuntimePolicy) -> None:
+        """Compute by ``policy`` from now on; weights, their names and outputs stay.
+
+        Compiled are the parts of fixed shapes: what is before the encoder has as many rows as
+        tokens are visible of each modality, another number in every step.
+        """
+        self.runtime = policy
+        self.encoder.set_runtime(policy)
+        self._group_decoder = decode_together
+        if policy.compiled:
+            for decoder in self.decoders.values():
+                decoder.compile()
+            self._group_decoder = torch.compile(decode_together)
 
     @property
     def statistics(self) -> Statistics | None:
@@ -165,19 +180,19 @@ class MultiMAE(Pretrained):
         positions: Tensor,
     ) -> dict[str, Tensor]:
         """Predictions of the named tasks; decoders of one shape together, where that pays."""
-        together = self.decode_together
+        together = self.runtime.group_decoders
         if together is None:
             together = tokens.device.type != "cpu"
         chosen = {n: cast(Decoder, self.decoders[n]) for n in names}
-        found: dict[str, Tensor] = {}
+        predictions: dict[str, Tensor] = {}
         for group in groups(chosen, layout) if together else [[n] for n in names]:
             members = [chosen[n] for n in group]
             if len(members) == 1:
-                found[group[0]] = members[0](tokens, slots, layout, positions)
+                predictions[group[0]] = members[0](tokens, slots, layout, positions)
             else:
-                said = self.group_decoder(members, tokens, slots, layout, positions)
-                found |= zip(group, said, strict=True)
-        return {n: found[n] for n in names}
+                outputs = self._group_decoder(members, tokens, slots, layout, positions)
+                predictions |= zip(group, outputs, strict=True)
+        return {n: predictions[n] for n in names}
 
     def encode_states(
         self, patches: Patches, states: Tensor, *, visible: int | None = None

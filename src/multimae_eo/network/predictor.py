@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.network.config import HeadConfig
+from multimae_eo.network.config import HeadConfig, RuntimePolicy
 from multimae_eo.network.features import Features
 from multimae_eo.network.heads import ChipHead, build_head
 from multimae_eo.network.multimae import MultiMAE
@@ -36,13 +36,17 @@ class Predictor(Pretrained):
         encoder: a MultiMAE; where it has decoders, a copy without them is taken.
         target: the labels.
         config: the head's.
-
-    ``flips``: whether ``predict`` averages over a chip and its mirror images; not saved.
+        runtime: how it computes (default: as the encoder does); see ``set_runtime``.
     """
 
-    flips = False
-
-    def __init__(self, encoder: MultiMAE, target: Target, config: HeadConfig) -> None:
+    def __init__(
+        self,
+        encoder: MultiMAE,
+        target: Target,
+        config: HeadConfig,
+        *,
+        runtime: RuntimePolicy | None = None,
+    ) -> None:
         super().__init__()
         shape = encoder.config.encoder
         if config.pool == "global" and not encoder.config.global_tokens and not target.dense:
@@ -57,6 +61,17 @@ class Predictor(Pretrained):
             outputs=target.outputs,
             dense=target.dense,
         )
+        if runtime is not None:
+            self.set_runtime(runtime)
+
+    @property
+    def runtime(self) -> RuntimePolicy:
+        """How it computes."""
+        return self.encoder.runtime
+
+    def set_runtime(self, policy: RuntimePolicy) -> None:
+        """Compute by ``policy`` from now on; with flips, ``predict`` averages mirror images."""
+        self.encoder.set_runtime(policy)
 
     def forward(
         self, batch: Batch, inputs: Sequence[str] | None = None, *, change: Change | None = None
@@ -84,7 +99,7 @@ class Predictor(Pretrained):
         """
         if inputs is not None:
             batch = batch.select([n for n in batch.pixels if n in inputs])
-        if not self.flips:
+        if not self.runtime.flips:
             return self._predict(batch, inputs)
         outputs = [
             out.flip(axes) if out.ndim == _MAP_AXES else out

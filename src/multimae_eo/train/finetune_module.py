@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,8 +13,6 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import DataError, TrainingError
-from multimae_eo.network.compiled import compile_parts
-from multimae_eo.network.encoder import Block
 from multimae_eo.network.lora import add_low_rank
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.sample_rng import mixed_seed
@@ -47,14 +46,16 @@ class FinetuneModule(pl.LightningModule):
         if recipe.adapt.lora:
             predictor.encoder.requires_grad_(False)
             add_low_rank(predictor.encoder.encoder, recipe.adapt.lora)
-        predictor.encoder.encoder.recompute = recipe.run.recompute
-        if recipe.run.compile:
-            compile_parts(predictor.encoder)
-        blocks = predictor.encoder.encoder.blocks
-        for i, block in enumerate(blocks):
-            assert isinstance(block, Block)
-            share = i / max(1, len(blocks) - 1)
-            block.drop_path = 0.0 if i < frozen else recipe.optim.drop_path * share
+        depth = len(predictor.encoder.encoder.blocks)
+        rates = (recipe.optim.drop_path * i / max(1, depth - 1) for i in range(depth))
+        predictor.set_runtime(
+            replace(
+                predictor.runtime,
+                compiled=recipe.run.compile,
+                activation_checkpointing=recipe.run.recompute,
+                drop_path=tuple(0.0 if i < frozen else rate for i, rate in enumerate(rates)),
+            )
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""

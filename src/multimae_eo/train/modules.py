@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import TrainingError
-from multimae_eo.network.compiled import compile_parts
 from multimae_eo.network.masking import sample_states, visible_count
 from multimae_eo.network.multimae import MultiMAE, Reconstruction
 from multimae_eo.network.sample_rng import PerSample
@@ -48,9 +47,13 @@ class PretrainModule(pl.LightningModule):
             else None
         )
         self.steps, self.warmup, self.lr = steps, warmup, lr
-        model.encoder.recompute = recipe.run.recompute
-        if recipe.run.compile:
-            compile_parts(model)
+        model.set_runtime(
+            replace(
+                model.runtime,
+                compiled=recipe.run.compile,
+                activation_checkpointing=recipe.run.recompute,
+            )
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
