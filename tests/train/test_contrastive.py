@@ -10,13 +10,13 @@ from multimae_eo.catalog import make_modality
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch, Calibration, Sample, collate
-from multimae_eo.train.contrastive import Agreement, views_of
-from multimae_eo.train.recipe import AgreementRecipe, parse_recipe
+from multimae_eo.train.contrastive import ContrastiveLoss, masked_views
+from multimae_eo.train.recipe import ContrastiveRecipe, parse_recipe
 
 
-def agreement(views: int = 2, temperature: float = 0.2) -> Agreement:
+def agreement(views: int = 2, temperature: float = 0.2) -> ContrastiveLoss:
     torch.manual_seed(0)
-    return Agreement(8, AgreementRecipe(weight=1.0, views=views, temperature=temperature))
+    return ContrastiveLoss(8, ContrastiveRecipe(weight=1.0, views=views, temperature=temperature))
 
 
 @pytest.mark.parametrize("views", [2, 3])
@@ -49,7 +49,7 @@ def test_equal_draws_of_unlike_chips_agree_and_a_single_chip_says_nothing():
 
 
 def test_options_out_of_range_are_refused():
-    for option in ("weight=-1", "views=1", "temperature=0", "gain=-0.1"):
+    for option in ("weight=-1", "views=1", "temperature=0", "brightness_jitter=-0.1"):
         with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):
             parse_recipe({}, [f"--agreement.{option}"])
 
@@ -82,7 +82,7 @@ def batch(modalities: ModalitySet = BOTH, chips: int = 24) -> Batch:
 
 def test_further_views_are_turned_alike_in_all_modalities_and_the_first_is_the_chip():
     chips = batch()
-    views = views_of(chips, AgreementRecipe(weight=1.0, views=3, turns=True), 0, 0)
+    views = masked_views(chips, ContrastiveRecipe(weight=1.0, views=3, rot90=True), 0, 0)
     assert len(set(views.keys)) == len(views) == 3 * len(chips)
     found = set()
     for i, key in enumerate(views.keys):
@@ -101,7 +101,7 @@ def turned(array: np.ndarray, way: int) -> np.ndarray:
 
 def test_brightness_is_of_reflectance_only_and_within_its_bounds():
     chips = batch()
-    views = views_of(chips, AgreementRecipe(weight=1.0, gain=0.25), 0, 0)
+    views = masked_views(chips, ContrastiveRecipe(weight=1.0, brightness_jitter=0.25), 0, 0)
     factor = (views.scale / chips.scale.repeat(2, 1)).numpy()
     np.testing.assert_allclose(views.offset, chips.offset.repeat(2, 1).numpy() * factor, rtol=1e-6)
     np.testing.assert_array_equal(factor[: len(chips)], 1)
@@ -112,13 +112,13 @@ def test_brightness_is_of_reflectance_only_and_within_its_bounds():
 
 
 def test_views_belong_to_a_chip_whatever_batch_it_comes_in():
-    recipe = AgreementRecipe(weight=1.0, turns=True, gain=0.1)
+    recipe = ContrastiveRecipe(weight=1.0, rot90=True, brightness_jitter=0.1)
     chips = batch()
     few = chips.take(torch.tensor([7, 3]))
-    all_views, few_views = views_of(chips, recipe, 5, 2), views_of(few, recipe, 5, 2)
+    all_views, few_views = masked_views(chips, recipe, 5, 2), masked_views(few, recipe, 5, 2)
     for i, key in enumerate(few_views.keys):
         j = all_views.keys.index(key)
         assert torch.equal(few_views.pixels["optical"][i], all_views.pixels["optical"][j])
         assert torch.equal(few_views.scale[i], all_views.scale[j])
-    other = views_of(chips, recipe, 5, 3)
+    other = masked_views(chips, recipe, 5, 3)
     assert not torch.equal(other.scale, all_views.scale), "another epoch, other views"

@@ -228,10 +228,10 @@ def test_a_run_begun_before_an_option_existed_is_resumed(source, tmp_path):
     pretrain(made, source, tmp_path)
     path = tmp_path / "recipe.yaml"
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    del record["agreement"], record["run"]["compile"]
+    del record["contrastive"], record["run"]["compile"]
     path.write_text(yaml.safe_dump(record), encoding="utf-8")
     pretrain(made, source, tmp_path)
-    with pytest.raises(ConfigError, match=r"agreement\.weight: 0\.0 there, 0\.5 here"):
+    with pytest.raises(ConfigError, match=r"contrastive\.weight: 0\.0 there, 0\.5 here"):
         pretrain(recipe("--run.epochs=1", "--agreement.weight=0.5"), source, tmp_path)
 
 

@@ -19,6 +19,7 @@ from multimae_eo.modality import ModalitySet
 from multimae_eo.network.config import DecoderConfig, EncoderConfig
 from multimae_eo.train.options import options_help
 from multimae_eo.train.recipe import (
+    ContrastiveRecipe,
     Recipe,
     TaskRecipe,
     load_recipe,
@@ -229,3 +230,12 @@ def test_a_recipe_resolves_on_the_data_it_gets():
         Recipe(modalities=["rbg"]).resolve(data)
     with pytest.raises(ConfigError, match=r"no modality 'elevation'"):
         Recipe(modalities=["rgb"], tasks={"e": TaskRecipe(modality="elevation")}).resolve(data)
+
+
+def test_former_names_of_options_are_read():
+    old = {"agreement": {"turns": True, "gain": 0.1}, "data": {"turns": True}}
+    recipe = parse_recipe(old, ["--agreement.weight=0.5", "--run.recompute", "true"])
+    assert recipe.contrastive == ContrastiveRecipe(weight=0.5, rot90=True, brightness_jitter=0.1)
+    assert recipe.data.rot90
+    assert recipe.run.activation_checkpointing
+    assert parse_recipe(old, ["--agreement.gain=0.3"]).contrastive.brightness_jitter == 0.3

@@ -48,10 +48,12 @@ def test_recomputed_activations_give_the_same_gradients(make_model, batch):
         return tensor
 
     results = []
-    for recompute in (False, True):
+    for checkpointing in (False, True):
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            results.append(gradients(module_of(make_model(), recompute=recompute), batch))
+            results.append(
+                gradients(module_of(make_model(), activation_checkpointing=checkpointing), batch)
+            )
     assert torch.equal(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
         assert torch.equal(gradient, results[1][1][name]), name

@@ -13,7 +13,8 @@ from multimae_eo.api.runs import run_options
 if TYPE_CHECKING:
     from multimae_eo.evaluate.study import StudyPlan
     from multimae_eo.network.multimae import MultiMAE
-    from multimae_eo.network.predictor import Predictor
+    from multimae_eo.network.config import RuntimePolicy
+from multimae_eo.network.predictor import Predictor
     from multimae_eo.sources.base import Source
 
 Progress = Callable[[int, int], None]
@@ -119,7 +120,7 @@ def evaluate_subsets(
 
 def _predictor(model: Predictor | str | Path, *, flips: bool) -> Predictor:
     predictor, _ = load_predictor(model)
-    predictor.flips = flips
+    predictor.set_runtime(RuntimePolicy(flips=flips))
     return predictor
 
 

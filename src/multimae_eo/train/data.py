@@ -130,7 +130,7 @@ class TrainBatches:
             "seed": seed,
             "workers": recipe.workers,
             "flips": recipe.flips,
-            "turns": recipe.turns,
+            "turns": recipe.rot90,
             "locality": recipe.locality,
         }
 

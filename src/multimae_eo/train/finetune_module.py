@@ -52,7 +52,7 @@ class FinetuneModule(pl.LightningModule):
             replace(
                 predictor.runtime,
                 compiled=recipe.run.compile,
-                activation_checkpointing=recipe.run.recompute,
+                activation_checkpointing=recipe.run.activation_checkpointing,
                 drop_path=tuple(0.0 if i < frozen else rate for i, rate in enumerate(rates)),
             )
         )

@@ -82,7 +82,7 @@ class FinetuneData(DataRecipe):
 
     chip: int | None = None
     batch_size: int = 32
-    turns: bool = True
+    rot90: bool = True
 
 
 @dataclass(kw_only=True)

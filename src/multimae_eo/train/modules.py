@@ -17,7 +17,7 @@ from multimae_eo.network.multimae import MultiMAE, Reconstruction
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches
 from multimae_eo.sample import Batch
-from multimae_eo.train.contrastive import Agreement, views_of
+from multimae_eo.train.contrastive import ContrastiveLoss, masked_views
 from multimae_eo.train.objective import Losses, Objective
 from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.recipe import Recipe
@@ -41,9 +41,10 @@ class PretrainModule(pl.LightningModule):
         self.model = model
         self.recipe = recipe
         self.objective = Objective(model.tasks, learned_weights=recipe.optim.learned_task_weights)
+        # The contrastive loss, under its name in checkpoints.
         self.agreement = (
-            Agreement(model.config.encoder.width, recipe.agreement)
-            if recipe.agreement.weight
+            ContrastiveLoss(model.config.encoder.width, recipe.contrastive)
+            if recipe.contrastive.weight
             else None
         )
         self.steps, self.warmup, self.lr = steps, warmup, lr
@@ -51,7 +52,7 @@ class PretrainModule(pl.LightningModule):
             replace(
                 model.runtime,
                 compiled=recipe.run.compile,
-                activation_checkpointing=recipe.run.recompute,
+                activation_checkpointing=recipe.run.activation_checkpointing,
             )
         )
 
@@ -60,11 +61,11 @@ class PretrainModule(pl.LightningModule):
         views = batch
         if self.agreement is not None:
             seed = self.recipe.run.seed
-            views = views_of(batch, self.recipe.agreement, seed, self.current_epoch)
+            views = masked_views(batch, self.recipe.contrastive, seed, self.current_epoch)
         losses, reconstruction = self._losses(views, self.current_epoch)
         if self.agreement is not None:
-            said: Tensor = self.agreement(reconstruction.features.pooled)
-            losses = losses.plus("agreement", self.recipe.agreement.weight, said)
+            loss: Tensor = self.agreement(reconstruction.features.pooled)
+            losses = losses.plus("contrastive", self.recipe.contrastive.weight, loss)
         self._guard(losses, batch)
         self._log("train", losses, len(batch), sync=False)
         return losses.total

@@ -20,6 +20,15 @@ from multimae_eo.sources.yaml_section import parse_yaml
 
 T = TypeVar("T")
 
+RENAMED: Mapping[str, str] = {
+    "agreement": "contrastive",
+    "agreement.turns": "contrastive.rot90",
+    "agreement.gain": "contrastive.brightness_jitter",
+    "data.turns": "data.rot90",
+    "run.recompute": "run.activation_checkpointing",
+}
+"""Options by their former names, which recipes, run folders and commands may still have."""
+
 
 @dataclass(kw_only=True)
 class Recorded:
@@ -44,6 +53,7 @@ def build(
     """
     from jsonargparse import ArgumentParser
 
+    record, overrides = with_current_names(record), [_current_option(o) for o in overrides]
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(kind)
     for item in overrides:
@@ -64,6 +74,37 @@ def build(
     recipe = kind(**vars(built))
     _check_filled(recipe, where)
     return recipe
+
+
+def with_current_names(record: Any) -> Any:
+    """A recipe's plain data with former names of options replaced by today's."""
+    if not isinstance(record, Mapping):
+        return record
+    renamed = dict(record)
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        if not section and key in renamed:
+            renamed = {new if k == key else k: v for k, v in renamed.items()}
+    for old, new in RENAMED.items():
+        section, _, key = new.rpartition(".")
+        former, part = old.rpartition(".")[2], renamed.get(section)
+        if section and isinstance(part, Mapping) and former in part:
+            renamed[section] = {key if k == former else k: v for k, v in part.items()}
+    return renamed
+
+
+def _current_option(item: str) -> str:
+    """An override ``--a.b…`` under today's name."""
+    name, equals, value = item.partition("=")
+    path = name.removeprefix("--")
+    if not name.startswith("--"):
+        return item
+    if path in RENAMED:
+        path = RENAMED[path]
+    elif path.split(".")[0] in RENAMED:
+        first, _, rest = path.partition(".")
+        path = f"{RENAMED[first]}.{rest}"
+    return f"--{path}{equals}{value}"
 
 
 def check_least(where: str, least: Mapping[str, tuple[float, float]]) -> None:
@@ -118,6 +159,7 @@ def check_keys(record: Any, kind: Any, *, where: str) -> None:
     """Walk plain data beside a dataclass; ConfigError names the nearest valid key."""
     if not isinstance(record, Mapping):
         raise ConfigError(f"{where}: expected keys and values, got {type(record).__name__}")
+    record = with_current_names(record)
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in record.items():

@@ -86,22 +86,22 @@ class MaskingRecipe:
 
 
 @dataclass(kw_only=True)
-class AgreementRecipe:
-    """Whether draws of one chip's tokens shall be known for the same (not in the paper).
+class ContrastiveRecipe:
+    """A contrastive loss between masked views of each chip (not in the paper).
 
     Args:
         weight: Weight of the contrastive loss (0: off, one view per chip).
         views: Views of each chip in a step.
         temperature: Softmax temperature; smaller values emphasise the most similar other chips.
-        turns: Whether further views are augmented with random flips and rot90.
-        gain: Brightness jitter of further views: reflectance is scaled by up to 1 + gain.
+        rot90: Whether further views are augmented with random flips and rot90.
+        brightness_jitter: Brightness jitter of further views: reflectance is scaled by up to 1 + this.
     """
 
     weight: float = 0.0
     views: int = 2
     temperature: float = 0.2
-    turns: bool = False
-    gain: float = 0.0
+    rot90: bool = False
+    brightness_jitter: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -148,7 +148,7 @@ class DataRecipe:
         workers: Processes that read ahead.
         val_fraction: Share of chips kept for validation where the data declare no split.
         flips: Random horizontal and vertical flips.
-        turns: Random rot90.
+        rot90: Random rot90.
         locality: Shuffle within so many chips (0: all); for stores larger than memory.
         statistics_chips: At most so many training chips are read to compute statistics.
     """
@@ -158,7 +158,7 @@ class DataRecipe:
     workers: int = 0
     val_fraction: float = 0.1
     flips: bool = True
-    turns: bool = False
+    rot90: bool = False
     locality: int = 0
     statistics_chips: int = 20000
 
@@ -177,7 +177,7 @@ class TrainingRecipe:
         nodes: Number of machines.
         strategy: auto, ddp, or fsdp (weights and optimiser sharded; pre-training only).
         compile: Compile the blocks (equal up to rounding; minutes at the start).
-        recompute: Keep no activations of encoder blocks; compute them again (less memory).
+        activation_checkpointing: Recalculate activations in the backward pass (less memory).
         val_every: Validate every so many epochs.
         checkpoint_steps: Also write a checkpoint every so many steps (0: at epochs' ends only).
         keep: Keep the checkpoints of so many latest epochs, too, beside last and best.
@@ -193,7 +193,7 @@ class TrainingRecipe:
     nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     compile: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     val_every: int = 1
     checkpoint_steps: int = 0
     keep: int = 0
@@ -220,7 +220,7 @@ class Recipe(Recorded):
         tasks: Outputs by name (default: one per modality).
         model: The network's size.
         masking: Which tokens the encoder sees.
-        agreement: Whether draws of one chip shall be known for the same.
+        contrastive: A contrastive loss between masked views of each chip.
         optim: The optimiser.
         data: How chips are cut and batched.
         run: How long, how precisely, and what is recorded.
@@ -230,7 +230,7 @@ class Recipe(Recorded):
     tasks: dict[str, TaskRecipe] = field(default_factory=dict)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     masking: MaskingRecipe = field(default_factory=MaskingRecipe)
-    agreement: AgreementRecipe = field(default_factory=AgreementRecipe)
+    contrastive: ContrastiveRecipe = field(default_factory=ContrastiveRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
@@ -294,9 +294,9 @@ def _check_values(recipe: Recipe, where: str) -> None:
         {
             "model.patch": (recipe.model.patch, 1),
             "masking.visible": (recipe.masking.visible, 1),
-            "agreement.weight": (recipe.agreement.weight, 0),
-            "agreement.views": (recipe.agreement.views, 2),
-            "agreement.gain": (recipe.agreement.gain, 0),
+            "contrastive.weight": (recipe.contrastive.weight, 0),
+            "contrastive.views": (recipe.contrastive.views, 2),
+            "contrastive.brightness_jitter": (recipe.contrastive.brightness_jitter, 0),
             "data.batch_size": (recipe.data.batch_size, 1),
             "data.workers": (recipe.data.workers, 0),
             "run.epochs": (recipe.run.epochs, 1),
@@ -309,9 +309,9 @@ def _check_values(recipe: Recipe, where: str) -> None:
     )
     if recipe.masking.alpha <= 0:
         raise ConfigError(f"{where}: masking.alpha must be > 0, got {recipe.masking.alpha}")
-    if recipe.agreement.temperature <= 0:
+    if recipe.contrastive.temperature <= 0:
         raise ConfigError(
-            f"{where}: agreement.temperature must be > 0, got {recipe.agreement.temperature}"
+            f"{where}: contrastive.temperature must be > 0, got {recipe.contrastive.temperature}"
         )
     if not 0 <= recipe.data.val_fraction < 1:
         raise ConfigError(

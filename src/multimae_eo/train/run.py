@@ -25,6 +25,7 @@ from multimae_eo.sources.base import Source
 from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
+from multimae_eo.train.options import with_current_names
 from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe
 
 RunKind = TypeVar("RunKind", bound=TrainingRecipe)
@@ -81,7 +82,7 @@ def claim_run(
     }
     path = out / "recipe.yaml"
     if path.exists():
-        before = _filled(load_yaml(path), defaults or {})
+        before = _filled(with_current_names(load_yaml(path)), defaults or {})
         free = (*_FREE, *_SPLIT) if (out / "checkpoints" / LAST).exists() else _FREE
         differing = _differences(before, record, free)
         if differing:
@@ -110,7 +111,7 @@ _FREE = (
     "run.accelerator",
     "run.nodes",
     "run.strategy",
-    "run.recompute",
+    "run.activation_checkpointing",
     "run.keep",
     "run.log_every",
     "run.pictures_every",
