@@ -13,8 +13,7 @@ from multimae_eo.api.runs import run_options
 if TYPE_CHECKING:
     from multimae_eo.evaluate.study import StudyPlan
     from multimae_eo.network.multimae import MultiMAE
-    from multimae_eo.network.config import RuntimePolicy
-from multimae_eo.network.predictor import Predictor
+    from multimae_eo.network.predictor import Predictor
     from multimae_eo.sources.base import Source
 
 Progress = Callable[[int, int], None]
@@ -119,6 +118,8 @@ def evaluate_subsets(
 
 
 def _predictor(model: Predictor | str | Path, *, flips: bool) -> Predictor:
+    from multimae_eo.network.config import RuntimePolicy
+
     predictor, _ = load_predictor(model)
     predictor.set_runtime(RuntimePolicy(flips=flips))
     return predictor
