@@ -94,7 +94,7 @@ class ContrastiveRecipe:
         views: Views of each chip in a step.
         temperature: Softmax temperature; smaller values emphasise the most similar other chips.
         rot90: Whether further views are augmented with random flips and rot90.
-        brightness_jitter: Brightness jitter of further views: reflectance is scaled by up to 1 + this.
+        brightness_jitter: Further views have their reflectance scaled by up to 1 + this.
     """
 
     weight: float = 0.0

@@ -52,7 +52,7 @@ def with_precision(run: RunKind, out: Path) -> RunKind:
     requested: str = run.precision
     path = out / "recipe.yaml"
     if requested == "auto" and path.exists():
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = load_yaml(path)
         requested = record.get("run", {}).get("precision", requested)
     kind = {"auto": "auto", "gpu": "auto", "tpu": "cpu"}.get(run.accelerator, run.accelerator)
     return replace(run, precision=resolve_precision(requested, resolve_device(kind)))  # type: ignore[arg-type]
