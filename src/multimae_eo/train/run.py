@@ -52,8 +52,9 @@ def with_precision(run: RunKind, out: Path) -> RunKind:
     requested: str = run.precision
     path = out / "recipe.yaml"
     if requested == "auto" and path.exists():
-        record = load_yaml(path)
-        requested = record.get("run", {}).get("precision", requested)
+        before = _filled(load_yaml(path), {"run": {"precision": requested}})
+        if isinstance(before, dict):
+            requested = before["run"]["precision"]
     kind = {"auto": "auto", "gpu": "auto", "tpu": "cpu"}.get(run.accelerator, run.accelerator)
     return replace(run, precision=resolve_precision(requested, resolve_device(kind)))  # type: ignore[arg-type]
 
