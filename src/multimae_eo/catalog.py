@@ -247,7 +247,7 @@ def legend(name: str) -> Legend:
 
 
 def find_band(name: str) -> tuple[Sensor, Band]:
-    """Find a band over all sensors by name or alias; BandError when none or several answer."""
+    """Find a band over all sensors by name or alias; BandError when none or several match."""
     hits = [(s, b) for s in _SENSORS for b in s.bands if b.answers_to(name)]
     exact = [(s, b) for s, b in hits if s.name == name or name in s.aliases] or hits
     if len({s.name for s, _ in exact}) == 1:

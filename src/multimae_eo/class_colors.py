@@ -27,7 +27,7 @@ _NATURAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("water|river|lake|sea$|ocean|pond|reservoir|stream|lagoon", ("2b7bba", "7db8e0", "0f4a80")),
     ("burn|fire", ("5a1a1a", "9c4a2f")),
 )  # fmt: skip
-# Okabe and Ito's hues, then darker ones: told apart by colour-blind eyes, too.
+# Okabe and Ito's hues, then darker ones: distinct with colour vision deficiency, too.
 _PLAIN = ("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "787878",
           "804600", "00466e", "005a3c", "6e285a")  # fmt: skip
 
@@ -35,14 +35,14 @@ _PLAIN = ("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", 
 def class_colors(names: Sequence[str]) -> tuple[Color, ...]:
     """A colour (sRGB, 0 to 255) per class, from the names alone; different ones as far as they go.
 
-    Those of a catalogued legend that has all of the names; else natural ones for what a name tells
-    (water, forest, grass, crops, buildings, …), else hues that colour-blind eyes tell apart.
+    Those of a class map in the catalogue that has all of the names; else natural ones (water,
+    forest, grass, crops, buildings, …), else hues distinct with colour vision deficiency.
     """
     asked = [n.casefold() for n in names]
     for record in LEGENDS.values():
-        known = {c.name.casefold(): c.color for c in record.classes}
-        if 1 < len(asked) == len(set(asked) & set(known)):
-            return tuple(known[n] for n in asked)
+        colors = {c.name.casefold(): c.color for c in record.classes}
+        if 1 < len(asked) == len(set(asked) & set(colors)):
+            return tuple(colors[n] for n in asked)
     taken: list[str | None] = []
     for name in names:
         shades = _shades(name)
@@ -53,7 +53,7 @@ def class_colors(names: Sequence[str]) -> tuple[Color, ...]:
 
 
 def _shades(name: str) -> tuple[str, ...]:
-    """Natural colours for what a class's name tells, none where it tells nothing."""
+    """Natural colours of a class by its name; empty where the name suggests none."""
     words = [w.casefold() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
     for stems, shades in _NATURAL:
         if any(re.match(f"({stems})", w) for w in words):

@@ -1,6 +1,6 @@
 """Sample: one chip as a reader gives it. Batch: chips stacked for the device.
 
-Both hold pixels in the source's own number type. Nodata has already become ``valid = False`` in
+Both hold pixels in the dtype of the source. Nodata has already become ``valid = False`` in
 the reader: no sentinel value travels further than that. Normalisation happens in the model, once.
 """
 
@@ -40,7 +40,7 @@ class Sample:
     ``pixels[m]``: (C, H, W) in the source's type; sizes may differ between modalities, the ground
     they cover may not. ``valid[m]``: bool, (1, H, W) or (C, H, W); a missing entry means every
     pixel is valid. A sample may lack any modality: then the name is in neither.
-    ``calibration[m]`` overrides the modality's own scale and offset and tells the product level.
+    ``calibration[m]`` overrides the modality's scale and offset and gives the product level.
     ``label``: a class index, a multi-hot vector, a value, or an (H, W) map of class indices where
     -1 is ignored; None where there is none.
     """
@@ -55,19 +55,19 @@ class Sample:
 
     def calibration_of(self, modality: Modality) -> Calibration:
         """This sample's calibration of ``modality``, by default the modality's own."""
-        own = self.calibration.get(modality.name)
-        return own or Calibration(scale=modality.scale, offset=modality.offset)
+        given = self.calibration.get(modality.name)
+        return given or Calibration(scale=modality.scale, offset=modality.offset)
 
     def values_of(self, modality: Modality) -> npt.NDArray[np.float64]:
-        """Physical values (C, H, W), or indices into the legend, -1 where the id is not in it."""
+        """Physical values (C, H, W), or class indices, -1 where the id is not in the class map."""
         pixels = self.pixels[modality.name]
         if modality.categorical:
             index = np.full(pixels.shape, -1.0)
-            for place, known in enumerate(modality.class_ids):
-                index[pixels == known] = place
+            for position, class_id in enumerate(modality.class_ids):
+                index[pixels == class_id] = position
             return index
-        how = self.calibration_of(modality)
-        return np.asarray(pixels.astype(np.float64) * how.scale + how.offset)
+        given = self.calibration_of(modality)
+        return np.asarray(pixels.astype(np.float64) * given.scale + given.offset)
 
     def validity(self, name: str) -> npt.NDArray[np.bool_]:
         """Which pixels of a modality were observed: bool (C, H, W), as its pixels."""
@@ -118,7 +118,7 @@ def crop(sample: Sample, *, top: float, left: float, size: float) -> Sample:
 
 
 def flip(sample: Sample, *, horizontal: bool, vertical: bool = False, turns: int = 0) -> Sample:
-    """Flip and turn every modality, and a label map, alike. ``turns``: quarter turns."""
+    """Flip and rotate all modalities and a label map alike. ``turns``: times of rot90."""
 
     def move(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if horizontal:
@@ -219,10 +219,10 @@ class Batch:
         return self._moved(again, keys=self.keys * times)
 
     def turned(self, turns: torch.Tensor) -> Batch:
-        """The chips turned and mirrored, each its own way; labels are left out.
+        """The chips rotated and mirrored, each by its value of ``turns``; without labels.
 
-        ``turns``: int64 (B,) on the CPU, 0 … 7: quarter turns, from 4 on after a mirroring from
-        left to right. ContractError for quarter turns of chips that are not square.
+        ``turns``: int64 (B,) on the CPU, 0 … 7: times of rot90, from 4 on after a mirroring from
+        left to right. ContractError for odd values with chips that are not square.
         """
         quarter = bool((turns % 2).any())
 
@@ -276,7 +276,7 @@ def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
     """Stack samples into a Batch. Chips may lack modalities; sizes must agree within each.
 
     Raises DataError for an empty list, a chip without any modality, or sizes that differ, and
-    ConfigError where a product level is needed and not told.
+    ConfigError where a product level is needed and not declared.
     """
     import torch
 
@@ -295,9 +295,9 @@ def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
             continue
         present[having, column] = True
         for i in having:
-            how = samples[i].calibration_of(modality)
-            scale[i, column], offset[i, column] = how.scale, how.offset
-            level[i, column] = modality.level_index(how.level)
+            given = samples[i].calibration_of(modality)
+            scale[i, column], offset[i, column] = given.scale, given.offset
+            level[i, column] = modality.level_index(given.level)
         stacked, ok = _stack(name, samples, having)
         pixels[name] = torch.from_numpy(stacked)
         if ok is not None:

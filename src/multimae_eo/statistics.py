@@ -117,7 +117,7 @@ class Statistics:
                 ids = pixels[0] if valid is None else pixels[0][valid[0]]
                 self.class_counts[name] += count_classes(ids, modality)
                 continue
-            how = sample.calibration_of(modality)
+            calibration = sample.calibration_of(modality)
             moments = Moments.of(pixels, valid)
             if not np.isfinite(moments.m2).all():
                 least, most = moments.minimum.min(), moments.maximum.max()
@@ -128,11 +128,11 @@ class Statistics:
             # The physical moments follow from the raw ones; converting pixels first would round.
             physical = Moments(
                 moments.count,
-                np.where(moments.count > 0, moments.mean * how.scale + how.offset, 0.0),
-                moments.m2 * how.scale**2,
-                *_ordered(moments, how.scale, how.offset),
+                np.where(moments.count > 0, moments.mean * calibration.scale + calibration.offset, 0.0),
+                moments.m2 * calibration.scale**2,
+                *_ordered(moments, calibration.scale, calibration.offset),
             )
-            level = modality.levels[modality.level_index(how.level)] if modality.levels else ""
+            level = modality.levels[modality.level_index(calibration.level)] if modality.levels else ""
             levels = self.moments[name]
             levels[level] = levels[level].merge(physical)
 
@@ -225,10 +225,10 @@ class Statistics:
 
 
 def count_classes(ids: npt.NDArray[Any], modality: Modality) -> Array:
-    """Pixels per class, in legend order."""
+    """Pixels per class, in the order of the class map."""
     table, counts = np.unique(ids, return_counts=True)
-    found = dict(zip(table.tolist(), counts.tolist(), strict=True))
-    return np.array([found.get(i, 0) for i in modality.class_ids], dtype=np.float64)
+    count_of = dict(zip(table.tolist(), counts.tolist(), strict=True))
+    return np.array([count_of.get(i, 0) for i in modality.class_ids], dtype=np.float64)
 
 
 def known_moments(mean: Iterable[float], std: Iterable[float], count: float = 1.0) -> Moments:

@@ -190,6 +190,8 @@ def comment_hits(text: str, path: str) -> list[Hit]:
 
 def identifier_hits(name: str, path: str, line: int) -> Iterator[Hit]:
     """Hits in the parts of one identifier, of snake_case and CamelCase."""
+    if name == "dynamic_world":  # the name of a data set
+        return
     for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name):
         if part.lower() in PAPER_NAMES and PAPER_FILES.search(path):
             continue
