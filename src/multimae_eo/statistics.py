@@ -128,11 +128,15 @@ class Statistics:
             # The physical moments follow from the raw ones; converting pixels first would round.
             physical = Moments(
                 moments.count,
-                np.where(moments.count > 0, moments.mean * calibration.scale + calibration.offset, 0.0),
+                np.where(
+                    moments.count > 0, moments.mean * calibration.scale + calibration.offset, 0.0
+                ),
                 moments.m2 * calibration.scale**2,
                 *_ordered(moments, calibration.scale, calibration.offset),
             )
-            level = modality.levels[modality.level_index(calibration.level)] if modality.levels else ""
+            level = (
+                modality.levels[modality.level_index(calibration.level)] if modality.levels else ""
+            )
             levels = self.moments[name]
             levels[level] = levels[level].merge(physical)
 
