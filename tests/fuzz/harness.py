@@ -40,7 +40,7 @@ def limits() -> Iterator[None]:
     # Processor time: other programs of the machine do not count.
     signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.alarm(6 * SECONDS)
+    signal.alarm(int(6 * SECONDS))
     try:
         yield
     finally:

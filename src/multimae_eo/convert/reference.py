@@ -21,6 +21,7 @@ from torch import Tensor
 
 from multimae_eo import catalog
 from multimae_eo.errors import CheckpointError, ConfigError, did_you_mean
+from multimae_eo.files import require_regular
 from multimae_eo.modality import LegendClass, Modality, ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
@@ -80,6 +81,7 @@ def convert(checkpoint: Path, *, statistics: Path | None = None) -> MultiMAE:
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Read tensors and arguments without executing anything the file holds."""
+    require_regular(path, CheckpointError)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             # About pickle protocols; what cannot be read is told by the error.

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from multimae_eo.errors import ConfigError, DataError, SplitError, did_you_mean
+from multimae_eo.files import require_regular
 from multimae_eo.sources.base import split_name
 from multimae_eo.sources.file_names import (
     composed,
@@ -140,6 +141,7 @@ def read_table(path: Path, pattern: Pattern | None, known: Collection[str]) -> T
     without its folder. Raises SplitError for ids without files, ids listed twice and an empty
     table, ConfigError for a file that cannot be read or has neither column.
     """
+    require_regular(path, ConfigError)
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restval="", strict=True)
