@@ -79,7 +79,7 @@ ADDED = {
     ("probe", "rgb;rgb,ired;all"): "--methods knn",
 }
 # Chips of each split (or of all, where the data declare none) that are kept of the examples' data.
-KEPT = 8
+KEPT = 12
 
 
 @dataclass(frozen=True)
