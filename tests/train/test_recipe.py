@@ -175,7 +175,7 @@ def test_an_override_changes_what_it_names_and_nothing_else(overrides, path, val
         ("--optm.lr=1", "did you mean 'optim'"),
         ("--run.epoch=1", r"did you mean 'run\.epochs'"),
         ("--model.encoder.dpeth=3", r"unknown key 'dpeth'; did you mean 'depth'"),
-        ("--model.encoder=[", "flow node"),
+        ("--model.encoder=[", "expected the node content"),
         ("--model.encoder=3", "encoder"),
         ("--optim.lr=fast", "lr"),
         ("--data.flips=perhaps", "flips"),
