@@ -65,8 +65,9 @@ class OutputError(MultiMAEError):
     """A result cannot be written."""
 
 
-class InputWarning(UserWarning):
-    """The data are readable, but look unlike what the model has learnt from."""
+class InputWarning(MultiMAEError, UserWarning):
+    """The data can be read, but look unlike what the model has learnt from; an error where warnings
+    are made errors (``--strict``)."""
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from multimae_eo.errors import ConfigError
 
+_METRES_PER_DEGREE = 111_320.0  # of latitude
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
@@ -22,6 +24,13 @@ class Geometry:
         left, bottom, right, top = self.bounds
         if not (left < right and bottom < top):
             raise ConfigError(f"geometry: bounds must be (left, bottom, right, top): {self.bounds}")
+
+    def pixel_m(self, rows: int) -> float:
+        """The height of a pixel in metres, of a chip of ``rows``; degrees are taken for such."""
+        _, bottom, _, top = self.bounds
+        height = (top - bottom) / rows
+        in_degrees = max(map(abs, self.bounds)) <= 360 and height < 0.5
+        return height * _METRES_PER_DEGREE if in_degrees else height
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from multimae_eo.doctor.finding import Finding
-from multimae_eo.doctor.scale import is_cirrus
 from multimae_eo.doctor.scan import Array
 from multimae_eo.doctor.values import Values
-
-_BLUE_UM, _RED_UM = (0.45, 0.52), (0.63, 0.69)
-_OFFSET = 0.1
-_LIFTED, _LIFTED_CIRRUS = 0.095, 0.08
-_AIR_BLUE, _AIR_SLOPE, _SNOW_BLUE = 0.055, 0.015, 0.15
-_LIFTED_BLUE = {"l1c": 0.155}
-"""Darkest blue above which a chip is lifted; ``_OFFSET`` where there is no air in it."""
+from multimae_eo.plausible import (
+    BLUE_UM,
+    LIFTED,
+    OFFSET,
+    RED_UM,
+    UNDO_OFFSET,
+    is_cirrus,
+    level_seen,
+    looks_lifted,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +41,15 @@ class _Dark:
     @property
     def lifted(self) -> bool:
         """Whether every band is about 0.1 too bright."""
-        if np.isfinite(self.cirrus):
-            return self.cirrus > _LIFTED_CIRRUS
-        return self.lowest > _LIFTED and self.blue > _LIFTED_BLUE.get(self.level, _OFFSET)
+        return looks_lifted(
+            lowest=self.lowest, blue=self.blue, cirrus=self.cirrus, level=self.level
+        )
 
     @property
     def seen_level(self) -> str:
         """The product level it looks like; empty where it is not clear."""
-        blue = self.blue - (_OFFSET if self.lifted else 0.0)
-        if _AIR_BLUE < blue < _SNOW_BLUE and self.blue - self.red > _AIR_SLOPE:
-            return "l1c"
-        return "l2a" if blue < _AIR_BLUE - 0.01 and self.blue - self.red < _AIR_SLOPE else ""
+        lift = OFFSET if self.lifted else 0.0
+        return level_seen(blue=self.blue - lift, red=self.red - lift)
 
 
 def level_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
@@ -83,8 +83,8 @@ def _darkest(members: list[Values]) -> list[_Dark]:
             key=key,
             level=level[key],
             lowest=min((v for w, v in lows if not is_cirrus(w)), default=np.nan),
-            blue=_within(lows, _BLUE_UM),
-            red=_within(lows, _RED_UM),
+            blue=_within(lows, BLUE_UM),
+            red=_within(lows, RED_UM),
             cirrus=min((v for w, v in lows if is_cirrus(w)), default=np.nan),
         )
         for key, lows in bands.items()
@@ -106,7 +106,7 @@ def _offset(darks: list[_Dark], where: str) -> Iterator[Finding]:
         severity="warning",
         where=where,
         what="some chips are about 0.1 brighter in every band: the +1000 of processing baseline "
-        "04.00" if some else "no band has a dark pixel: the +1000 of processing baseline 04.00",
+        "04.00" if some else LIFTED,
         evidence={
             "chips": len(lifted),
             "of": len(darks),
@@ -115,7 +115,7 @@ def _offset(darks: list[_Dark], where: str) -> Iterator[Finding]:
         },
         remedy="`offset: {default: 0, chips: {KEY: -0.1}}` for these"
         if some
-        else "`offset: -0.1`; bright desert or snow throughout can look so, too",
+        else UNDO_OFFSET,
         chips=tuple(d.key for d in lifted[:8]),
     )  # fmt: skip
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from multimae_eo.doctor.bands import Stack
 from multimae_eo.doctor.finding import Finding, percent
-from multimae_eo.doctor.scale import is_cirrus
 from multimae_eo.doctor.scan import Array
+from multimae_eo.plausible import is_cirrus
 
 _CHAIN_UM = 0.93
 _SWIR1_UM, _SWIR2_UM, _NIR_UM = (1.5, 1.8), (2.0, 2.4), (0.8, 0.9)

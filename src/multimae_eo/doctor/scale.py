@@ -12,18 +12,19 @@ import numpy as np
 
 from multimae_eo.catalog import SENSORS
 from multimae_eo.doctor.finding import Finding, percent
-from multimae_eo.doctor.scan import Array
 from multimae_eo.doctor.values import Values
-
-_CIRRUS_UM = (1.34, 1.41)
-_FACTORS = (1e-4, 1e-3, 1e-2, 0.1, 1 / 255, 1.0, 10.0, 100.0)
-_DARK, _DIM = 0.03, 0.1
-"""Highest reflectances (99th percentile of the brightest band) that no land scene has, and few."""
-
-
-def is_cirrus(wavelength_um: float | None) -> bool:
-    """Whether a band lies where water vapour hides the ground."""
-    return wavelength_um is not None and _CIRRUS_UM[0] <= wavelength_um <= _CIRRUS_UM[1]
+from multimae_eo.plausible import (
+    DARK,
+    DECIBEL_NEGATIVE,
+    DIM,
+    NEVER_NEGATIVE,
+    TO_DECIBEL,
+    is_cirrus,
+    negative_share,
+    outside_message,
+    scale_advice,
+    share_outside,
+)
 
 
 def scale_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
@@ -45,8 +46,7 @@ def _outside(results: Values) -> Iterator[Finding]:
     for index, band in enumerate(results.modality.bands):
         seen = results.seen(index)
         if band.physical_range is not None and seen.size:
-            low, high = band.physical_range
-            shares[index] = float(((seen < low) | (seen > high)).mean())
+            shares[index] = share_outside(seen, band.physical_range)
     wrong = [i for i, share in shares.items() if share > 0.005]
     if not wrong:
         return
@@ -58,7 +58,7 @@ def _outside(results: Values) -> Iterator[Finding]:
         check="wrong-scale",
         severity="error" if most else "warning",
         where=results.modality.name if len(wrong) > 1 else results.where(worst),
-        what=f"values outside the physical range {low:g} to {high:g} {results.modality.unit}",
+        what=outside_message(results.modality, (low, high)),
         evidence={
             "bands": ", ".join(results.modality.bands[i].name for i in wrong),
             "outside": percent(shares[worst]),
@@ -67,27 +67,11 @@ def _outside(results: Values) -> Iterator[Finding]:
             "99 %": float(p99),
             "scale": results.chips[0].how.scale,
         },
-        remedy=_suggestion(results.seen_raw(worst), (low, high), results.modality.unit)
+        remedy=scale_advice(results.seen_raw(worst), (low, high), results.modality.unit)
         if most
         else "check these chips, and the nodata value",
         chips=_outliers(results, worst, (low, high)),
     )
-
-
-def _suggestion(raw: Array, span: tuple[float, float], unit: str) -> str:
-    """The power of ten (or 1/255) under which the raw values are plausible."""
-    if unit == "reflectance" and 1 < raw.max() <= 255 and (raw % 1 == 0).all():
-        return "8-bit pictures, not measurements: take the original product (or `scale: 0.0039`)"
-    tail = np.percentile(raw, [0.5, 99.5])
-    floor = _DARK if unit == "reflectance" else 0.0
-    fits = [
-        f
-        for f in _FACTORS
-        if (tail * f >= span[0]).all() and (tail * f <= span[1]).all() and tail[1] * f > floor
-    ]
-    if not fits:
-        return "check the unit, the nodata value and which band this is"
-    return f"raw values fit the range with `scale: {max(fits):.4g}`; check the unit in the source"
 
 
 def _outliers(results: Values, band: int, span: tuple[float, float]) -> tuple[str, ...]:
@@ -121,15 +105,15 @@ def _too_small(values: Mapping[str, Values]) -> Iterator[Finding]:
             "scale": members[0].chips[0].how.scale,
             "raw 99 %": float(np.percentile(raw, 99)),
         }
-        if unit == "reflectance" and top < _DIM:
+        if unit == "reflectance" and top < DIM:
             yield Finding(
                 check="wrong-scale",
-                severity="error" if top < _DARK else "warning",
+                severity="error" if top < DARK else "warning",
                 where=names,
                 what="reflectance is almost zero in every band",
                 evidence=evidence,
-                remedy=_suggestion(raw, (-0.2, 2.0), unit)
-                if top < _DARK
+                remedy=scale_advice(raw, (-0.2, 2.0), unit)
+                if top < DARK
                 else "open water is as dark as this; otherwise the data may be × 1000: "
                 "`scale: 0.001`",
             )
@@ -150,20 +134,20 @@ def _linear_for_decibel(results: Values) -> Finding | None:
     seen = results.physical[np.isfinite(results.physical)]
     if results.modality.unit != "dB" or not seen.size:
         return None
-    negative, top = float((seen < 0).mean()), float(np.percentile(seen, 99))
-    if negative > 0.02:
+    negative, top = negative_share(seen), float(np.percentile(seen, 99))
+    if negative > DECIBEL_NEGATIVE:
         return None
     return Finding(
         check="decibel",
         severity="error",
         where=results.modality.name,
-        what="declared in dB, but no value is negative: linear power or amplitude",
+        what=NEVER_NEGATIVE,
         evidence={
             "negative": percent(negative),
             "median": float(np.median(seen)),
             "99 %": top,
         },
-        remedy="convert to dB (10·log10 of power, 20·log10 of amplitude) before `prepare`, "
+        remedy=f"{TO_DECIBEL} before `prepare`, "
         "or declare it with its own unit (`custom: true`)",
     )
 
@@ -173,8 +157,8 @@ def _decibel_for_linear(results: Values) -> Iterator[Finding]:
     if known is None or known.unit != "dB" or results.modality.unit == "dB":
         return
     seen = results.physical[np.isfinite(results.physical)]
-    negative = float((seen < 0).mean()) if seen.size else 0.0
-    if negative > 0.02:
+    negative = negative_share(seen)
+    if negative > DECIBEL_NEGATIVE:
         yield Finding(
             check="decibel",
             severity="error",

@@ -16,6 +16,7 @@ import torch
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
 from multimae_eo.files import single_writer, write_file
+from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.reconstruction_scores import PredictedPixels, ReconstructionScores
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
@@ -74,6 +75,7 @@ def reconstruct_chips(
     chosen = options or ReconstructOptions()
     names, outputs = _check(model, source, inputs, chosen.outputs)
     indices = _indices(source, keys, split)
+    check_source(model.modalities, model.statistics, source, indices, inputs=inputs)
     tally = _Tally(model, inputs, outputs)
     for samples in chip_batches(source, indices, names, inputs, chosen.batch_size):
         batch = collate(samples, source.modalities.select(names))

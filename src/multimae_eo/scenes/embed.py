@@ -14,6 +14,7 @@ from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.files import single_writer
 from multimae_eo.geo import Geometry
 from multimae_eo.inference.extraction import encoder_features
+from multimae_eo.inference.input_check import check_source
 from multimae_eo.inference.reconstruct_chips import chip_batches
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
@@ -21,7 +22,7 @@ from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.scenes.engine import computing, predict_windows
 from multimae_eo.scenes.geoparquet import EmbeddingWriter
 from multimae_eo.scenes.job import SceneOptions
-from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
+from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.window_model import (
     WindowPredictions,
     device_of,
@@ -62,6 +63,7 @@ def embed_scene(
         per=_require_per(per),
     )
     tiling = scene_tiling(embedder.sizes, scene, embedder.inputs, options)
+    check_scene(model, scene, embedder.inputs, tiling)
     height, width = scene.grid.height, scene.grid.width
 
     def embeddings() -> Iterator[Embedding]:
@@ -113,6 +115,7 @@ def embed_source(
         per=_require_per(per),
         larger_chips=True,
     )
+    check_source(model.modalities, model.statistics, source, range(len(source)), inputs=names)
 
     def embeddings() -> Iterator[Embedding]:
         done = 0

@@ -52,6 +52,8 @@ def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
         }
         if job.options.model_hash:
             tags["model_hash"] = job.options.model_hash
+        if job.warning:
+            tags["input_warning"] = job.warning
         paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
         with bounded_cache():
             for layer, path in zip(job.layers, paths, strict=True):

@@ -69,7 +69,7 @@ class SceneJob:
     """A scene, the model that is applied to its windows, and the rasters to write.
 
     ``settings``: what else decides the rasters' values, JSON-ready; an interrupted map goes on only
-    where they are equal.
+    where they are equal. ``warning``: what looks wrong with the inputs, for the rasters' tags.
     """
 
     scene: Scene
@@ -78,6 +78,7 @@ class SceneJob:
     layers: tuple[OutputLayer, ...]
     settings: Mapping[str, Any]
     options: SceneOptions
+    warning: str = ""
 
     def on(self, device: str) -> SceneJob:
         """The same with its model on another device."""

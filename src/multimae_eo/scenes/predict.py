@@ -15,7 +15,7 @@ from multimae_eo.sample import Batch
 from multimae_eo.scenes import engine
 from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.output_layers import LayerKind, OutputLayer
-from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
+from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.tiling import tiling_in_cells
 from multimae_eo.scenes.window_model import (
     WindowPredictions,
@@ -84,6 +84,7 @@ def predict_scene(
             "classes": list(model.target.classes),
         },
         options=options,
+        warning=check_scene(model.encoder, scene, window_model.inputs, tiling),
     )
     return engine.run(job, out.parent, keep=f".{out.name}.partial")
 

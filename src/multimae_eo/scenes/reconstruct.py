@@ -14,7 +14,7 @@ from multimae_eo.sample import Batch
 from multimae_eo.scenes import engine
 from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.output_layers import OutputLayer
-from multimae_eo.scenes.scene_inputs import require_inputs, scene_tiling
+from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import (
     WindowPredictions,
@@ -78,6 +78,7 @@ def reconstruct_scene(
             "seed": options.seed,
         },
         options=options,
+        warning=check_scene(model, scene, window_model.inputs, tiling),
     )
     return engine.run(job, out, keep=".scene.partial")
 

@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.geo import Window
+from multimae_eo.inference.input_check import check_samples
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.tiling import Tiling, make_tiling
 from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
 from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES, RasterRule
+
+_LOOKED_AT = 8
+"""Windows that are looked at before a scene is mapped."""
 
 
 def open_for(
@@ -55,6 +60,18 @@ def require_inputs(
     if not names:
         raise ConfigError(f"{scene.name}: has none of the inputs {', '.join(modalities)}")
     return scene.modalities.select(names)
+
+
+def check_scene(network: MultiMAE, scene: Scene, inputs: ModalitySet, tiling: Tiling) -> str:
+    """Look at a few windows of a scene before a model is applied; see ``check_samples``."""
+    names = [n for n, m in inputs.items() if not m.categorical]
+    corners = [(row, col) for row in tiling.tops for col in tiling.lefts]
+    step = max(1, len(corners) // _LOOKED_AT)
+    samples = (
+        scene.read(Window(row=row, col=col, height=tiling.chip, width=tiling.chip), names)
+        for row, col in corners[step // 2 :: step][:_LOOKED_AT]
+    )
+    return check_samples(network.modalities, network.statistics, samples, where=scene.name)
 
 
 def scene_tiling(
