@@ -65,7 +65,7 @@ class OutputError(MultiMAEError):
     """A result cannot be written."""
 
 
-class InputWarning(MultiMAEError, UserWarning):
+class InputWarning(MultiMAEError, UserWarning):  # noqa: N818
     """The data can be read, but look unlike what the model has learnt from; an error where warnings
     are made errors (``--strict``)."""
 

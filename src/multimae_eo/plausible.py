@@ -139,6 +139,4 @@ def sentinel_message(values: npt.NDArray[Any]) -> str:
 
 def is_fill_value(value: float) -> bool:
     """Whether programs write this number where nothing was observed."""
-    return abs(value) > _HUGE or any(
-        abs(value - fill) <= 1e-6 * abs(fill) for fill in _FILL_VALUES
-    )
+    return abs(value) > _HUGE or any(abs(value - fill) <= 1e-6 * abs(fill) for fill in _FILL_VALUES)

@@ -1,7 +1,8 @@
 """The command line: one typed dataclass per subcommand. Heavy imports wait until one runs.
 
 Exit codes: 0 done, 1 a user's error in one line, 2 usage, 130 interrupted. Progress goes to stderr,
-results to stdout. ``--debug`` shows the traceback.
+results to stdout. ``--debug`` shows the traceback, ``--strict`` makes warnings about inputs
+errors.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    make_printable()
+    make_printable(strict="--strict" in arguments)
     with noted_interrupts() as interrupts:
         try:
-            return _run([a for a in arguments if a != "--debug"], debug=debug)
+            own = [a for a in arguments if a not in ("--debug", "--strict")]
+            return _run(own, debug=debug)
         except BaseException as error:
             # Libraries turn an interrupt into other errors: an import that failed, exit code 1.
             if debug or not (interrupts or isinstance(error, KeyboardInterrupt)):

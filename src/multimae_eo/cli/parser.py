@@ -123,7 +123,8 @@ def make_parser(
     parser = Parser(
         prog=PROGRAM,
         description="One multi-modal masked autoencoder for all Earth-observation sensors.",
-        epilog=f"{PROGRAM} SUBCOMMAND --help explains a subcommand; --debug shows tracebacks.",
+        epilog=f"{PROGRAM} SUBCOMMAND --help explains a subcommand; --debug shows tracebacks; "
+        "--strict makes an error of inputs that look unlike the model's.",
         version=version,
     )
     group = parser.add_subcommands(required=True, dest="subcommand", metavar="SUBCOMMAND")

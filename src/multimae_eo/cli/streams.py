@@ -10,13 +10,14 @@ from typing import Any, TextIO
 from multimae_eo.errors import InputWarning
 
 
-def make_printable() -> None:
+def make_printable(*, strict: bool = False) -> None:
     """Let output under any encoding replace the signs that it lacks, and print warnings about
-    inputs in one line."""
+    inputs in one line; where ``strict`` they are errors."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
+    warnings.simplefilter("error" if strict else "always", InputWarning)
     show = warnings.showwarning
 
     def show_input_warning(

@@ -147,8 +147,7 @@ def _linear_for_decibel(results: Values) -> Finding | None:
             "median": float(np.median(seen)),
             "99 %": top,
         },
-        remedy=f"{TO_DECIBEL} before `prepare`, "
-        "or declare it with its own unit (`custom: true`)",
+        remedy=f"{TO_DECIBEL} before `prepare`, or declare it with its own unit (`custom: true`)",
     )
 
 

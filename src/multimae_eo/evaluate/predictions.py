@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, did_you_mean
 from multimae_eo.files import single_writer, write_file
+from multimae_eo.inference.input_check import check_source
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.metrics.intervals import hierarchical_interval
 from multimae_eo.metrics.task_metrics import (
@@ -68,7 +69,8 @@ def predict_split(
         ContractError: classes or inputs are not the model's. ConfigError: an unknown input.
     """
     target = predictor.target
-    if source.class_names and target.classes and tuple(source.class_names) != target.classes:
+    order = _class_order(tuple(source.class_names), target.classes)
+    if order is None and source.class_names and target.classes:
         raise ContractError(
             f"{source.name}: its classes ({', '.join(source.class_names)}) are not the model's "
             f"({', '.join(target.classes)})"
@@ -80,7 +82,8 @@ def predict_split(
     predictor.eval()
     start = time.perf_counter()
     for batch in make_loader(source, indices, batch_size=BATCH, modalities=names):
-        parts.append(_predict(predictor, batch, names, source.name))
+        truth, guess, sure = _predict(predictor, batch, names, source.name)
+        parts.append((_reordered(truth, order), guess, sure))
         keys += batch.keys
         if progress is not None:
             progress(len(keys), len(indices))
@@ -114,8 +117,16 @@ def evaluate(
     probabilities; for maps key, pixels, accuracy and mean IoU of each chip), ``card.md`` and
     ``report.html``. Other arguments and errors as of ``predict_split``.
 
-    Returns ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``.
+    Returns ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``, and
+    ``input_warning`` where the chips look unlike what the model has learnt from.
     """
+    warning = check_source(
+        predictor.encoder.modalities,
+        predictor.encoder.statistics,
+        source,
+        source.split(split),
+        inputs=input_names(predictor, source, inputs),
+    )
     split_predictions = predict_split(
         predictor, source, split=split, inputs=inputs, progress=progress
     )
@@ -131,8 +142,11 @@ def evaluate(
             for name, score in all_scores(predictions).items()
         },
     }
+    if warning:
+        record["input_warning"] = warning
     if out is not None:
-        write_file(out / "predictions.parquet", _parquet(predictions))
+        ids = predictor.target.output_ids
+        write_file(out / "predictions.parquet", _parquet(predictions, ids))
         write_file(out / "metrics.json", (json.dumps(record, indent=1) + "\n").encode())
         size = sum(p.numel() for p in predictor.parameters())
         card(
@@ -187,7 +201,23 @@ def _predict(
     return truth, (values > 0.5).astype(np.int64) if kind == "multilabel" else values, values
 
 
-def _parquet(predictions: Predictions) -> bytes:
+def _class_order(theirs: tuple[str, ...], ours: tuple[str, ...]) -> Array | None:
+    """The model's index of each of the data's classes; None where the classes are not the same."""
+    if len(set(theirs)) != len(theirs) or set(theirs) != set(ours):
+        return None
+    return np.array([ours.index(name) for name in theirs], dtype=np.int64)
+
+
+def _reordered(labels: Array, order: Array | None) -> Array:
+    """Labels of the data as the model counts its classes; -1 stays."""
+    if order is None or (order == np.arange(len(order))).all():
+        return labels
+    if labels.ndim == 2:  # multi-hot
+        return labels[:, np.argsort(order)]
+    return np.where(labels >= 0, order[labels], labels)
+
+
+def _parquet(predictions: Predictions, ids: Sequence[int]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,14 +233,16 @@ def _parquet(predictions: Predictions) -> bytes:
         columns["accuracy"] = _listed(counts.accuracy, pixels)
         columns["mean_iou"] = _listed(counts.mean_iou, pixels)
     else:
-        columns |= {
-            "label": predictions.truth.tolist(),
-            "prediction": predictions.predicted.tolist(),
-        }
+        truth, predicted = predictions.truth, predictions.predicted
+        if predictions.kind == "classification" and ids:
+            truth, predicted = (np.asarray(ids)[column] for column in (truth, predicted))
+        columns |= {"label": truth.tolist(), "prediction": predicted.tolist()}
         if predictions.probability is not None:
             columns["probabilities"] = predictions.probability.tolist()
     table = pa.table(columns)
-    table = table.replace_schema_metadata({"classes": json.dumps(predictions.class_names)})
+    table = table.replace_schema_metadata(
+        {"classes": json.dumps(predictions.class_names), "class_ids": json.dumps(list(ids))}
+    )
     held = io.BytesIO()
     pq.write_table(table, held)
     return held.getvalue()

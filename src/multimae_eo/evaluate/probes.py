@@ -32,6 +32,7 @@ from multimae_eo.inference.extraction import (
     encoder_grids,
     extract,
 )
+from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.task_metrics import Predictions, values_of
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sources.base import Indices, Source
@@ -100,6 +101,8 @@ def probe(
         if method not in METHODS:
             raise ConfigError(f"no method {method!r}; {did_you_mean(method, METHODS)}")
     sets = _input_sets(model, source, inputs)
+    names = list(dict.fromkeys(n for members in sets.values() for n in members))
+    check_source(model.modalities, model.statistics, source, range(len(source)), inputs=names)
     trials = [
         trial
         for label, names in sets.items()

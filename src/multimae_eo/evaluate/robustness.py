@@ -13,6 +13,7 @@ import numpy as np
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluate.predictions import input_names, predict_split
 from multimae_eo.files import single_writer, write_file
+from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.intervals import hierarchical_interval
 from multimae_eo.metrics.task_metrics import scores_of
 from multimae_eo.network.predictor import Predictor
@@ -62,6 +63,8 @@ def drop_inputs(
     """
     names = input_names(predictor, source, None)
     indices = source.split(split)
+    encoder = predictor.encoder
+    check_source(encoder.modalities, encoder.statistics, source, indices, inputs=names)
     has = _observed(source, indices, names)
     rows = []
     for i, kept in enumerate(sets := list(subsets(names, drop, seed=seed))):

@@ -216,7 +216,7 @@ def _scale_remedy(one: _Input, values: Array, mean: Array, std: Array) -> str:
     with np.errstate(divide="ignore"):
         off = np.log10(np.abs(np.nanmean(values, axis=1)) / np.maximum(np.abs(mean), 1e-30))
     excess = float(np.median(off[np.isfinite(off)])) if np.isfinite(off).any() else 0.0
-    best = min(SCALE_FACTORS, key=lambda f: abs(excess + np.log10(f)))
+    best = min((*SCALE_FACTORS, 1e3, 1e4), key=lambda f: abs(excess + np.log10(f)))
     if best == 1.0:
         return "check the unit and the nodata value"
     return f"declare `scale: {one.scale * best:.4g}` (it is {one.scale:g} now)"
@@ -276,7 +276,7 @@ def _offset(members: Sequence[_Input], statistics: Statistics) -> Iterator[str]:
                 least.append(float(minimum[b]) if minimum[b] < mean[b] else np.nan)
     if not shifts:
         return
-    blue, red = _least(lows.values(), BLUE_UM), _least(lows.values(), RED_UM)
+    blue = _least(lows.values(), BLUE_UM)
     cirrus = min((v for w, v in lows.values() if is_cirrus(w)), default=np.nan)
     lifted = looks_lifted(
         lowest=min(ground) + _SLACK,

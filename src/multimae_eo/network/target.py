@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from multimae_eo.errors import DataError
+from multimae_eo.modality import class_ids
 
 TaskName = Literal["classification", "segmentation", "regression"]
 LabelKind = Literal["class", "multilabel", "map", "value", "value map"]
@@ -26,13 +27,15 @@ _KINDS: Mapping[LabelKind, tuple[TaskName, str]] = {
 class Target:
     """Labels of one kind, described by the training chips.
 
-    ``classes``: names, in the order of the outputs; empty for values. ``counts``: training chips
-    (pixels, for maps) of each class. ``total``: labelled training chips (pixels). ``mean``,
+    ``classes``: names, in the order of the outputs; empty for values. ``class_ids``: the ids by
+    which the user's files call them, where those do not follow from the names. ``counts``:
+    training chips (pixels, for maps) of each class. ``total``: labelled training chips (pixels). ``mean``,
     ``std``: of values, which are predicted standardised; in maps, NaN says nothing.
     """
 
     kind: LabelKind
     classes: tuple[str, ...] = ()
+    class_ids: tuple[int, ...] = ()
     counts: tuple[float, ...] = ()
     total: float = 0.0
     mean: float = 0.0
@@ -42,6 +45,11 @@ class Target:
     def outputs(self) -> int:
         """Numbers predicted per chip or pixel."""
         return max(1, len(self.classes))
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """The id of each class in maps and tables."""
+        return class_ids(self.classes, self.class_ids)
 
     @property
     def dense(self) -> bool:
@@ -60,22 +68,33 @@ class Target:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; ``from_dict`` is its inverse."""
-        return asdict(self)
+        record = asdict(self)
+        if not self.class_ids:
+            del record["class_ids"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Target:
         """Rebuild a target written by ``to_dict``."""
-        lists = {k: tuple(record[k]) for k in ("classes", "counts")}
+        lists = {k: tuple(record.get(k, ())) for k in ("classes", "class_ids", "counts")}
         return cls(**{**record, **lists})
 
 
 class TargetScan:
     """Learns a Target from training labels, one at a time.
 
-    ``where``: what messages call the data. ``class_names``: the source's.
+    ``where``: what messages call the data. ``class_names``, ``ids``: the source's.
     """
 
-    def __init__(self, task: TaskName, class_names: Sequence[str], where: str) -> None:
+    def __init__(
+        self,
+        task: TaskName,
+        class_names: Sequence[str],
+        where: str,
+        *,
+        ids: Sequence[int] = (),
+    ) -> None:
+        self._ids = tuple(ids)
         self._task, self._names, self._where = task, tuple(class_names), where
         self._kind: LabelKind | None = None
         self._counts = np.zeros(len(self._names))
@@ -140,6 +159,7 @@ class TargetScan:
         return Target(
             kind=self._kind,
             classes=names,
+            class_ids=self._ids if self._ids != class_ids(names) else (),
             counts=tuple(self._counts.tolist()),
             total=self._total,
         )

@@ -11,6 +11,7 @@ from multimae_eo.errors import ConfigError, ContractError
 from multimae_eo.files import single_writer
 from multimae_eo.modality import Band, LegendClass, Modality, ModalitySet
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.target import Target
 from multimae_eo.sample import Batch
 from multimae_eo.scenes import engine
 from multimae_eo.scenes.job import SceneJob, SceneOptions
@@ -28,6 +29,7 @@ from multimae_eo.scenes.window_model import (
 from multimae_eo.sources.scene.scene import Scene
 
 _FIELD = "prediction"
+_MOST_IDS = 65535
 
 
 @single_writer(folder=False)
@@ -42,7 +44,8 @@ def predict_scene(
 ) -> list[Path]:
     """Map a scene with a fine-tuned model; returns the paths of the COGs.
 
-    Writes ``out`` (a ``.tif``): class ids from 0 with names and a colour table, nodata 255 (the
+    Writes ``out`` (a ``.tif``): class ids (the data set's own, else from 0) with names, a colour
+    table and a nodata value (the
     likeliest label, where labels are multi-hot), or float32 values with NaN. ``extras`` also
     ``<out's stem>.probabilities.tif``, a band per class, and ``<out's stem>.confidence.tif``, the
     likeliest class's probability. Beside each lies a quick-look PNG. The grid is the scene's; for a
@@ -71,7 +74,7 @@ def predict_scene(
         kind="value",
         field=_FIELD,
         ratio=ratio,
-        modality=_predicted_modality(model.target.classes),
+        modality=_predicted_modality(model.target),
     )
     job = SceneJob(
         scene=scene,
@@ -94,13 +97,16 @@ def default_overlap(model: Predictor) -> float:
     return 0.5 if model.target.dense else 0.0
 
 
-def _predicted_modality(class_names: Sequence[str]) -> Modality:
-    """The prediction as a modality: a class map, or values where there are no classes."""
-    if not class_names:
+def _predicted_modality(target: Target) -> Modality:
+    """The prediction as a modality: a class map with the user's own ids, or values where there are
+    no classes. Ids that fill no 16 bits become places from 0."""
+    names = target.classes
+    if not names:
         return Modality(name=_FIELD, bands=(Band(name="value"),))
+    ids = target.output_ids if max(target.output_ids) < _MOST_IDS else range(len(names))
     classes = tuple(
         LegendClass(id=i, name=name, color=color)
-        for i, (name, color) in enumerate(zip(class_names, class_colors(class_names), strict=True))
+        for i, name, color in zip(ids, names, class_colors(names), strict=True)
     )
     bands = (Band(name="class"),)
     return Modality(name=_FIELD, bands=bands, kind="categorical", classes=classes)

@@ -54,6 +54,7 @@ class ChipStore(Source):
             self.name = str(self.header["name"])
             self.modalities = ModalitySet.from_list(self.header["modalities"])
             self.class_names = tuple(self.header["class_names"])
+            self.class_ids = tuple(self.header.get("class_ids", ()))
             self.arrays = {
                 n: (tuple(a["shape"]), np.dtype(a["dtype"]))
                 for n, a in self.header["arrays"].items()

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
 from multimae_eo.files import LOCK, is_temporary, output_lock
+from multimae_eo.modality import class_ids
 from multimae_eo.processes import WorkerPool
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
@@ -370,6 +371,7 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
         "arrays": shapes,
         "labels": labelled,
         "class_names": list(source.class_names),
+        **({"class_ids": list(source.class_ids)} if _own_ids(source) else {}),
         "splits": splits,
         "statistics": {s: found.to_dict() for s, found in statistics.items()},
         "provenance": {
@@ -388,3 +390,8 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
 def write_json(path: Path, record: Mapping[str, Any]) -> str:
     """Write a JSON object, the same bytes for equal ones; returns its checksum."""
     return layout.write_bytes(path, layout.json_bytes(record))
+
+
+def _own_ids(source: Source) -> bool:
+    """Whether the ids of the source's classes do not follow from their names."""
+    return bool(source.class_ids) and source.class_ids != class_ids(source.class_names)

@@ -126,7 +126,7 @@ def labelled(
     Reads every chip once. Raises DataError where labels do not suit the task, or, if ``required``,
     where there are none.
     """
-    scan = TargetScan(recipe.task, source.class_names, source.name)
+    scan = TargetScan(recipe.task, source.class_names, source.name, ids=source.class_ids)
     kept = []
     for i in indices.tolist():
         sample = source.read(i, list(inputs))

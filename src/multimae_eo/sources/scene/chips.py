@@ -60,6 +60,7 @@ class SceneChips(Source):
         self.modalities = area.modalities.select([n for n in area.modalities if n != rule.label])
         if rule.label:
             self.class_names = area.modalities[rule.label].class_names
+            self.class_ids = area.modalities[rule.label].class_ids
         for name, ratio in area.ratios.items():
             if rule.size % ratio or rule.stride % ratio:
                 raise ConfigError(
