@@ -29,8 +29,8 @@ class Target:
 
     ``classes``: names, in the order of the outputs; empty for values. ``class_ids``: the ids by
     which the user's files call them, where those do not follow from the names. ``counts``:
-    training chips (pixels, for maps) of each class. ``total``: labelled training chips (pixels). ``mean``,
-    ``std``: of values, which are predicted standardised; in maps, NaN says nothing.
+    training chips (pixels, for maps) of each class. ``total``: labelled training chips (pixels).
+    ``mean``, ``std``: of values, which are predicted standardised; in maps, NaN says nothing.
     """
 
     kind: LabelKind
