@@ -280,7 +280,7 @@ def _offset(members: Sequence[_Input], statistics: Statistics) -> Iterator[str]:
     cirrus = min((v for w, v in lows.values() if is_cirrus(w)), default=np.nan)
     lifted = looks_lifted(
         lowest=min(ground) + _SLACK,
-        blue=blue if np.isfinite(blue) else np.inf,
+        blue=blue,
         cirrus=cirrus,
         level=members[0].level,
     )
