@@ -148,7 +148,11 @@ def output_error(path: Path, error: Exception) -> OutputError:
 
 @contextmanager
 def reading(
-    path: Path | str, kind: type[MultiMAEError], remedy: str = "restore the file"
+    path: Path | str,
+    kind: type[MultiMAEError],
+    remedy: str = "restore the file",
+    *,
+    form: str = "",
 ) -> Iterator[None]:
     """The door of a reader: whatever a library raises on a damaged file becomes a ``kind``.
 
@@ -160,7 +164,8 @@ def reading(
     except (MultiMAEError, MemoryError):
         raise
     except Exception as error:
-        raise kind(f"{path}: cannot be read: {reason_of(error)}; {remedy}") from error
+        what = f" as {form}" if form else ""
+        raise kind(f"{path}: cannot be read{what}: {reason_of(error)}; {remedy}") from error
 
 
 def require_regular(path: Path, kind: type[MultiMAEError]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError
+from multimae_eo.errors import ConfigError, OutputError
 from multimae_eo.files import output_errors, put_in_place, remove, temporary_path
 from multimae_eo.geo import Geometry
 
@@ -122,6 +122,12 @@ class EmbeddingWriter:
             mask=pa.array(lacking),
         )
         flat = np.concatenate(self._vectors).astype(self._number.to_pandas_dtype())
+        if not np.isfinite(flat).all():
+            row = int(np.flatnonzero(~np.isfinite(flat).reshape(len(keys), -1).all(axis=1))[0])
+            raise OutputError(
+                f"{self.path}: the embedding of {keys[row]!r} is not finite in {self._number}; "
+                "check the model's inputs there, or write without --half"
+            )
         columns = [
             pa.array(keys, pa.string()),
             pa.array([None if n else p.tobytes() for n, p in zip(lacking, polygons, strict=True)],
