@@ -125,7 +125,7 @@ def _groups(path: Path) -> Iterator[_Group]:
 
     require_regular(path, FormatError)
     with (
-        reading(path, FormatError, "write one with multimae-eo embed"),
+        reading(path, FormatError, "write one with multimae-eo embed", form="GeoParquet"),
         pq.ParquetFile(path) as file,
     ):
         lacking = [c for c in _COLUMNS if c not in file.schema_arrow.names]
