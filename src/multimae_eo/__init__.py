@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from multimae_eo.network import persistence
 from multimae_eo.version import __version__
 
-persistence.implement(by=lambda: importlib.import_module("multimae_eo.model_folder.folder"))  # type: ignore[arg-type, return-value]
+persistence.implement(by=lambda: importlib.import_module("multimae_eo.model_folder.folder"))
 
 _MODULE_OF = {
     "Band": "modality",

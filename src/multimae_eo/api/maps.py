@@ -176,13 +176,9 @@ def reconstruct(
         device=place,
     )
     with computing(place, chosen):
+        chips = load_source(data)[0]
         return reconstruct_chips(
-            loaded.model,
-            load_source(data)[0],
-            inputs=inputs,
-            out=Path(out),
-            split=split,
-            options=options,
+            loaded.model, chips, inputs=inputs, out=Path(out), split=split, options=options
         )
 
 

@@ -79,13 +79,8 @@ def pretrain(
     config.validate(modalities)
     record = recipe.to_plain() | ({} if init is None else init.record)
     claim_run(out, record, source, spec, defaults=Recipe().to_plain())
-    statistics = train_statistics(
-        source,
-        modalities,
-        train,
-        limit=recipe.data.statistics_chips,
-        kept=out / "statistics.json",
-    )
+    kept, limit = out / "statistics.json", recipe.data.statistics_chips
+    statistics = train_statistics(source, modalities, train, limit=limit, kept=kept)
     pl.seed_everything(recipe.run.seed, verbose=False)
     model = MultiMAE(modalities, tasks, config, statistics)
     if init is not None:
