@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from multimae_eo.errors import FormatError
 from multimae_eo.sample import collate
 from multimae_eo.sources import mmearth
 from multimae_eo.sources.mmearth import MMEarthSource
@@ -156,3 +158,72 @@ print(len(source), source.read(0).pixels["rgb"].shape)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{CHIPS} (3, {SIZE}, {SIZE})"
+
+
+def rewritten(folder, where, change):
+    """A copy of the folder whose arrays are those that ``change`` returns, by name."""
+    copy = shutil.copytree(folder, where / "copy")
+    with h5py.File(copy / f"{STEM}.h5", "a") as file:
+        for key, values in change({key: file[key][()] for key in file}).items():
+            del file[key]
+            file[key] = values
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        (("S2_type", "tile_id", "meta_id"), "S100"),
+        (("S2_type", "meta_id", "other"), "S100"),
+        (("meta_id", "S2_type"), "i8"),
+        (("S2_type", "number", "key"), "S100"),
+    ],
+)
+def test_ids_are_found_by_their_fields_name(folder, tmp_path, source, raw, fields, kind):
+    """The first field was taken for the id by its position, whatever it held."""
+    expected = next((f for f in ("tile_id", "meta_id", "key") if f in fields))
+    kinds = {f: "S10" for f in fields} | {"number": "i4", expected: kind}
+    records = np.zeros(CHIPS, dtype=[(f, kinds[f]) for f in fields])
+    records[expected] = raw["metadata"]["tile_id"]
+    renamed = MMEarthSource(rewritten(folder, tmp_path, lambda arrays: {"metadata": records}))
+    assert list(renamed.keys) == list(source.keys)
+    assert renamed.read(3).time == source.read(3).time
+
+
+def test_metadata_without_ids_is_refused(folder, tmp_path):
+    levels = np.zeros(CHIPS, dtype=[("S2_type", "S10"), ("number", "i4")])
+    copy = rewritten(folder, tmp_path, lambda arrays: {"metadata": levels})
+    with pytest.raises(FormatError, match="tile_id"):
+        MMEarthSource(copy)
+
+
+def test_nan_and_infinities_are_never_valid(folder, tmp_path, source, raw):
+    """Older files mark unobserved weather and radar by inf, newer ones by NaN: both are fill."""
+
+    def change(arrays):
+        radar = arrays["sentinel1"]
+        radar[:, 0, 0, :3] = (np.nan, np.inf, -np.inf)
+        arrays["era5"][:, ::2], arrays["era5"][:, 1::2] = np.nan, np.inf
+        return {"sentinel1": radar, "era5": arrays["era5"]}
+
+    copy = rewritten(folder, tmp_path, change)
+    path = copy / f"{STEM}_tile_info.json"
+    info = json.loads(path.read_text())
+    for record in info.values():
+        record["era5"] = [np.nan, np.inf, -np.inf] * 4
+    path.write_text(json.dumps(info))  # NaN and Infinity, as Python's writers leave them
+    assert not np.isfinite(raw["era5"]).all()
+    changed = MMEarthSource(copy)
+    for i in range(CHIPS):
+        sample = changed.read(i)
+        valid = sample.valid["sentinel1_asc_desc"]
+        assert not valid[0, 0, :3].any()
+        for name, pixels in sample.pixels.items():
+            assert np.isfinite(pixels).all(), name
+        assert not sample.pixels["sentinel1_asc_desc"][0, 0, :3].any()
+        # Weather is no modality: not one of its values reaches a sample.
+        assert list(sample.pixels) == list(source.read(i).pixels)
+    for statistics in (changed.statistics(), changed.published_statistics()):
+        for levels in statistics.moments.values():
+            for moments in levels.values():
+                assert np.isfinite(moments.mean[moments.count > 0]).all()

@@ -26,6 +26,7 @@ from multimae_eo.statistics import Moments, Statistics, known_moments
 SUFFIXES = (".h5", "_splits.json", "_tile_info.json", "_band_stats.json")
 LEVELS = ("l1c", "l2a")
 BIOMES = tuple(f"biome {i}" for i in range(1, 15))
+_ID_FIELDS = ("tile_id", "meta_id")
 GSD_M = 10.0
 _METRES_PER_DEGREE = 111_320.0
 
@@ -267,19 +268,33 @@ def _tile_ids(path: Path, file: Any, size: int) -> list[str]:
     if "metadata" not in file:
         return [str(i) for i in range(size)]
     data = file["metadata"]
-    fields = data.dtype.names or ()
-    if "tile_id" not in fields or len(data) != size:
+    field = _id_field(data.dtype)
+    if field is None or len(data) != size:
         raise FormatError(
-            f"{path}: metadata: expected {size} records with a tile_id, got {len(data)} of "
-            f"{data.dtype}"
+            f"{path}: metadata: expected {size} records with a tile_id (or meta_id), got "
+            f"{len(data)} of {data.dtype}"
         )
     try:
-        ids = [i.decode("ascii") for i in data.fields("tile_id")[()].ravel().tolist()]
+        ids = [_id_text(i) for i in data.fields(field)[()].ravel().tolist()]
     except (OSError, RuntimeError, UnicodeDecodeError, AttributeError) as error:
-        raise FormatError(f"{path}: metadata: tile_id cannot be read: {error}") from error
+        raise FormatError(f"{path}: metadata: {field} cannot be read: {error}") from error
     if len(set(ids)) != size:
         raise FormatError(f"{path}: metadata: {size} tiles have {len(set(ids))} different ids")
     return ids
+
+
+def _id_field(dtype: np.dtype[Any]) -> str | None:
+    """The field that holds the tiles' ids: ``tile_id``, else ``meta_id``, else the first of bytes.
+
+    Writers disagree on its name, and not all put it first. None where no field may hold ids.
+    """
+    fields = dtype.fields or {}
+    texts = [n for n in dtype.names or () if fields[n][0].kind in "SO" and n != "S2_type"]
+    return next((n for n in (*_ID_FIELDS, *texts) if n in fields), None)
+
+
+def _id_text(value: bytes | int) -> str:
+    return str(value) if isinstance(value, int) else value.decode("ascii")
 
 
 def _has_biome(path: Path, file: Any, size: int) -> bool:
