@@ -181,8 +181,8 @@ def rewritten(folder, where, change):
 )
 def test_ids_are_found_by_their_fields_name(folder, tmp_path, source, raw, fields, kind):
     """The first field was taken for the id by its position, whatever it held."""
-    expected = next((f for f in ("tile_id", "meta_id", "key") if f in fields))
-    kinds = {f: "S10" for f in fields} | {"number": "i4", expected: kind}
+    expected = next(f for f in ("tile_id", "meta_id", "key") if f in fields)
+    kinds = dict.fromkeys(fields, "S10") | {"number": "i4", expected: kind}
     records = np.zeros(CHIPS, dtype=[(f, kinds[f]) for f in fields])
     records[expected] = raw["metadata"]["tile_id"]
     renamed = MMEarthSource(rewritten(folder, tmp_path, lambda arrays: {"metadata": records}))
