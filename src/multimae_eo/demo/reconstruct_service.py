@@ -27,7 +27,7 @@ from multimae_eo.geo import Window
 from multimae_eo.metrics.reconstruction_scores import ReconstructionScores
 from multimae_eo.network.masking import sample_states
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.network.reconstruction import Reconstructed, predict_hidden
+from multimae_eo.network.reconstruction import Reconstructed, predict_masked
 from multimae_eo.network.tokens import TokenLayout, TokenState
 from multimae_eo.network.windows import Blend, chip_windows, extent
 from multimae_eo.reports.panels import Panel, PanelKind, Ranges, panel, panel_title
@@ -241,10 +241,10 @@ class ReconstructService:
 
     def _blended(self, view: _LocationView, states: torch.Tensor) -> dict[str, torch.Tensor]:
         if not view.windows:
-            return predict_hidden(self.model, view.batch, states)
+            return predict_masked(self.model, view.batch, states)
         stacked = _stacked([view.batch.cut(w) for w in view.windows])
         window_states = torch.cat([self._window_states(view, states, w) for w in view.windows])
-        predictions = predict_hidden(self.model, stacked, window_states)
+        predictions = predict_masked(self.model, stacked, window_states)
         blended = {}
         for name, values in predictions.items():
             blend = Blend(1, view.sides[name])

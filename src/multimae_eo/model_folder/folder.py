@@ -1,6 +1,6 @@
 """The model folder: ``config.json``, ``modalities.json``, ``model.safetensors``, ``README.md``.
 
-With a head (``Predictor``), ``config.json`` also says what the labels are. ``modalities.json`` is
+With a head (``Predictor``), ``config.json`` also describes the labels. ``modalities.json`` is
 the sensor contract: bands, units, classes, product levels, and the
 statistics that inputs are normalised with. Nothing in the folder is ever unpickled.
 """
@@ -41,7 +41,7 @@ FILES = ("config.json", "modalities.json", "model.safetensors")
 
 @single_writer(folder=False, argument="folder")
 def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
-    """Write a MultiMAE, or a Predictor, under a temporary name, then rename it into place.
+    """Write a MultiMAE, or a Predictor, under a temporary name, then rename it.
 
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
     text appended to the generated README. Raises OutputError when it cannot be written.
@@ -84,7 +84,7 @@ def _write(
 
 
 def _exchange(temporary: Path, folder: Path) -> None:
-    """Put a folder in another's place. At no moment is neither of them on the disk."""
+    """Replace a folder by another; at any moment one of them is on the disk."""
     previous = temporary_path(folder)
     if folder.exists():
         os.replace(folder, previous)
@@ -206,7 +206,7 @@ def model_hash(folder: str | Path) -> str:
 
 
 def config_record(model: MultiMAE) -> dict[str, Any]:
-    """What ``config.json`` says of a model."""
+    """The record of a model in ``config.json``."""
     return {
         "format_version": FORMAT_VERSION,
         "written_by": f"multimae-eo {__version__}",

@@ -18,7 +18,7 @@ def located(location: str | Path) -> Path:
     """The folder of a model: a path, or ``owner/model`` or ``owner/model@revision`` of the hub.
 
     What exists on the disk is a path. Raises CheckpointError where there is neither, ConfigError
-    where the hub is wanted and its extra is not installed.
+    where the hub is needed and its extra is not installed.
     """
     path = Path(location)
     text = str(location)

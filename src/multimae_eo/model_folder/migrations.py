@@ -1,6 +1,6 @@
 """Old model folders: how each format version becomes the next.
 
-A change of what ``config.json`` or ``modalities.json`` says raises ``FORMAT_VERSION`` and adds the
+A change of what ``config.json`` or ``modalities.json`` hold raises ``FORMAT_VERSION`` and adds the
 function that rewrites the records of the version before. Weights keep their names and shapes.
 """
 

@@ -1,4 +1,4 @@
-"""The model card: what a model folder's README says, made from the model itself."""
+"""The model card: the README of a model folder, generated from the model itself."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _limits(model: MultiMAE) -> list[str]:
         f"- Trained on chips of {sizes}; larger ones are taken in windows of that size.",
         "- Data whose bands, unit or product level differ from the contract are refused; "
         "`multimae-eo finetune` adapts the model to other bands.",
-        "- It knows the places, seasons and sensors of its training data, and no time.",
+        "- It has learnt the locations, seasons and sensors of its training data, and no time.",
     ]
     if model.statistics is None:
         lines.append("- It carries no statistics and refuses data.")

@@ -1,7 +1,7 @@
 """An encoder for other inputs: fewer, more or other bands, keeping what pre-training learnt.
 
 A band takes its patch-projection weights from the pre-trained band of the same name or the nearest
-wavelength; others start anew.
+wavelength; others get new weights.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def adapt(
 
     Raises ContractError where patches do not divide an input's share of a chip.
     """
-    known = [n for n in inputs if n in model.modalities and _same(model.modalities[n], inputs[n])]
+    reused = [n for n in inputs if n in model.modalities and _same(model.modalities[n], inputs[n])]
     if model.statistics is None:
-        known = []
-    unknown = [n for n in inputs if n not in known]
+        reused = []
+    unknown = [n for n in inputs if n not in reused]
     fresh = measured(inputs.select(unknown)) if unknown else None
     sets: dict[str, Modality] = {
-        n: model.modalities[n] if n in known else inputs[n] for n in inputs
+        n: model.modalities[n] if n in reused else inputs[n] for n in inputs
     }
     modalities = ModalitySet(sets.values())
     donors = {n: _donors(modality, model.modalities) for n, modality in modalities.items()}
@@ -62,7 +62,7 @@ def adapt(
         model.config,
         inputs={n: _input(model, modalities[n], donors[n], sizes) for n in modalities},
     )
-    statistics = _joined(modalities, known, model.statistics, fresh)
+    statistics = _joined(modalities, reused, model.statistics, fresh)
     encoder = MultiMAE(modalities, (), config, statistics)
     state = {
         k: v
@@ -80,22 +80,24 @@ def _same(a: Modality, b: Modality) -> bool:
     return a.meaning() == b.meaning()
 
 
-def _donors(modality: Modality, known: ModalitySet) -> list[Donor | None]:
+def _donors(modality: Modality, pretrained: ModalitySet) -> list[Donor | None]:
     """For each band the pre-trained band whose weights it takes."""
-    same = next((m for m in known.values() if m.name == modality.name), None)
+    same = next((m for m in pretrained.values() if m.name == modality.name), None)
     if modality.categorical:
         fits = same is not None and same.categorical
         return [(modality.name, 0) if fits else None]
-    found: list[Donor | None] = []
+    donors: list[Donor | None] = []
     for band in modality.bands:
         named = None
         if same is not None and not same.categorical and same.sensor == modality.sensor:
             named = next((i for i, b in enumerate(same.bands) if b.name == band.name), None)
-        found.append(_nearest(band, modality, known) if named is None else (modality.name, named))
-    return found
+        donors.append(
+            _nearest(band, modality, pretrained) if named is None else (modality.name, named)
+        )
+    return donors
 
 
-def _nearest(band: Band, modality: Modality, known: ModalitySet) -> Donor | None:
+def _nearest(band: Band, modality: Modality, pretrained: ModalitySet) -> Donor | None:
     """The pre-trained band of the same unit and nearest wavelength; its own modality's first."""
     if band.wavelength_um is None:
         return None
@@ -105,7 +107,7 @@ def _nearest(band: Band, modality: Modality, known: ModalitySet) -> Donor | None
             theirs.name != modality.name,
             (theirs.name, i),
         )
-        for theirs in known.values()
+        for theirs in pretrained.values()
         if not theirs.categorical and theirs.unit == modality.unit
         for i, other in enumerate(theirs.bands)
         if other.wavelength_um is not None
@@ -120,13 +122,13 @@ def _input(
     """Patch and stride of the same modality, or of the donor; else the same ground as others'."""
     name, inputs = modality.name, model.config.inputs
     if name in inputs:
-        known: InputConfig | None = inputs[name]
+        config: InputConfig | None = inputs[name]
     else:
-        known = next((inputs[d[0]] for d in donors if d is not None), None)
-    if known is None:
+        config = next((inputs[d[0]] for d in donors if d is not None), None)
+    if config is None:
         beside = next((n for n in sizes if n in inputs), None)
         if beside is None:
-            known = max(inputs.values(), key=lambda c: c.size)
+            config = max(inputs.values(), key=lambda c: c.size)
         else:
             patch = inputs[beside].token_pixels * sizes[name] / sizes[beside]
             if patch != int(patch) or patch < 1:
@@ -135,18 +137,18 @@ def _input(
                     f"patch covers the ground of its {inputs[beside].token_pixels} px; "
                     "resample it"
                 )
-            known = InputConfig(size=sizes[name], patch=int(patch))
-    stride = known.stride if modality.categorical else 1
-    return replace(known, size=sizes[name], stride=stride)
+            config = InputConfig(size=sizes[name], patch=int(patch))
+    stride = config.stride if modality.categorical else 1
+    return replace(config, size=sizes[name], stride=stride)
 
 
 def _joined(
     modalities: ModalitySet,
-    known: list[str],
+    reused: list[str],
     kept: Statistics | None,
     fresh: Statistics | None,
 ) -> Statistics:
-    parts = [kept.select(known)] if kept is not None and known else []
+    parts = [kept.select(reused)] if kept is not None and reused else []
     parts += [fresh] if fresh is not None else []
     return Statistics(
         modalities,
@@ -190,13 +192,13 @@ def _copy(
         embedding.projection.bias.copy_(torch.stack(biases).mean(dim=0))
     if origins == [name] and len(taken) == modality.channels:
         return []
-    said = [
+    origin_notes = [
         f"{b.name} from {donors[i][0]}.{old.modalities[donors[i][0]].bands[donors[i][1]].name}"  # type: ignore[index]
         if i in taken
         else f"{b.name} new"
         for i, b in enumerate(modality.bands)
     ]
-    return [f"{name}: weights of bands: {', '.join(said)}"]
+    return [f"{name}: weights of bands: {', '.join(origin_notes)}"]
 
 
 def _by_band(embedding: PatchEmbedding, channels: int) -> Tensor:
@@ -205,12 +207,12 @@ def _by_band(embedding: PatchEmbedding, channels: int) -> Tensor:
     return weight.view(len(weight), channels, -1)
 
 
-def _copy_classes(old: MultiMAE, new: MultiMAE, modality: Modality, known: bool) -> list[str]:
+def _copy_classes(old: MultiMAE, new: MultiMAE, modality: Modality, reused: bool) -> list[str]:
     """Copy a class map's embedding: vectors by class id, and the projection."""
     name = modality.name
     mine = new.embeddings[name]
     assert isinstance(mine, ClassEmbedding)
-    if not known:
+    if not reused:
         return [f"{name}: new weights"]
     theirs = old.embeddings[name]
     assert isinstance(theirs, ClassEmbedding)

@@ -99,12 +99,12 @@ POOLS: Mapping[PoolKind, str] = {
     "layers-spread": "mean and standard deviation after every block",
     "global": "the mean of the global tokens after the last block",
 }
-"""What a chip's tokens are summed up to."""
+"""How a chip's tokens are pooled, by name."""
 
 
 @dataclass(kw_only=True)
 class HeadConfig:
-    """What turns the encoder's tokens into predictions.
+    """The head, which maps the encoder's tokens to predictions.
 
     Args:
         name: linear; for maps also convnext, upernet or dpt.

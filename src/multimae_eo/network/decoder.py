@@ -9,7 +9,7 @@ from multimae_eo.network.config import DecoderConfig
 from multimae_eo.network.encoder import NORM_EPS, Block, CrossAttention, Mlp
 from multimae_eo.network.tokens import TokenLayout, VisibleSlots
 
-# Measured on the synthetic world, see benchmarks/decoder_init.py.
+# Measured on the synthetic data set, see benchmarks/decoder_init.py.
 _SHARPNESS = 4.0
 _CONTENT = 0.1
 
@@ -50,12 +50,12 @@ class Decoder(nn.Module):
         self.out = nn.Linear(width, widths[1])
 
     def look_nearby(self) -> None:
-        """Start with queries that look for tokens of their own place. Call after ``initialise``.
+        """Start with queries that attend to tokens of their position. Call after ``initialise``.
 
         Query and key projections begin as one scaled random rotation, so that their product
         measures how alike two vectors are; and the projected content begins small beside the
-        position that is added to it, so that what is alike is the place. With independent random
-        projections the decoder first learns one answer for the whole chip, and finds places only
+        position that is added to it, so that similar means near. With independent random
+        projections the decoder first learns one output for all of a chip, and positions only
         after thousands of steps (docs/log.md has the numbers).
         """
         width = self.cross.q.out_features
@@ -74,14 +74,14 @@ class Decoder(nn.Module):
         token of every modality.
         """
         context = self.context(tokens)
-        places = torch.cat(
+        position_codes = torch.cat(
             [positions[s] + self.modality[name] for name, s in layout.slices.items()]
         )
         count = slots.count
         seen = context[:, :count]
         # Padding slots point past the end; any row will do there, the mask hides them.
         where = slots.token if slots.real is None else slots.token.clamp(max=layout.count - 1)
-        embedded = torch.cat([seen + places[where], context[:, count:]], dim=1)
+        embedded = torch.cat([seen + position_codes[where], context[:, count:]], dim=1)
 
         part = layout.slices[self.target]
         length = part.stop - part.start
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         row = torch.where(inside, slots.token - part.start, length)
         blank = self.mask_token.to(seen.dtype).expand(seen.shape[0], length + 1, -1)
         queries = blank.scatter(1, row[:, :, None].expand_as(seen), seen)[:, :length]
-        queries = queries + places[part]
+        queries = queries + position_codes[part]
 
         real = slots.real
         if real is not None:

@@ -22,11 +22,11 @@ from multimae_eo.network.tokens import TokenLayout, VisibleSlots
 
 def groups(decoders: Mapping[str, Decoder], layout: TokenLayout) -> list[list[str]]:
     """Names of decoders that can be computed together: those whose targets have equal grids."""
-    found: dict[int, list[str]] = {}
+    by_count: dict[int, list[str]] = {}
     for name, decoder in decoders.items():
         rows, columns = layout.grids[decoder.target]
-        found.setdefault(rows * columns, []).append(name)
-    return list(found.values())
+        by_count.setdefault(rows * columns, []).append(name)
+    return list(by_count.values())
 
 
 def decode_together(
@@ -42,12 +42,12 @@ def decode_together(
     names = list(layout.slices)
     modality = torch.stack([torch.stack([d.modality[n] for n in names]) for d in decoders])
     which = layout.modality_of.to(positions.device, non_blocking=True)
-    places = positions + modality[:, which]
+    position_codes = positions + modality[:, which]
 
     count = slots.count
     seen = context[:, :, :count]
     where = slots.token if slots.real is None else slots.token.clamp(max=layout.count - 1)
-    embedded = torch.cat([seen + places[:, where], context[:, :, count:]], dim=2)
+    embedded = torch.cat([seen + position_codes[:, where], context[:, :, count:]], dim=2)
 
     parts = [layout.slices[d.target] for d in decoders]
     length = parts[0].stop - parts[0].start
@@ -57,7 +57,7 @@ def decode_together(
     blank = torch.stack([d.mask_token for d in decoders]).to(seen.dtype)
     queries = blank[:, None, None].expand(group, size, length + 1, -1)
     queries = queries.scatter(2, row[..., None].expand_as(seen), seen)[:, :, :length]
-    queries = queries + torch.stack([places[g, p] for g, p in enumerate(parts)])[:, None]
+    queries = queries + torch.stack([position_codes[g, p] for g, p in enumerate(parts)])[:, None]
 
     real = slots.real
     if real is not None:
@@ -86,21 +86,21 @@ def _projected(decoders: Sequence[Decoder], tokens: Tensor) -> Tensor:
 def _linear(modules: Sequence[Any], layer: Callable[[Any], nn.Linear], x: Tensor) -> Tensor:
     """Each module's own linear layer on its part of (G, B, N, in)."""
     layers = [layer(m) for m in modules]
-    weight = torch.stack([own.weight for own in layers]).transpose(1, 2)
-    bias = torch.stack([own.bias for own in layers])[:, None]
+    weight = torch.stack([linear.weight for linear in layers]).transpose(1, 2)
+    bias = torch.stack([linear.bias for linear in layers])[:, None]
     return torch.baddbmm(bias, x.flatten(1, 2), weight).reshape(*x.shape[:3], -1)
 
 
 def _normed(modules: Sequence[Any], layer: Callable[[Any], nn.LayerNorm], x: Tensor) -> Tensor:
     layers = [layer(m) for m in modules]
-    weight = torch.stack([own.weight for own in layers])[:, None, None]
-    bias = torch.stack([own.bias for own in layers])[:, None, None]
+    weight = torch.stack([norm.weight for norm in layers])[:, None, None]
+    bias = torch.stack([norm.bias for norm in layers])[:, None, None]
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
 
 
 def _mlp(modules: Sequence[Any], layer: Callable[[Any], Mlp], x: Tensor) -> Tensor:
-    hidden = F.gelu(_linear(modules, lambda m: layer(m).fc1, x))
-    return _linear(modules, lambda m: layer(m).fc2, hidden)
+    activations = F.gelu(_linear(modules, lambda m: layer(m).fc1, x))
+    return _linear(modules, lambda m: layer(m).fc2, activations)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

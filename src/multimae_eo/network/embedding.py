@@ -88,10 +88,10 @@ class PositionTable(nn.Module):
         table = self.get_buffer("table")
         key = (grid, interpolation, table.device)
         if key not in self._kept:
-            sized = table
+            resized = table
             if tuple(table.shape[-2:]) != grid:
-                sized = F.interpolate(table, size=grid, mode=interpolation, align_corners=False)
-            self._kept[key] = sized.flatten(2)[0].T.contiguous()
+                resized = F.interpolate(table, size=grid, mode=interpolation, align_corners=False)
+            self._kept[key] = resized.flatten(2)[0].T.contiguous()
         return self._kept[key]
 
 

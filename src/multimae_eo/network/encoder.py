@@ -31,8 +31,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Te
         none, scale = query.new_empty(1, 1, 1), query.shape[-1] ** -0.5
         scores = torch.baddbmm(none, query, key.transpose(1, 2), beta=0, alpha=scale)
         if mask is not None:
-            hidden = ~mask.expand(*shape[:3], -1).flatten(0, 1)
-            scores = scores.masked_fill(hidden, float("-inf"))
+            excluded = ~mask.expand(*shape[:3], -1).flatten(0, 1)
+            scores = scores.masked_fill(excluded, float("-inf"))
         return torch.bmm(scores.softmax(dim=-1), value).reshape(shape)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 

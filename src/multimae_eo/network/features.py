@@ -1,4 +1,4 @@
-"""What the encoder says of a batch: tokens, in place or summed up."""
+"""The encoder's output for a batch: tokens, as a map or pooled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multimae_eo.network.tokens import TokenLayout, VisibleSlots
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoder says of a batch.
+    """The encoder's output for a batch.
 
     ``tokens``: (B, K, D), the visible patch tokens. ``global_tokens``: (B, G, D).
     ``stages``: patch tokens (B, K, D) after the blocks that were asked for.
@@ -67,9 +67,9 @@ class Features:
         return self._placed(self.tokens if stage is None else self.stages[stage])[modality]
 
     def fused(self, stage: int | None = None) -> Tensor:
-        """All modalities' tokens in place, as one map: (B, D, rows, columns) of the finest grid.
+        """All modalities' tokens as one map: (B, D, rows, columns) of the finest grid.
 
-        At each place the mean over the modalities that were visible there, coarser grids
+        At each position the mean over the modalities that were visible there, coarser grids
         interpolated bilinearly; zeros where none was. ``stage``: index into ``stages`` (default:
         the last block's tokens).
         """

@@ -1,7 +1,7 @@
 """Heads: from the encoder's tokens to one vector per chip, or to a map.
 
-Dense heads read the tokens of all modalities fused into one map (``Features.fused``: at each place
-their mean). Shape letters: B batch, D encoder width, O outputs, h w the grid of tokens.
+Dense heads read the tokens of all modalities fused into one map (``Features.fused``: their mean at
+each position). Shape letters: B batch, D encoder width, O outputs, h w the grid of tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ChipHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """A linear layer per place of the fused map: (B, O, h, w)."""
+    """A linear layer per position of the fused map: (B, O, h, w)."""
 
     blocks: tuple[int, ...] = ()
 
@@ -66,7 +66,7 @@ class LinearHead(nn.Module):
 
 
 class ConvNextHead(nn.Module):
-    """Split each place into 4 × 4, refine by ConvNeXt blocks (Liu et al. 2022): (B, O, 4h, 4w).
+    """Split each position into 4 × 4, refine by ConvNeXt blocks (Liu et al. 2022): (B, O, 4h, 4w).
 
     The head of MultiMAE (Bachmann et al. 2022, appendix), on the fused map.
     """
@@ -142,16 +142,16 @@ class UperHead(nn.Module):
         """Predict from features: (B, O, 4h, 4w)."""
         *finer, coarsest = self.pyramid(features)
         pooled = [
-            _sized(conv(F.adaptive_avg_pool2d(coarsest, side)), coarsest)
+            _resized(conv(F.adaptive_avg_pool2d(coarsest, side)), coarsest)
             for side, conv in zip(_POOLED, self.pooled, strict=True)
         ]
         above: Tensor = self.context(torch.cat([coarsest, *pooled], dim=1))
         maps = [above]
         for level, smooth in zip(reversed(finer), self.smooth, strict=True):
-            above = level + _sized(above, level)
+            above = level + _resized(above, level)
             maps.append(smooth(above))
-        whole = torch.cat([_sized(m, above) for m in maps], dim=1)
-        out: Tensor = self.project(self.dropout(self.merge(whole)))
+        merged = torch.cat([_resized(m, above) for m in maps], dim=1)
+        out: Tensor = self.project(self.dropout(self.merge(merged)))
         return out
 
 
@@ -174,7 +174,7 @@ class DptHead(nn.Module):
         levels = self.pyramid(features)
         x = torch.zeros_like(levels[-1])
         for level, taken, fused in zip(reversed(levels), self.taken, self.fused, strict=True):
-            x = fused(_sized(x, level) + taken(level))
+            x = fused(_resized(x, level) + taken(level))
         x = F.interpolate(x, scale_factor=2, mode="bilinear")
         out: Tensor = self.project(self.dropout(self.last(x)))
         return out
@@ -219,7 +219,7 @@ def check_head(config: HeadConfig, *, dense: bool) -> None:
 
 
 def four_blocks(depth: int) -> tuple[int, ...]:
-    """Four blocks, from 1, evenly spread to the last; fewer blocks serve repeatedly."""
+    """Four blocks, from 1, evenly spaced to the last; fewer blocks serve repeatedly."""
     return tuple(max(1, round(depth * (i + 1) / _LEVELS)) for i in range(_LEVELS))
 
 
@@ -234,5 +234,5 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     )
 
 
-def _sized(x: Tensor, like: Tensor) -> Tensor:
+def _resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear")

@@ -29,7 +29,7 @@ class LowRankLinear(nn.Linear):
         return super().forward(x) + F.linear(F.linear(x, self.down), self.up)
 
     def merged(self) -> nn.Linear:
-        """The plain layer that says the same."""
+        """The equivalent plain linear layer."""
         linear = nn.Linear(self.in_features, self.out_features, device=self.weight.device)
         linear.weight, linear.bias = self.weight, self.bias
         with torch.no_grad():

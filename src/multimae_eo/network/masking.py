@@ -51,19 +51,19 @@ def sample_states(
     )
     may = seen if inputs is None else seen & layout.columns(inputs).to(device)
     share = _dirichlet(may, owner, len(layout.grids), alpha, generator)
-    wanted = (share * visible).round()
+    quota = (share * visible).round()
 
     # Rank of each token within its modality in random order, observed ones first: one sort of
     # (modality, noise) keys, then positions minus the modality's start.
     noise = _uniform(generator, batch_size, layout.count)
     order = (owner + torch.where(may, noise * 0.5, 0.75)).argsort(dim=1)
     starts = torch.tensor([s.start for s in layout.slices.values()], device=device)
-    place = torch.arange(layout.count, device=device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place) - starts[owner]
+    positions = torch.arange(layout.count, device=device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, positions) - starts[owner]
 
     # Tokens within their modality's share come first, then any other that may be seen, then none:
     # taking the first K corrects the rounded total without favouring a modality.
-    within = rank < wanted.gather(1, owner.expand(batch_size, -1))
+    within = rank < quota.gather(1, owner.expand(batch_size, -1))
     priority = _uniform(generator, batch_size, layout.count)
     priority = priority + torch.where(within, 0.0, 1.0)
     priority = torch.where(may, priority, 3.0)

@@ -41,7 +41,7 @@ class Reconstruction:
     """Predictions in patch space, with what they are to be measured against.
 
     ``predictions[task]``: (B, N, P), normalised values or class logits (P = classes·p·p),
-    laid out (channel or class, row, column). ``features``: what the encoder says of the visible
+    laid out (channel or class, row, column). ``features``: the encoder's output for the visible
     patches.
     """
 
@@ -157,7 +157,7 @@ class MultiMAE(Pretrained):
             states: int8 (B, L) of TokenState; counts of visible tokens may differ per sample.
                 Kept on the CPU, they cost the device no synchronisation.
             visible: slots for visible tokens, where the caller knows the largest count of any
-                sample (otherwise the device is asked).
+                sample (otherwise counted, which synchronises the device).
             tasks: which tasks to predict (default: all).
         """
         tokens, slots = self.encode_states(patches, states, visible=visible)
@@ -217,9 +217,9 @@ class MultiMAE(Pretrained):
             counts = (states == TokenState.VISIBLE).sum(dim=1)
             visible = int(counts.max())
             filled = bool((counts == visible).all())
-        found = visible_slots(states, visible, filled=filled)
+        cpu_slots = visible_slots(states, visible, filled=filled)
         x = self._embed(patches, states, visible)
-        slots = found.to(patches.device)
+        slots = cpu_slots.to(patches.device)
         real = slots.real
         if self.config.global_tokens:
             extra = self.global_tokens.to(x.dtype).expand(len(x), -1, -1)
@@ -233,10 +233,10 @@ class MultiMAE(Pretrained):
         layout, size, device = patches.layout, patches.batch_size, patches.device
         seen = states == TokenState.VISIBLE
         slot = seen.cumsum(dim=1) - 1 + torch.arange(size, device=seen.device)[:, None] * count
-        vectors, places = [], []
+        vectors, targets = [], []
         for name, part in layout.slices.items():
             row, token = seen[:, part].nonzero(as_tuple=True)
-            places.append(slot[:, part][row, token])
+            targets.append(slot[:, part][row, token])
             row, token = (i.to(device, non_blocking=True) for i in (row, token))
             embed = cast(PatchEmbedding | ClassEmbedding, self.embeddings[name])
             # Where the batch lacks a modality its weights get a gradient, too, of zero: processes
@@ -248,8 +248,8 @@ class MultiMAE(Pretrained):
                 vector = vector + self.modality[name]
             vectors.append(vector)
         flat = torch.cat(vectors)
-        place = torch.cat(places).to(device, non_blocking=True)
-        x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, place, flat)
+        target = torch.cat(targets).to(device, non_blocking=True)
+        x = flat.new_zeros(size * count, flat.shape[1]).index_copy(0, target, flat)
         return x.reshape(size, count, flat.shape[1])
 
     def encode(

@@ -1,7 +1,7 @@
 """The sealed way from raw pixels to the numbers a model sees, on the device.
 
 ``x = (raw · scale + offset − mean[level]) / std[level]``, with the statistics the model carries
-and the calibration each sample brings. Class ids become indices into the legend. Invalid pixels
+and the calibration each sample brings. Class ids become indices into the class map. Invalid pixels
 become 0 (the mean), or class -1, and stay out of the loss.
 """
 
@@ -31,7 +31,7 @@ class _Plane:
 
 
 class Normalizer(nn.Module):
-    """Turns a Batch into normalised Patches. It owns the statistics; nothing else normalises."""
+    """Converts a Batch into normalised Patches. It owns the statistics; nothing else normalises."""
 
     def __init__(
         self, modalities: ModalitySet, config: ModelConfig, statistics: Statistics | None
@@ -42,7 +42,7 @@ class Normalizer(nn.Module):
         self.statistics = statistics
         for name, modality in modalities.items():
             if modality.categorical:
-                self.register_buffer(f"legend_{name}", _legend_table(modality), persistent=False)
+                self.register_buffer(f"legend_{name}", _class_table(modality), persistent=False)
             else:
                 shape = (max(1, len(modality.levels)), modality.channels)
                 mean, std = np.zeros(shape), np.ones(shape)
@@ -65,10 +65,10 @@ class Normalizer(nn.Module):
         values: dict[str, Tensor] = {}
         valid: dict[str, Tensor] = {}
         for name in self.modalities:
-            how = self.config.inputs[name]
-            ratio = how.size / self.config.inputs[reference].size
+            config = self.config.inputs[name]
+            ratio = config.size / self.config.inputs[reference].size
             expected = (round(height * ratio), round(width * ratio))
-            grids[name], sizes[name] = how.grid(*expected), expected
+            grids[name], sizes[name] = config.grid(*expected), expected
             if name not in batch.pixels:
                 continue
             got = tuple(batch.pixels[name].shape[-2:])
@@ -78,11 +78,11 @@ class Normalizer(nn.Module):
                     f"{height}×{width} px; the model expects {expected[0]}×{expected[1]} px"
                 )
             plane = self._plane(batch, name)
-            plane = _pad(_thin(plane, how), how, grids[name])
-            values[name] = patchify(plane.values, how.patch)
+            plane = _pad(_thin(plane, config), config, grids[name])
+            values[name] = patchify(plane.values, config.patch)
             if plane.valid is not None:
                 full = plane.valid.expand_as(plane.values)
-                valid[name] = patchify(full.to(torch.uint8), how.patch).bool()
+                valid[name] = patchify(full.to(torch.uint8), config.patch).bool()
         layout = TokenLayout(grids)
         return Patches(
             layout=layout,
@@ -120,13 +120,13 @@ class Normalizer(nn.Module):
                 "this model carries no statistics to normalise with; convert it again with "
                 "--statistics band_stats.json"
             )
-        known = [n for n in self.modalities if n in batch.pixels]
-        if not known:
+        shared = [n for n in self.modalities if n in batch.pixels]
+        if not shared:
             raise ContractError(
                 f"the data have none of the model's modalities: data {', '.join(batch.pixels)}; "
                 f"model {', '.join(self.modalities)}"
             )
-        for name in known:
+        for name in shared:
             require_same(self.modalities[name], batch.modalities[name])
 
     def _plane(self, batch: Batch, name: str) -> _Plane:
@@ -138,15 +138,15 @@ class Normalizer(nn.Module):
             ok = here.expand(-1, 1, *raw.shape[-2:]) if ok is None else ok & here
         if modality.categorical:
             index = self._class_index(name, raw)
-            # Ids outside the legend are -1 whatever the validity says; the loss ignores them.
+            # Ids outside the class map are -1 whatever the validity mask; the loss ignores them.
             return _Plane(index, None) if ok is None else _Plane(torch.where(ok, index, -1), ok)
         level = batch.level[:, column]
         mean, std = self.get_buffer(f"mean_{name}")[level], self.get_buffer(f"std_{name}")[level]
-        gain = batch.scale[:, column, None] / std
+        factor = batch.scale[:, column, None] / std
         shift = (batch.offset[:, column, None] - mean) / std
         # In place: fresh planes of this size cost more than the arithmetic.
         x = raw.to(torch.float32, copy=True)
-        x.mul_(gain[..., None, None]).add_(shift[..., None, None])
+        x.mul_(factor[..., None, None]).add_(shift[..., None, None])
         if ok is not None:
             x = torch.where(ok, x, 0.0)
         return _Plane(x, ok)
@@ -160,10 +160,10 @@ class Normalizer(nn.Module):
     def cut(self, name: str, values: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
         """Patches (B, N, P) of a modality in its own unit, and which are observed: bool (B, N).
 
-        values: (B, C, H, W), NaN where nothing was observed; of a class map the ids of its legend.
+        values: (B, C, H, W), NaN where nothing was observed; of a class map its class ids.
         ``level``: index of the product level. For tensors without a Batch; the same numbers.
         """
-        how = self.config.inputs[name]
+        config = self.config.inputs[name]
         ok = torch.isfinite(values)
         if self.modalities[name].categorical:
             index = self._class_index(name, torch.where(ok, values, -1))
@@ -175,10 +175,10 @@ class Normalizer(nn.Module):
             )
             x = (values.to(torch.float32) - mean[:, None, None]) / std[:, None, None]
             plane = _Plane(torch.where(ok, x, 0.0), ok)
-        plane = _pad(_thin(plane, how), how, how.grid(*values.shape[-2:]))
+        plane = _pad(_thin(plane, config), config, config.grid(*values.shape[-2:]))
         assert plane.valid is not None
-        seen = patchify(plane.valid.to(torch.uint8), how.patch).amax(dim=2) > 0
-        return patchify(plane.values, how.patch), seen
+        seen = patchify(plane.valid.to(torch.uint8), config.patch).amax(dim=2) > 0
+        return patchify(plane.values, config.patch), seen
 
     def _observed(
         self,
@@ -187,8 +187,8 @@ class Normalizer(nn.Module):
         values: dict[str, Tensor],
         valid: dict[str, Tensor],
     ) -> Tensor | None:
-        whole = len(values) == len(self.modalities)
-        if batch.complete and whole and not valid:
+        has_all = len(values) == len(self.modalities)
+        if batch.complete and has_all and not valid:
             return None
         device = batch.present.device
         parts = []
@@ -223,19 +223,19 @@ def _bands(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """In words, how the data's bands differ."""
     a, b = ours["bands"], theirs["bands"]
     lacks, more = [x for x in a if x not in b], [x for x in b if x not in a]
-    said = [f"the data lack {', '.join(lacks)}"] if lacks else []
-    said += [f"the model does not know {', '.join(more)}"] if more else []
-    if not said and a != b:
-        said = ["the order differs: declare the bands in the model's"]
-    return f" ({'; '.join(said)})" if said else ""
+    reasons = [f"the data lack {', '.join(lacks)}"] if lacks else []
+    reasons += [f"the model does not know {', '.join(more)}"] if more else []
+    if not reasons and a != b:
+        reasons = ["the order differs: declare the bands in the model's"]
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _f32(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _legend_table(modality: Modality) -> Tensor:
-    """Class index by raw id, -1 for ids outside the legend and for nodata."""
+def _class_table(modality: Modality) -> Tensor:
+    """Class index by raw id, -1 for ids outside the class map and for nodata."""
     table = torch.full((max(modality.class_ids) + 2,), -1, dtype=torch.int64)
     for index, class_id in enumerate(modality.class_ids):
         if class_id not in modality.nodata:
@@ -243,23 +243,23 @@ def _legend_table(modality: Modality) -> Tensor:
     return table
 
 
-def _thin(plane: _Plane, how: InputConfig) -> _Plane:
-    if how.stride == 1:
+def _thin(plane: _Plane, config: InputConfig) -> _Plane:
+    if config.stride == 1:
         return plane
-    ok = None if plane.valid is None else _taken(plane.valid, how)
-    return _Plane(_taken(plane.values, how), ok)
+    ok = None if plane.valid is None else _taken(plane.valid, config)
+    return _Plane(_taken(plane.values, config), ok)
 
 
-def _taken(planes: Tensor, how: InputConfig) -> Tensor:
+def _taken(planes: Tensor, config: InputConfig) -> Tensor:
     """Every stride-th pixel (…, H, W), at the centre of each cell: nearest, never averaged."""
-    pick = slice(how.stride // 2, None, how.stride)
+    pick = slice(config.stride // 2, None, config.stride)
     return planes[..., pick, pick]
 
 
-def _pad(plane: _Plane, how: InputConfig, grid: tuple[int, int]) -> _Plane:
+def _pad(plane: _Plane, config: InputConfig, grid: tuple[int, int]) -> _Plane:
     """Pad to the grid's whole patches at the right and bottom with invalid pixels."""
     height, width = plane.values.shape[-2:]
-    bottom, right = grid[0] * how.patch - height, grid[1] * how.patch - width
+    bottom, right = grid[0] * config.patch - height, grid[1] * config.patch - width
     if not (bottom or right):
         return plane
     ok = plane.valid

@@ -23,7 +23,7 @@ DENSE_OVERLAP = 0.5
 """Of the windows that a larger chip's map is blended from."""
 
 _MIRRORS: dict[int, tuple[int, ...]] = {0: (), 4: (-1,), 6: (-2,), 2: (-2, -1)}
-"""How a chip is turned (see ``Batch.turned``), and the axes that its map is flipped back along."""
+"""A chip's rotation (see ``Batch.turned``), and the axes along which its map is flipped back."""
 _MAP_AXES = 4
 
 Change = Callable[[Patches], Patches]
@@ -129,7 +129,7 @@ class Predictor(Pretrained):
             else:
                 blend.add(self(seen, inputs).float(), rows, window[finest])
         if isinstance(self.head, ChipHead):
-            # A chip in which nothing was observed is told by encoding it whole.
+            # Encoding the full chip reports the one in which nothing was observed.
             return self.head.predict(total / count) if bool(count.all()) else self(batch, inputs)
         if blend.sum is None:
             return self(batch, inputs)  # type: ignore[no-any-return]
@@ -158,6 +158,6 @@ class Predictor(Pretrained):
         finest = max(config, key=lambda n: config[n].size)
         rows, cols = features.layout.grids[finest]
         side = config[finest].token_pixels
-        whole = F.interpolate(maps, size=(rows * side, cols * side), mode="bilinear")
+        resized = F.interpolate(maps, size=(rows * side, cols * side), mode="bilinear")
         height, width = sizes[finest]
-        return whole[..., :height, :width]
+        return resized[..., :height, :width]

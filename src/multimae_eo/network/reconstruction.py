@@ -1,7 +1,8 @@
-"""Any modality from any others, with a spread that says how far to trust it.
+"""Any modality from any others, with its predictive standard deviation.
 
-The spread comes from several random subsets of the visible tokens: where the prediction hangs on
-which few patches were seen, it is large. It measures the model's sensitivity, not all its error.
+The standard deviation is over several random subsets of the visible tokens: it is large where the
+prediction depends on which few patches were visible. It measures the model's sensitivity, not all
+its error.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ def reconstruct(
 ) -> dict[str, Reconstructed]:
     """Predict modalities from ``inputs`` (default: all the batch has).
 
-    A hidden modality is predicted from every observed token of the inputs. A modality that is
-    itself an input is predicted, patch by patch, from draws in which the patch was hidden. Draws
+    A masked modality is predicted from every observed token of the inputs. A modality that is
+    itself an input is predicted, patch by patch, from random masks that hide the patch. Masks
     come in pairs, a random half of the inputs' tokens and then the other half, so that every patch
-    is hidden equally often. ``outputs``: modalities (default: all with a task).
+    is masked equally often. ``outputs``: modalities (default: all with a task).
     Patch-normalised tasks have no physical unit and are left out.
 
     Chips larger than those of pre-training are predicted in windows of its size that overlap by
@@ -89,15 +90,15 @@ def reconstruct(
         ContractError: a sample has none of the inputs.
     """
 
-    def whole(batch: Batch) -> dict[str, Reconstructed]:
-        return _reconstruct_whole(model, batch, inputs, outputs, (draws, seed))
+    def predict_chip(batch: Batch) -> dict[str, Reconstructed]:
+        return _reconstruct_chip(model, batch, inputs, outputs, (draws, seed))
 
     windows = chip_windows(model.config.sizes, batch, overlap)
-    return _blended(model, batch, inputs, windows, whole) if windows else whole(batch)
+    return _blended(model, batch, inputs, windows, predict_chip) if windows else predict_chip(batch)
 
 
 @torch.no_grad()
-def predict_hidden(
+def predict_masked(
     model: MaskedModel, batch: Batch, states: Tensor, outputs: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """Predict modalities from exactly the tokens that ``states`` shows.
@@ -107,12 +108,12 @@ def predict_hidden(
     """
     patches = model.patchify(batch)
     tasks = able_tasks(model, outputs)
-    said = model(patches, states, tasks=list(tasks)).predictions
-    found = {}
+    predictions = model(patches, states, tasks=list(tasks)).predictions
+    images = {}
     for name, task in tasks.items():
-        values = averageable(model, task, said[name])
-        found[task.modality] = _finish(model, task, (values, values), patches, batch).mean
-    return found
+        values = averageable(model, task, predictions[name])
+        images[task.modality] = _finish(model, task, (values, values), patches, batch).mean
+    return images
 
 
 def _blended(
@@ -120,38 +121,40 @@ def _blended(
     batch: Batch,
     inputs: Sequence[str] | None,
     windows: Sequence[ChipWindow],
-    whole: Callable[[Batch], dict[str, Reconstructed]],
+    predict_chip: Callable[[Batch], dict[str, Reconstructed]],
 ) -> dict[str, Reconstructed]:
     """Windows of a batch's chips, blended. Where no window saw any input, the chip as a whole."""
     means: dict[str, Blend] = {}
-    spreads: dict[str, Blend] = {}
+    stds: dict[str, Blend] = {}
     for window in windows:
         part = batch.cut(window)
         rows = model.observed_rows(part, inputs)
         if not len(rows):
             continue
-        for name, said in whole(part if len(rows) == len(part) else part.take(rows)).items():
-            for blends, values in ((means, said.mean), (spreads, said.spread)):
+        for name, reconstructed in predict_chip(
+            part if len(rows) == len(part) else part.take(rows)
+        ).items():
+            for blends, values in ((means, reconstructed.mean), (stds, reconstructed.spread)):
                 if name not in blends:
                     blends[name] = Blend(len(batch), extent(windows, name))
                 blends[name].add(values, rows, window[name])
     if not all(b.complete for b in means.values()) or not means:
-        rest = whole(batch)
+        rest = predict_chip(batch)
         return {
-            n: Reconstructed(means[n].mean(r.mean), spreads[n].mean(r.spread)) if n in means else r
+            n: Reconstructed(means[n].mean(r.mean), stds[n].mean(r.spread)) if n in means else r
             for n, r in rest.items()
         }
-    return {n: Reconstructed(means[n].mean(), spreads[n].mean()) for n in means}
+    return {n: Reconstructed(means[n].mean(), stds[n].mean()) for n in means}
 
 
-def _reconstruct_whole(
+def _reconstruct_chip(
     model: MaskedModel,
     batch: Batch,
     inputs: Sequence[str] | None,
     outputs: Sequence[str] | None,
     drawn_as: tuple[int, int],
 ) -> dict[str, Reconstructed]:
-    draws, seed = drawn_as
+    samples, seed = drawn_as
     patches = model.patchify(batch)
     names = model.chosen(inputs, patches.values)
     tasks = able_tasks(model, outputs)
@@ -163,19 +166,19 @@ def _reconstruct_whole(
     full = model(patches, shown, tasks=list(tasks))
     sums = {t: _Sums() for t in tasks}
     generator = torch.Generator().manual_seed(seed)
-    for states in _halves(patches, shown, names, draws, generator):
+    for states in _halves(patches, shown, names, samples, generator):
         drawn = model(patches, states, tasks=list(tasks))
         for name, task in tasks.items():
             part = patches.layout.slices[task.modality]
-            hidden = drawn.states[:, part] != TokenState.VISIBLE
-            sums[name].add(averageable(model, task, drawn.predictions[name]), hidden[:, :, None])
-    found = {}
+            masked = drawn.states[:, part] != TokenState.VISIBLE
+            sums[name].add(averageable(model, task, drawn.predictions[name]), masked[:, :, None])
+    results = {}
     for name, task in tasks.items():
         everything = averageable(model, task, full.predictions[name])
         given = task.modality in names
-        mean, deviation = sums[name].result(everything, prefer_draws=given)
-        found[task.modality] = _finish(model, task, (mean, deviation), patches, batch)
-    return found
+        mean, deviation = sums[name].result(everything, prefer_samples=given)
+        results[task.modality] = _finish(model, task, (mean, deviation), patches, batch)
+    return results
 
 
 def able_tasks(model: MaskedModel, outputs: Sequence[str] | None) -> dict[str, Task]:
@@ -194,15 +197,15 @@ def _halves(
     patches: Patches,
     shown: Tensor,
     names: tuple[str, ...],
-    draws: int,
+    count: int,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    """States of each draw: a random half of what may be shown, then the rest, and so on."""
+    """Token states of each mask: a random half of what may be shown, then the rest, and so on."""
     shown = shown.cpu()
     able = shown == TokenState.VISIBLE
     half = max(1, int(able.sum(dim=1).min()) // 2)
     states = shown
-    for draw in range(draws):
+    for draw in range(count):
         if draw % 2 == 0:
             states = sample_states(
                 patches.layout,
@@ -216,31 +219,31 @@ def _halves(
             yield states
         else:
             rest = able & (states != TokenState.VISIBLE)
-            hidden = shown.masked_fill(able, int(TokenState.MASKED))
-            yield hidden.masked_fill(rest, int(TokenState.VISIBLE))
+            masked = shown.masked_fill(able, int(TokenState.MASKED))
+            yield masked.masked_fill(rest, int(TokenState.VISIBLE))
 
 
 class _Sums:
-    """Mean and deviation over the draws in which a patch was hidden."""
+    """Mean and deviation over the random masks that hide a patch."""
 
     def __init__(self) -> None:
         self.count: Tensor | float = 0.0
         self.total: Tensor | float = 0.0
         self.square: Tensor | float = 0.0
 
-    def add(self, values: Tensor, hidden: Tensor) -> None:
-        weight = hidden.to(values.dtype)
+    def add(self, values: Tensor, masked: Tensor) -> None:
+        weight = masked.to(values.dtype)
         self.count = self.count + weight
         self.total = self.total + values * weight
         self.square = self.square + values.square() * weight
 
-    def result(self, fallback: Tensor, *, prefer_draws: bool) -> tuple[Tensor, Tensor]:
+    def result(self, fallback: Tensor, *, prefer_samples: bool) -> tuple[Tensor, Tensor]:
         if not isinstance(self.count, Tensor):
             return fallback, torch.zeros_like(fallback)
         n = self.count.clamp_min(1)
         mean = self.total / n
         deviation = (self.square / n - mean * mean).clamp_min(0).sqrt()
-        if prefer_draws:
+        if prefer_samples:
             return torch.where(self.count > 0, mean, fallback), deviation
         return fallback, deviation
 
@@ -276,10 +279,10 @@ def to_image(
     model: MaskedModel, name: str, values: Tensor, grid: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
     """Patches (B, N, P) of a modality as an image (B, C, *size), still normalised."""
-    how = model.config.inputs[name]
-    image = unpatchify(values, grid, how.patch)
-    if how.stride > 1:
-        image = image.repeat_interleave(how.stride, -2).repeat_interleave(how.stride, -1)
+    config = model.config.inputs[name]
+    image = unpatchify(values, grid, config.patch)
+    if config.stride > 1:
+        image = image.repeat_interleave(config.stride, -2).repeat_interleave(config.stride, -1)
     return image[..., : size[0], : size[1]]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _TRIES = 12
-"""Of Marsaglia and Tsang's method. Each succeeds with more than 0.95; all fail in 1e-15 of draws,
-which then take the mode."""
+"""Attempts of Marsaglia and Tsang's method. Each succeeds with more than 0.95; all fail in 1e-15 of
+the values, which then are the mode."""
 
 
 class PerSample:
@@ -57,10 +57,10 @@ class PerSample:
         tries = (-1, count, _TRIES)
         fits, v = fits.reshape(tries), v.reshape(tries)
         first = np.take_along_axis(v, fits.argmax(axis=2)[..., None], axis=2)[..., 0]
-        found = d * np.where(fits.any(axis=2), first, 1.0)
+        gammas = d * np.where(fits.any(axis=2), first, 1.0)
         if alpha < 1:
-            found = found * (1 - self._uniform(count)) ** (1 / alpha)
-        return torch.from_numpy(found.astype(np.float32))
+            gammas = gammas * (1 - self._uniform(count)) ** (1 / alpha)
+        return torch.from_numpy(gammas.astype(np.float32))
 
     def _uniform(self, count: int, *, bits: int = 53) -> npt.NDArray[np.float64]:
         """The next numbers of every stream (B, count): splitmix64 of its seed and a counter."""
@@ -70,8 +70,8 @@ class PerSample:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
-        found: npt.NDArray[np.float64] = (x >> np.uint64(64 - bits)) * 2.0**-bits
-        return found
+        uniforms: npt.NDArray[np.float64] = (x >> np.uint64(64 - bits)) * 2.0**-bits
+        return uniforms
 
 
 def mixed_seed(*parts: int) -> int:

@@ -1,4 +1,4 @@
-"""What is predicted: the kind of a data set's labels, and what training labels say of them."""
+"""What is predicted: the kind of a data set's labels, and the statistics of its training labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Target:
     ``classes``: names, in the order of the outputs; empty for values. ``class_ids``: the ids by
     which the user's files call them, where those do not follow from the names. ``counts``:
     training chips (pixels, for maps) of each class. ``total``: labelled training chips (pixels).
-    ``mean``, ``std``: of values, which are predicted standardised; in maps, NaN says nothing.
+    ``mean``, ``std``: of values, which are predicted standardised; in maps, NaN is ignored.
     """
 
     kind: LabelKind
@@ -101,7 +101,7 @@ class TargetScan:
         self._total = self._sum = self._square = 0.0
 
     def add(self, label: Any) -> bool:
-        """Count a label; False where it says nothing (none, or all ignored).
+        """Count a label; False where it has no value (none, or all ignored).
 
         Raises DataError where it is not of the task's kind, or beyond the classes.
         """
@@ -117,18 +117,18 @@ class TargetScan:
                 + " or ".join(text for task, text in _KINDS.values() if task == self._task)
             )
         if kind in ("value", "value map"):
-            known = array[np.isfinite(array)].astype(np.float64)
-            self._total, self._sum = self._total + known.size, self._sum + float(known.sum())
-            self._square += float((known**2).sum())
-            return bool(known.size)
+            finite = array[np.isfinite(array)].astype(np.float64)
+            self._total, self._sum = self._total + finite.size, self._sum + float(finite.sum())
+            self._square += float((finite**2).sum())
+            return bool(finite.size)
         return self._count(array, kind)
 
     def _count(self, array: Any, kind: LabelKind) -> bool:
         if kind == "multilabel":
             counts, total = (array > 0).astype(np.float64), 1.0
         else:
-            found = array[array >= 0].ravel()
-            counts, total = np.bincount(found).astype(np.float64), float(len(found))
+            class_indices = array[array >= 0].ravel()
+            counts, total = np.bincount(class_indices).astype(np.float64), float(len(class_indices))
         if not total:
             return False
         if self._names and len(counts) > len(self._names):
@@ -170,11 +170,11 @@ def kind_of(label: Any, task: TaskName) -> LabelKind | None:
 
     Whole numbers are values where the task is regression, else classes.
     """
-    whole = label.dtype.kind in "biu"
+    is_integer = label.dtype.kind in "biu"
     if label.ndim == 0:
-        return "class" if whole and task != "regression" else "value"
+        return "class" if is_integer and task != "regression" else "value"
     if label.ndim == 1:
         return "multilabel"
     if label.ndim > 2:
         return None
-    return "map" if whole and task != "regression" else "value map"
+    return "map" if is_integer and task != "regression" else "value map"

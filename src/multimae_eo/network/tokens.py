@@ -25,7 +25,7 @@ class TokenState(IntEnum):
     VISIBLE = 1
     """Given to the encoder."""
     MASKED = 2
-    """Observed and hidden: what the loss is measured on."""
+    """Observed and masked: the loss is computed on these."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class TokenLayout:
     @cached_property
     def slices(self) -> dict[str, slice]:
         """Each modality's slice of the token axis."""
-        found, start = {}, 0
+        slices, start = {}, 0
         for name, (rows, cols) in self.grids.items():
-            found[name] = slice(start, start + rows * cols)
+            slices[name] = slice(start, start + rows * cols)
             start += rows * cols
-        return found
+        return slices
 
     @cached_property
     def count(self) -> int:
@@ -94,8 +94,8 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Put (B, N, C·p·p) back together as (B, C, H, W); the inverse of ``patchify``."""
     rows, cols = grid
     cut = patches.reshape(patches.shape[0], rows, cols, -1, patch, patch)
-    whole = cut.permute(0, 3, 1, 4, 2, 5)
-    return whole.reshape(patches.shape[0], cut.shape[3], rows * patch, cols * patch)
+    image = cut.permute(0, 3, 1, 4, 2, 5)
+    return image.reshape(patches.shape[0], cut.shape[3], rows * patch, cols * patch)
 
 
 def any_along(mask: Tensor, dim: int) -> Tensor:
@@ -129,7 +129,7 @@ def visible_slots(states: Tensor, count: int, *, filled: bool) -> VisibleSlots:
     """Gather each sample's visible tokens into ``count`` slots, in ascending order.
 
     states: int8 (B, L). ``filled``: the caller knows that every sample has exactly ``count``
-    visible tokens, so no padding can occur (nothing is asked of the device).
+    visible tokens, so no padding can occur (no synchronisation of the device).
     """
     visible = states == TokenState.VISIBLE
     total = states.shape[1]

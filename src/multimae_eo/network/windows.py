@@ -50,20 +50,20 @@ def chip_windows(sizes: Mapping[str, int], batch: Batch, overlap: float | None) 
         return []
     height, width = (int(length) for length in ground)
     step = max(1, round(side * (1 - overlap)))
-    found: list[ChipWindow] = []
+    windows: list[ChipWindow] = []
     for top in window_starts(height, side, step):
         for left in window_starts(width, side, step):
             window = Window(
                 row=top, col=left, height=min(side, height - top), width=min(side, width - left)
             )
-            found.append({n: _scaled(window, size // side) for n, size in sizes.items()})
-    return found
+            windows.append({n: _scaled(window, size // side) for n, size in sizes.items()})
+    return windows
 
 
 def extent(windows: Sequence[ChipWindow], name: str) -> tuple[int, int]:
     """Height and width of the chips that ``windows`` cover, in a modality's pixels."""
-    own = [w[name] for w in windows]
-    return max(w.row + w.height for w in own), max(w.col + w.width for w in own)
+    pixel_windows = [w[name] for w in windows]
+    return max(w.row + w.height for w in pixel_windows), max(w.col + w.width for w in pixel_windows)
 
 
 def _scaled(window: Window, factor: int) -> Window:
