@@ -17,7 +17,7 @@ from multimae_eo.evaluate.probes import ProbeOptions
 from multimae_eo.evaluate.study import StudyPlan, Transfer, claim_study, set_trials, study
 from multimae_eo.evaluate.trials import Cells, Trial, comparisons, merged, slug
 from multimae_eo.loading.open_source import open_source
-from multimae_eo.metrics.task_metrics import Counts, Predictions, Tallied, scores_of, values_of
+from multimae_eo.metrics.task_metrics import Counts, MapCounts, Predictions, scores_of, values_of
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.train.finetune_recipe import load_finetune
@@ -178,7 +178,7 @@ def test_tallied_maps_score_as_the_maps_do():
                        predicted=rng.integers(0, 3, truth.shape))  # fmt: skip
     counts = maps.counts
     assert isinstance(counts, Counts)
-    tallied = Tallied(kind="segmentation", keys=maps.keys, counts=counts)
+    tallied = MapCounts(kind="segmentation", keys=maps.keys, counts=counts)
     weights = rng.integers(0, 3, (4, 5)).astype(float)
     for name, score in scores_of(tallied).items():
         np.testing.assert_array_equal(score(weights), scores_of(maps)[name](weights))

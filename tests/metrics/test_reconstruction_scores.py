@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from multimae_eo import catalog
 from multimae_eo.errors import ContractError
-from multimae_eo.metrics.reconstruction_scores import ReconstructionScores, legend_index, truth_of
+from multimae_eo.metrics.reconstruction_scores import ReconstructionScores, class_index, truth_of
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch, Calibration, Sample, collate
 from multimae_eo.statistics import Statistics
@@ -176,7 +176,7 @@ def test_absent_chips_and_modalities_are_not_scored() -> None:
 
 def test_legend_indices_follow_the_legends_order() -> None:
     ids = np.array([10, 100, 0, 95, 255, 11])
-    assert legend_index(ids, LANDCOVER).tolist() == [0, 10, -1, 9, -1, -1]
+    assert class_index(ids, LANDCOVER).tolist() == [0, 10, -1, 9, -1, -1]
 
 
 def test_a_reconstruction_of_another_size_is_refused() -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import FormatError
 from multimae_eo.geo import Window
-from multimae_eo.metrics.reconstruction_scores import legend_index
+from multimae_eo.metrics.reconstruction_scores import class_index
 from multimae_eo.modality import Band, LegendClass, Modality
 from multimae_eo.reports.pictures import Look, Stretch, look_of, picture, stretch_of
 from multimae_eo.sources.raster.grid import overlap
@@ -169,7 +169,7 @@ class SceneLayer:
         calibration = sample.calibration_of(self.modality)
         ok = np.broadcast_to(sample.valid.get(self.modality.name, True), raw.shape)
         if self.modality.categorical:
-            values = legend_index(raw, self.modality)
+            values = class_index(raw, self.modality)
             return np.where(ok & (values >= 0), values, np.nan).astype(np.float32), aligned
         physical = raw * calibration.scale + calibration.offset
         return np.where(ok, physical, np.nan).astype(np.float32), aligned
@@ -254,7 +254,7 @@ class FileLayer:
         ok = ~np.ma.getmaskarray(values)
         raw = values.filled(0)
         if self.modality.categorical:
-            index = legend_index(raw, self.modality)
+            index = class_index(raw, self.modality)
             return np.where(ok & (index >= 0), index, np.nan).astype(np.float32)
         return np.where(ok, raw, np.nan).astype(np.float32)
 

@@ -96,12 +96,12 @@ def benchmark(
     names = _datasets(runs)
     plan = runs.plan_of(["--task=classification"])
     scored = [
-        found
+        result
         for name in names
         for partition in runs.partitions
-        for found in _run(model, runs, (name, partition), out, digest)
+        for result in _run(model, runs, (name, partition), out, digest)
     ]
-    rows = [found.row(plan.seed) for found in scored]
+    rows = [result.row(plan.seed) for result in scored]
     totals = _aggregates(scored, _normaliser(runs.root), plan.seed)
     points = [
         FractionPoint(
@@ -148,12 +148,12 @@ def _run(
     claim_study(transfer, plan, folder)
     inputs = plan.make(()).inputs or default_inputs(transfer)
     trials = set_trials(transfer, plan, folder, label="+".join(inputs), inputs=inputs)
-    found = _PARTITION.fullmatch(partition)
+    match = _PARTITION.fullmatch(partition)
     return [
         Scored(
             dataset=name,
             partition=partition,
-            percent=100 * float(found["share"]) if found else 100.0,
+            percent=100 * float(match["share"]) if match else 100.0,
             metric=METRICS[data.metric],
             trial=trial,
         )
@@ -162,26 +162,26 @@ def _run(
 
 
 def _folder(root: Path, name: str) -> Path:
-    found = _folders(root, name)
-    return found[0] if found else root / name
+    folders = _folders(root, name)
+    return folders[0] if folders else root / name
 
 
 def _normaliser(root: Path) -> Normaliser:
     """The spans of all benchmarks in ``root``; empty where there is no file."""
-    found: dict[str, tuple[float, float]] = {}
+    spans: dict[str, tuple[float, float]] = {}
     for path in sorted({*root.glob("normalizer.json"), *root.glob("*_v*/normalizer.json")}):
-        found |= load_normaliser(path)
-    return found
+        spans |= load_normaliser(path)
+    return spans
 
 
 def _aggregates(scored: Sequence[Scored], spans: Normaliser, seed: int) -> list[Row]:
     """The benchmark's aggregate by suite, partition and configuration, of normalised data sets."""
     groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    for found in scored:
-        if found.dataset in spans:
-            suite = DATASETS[found.dataset].benchmark
-            key = (suite, found.partition, found.configuration)
-            groups.setdefault(key, {})[found.dataset] = found.by_seed
+    for result in scored:
+        if result.dataset in spans:
+            suite = DATASETS[result.dataset].benchmark
+            key = (suite, result.partition, result.configuration)
+            groups.setdefault(key, {})[result.dataset] = result.by_seed
     rows = []
     for (suite, partition, configuration), scores in groups.items():
         total = aggregate(scores, spans, seed=seed)

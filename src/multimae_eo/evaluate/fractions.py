@@ -69,7 +69,7 @@ def label_fractions(
     """Positions of the chips in each label fraction, ascending, by its percentage.
 
     Smaller fractions are subsets of larger ones. Every class that any chip shows has at least one
-    chip in each (so that a very small fraction may be larger than asked), and every stratum its
+    chip in each (so that a very small fraction may be larger than requested), and every stratum its
     share, within the chips that this takes and one. Equal arguments give equal chips; so do equal
     ``seed`` and labels with other ``percents``. Raises ConfigError for a percentage outside
     (0, 100], DataError for no chips.
@@ -92,14 +92,14 @@ def _order(strata: Strata, rng: np.random.Generator) -> tuple[Indices, int]:
     cover = _cover(strata.presence, shuffled)
     is_cover = np.zeros(len(strata), bool)
     is_cover[cover] = True
-    place = np.empty(len(strata))
+    rank = np.empty(len(strata))
     for stratum in np.unique(strata.stratum):
         mine = shuffled[strata.stratum[shuffled] == stratum]
         mine = mine[np.argsort(~is_cover[mine], kind="stable")]
         # Evenly spaced, from a random start: every beginning holds the stratum's share.
-        place[mine] = (np.arange(len(mine)) + rng.random()) / len(mine)
-    place[cover] = -1.0
-    ranked = shuffled[np.argsort(place[shuffled], kind="stable")]
+        rank[mine] = (np.arange(len(mine)) + rng.random()) / len(mine)
+    rank[cover] = -1.0
+    ranked = shuffled[np.argsort(rank[shuffled], kind="stable")]
     return ranked.astype(np.int64), max(1, len(cover))
 
 
@@ -121,8 +121,8 @@ def _rarest(presence: npt.NDArray[np.bool_]) -> Indices:
     rank = np.argsort(np.argsort(presence.sum(axis=0), kind="stable"), kind="stable")
     ranked = np.where(presence, rank, classes)
     by_rank = np.append(np.argsort(rank), classes)
-    found: Indices = by_rank[ranked.min(axis=1, initial=classes)].astype(np.int64)
-    return found
+    rarest: Indices = by_rank[ranked.min(axis=1, initial=classes)].astype(np.int64)
+    return rarest
 
 
 def _counts(label: npt.NDArray[Any], classes: int) -> Indices:

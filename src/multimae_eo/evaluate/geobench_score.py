@@ -1,7 +1,7 @@
 """GEO-Bench's aggregate score: scores normalised per data set, then their interquartile mean.
 
 As the benchmark defines it (Lacoste et al. 2023): min-max by ``normalizer.json``, 25 % cut off at
-either end, and a stratified bootstrap that draws every data set's seeds anew.
+either end, and a stratified bootstrap over the seeds of every data set.
 """
 
 from __future__ import annotations

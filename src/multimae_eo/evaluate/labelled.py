@@ -1,4 +1,4 @@
-"""Labelled feature tables as rows to fit on, and a readout's answers as predictions of chips."""
+"""Labelled feature tables as rows to fit a linear probe on, and its outputs as predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multimae_eo.metrics.task_metrics import Predictions, TaskKind
 MOST_CELLS = 4096
 """Cells of grids that a probe of maps is fitted on; more are drawn from."""
 
-_AT_ONCE = 16  # chips whose grids are read out together
+_CHIPS_PER_BLOCK = 16  # chips whose grids are predicted together
 
 
 def task_of(labels: npt.NDArray[Any]) -> TaskKind:
@@ -31,7 +31,7 @@ def task_of(labels: npt.NDArray[Any]) -> TaskKind:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTarget:
-    """What is to be told of chips, and with which loss a linear readout learns it."""
+    """The task of a linear probe: its kind and its classes."""
 
     kind: TaskKind
     classes: int
@@ -53,7 +53,7 @@ class ProbeTarget:
 
     @property
     def loss(self) -> Loss:
-        """The loss of a linear readout."""
+        """The loss that a linear probe is fitted with."""
         if self.kind == "regression":
             return "square"
         return "sigmoid" if self.kind == "multilabel" else "softmax"
@@ -73,7 +73,7 @@ class ProbeTarget:
         return table.features, table.labels.astype(np.float64).reshape(len(table.keys), -1)
 
     def predict(self, probe: FittedProbe, table: FeatureTable) -> Predictions:
-        """A readout's answers for the chips of a table."""
+        """A fitted probe's predictions for the chips of a table."""
         if self.kind == "segmentation":
             predicted, confidence = _read_maps(probe, table)
             return self._predictions(table, predicted, confidence)
@@ -123,8 +123,8 @@ def _cell_rows(table: FeatureTable, classes: int, seed: int) -> tuple[npt.NDArra
     if len(labelled) > MOST_CELLS:
         labelled = np.random.default_rng(seed).choice(labelled, MOST_CELLS, replace=False)
         labelled.sort()
-    chip, place = np.divmod(labelled, rows * columns)
-    features = table.features[chip, :, place // columns, place % columns]
+    chip, position = np.divmod(labelled, rows * columns)
+    features = table.features[chip, :, position // columns, position % columns]
     targets = shares.reshape(-1, classes)[labelled].astype(np.float64)
     return features, targets / targets.sum(axis=1, keepdims=True)
 
@@ -150,8 +150,8 @@ def _read_maps(
         np.empty(table.labels.shape, np.int16),
         np.empty(table.labels.shape, np.float32),
     )
-    for start in range(0, len(table.keys), _AT_ONCE):
-        part = table.features[start : start + _AT_ONCE]
+    for start in range(0, len(table.keys), _CHIPS_PER_BLOCK):
+        part = table.features[start : start + _CHIPS_PER_BLOCK]
         count, depth, rows, columns = part.shape
         outputs = probe(part.transpose(0, 2, 3, 1).reshape(-1, depth)).astype(np.float32)
         grid = torch.from_numpy(outputs).reshape(count, rows, columns, -1).permute(0, 3, 1, 2)

@@ -82,8 +82,8 @@ def predict_split(
     predictor.eval()
     start = time.perf_counter()
     for batch in make_loader(source, indices, batch_size=BATCH, modalities=names):
-        truth, guess, sure = _predict(predictor, batch, names, source.name)
-        parts.append((_reordered(truth, order), guess, sure))
+        truth, predicted, confidence = _predict(predictor, batch, names, source.name)
+        parts.append((_reordered(truth, order), predicted, confidence))
         keys += batch.keys
         if progress is not None:
             progress(len(keys), len(indices))

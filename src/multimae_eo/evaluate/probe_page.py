@@ -74,8 +74,10 @@ def _lead(trial: Trial, rows: Sequence[Row]) -> str:
 
 def _write_card(out: Path, model: MultiMAE, source: Source, trials: Sequence[Trial]) -> Trial:
     """Write the card of the model's features with the most labels; of several, the last method."""
-    own = [t for t in trials if t.features == trials[0].features and t.inputs == trials[0].inputs]
-    best = max(reversed(own), key=lambda t: t.percent)
+    candidates = [
+        t for t in trials if t.features == trials[0].features and t.inputs == trials[0].inputs
+    ]
+    best = max(reversed(candidates), key=lambda t: t.percent)
     others = [
         (t.features, predictions)
         for t in trials

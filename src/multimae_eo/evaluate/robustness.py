@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MOST = 20
 """Subsets of one size that are tried; of more, so many are drawn."""
 
-_ABOUT = (
+_NOTE = (
     "Chips without any of a subset's inputs are left out of its row. Brackets: 95 % bootstrap "
     "intervals over chips."
 )
@@ -72,13 +72,13 @@ def drop_inputs(
         if len(chosen):
             predictions = predict_split(predictor, source, split=chosen, inputs=kept).predictions
             chips = len(predictions)
-            found = {
+            intervals = {
                 name: hierarchical_interval([score], chips, seed=seed)
                 for name, score in scores_of(predictions).items()
             }
             without = ", ".join(n for n in names if n not in kept) or "–"
             head = {"inputs": len(kept), "kept": ", ".join(kept), "dropped": without}
-            rows.append({**head, "chips": chips, **interval_rows(found)})
+            rows.append({**head, "chips": chips, **interval_rows(intervals)})
         if progress is not None:
             progress(i + 1, len(sets))
     if out is not None:
@@ -144,15 +144,15 @@ def _write(out: Path, name: str, rows: Sequence[Row]) -> None:
     write_csv(out / "dropped.csv", rows)
     write_file(out / "dropped.json", (json.dumps(rows, indent=1) + "\n").encode())
     title = f"Missing inputs: {name}"
-    write_markdown(out / "dropped.md", [f"# {title}", means, shown, _ABOUT])
+    write_markdown(out / "dropped.md", [f"# {title}", means, shown, _NOTE])
     page = Report(title, f"{len(rows)} sets of inputs, one model")
     page.heading(f"{scores[0]} by number of inputs").gallery([_figure(rows, scores[0])])
     page.table(means, "Over the sets of inputs of each size.")
-    page.heading("Every set of inputs").table(shown, _ABOUT)
+    page.heading("Every set of inputs").table(shown, _NOTE)
     page.write(out / "dropped.html")
 
 
 def _figure(rows: Sequence[Row], score: str) -> tuple[Figure, str, str]:
     points = [(int(number_in(r, "inputs")), number_in(r, score)) for r in rows]
-    about = "Dots: sets of inputs. The line: their mean."
-    return subset_figure(points, score=score), about, f"{score} by number of inputs"
+    caption = "Dots: sets of inputs. The line: their mean."
+    return subset_figure(points, score=score), caption, f"{score} by number of inputs"

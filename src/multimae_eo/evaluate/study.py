@@ -42,7 +42,7 @@ from multimae_eo.evaluate.trials import (
 )
 from multimae_eo.files import single_writer
 from multimae_eo.inference.computing import computing, on_device
-from multimae_eo.metrics.task_metrics import Predictions, Tallied, values_of
+from multimae_eo.metrics.task_metrics import MapCounts, Predictions, values_of
 from multimae_eo.network.adapt import adapt
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
@@ -52,8 +52,8 @@ from multimae_eo.train.finetune import finetune, shown_sizes
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.run import claim_run
 
-STUDIED = ("finetune", "scratch", *METHODS)
-"""What a study may do: the last two are probes of frozen features, with their baselines."""
+STUDY_METHODS = ("finetune", "scratch", *METHODS)
+"""Methods of a study; the last two are probes of frozen features, with their baselines."""
 
 _MAP_AXES = 2
 
@@ -64,18 +64,18 @@ Make = Callable[[Sequence[str]], FinetuneRecipe]
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What is studied.
+    """Options of a study.
 
     ``make``: the recipe of fine-tuning with some more options. ``probing``: features, label
-    fractions (%), and how many seeds. ``methods``: of STUDIED. ``grid``: values to try, by option
-    of the recipe. ``steps``: optimiser steps at least; small fractions get more epochs.
+    fractions (%), and how many seeds. ``methods``: of STUDY_METHODS. ``grid``: values to try, by
+    option of the recipe. ``steps``: optimiser steps at least; small fractions get more epochs.
     ``seed``: the first one. ``device``, ``precision``: of inference, by frozen encoders and by
     fine-tuned models; ``auto`` follows the recipe's accelerator.
     """
 
     make: Make
     probing: ProbeOptions
-    methods: tuple[str, ...] = STUDIED
+    methods: tuple[str, ...] = STUDY_METHODS
     grid: Grid | None = None
     steps: int = 0
     seed: int = 0
@@ -84,8 +84,8 @@ class StudyPlan:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            if method not in STUDIED:
-                raise ConfigError(f"methods: no {method!r}; {did_you_mean(method, STUDIED)}")
+            if method not in STUDY_METHODS:
+                raise ConfigError(f"methods: no {method!r}; {did_you_mean(method, STUDY_METHODS)}")
         if self.steps < 0:
             raise ConfigError(f"steps: expected ≥ 0, got {self.steps}")
 
@@ -157,8 +157,8 @@ def study(
 
 def default_inputs(transfer: Transfer) -> list[str]:
     """The modalities that model and data share; all of the data's where there is none."""
-    known = [n for n in transfer.source.modalities if n in transfer.model.modalities]
-    return known or list(transfer.source.modalities)
+    shared = [n for n in transfer.source.modalities if n in transfer.model.modalities]
+    return shared or list(transfer.source.modalities)
 
 
 def set_trials(
@@ -222,10 +222,10 @@ def _fractions(source: Source, names: list[str], plan: StudyPlan) -> dict[float,
     """Training chips of each label fraction, one draw per seed: those that probes take, too."""
     train = splits_of(source, plan.seed)["train"]
     labels = [source.read(int(i), names).label for i in train]
-    known = [i for i, label in enumerate(labels) if label is not None]
-    strata = Strata.of([labels[i] for i in known], len(source.class_names) or _classes(labels))
+    labelled = [i for i, label in enumerate(labels) if label is not None]
+    strata = Strata.of([labels[i] for i in labelled], len(source.class_names) or _classes(labels))
     drawn = draw_fractions(strata, plan.seed, plan.probing)
-    chips = train[known]
+    chips = train[labelled]
     return {p: [chips[d[p]] for d in drawn] for p in plan.probing.fractions}
 
 
@@ -253,9 +253,9 @@ def _cell(
     """One fine-tuning run on the ``draw``-th draw of chips, read where it is finished."""
     seed = case.plan.seed + draw
     name = _cell_name(case.label, case.method, case.percent, seed, point)
-    found = cells.get(*name)
-    if found is not None:
-        return found
+    finished = cells.get(*name)
+    if finished is not None:
+        return finished
     sys.stderr.write(f"{' '.join(name)}\n")
     source, run = case.transfer.source, out / "runs" / slug(*name)
     recipe = _recipe(case, len(chips), (f"--run.seed={seed}", *point))
@@ -314,8 +314,8 @@ def _recipe(case: _Case, chips: int, options: Sequence[str]) -> FinetuneRecipe:
 def _frozen(transfer: Transfer, plan: StudyPlan, names: list[str], out: Path) -> MultiMAE:
     """The model whose features are probed: adapted where an input is not one of its own."""
     inputs = transfer.source.modalities.select(names)
-    known = transfer.model.modalities
-    if all(n in known and known[n].meaning() == m.meaning() for n, m in inputs.items()):
+    trained = transfer.model.modalities
+    if all(n in trained and trained[n].meaning() == m.meaning() for n, m in inputs.items()):
         return transfer.model
     train = splits_of(transfer.source, plan.seed)["train"]
     recipe = plan.make(())
@@ -337,11 +337,11 @@ def _frozen(transfer: Transfer, plan: StudyPlan, names: list[str], out: Path) ->
         ).encoder.eval()
 
 
-def _kept(predictions: Predictions) -> Predictions | Tallied:
+def _kept(predictions: Predictions) -> Predictions | MapCounts:
     """Of maps, their counts: a study holds hundreds of predictions at once."""
     if predictions.kind != "segmentation":
         return predictions
-    return Tallied(
+    return MapCounts(
         kind=predictions.kind,
         keys=predictions.keys,
         counts=predictions.counts,
@@ -365,14 +365,14 @@ def _keep_model(model: Path, kept: Path) -> None:
 
 def _grid_rows(plan: StudyPlan, label: str, cells: Cells) -> list[dict[str, Any]]:
     """Validation scores of the points of a grid, with the first seed."""
-    found = []
+    rows = []
     for method, percent, point in product(plan.methods, plan.probing.fractions, plan.points()):
         trial = cells.get(*_cell_name(label, method, percent, plan.seed, point))
         if trial is not None and point:
             score = {f"validation {trial.score}": trial.validation[0]}
             named = {"inputs": label, "features": trial.features, "labels %": percent}
-            found.append({**named, "point": trial.chosen[0], **score})
-    return found
+            rows.append({**named, "point": trial.chosen[0], **score})
+    return rows
 
 
 def _write_card(

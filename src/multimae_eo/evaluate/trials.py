@@ -30,8 +30,8 @@ from multimae_eo.metrics.intervals import (
 from multimae_eo.metrics.task_metrics import (
     Counts,
     Judged,
+    MapCounts,
     Predictions,
-    Tallied,
     all_scores,
     chip_outcomes,
     scores_of,
@@ -86,7 +86,7 @@ class Trial:
             **interval_rows(
                 {
                     name: hierarchical_interval([s[name] for s in by_seed], chips, seed=seed)
-                    # A class that no pixel has may be guessed with one seed and not with another.
+                    # A class that no pixel has may be predicted with one seed and not with another.
                     for name in by_seed[0]
                     if all(name in s for s in by_seed)
                 }
@@ -151,7 +151,7 @@ def _packed(trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
     arrays: dict[str, Any] = {"record": np.array(json.dumps(record)), "keys": np.array(first.keys)}
     for i, prediction_set in enumerate(trial.predictions):
-        if isinstance(prediction_set, Tallied) or prediction_set.kind == "segmentation":
+        if isinstance(prediction_set, MapCounts) or prediction_set.kind == "segmentation":
             for name, field in _COUNTS.items():
                 arrays[f"{name}{i}"] = getattr(prediction_set.counts, field)
             continue
@@ -170,7 +170,7 @@ def _unpacked(arrays: Any) -> Trial:
     for i in range(record.pop("seeds")):
         if kind == "segmentation":
             counts = Counts(*(arrays[f"{name}{i}"] for name in _COUNTS))
-            predictions.append(Tallied(kind=kind, keys=keys, counts=counts, class_names=names))
+            predictions.append(MapCounts(kind=kind, keys=keys, counts=counts, class_names=names))
             continue
         predictions.append(
             Predictions(
@@ -216,8 +216,12 @@ def _compare(first: Trial, second: Trial, seed: int) -> dict[str, Any]:
     a, b = ([s[name] for s in by_seed] for by_seed in scored)
     difference = paired_interval(a, b, len(first.predictions[0]), seed=seed)
     outcomes = [np.mean([chip_outcomes(p) for p in t.predictions], axis=0) for t in (first, second)]
-    known = np.isfinite(outcomes[0]) & np.isfinite(outcomes[1])
-    p = permutation_test(outcomes[0][known], outcomes[1][known], seed=seed) if known.any() else 1.0
+    defined = np.isfinite(outcomes[0]) & np.isfinite(outcomes[1])
+    p = (
+        permutation_test(outcomes[0][defined], outcomes[1][defined], seed=seed)
+        if defined.any()
+        else 1.0
+    )
     return {
         "first": f"{first.features} ({first.inputs})",
         "second": f"{second.features} ({second.inputs})",

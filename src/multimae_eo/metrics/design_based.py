@@ -93,7 +93,7 @@ class ReferenceSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What a reference sample says of a map.
+    """Accuracies and areas of a map, estimated from a reference sample.
 
     Attributes:
         classes: class ids, ascending: the order of rows and columns.
@@ -217,8 +217,8 @@ def sample_size(
         expected_users: user's accuracy that is expected of each, 0 to 1.
         standard_error: the one aimed at, as a share (0.01 is one percentage point).
     """
-    spread = sum(w * _deviation(expected_users[h]) for h, w in weights.items())
-    return math.ceil((spread / standard_error) ** 2)
+    deviation = sum(w * _deviation(expected_users[h]) for h, w in weights.items())
+    return math.ceil((deviation / standard_error) ** 2)
 
 
 def allocate(

@@ -63,9 +63,9 @@ def score_interval(
     """A score's bootstrap interval over ``chips``; see ``hierarchical_interval`` for seeds.
 
     ``method``: "percentile", or "bca", which also corrects bias and skewness (Efron 1987).
-    A score that no resample changes (every chip right) gets an interval of no width: it says
-    nothing of chips unlike these. Raises ConfigError for options out of range, DataError for no
-    chips.
+    A score that no resample changes (every chip right) gets an interval of zero width, which
+    does not generalise to chips unlike these. Raises ConfigError for options out of range,
+    DataError for no chips.
     """
     _check(chips, level, resamples, method)
     drawn = _finite(_over_resamples([score], chips, resamples, np.random.default_rng(seed)))
@@ -86,8 +86,8 @@ def hierarchical_interval(
 ) -> Interval:
     """The mean score of several seeds on the same ``chips``, both resampled.
 
-    ``scores``: one per seed. Few seeds tell little of other seeds: with S of them, the share of the
-    variance that comes from seeds is underestimated by (S - 1) / S, and one seed tells nothing.
+    ``scores``: one per seed. With S seeds, the share of the variance that comes from seeds is
+    underestimated by (S - 1) / S; with one seed the estimate is zero.
     Errors as for ``score_interval``.
     """
     _check(chips, level, resamples, "percentile")
@@ -107,7 +107,7 @@ def paired_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """``first`` minus ``second`` on the same resampled chips: what two intervals cannot tell.
+    """The interval of ``first`` minus ``second`` on the same resampled chips.
 
     One score per seed in each; as many in both are drawn together, as they saw the same labels.
     Errors as for ``score_interval``.
@@ -219,7 +219,7 @@ def _over_resamples(
         weights = rng.multinomial(chips, share, size=count).astype(np.float64)
         by_seed = np.stack([score(weights) for score in scores], axis=1)
         drawn = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=count)
-        # A seed that was not drawn must not spread its NaN.
+        # The NaN of a seed that was not drawn must not reach the mean.
         result.append(np.where(drawn > 0, by_seed * drawn, 0.0).sum(axis=1) / len(scores))
     return np.concatenate(result)
 
@@ -242,8 +242,8 @@ def _bca_tails(tails: Array, drawn: Array, value: float, left_out: Array) -> Arr
     # Infinite otherwise, where all resamples lie on one side.
     shift = float(ndtri(min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn))))
     apart = left_out.mean() - left_out
-    spread = float((apart**2).sum()) ** 1.5
-    bend = float((apart**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    scale = float((apart**2).sum()) ** 1.5
+    bend = float((apart**3).sum()) / (6 * scale) if scale > 0 else 0.0
     moved = shift + ndtri(tails)
     return np.asarray(ndtr(shift + moved / (1 - bend * moved)), np.float64)
 

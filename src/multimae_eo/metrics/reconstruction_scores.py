@@ -29,7 +29,7 @@ class PredictedPixels(Protocol):
     """A modality predicted for a batch, at the chips' own size.
 
     Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` alike or (B, 1, H, W).
-    Categorical: ``mean`` (B, classes, H, W) probabilities in legend order, ``spread`` (B, 1, H, W)
+    Categorical: ``mean`` (B, classes, H, W) probabilities in class order, ``spread`` (B, 1, H, W)
     their entropy in nats.
     """
 
@@ -46,8 +46,8 @@ class PredictedPixels(Protocol):
 class Truth:
     """Observed pixels as NumPy arrays.
 
-    ``values``: float64 (B, C, H, W) in physical units, or int64 (B, 1, H, W) legend indices with
-    -1 where the id is in no legend. ``valid``: bool, of the same shape.
+    ``values``: float64 (B, C, H, W) in physical units, or int64 (B, 1, H, W) class indices with
+    -1 where the id is of no class. ``valid``: bool, of the same shape.
     """
 
     values: npt.NDArray[Any]
@@ -68,7 +68,7 @@ def truth_of(batch: Batch, name: str) -> Truth | None:
         valid &= batch.valid[name].detach().cpu().numpy()
     valid &= batch.present[:, column].cpu().numpy()[:, None, None, None]
     if modality.categorical:
-        index = legend_index(raw, modality)
+        index = class_index(raw, modality)
         return Truth(index, valid & (index >= 0))
     scale, offset = (
         t[:, column].cpu().numpy().astype(np.float64)[:, None, None, None]
@@ -78,12 +78,12 @@ def truth_of(batch: Batch, name: str) -> Truth | None:
     return Truth(values, valid & np.isfinite(values))
 
 
-def legend_index(ids: npt.NDArray[Any], modality: Modality) -> npt.NDArray[np.int64]:
-    """Class ids as stored → indices into the legend; -1 for ids the legend does not hold."""
+def class_index(ids: npt.NDArray[Any], modality: Modality) -> npt.NDArray[np.int64]:
+    """Class ids as stored → class indices, int64 of the same shape; -1 for ids of no class."""
     order = np.argsort(modality.class_ids)
-    known = np.asarray(modality.class_ids)[order]
-    place = np.clip(np.searchsorted(known, ids), 0, len(known) - 1)
-    return np.where(known[place] == ids, order[place], -1).astype(np.int64)
+    sorted_ids = np.asarray(modality.class_ids)[order]
+    position = np.clip(np.searchsorted(sorted_ids, ids), 0, len(sorted_ids) - 1)
+    return np.where(sorted_ids[position] == ids, order[position], -1).astype(np.int64)
 
 
 class ReconstructionScores:
@@ -104,14 +104,14 @@ class ReconstructionScores:
         self._scores: dict[str, _Continuous | _Categorical] = {}
         for name in modalities if names is None else names:
             modality = modalities[name]
-            known = statistics if statistics and name in statistics.modalities else None
+            baseline = statistics if statistics and name in statistics.modalities else None
             if modality.categorical:
                 self._scores[name] = _Categorical(
-                    modality, None if known is None else known.class_counts[name]
+                    modality, None if baseline is None else baseline.class_counts[name]
                 )
             else:
                 self._scores[name] = _Continuous(
-                    modality, None if known is None else known.mean_std(name)[0]
+                    modality, None if baseline is None else baseline.mean_std(name)[0]
                 )
 
     def update(self, batch: Batch, reconstructed: Mapping[str, PredictedPixels]) -> None:
@@ -165,12 +165,12 @@ class _Continuous:
         count = self.observed.count
         total = self.observed.m2 if self.mean is None else self.sums[2]
         r2 = [_r2(e, t) if n else None for e, t, n in zip(self.sums[0], total, count, strict=True)]
-        known = [v for v in r2 if v is not None]
+        defined = [v for v in r2 if v is not None]
         return {
             "kind": "continuous",
             "unit": self.modality.unit,
             "pixels": self.pixels,
-            "r2": sum(known) / len(known) if known else None,
+            "r2": sum(defined) / len(defined) if defined else None,
             "rmse": _root(self.sums[0].sum() / count.sum()),
             "mae": float(self.sums[1].sum() / count.sum()),
             "baseline": self._baseline(total, count),
@@ -214,8 +214,8 @@ class _Categorical:
     def result(self) -> dict[str, Any]:
         counts = self.confusion.sum(axis=1)
         trained = self.class_counts if self.class_counts is not None else np.zeros(0)
-        known = trained.sum() > 0
-        usual = int(np.argmax(trained if known else counts))
+        has_counts = trained.sum() > 0
+        usual = int(np.argmax(trained if has_counts else counts))
         prediction = np.zeros_like(self.confusion)
         prediction[:, usual] = counts
         names = self.modality.class_names
@@ -228,7 +228,7 @@ class _Categorical:
             "iou": {n: float(v) for n, v in zip(names, iou, strict=True) if np.isfinite(v)},
             "baseline": {
                 "predicts": f"{names[usual]!r} everywhere, the most frequent class"
-                + (" in training" if known else ""),
+                + (" in training" if has_counts else ""),
                 "accuracy": float(np.trace(prediction) / self.pixels),
                 "miou": float(np.nanmean(Counts.of_confusion(prediction).iou)),
             },

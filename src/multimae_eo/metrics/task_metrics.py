@@ -94,7 +94,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tallied:
+class MapCounts:
     """Predicted maps of which only each chip's ``counts`` are kept: all that their scores need."""
 
     kind: TaskKind
@@ -110,7 +110,7 @@ class Tallied:
         return _name_of(self.class_names, index)
 
 
-Judged = Predictions | Tallied
+Judged = Predictions | MapCounts
 
 
 def _name_of(names: Sequence[str], index: int) -> str:
@@ -183,7 +183,7 @@ def scores_of(predictions: Judged) -> dict[str, WeightedScore]:
 
     if predictions.kind == "classification":
         return {"accuracy": accuracy, "macro F1": macro_f1}
-    if isinstance(predictions, Tallied) or predictions.kind == "segmentation":
+    if isinstance(predictions, MapCounts) or predictions.kind == "segmentation":
         return {"mIoU": mean_iou, "accuracy": accuracy}
     return {
         "mAP": _mean_average_precision(predictions),
@@ -244,15 +244,15 @@ def class_scores(predictions: Predictions) -> list[dict[str, Any]]:
         {
             "class": predictions.name_of(i),
             unit: int(total.true[0, i]),
-            "F1": _known(total.f1[0, i]),
-            "IoU": _known(total.iou[0, i]),
+            "F1": _finite_or_none(total.f1[0, i]),
+            "IoU": _finite_or_none(total.iou[0, i]),
         }
         for i in range(total.true.shape[1])
     ]
     if predictions.kind == "multilabel":
         precision = average_precision(predictions.truth, _scores(predictions), ones)[0]
         for row, value in zip(rows, precision, strict=True):
-            row["average precision"] = _known(value)
+            row["average precision"] = _finite_or_none(value)
     return rows
 
 
@@ -305,10 +305,10 @@ def reliability(
     ok = np.asarray(right, bool).ravel()
     if p.shape != ok.shape or not ((p >= -1e-6) & (p <= 1 + 1e-6)).all():
         raise DataError("reliability: expected a probability from 0 to 1 for each prediction")
-    place = np.clip((p * bins).astype(np.int64), 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    bin_index = np.clip((p * bins).astype(np.int64), 0, bins - 1)
+    count = np.bincount(bin_index, minlength=bins)
     kept = count > 0
-    sums = [np.bincount(place, weights=w, minlength=bins) for w in (p, ok.astype(np.float64))]
+    sums = [np.bincount(bin_index, weights=w, minlength=bins) for w in (p, ok.astype(np.float64))]
     mean, share = (s[kept] / count[kept] for s in sums)
     return Reliability(confidence=mean, right=share, count=count[kept])
 
@@ -365,5 +365,5 @@ def _class_mean(values: Array) -> Array:
     return ratio(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

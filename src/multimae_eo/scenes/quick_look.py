@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.metrics.reconstruction_scores import legend_index
+from multimae_eo.metrics.reconstruction_scores import class_index
 from multimae_eo.modality import LegendClass, Modality
 from multimae_eo.reports.figures import save_figure
 from multimae_eo.reports.panels import Bar, short
@@ -90,7 +90,7 @@ def _draw(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_
 
 def _value(modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Drawing:
     if modality.categorical:
-        index = legend_index(values[0], modality)
+        index = class_index(values[0], modality)
         present = np.unique(index[ok[0] & (index >= 0)])
         shown = tuple(modality.classes[int(i)] for i in present)
         return _Drawing(class_picture(modality, index, ok), modality.name, classes=shown)
