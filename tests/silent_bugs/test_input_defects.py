@@ -278,6 +278,32 @@ def test_chips_that_are_not_square_are_padded(tmp_path: Path) -> None:
     assert (right - left, top - bottom) == (640.0, 640.0)
 
 
+def test_arrays_with_bands_last_are_read_where_they_are_declared(tmp_path: Path) -> None:
+    pixels = _RNG.integers(300, 3000, (12, 48, 64)).astype("uint16")
+    (tmp_path / "c").mkdir()
+    np.save(tmp_path / "c/1.npy", np.moveaxis(pixels, 0, -1))
+    text = 'chips: "c/{id}.%s"\nmodalities:\n  rgb: %s, channels: [4, 3, 2]%s}\n'
+    path = tmp_path / "d.yaml"
+    path.write_text(text % ("npy", RGB, ""))
+    with pytest.raises(FormatError, match=r"\(H, W, C\).*`layout: hwc`"):
+        open_source(path).read(0)
+    path.write_text(text % ("npy", RGB, ", layout: hwc"))
+    sample = open_source(path).read(0)
+    np.testing.assert_array_equal(sample.pixels["rgb"][:, :48], pixels[[3, 2, 1]])
+    assert not sample.valid["rgb"][:, 48:].any()
+    np.save(tmp_path / "c/1.npy", pixels[:, :, :48])
+    with pytest.raises(FormatError, match=r"looks like \(C, H, W\)"):
+        open_source(path).read(0)
+    for ending, layout in (("tif", "hwc"), ("npy", "whc")):
+        path.write_text(text % (ending, RGB, f", layout: {layout}"))
+        with pytest.raises(ConfigError, match="layout"):
+            open_source(path)
+    scene = tmp_path / "s.yaml"
+    scene.write_text(f"modalities:\n  rgb: {RGB}, path: a.npy, layout: hwc}}\nchips: {{size: 32}}\n")
+    with pytest.raises(ConfigError, match="unknown key 'layout'"):
+        open_source(scene)
+
+
 # Output ---------------------------------------------------------------------------------------
 
 

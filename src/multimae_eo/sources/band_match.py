@@ -130,7 +130,8 @@ def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRu
         shape = (header.count, *header.shape)
         raise FormatError(
             f"{header.path}: {modality.name}: the array {shape} looks like (H, W, C), expected "
-            "(C, H, W); save it with numpy.moveaxis(array, -1, 0), or name all bands in file_bands"
+            "(C, H, W); declare `layout: hwc`, save it with numpy.moveaxis(array, -1, 0), or name "
+            "all bands in file_bands"
         )
     palette = header.bands[0].palette
     picture = Path(str(header.path)).suffix.lower() in IMAGE_SUFFIXES

@@ -47,7 +47,7 @@ from multimae_eo.sources.raster.calibration import (
     require_alike,
 )
 from multimae_eo.sources.raster.header import RasterHeader, require_upright, same_crs
-from multimae_eo.sources.raster.reading import Raster, read_header, read_raster
+from multimae_eo.sources.raster.reading import Layout, Raster, read_header, read_raster
 from multimae_eo.sources.yaml_section import as_number
 
 
@@ -81,15 +81,15 @@ class _Files:
     """The files of one chip, each read once; they must cover the same ground."""
 
     root: Path
-    read: dict[str, Raster] = field(default_factory=dict)
+    read: dict[tuple[str, Layout], Raster] = field(default_factory=dict)
     geometry: Geometry | None = None
 
-    def open(self, path: str) -> Raster:
-        if path not in self.read:
-            raster = read_raster(self.root / path)
+    def open(self, path: str, layout: Layout = "chw") -> Raster:
+        if (path, layout) not in self.read:
+            raster = read_raster(self.root / path, layout=layout)
             self._agree(raster.header)
-            self.read[path] = raster
-        return self.read[path]
+            self.read[path, layout] = raster
+        return self.read[path, layout]
 
     def _agree(self, header: RasterHeader) -> None:
         for other in (r.header for r in self.read.values()):
@@ -165,7 +165,9 @@ class DatasetFileSource(Source):
             plan = self._plans[name]
             if key not in plan.having or key in plan.spec.exclude:
                 continue
-            values, ok, linear = self._pixels(plan, key, files.open(plan.having[key]))
+            values, ok, linear = self._pixels(
+                plan, key, files.open(plan.having[key], plan.spec.layout)
+            )
             if ok is not None and not ok.any():
                 continue
             pixels[name] = values
@@ -206,7 +208,7 @@ class DatasetFileSource(Source):
             raise DataError(
                 f"{where}: no chip has a file {self._spec.root / pattern.text}; mend `path:`"
             )
-        header = read_header(self._spec.root / having[first])
+        header = read_header(self._spec.root / having[first], layout=spec.layout)
         require_upright(header)
         at = locate_bands(header, spec.modality, spec.rule)
         calibration = {

@@ -23,6 +23,7 @@ from multimae_eo.sources.dataset.class_maps import inline_legend
 from multimae_eo.sources.dataset.split_draw import SplitDraw
 from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed, existing_path
+from multimae_eo.sources.raster.reading import Layout
 from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
 
 DATASET_KEYS = (
@@ -32,6 +33,7 @@ DATASET_KEYS = (
 MODALITY_KEYS = (
     "path", "sensor", "bands", "band", "channels", "file_bands", "scale", "offset", "nodata",
     "unit", "gsd", "level", "legend", "kind", "custom", "optional", "size", "exclude",
+    "layout",
 )  # fmt: skip
 LABEL_KEYS = (
     "column", "folder", "mask", "classes", "ignore", "ids", "optional", "numeric", "separator",
@@ -59,7 +61,8 @@ class ModalitySpec:
     """A modality, where its files are and how they are to be read.
 
     ``path``: None where it is in the ``chips`` file. ``nodata``: None means what the file and the
-    legend declare. ``exclude``: chips whose pixels of this modality must not be used.
+    legend declare. ``exclude``: chips whose pixels of this modality must not be used. ``layout``:
+    order of the axes of array files.
     """
 
     modality: Modality
@@ -72,6 +75,7 @@ class ModalitySpec:
     size: Size | None
     optional: bool
     exclude: frozenset[str]
+    layout: Layout = "chw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +197,21 @@ def modality_spec(top: Section, name: object, record: object) -> ModalitySpec:
         size=_size(section),
         optional=section.flag("optional"),
         exclude=frozenset(section.names("exclude") or ()),
+        layout=_layout(section, top),
     )
+
+
+def _layout(section: Section, top: Section) -> Layout:
+    """Order of the axes of array files; any but (C, H, W) is declared, and for .npy alone."""
+    value = section.text("layout", "chw")
+    if value == "chw":
+        return "chw"
+    if value != "hwc":
+        raise section.error("layout", "expected chw (bands, rows, columns) or hwc (bands last)")
+    pattern = _pattern(section, "path") or _pattern(top, "chips")
+    if pattern is None or not pattern.text.lower().endswith(".npy"):
+        raise section.error("layout", "only .npy arrays have one; other files say it themselves")
+    return "hwc"
 
 
 def _continuous(section: Section, name: str) -> tuple[Modality, tuple[str, ...]]:

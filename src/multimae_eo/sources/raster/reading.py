@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from multimae_eo.sources.raster.header import (
 from multimae_eo.sources.raster.vrt import require_beside
 from multimae_eo.sources.yaml_section import one_line
 
+Layout = Literal["chw", "hwc"]
+"""Order of an array file's axes: (C, H, W) or (H, W, C)."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _IMAGE_BANDS = {
     "RGB": ("red", "green", "blue"),
@@ -101,19 +103,19 @@ class Raster:
         return valid_pixels(self.pixels[bands], values, mask)
 
 
-def read_header(path: Path) -> RasterHeader:
-    """Read a raster's description only; errors as for ``read_raster``."""
+def read_header(path: Path, *, layout: Layout = "chw") -> RasterHeader:
+    """Read a raster's description only; ``layout`` and errors as for ``read_raster``."""
     with _reading(path):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _image(path).header
         if path.suffix.lower() == ".npy":
-            return _array_header(path, _numpy(path, mapped=True))
+            return _array_header(path, _numpy(path, layout, mapped=True), layout)
         with open_dataset(path) as dataset:
             return dataset_header(path, dataset)
 
 
-def read_raster(path: Path) -> Raster:
-    """Read a whole raster file.
+def read_raster(path: Path, *, layout: Layout = "chw") -> Raster:
+    """Read all of a raster file; ``layout``: order of the axes of a ``.npy`` array.
 
     Raises FormatError naming the file when it is missing, truncated, rotated, not a raster, or of
     a number type that is not real (complex, text, objects); ConfigError when rasterio is missing.
@@ -122,8 +124,8 @@ def read_raster(path: Path) -> Raster:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _image(path)
         if path.suffix.lower() == ".npy":
-            pixels = _numpy(path)
-            return Raster(header=_array_header(path, pixels), pixels=pixels)
+            pixels = _numpy(path, layout)
+            return Raster(header=_array_header(path, pixels, layout), pixels=pixels)
         with open_dataset(path) as dataset:
             header = dataset_header(path, dataset)
             require_upright(header)
@@ -330,16 +332,28 @@ def _deep_image(path: Path) -> Raster:
     return Raster(header=own, pixels=pixels, mask=mask)
 
 
-def _numpy(path: Path, *, mapped: bool = False) -> Pixels:
+def _numpy(path: Path, layout: Layout, *, mapped: bool = False) -> Pixels:
     array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     if array.ndim not in (2, 3) or not array.size:
-        raise FormatError(f"{path}: expected an array (C, H, W) or (H, W), got {array.shape}")
-    pixels = array[None] if array.ndim == 2 else array
-    return _real(path, pixels)
+        axes = ", ".join(layout.upper())
+        raise FormatError(f"{path}: expected an array ({axes}) or (H, W), got {array.shape}")
+    if array.ndim == 2:
+        return _real(path, array[None])
+    if layout == "chw":
+        return _real(path, array)
+    height, width, count = array.shape
+    if height <= 32 and height < width == count:
+        raise FormatError(
+            f"{path}: the array {array.shape} looks like (C, H, W), declared is (H, W, C); remove "
+            "`layout: hwc`"
+        )
+    return _real(path, np.moveaxis(array, -1, 0))
 
 
-def _array_header(path: Path, pixels: Pixels) -> RasterHeader:
+def _array_header(path: Path, pixels: Pixels, layout: Layout) -> RasterHeader:
     count, height, width = pixels.shape
+    if layout == "hwc":
+        return plain_header(path, (height, width), ("",) * count, pixels.dtype)
     # The last axis shorter than two like ones: rows would be taken for bands.
     last = width < min(count, height) and (count == height or width <= 32)
     return plain_header(

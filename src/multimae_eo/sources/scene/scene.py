@@ -41,7 +41,7 @@ from multimae_eo.sources.yaml_section import Section, load_yaml
 __all__ = ["Grid", "Scene", "require_scene_modalities"]
 
 SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "modalities")
-_ONLY_DATASETS = ("optional", "size", "exclude")
+_ONLY_DATASETS = ("optional", "size", "exclude", "layout")
 SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
 
 
