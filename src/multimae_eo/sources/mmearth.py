@@ -288,7 +288,7 @@ def _id_field(dtype: np.dtype[Any]) -> str | None:
 
     Writers disagree on its name, and not all put it first. None where no field may hold ids.
     """
-    fields = dtype.fields or {}
+    fields: Mapping[str, Any] = dtype.fields or {}
     texts = [n for n in dtype.names or () if fields[n][0].kind in "SO" and n != "S2_type"]
     return next((n for n in (*_ID_FIELDS, *texts) if n in fields), None)
 
