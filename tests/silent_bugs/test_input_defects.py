@@ -299,7 +299,9 @@ def test_arrays_with_bands_last_are_read_where_they_are_declared(tmp_path: Path)
         with pytest.raises(ConfigError, match="layout"):
             open_source(path)
     scene = tmp_path / "s.yaml"
-    scene.write_text(f"modalities:\n  rgb: {RGB}, path: a.npy, layout: hwc}}\nchips: {{size: 32}}\n")
+    scene.write_text(
+        f"modalities:\n  rgb: {RGB}, path: a.npy, layout: hwc}}\nchips: {{size: 32}}\n"
+    )
     with pytest.raises(ConfigError, match="unknown key 'layout'"):
         open_source(scene)
 
