@@ -30,21 +30,21 @@ class Sensor:
     levels: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
-    def band(self, wanted: str | float) -> Band:
+    def band(self, key: str | float) -> Band:
         """Find a band by name, alias or centre wavelength (µm); BandError lists what exists."""
-        if not isinstance(wanted, str):
+        if not isinstance(key, str):
             near = [b for b in self.bands if b.wavelength_um is not None]
-            near.sort(key=lambda b: abs((b.wavelength_um or 0.0) - wanted))
-            if near and abs((near[0].wavelength_um or 0.0) - wanted) <= WAVELENGTH_TOLERANCE_UM:
+            near.sort(key=lambda b: abs((b.wavelength_um or 0.0) - key))
+            if near and abs((near[0].wavelength_um or 0.0) - key) <= WAVELENGTH_TOLERANCE_UM:
                 return near[0]
         else:
             for band in self.bands:
-                if band.answers_to(wanted):
+                if band.answers_to(key):
                     return band
         listed = ", ".join(
             b.name + (f" ({b.wavelength_um} µm)" if b.wavelength_um else "") for b in self.bands
         )
-        raise BandError(f"sensor {self.name!r} has no band {wanted!r}; it has: {listed}")
+        raise BandError(f"sensor {self.name!r} has no band {key!r}; it has: {listed}")
 
 
 def _optical(name: str, wavelength_um: float, *aliases: str, gsd_m: float | None = None) -> Band:

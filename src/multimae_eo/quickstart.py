@@ -1,4 +1,4 @@
-"""The quickstart: from a synthetic world to a map, through every stage of the package.
+"""The quickstart: from synthetic data to a map, through every stage of the package.
 
 Nothing is downloaded. The report compares predictions of masked modalities with the best constant
 prediction.
@@ -40,7 +40,7 @@ class _Tour:
 
 
 def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
-    """Write a synthetic world, chips and a scene, to ``out/world``; returns its dataset file.
+    """Write a synthetic data set, chips and a scene, to ``out/world``; returns its dataset file.
 
     Raises OutputError when ``out`` holds something else.
     """
@@ -52,7 +52,7 @@ def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
 
 @single_writer()
 def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | None = None) -> Path:
-    """Run the tour; returns the path of ``report.html`` in ``out``.
+    """Run the quickstart; returns the path of ``report.html`` in ``out``.
 
     Leaves ``world/`` (chips and a scene), ``store/``, ``run/``, ``model/``, ``reconstruction/``,
     ``probe/``, ``scene/`` (maps as COGs, and their pictures). Training is not done again.
@@ -70,7 +70,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     from multimae_eo.train.recipe import load_recipe
 
     tour = _Tour()
-    with tour.step("making a world"):
+    with tour.step("making synthetic data"):
         dataset = make_world(out, seed=seed, chips=chips)
     with tour.step("preparing a chip store"):
         store = prepare(open_source(dataset), out / "store")
@@ -103,7 +103,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
 
 
 def _claim(out: Path, plan: dict[str, int]) -> None:
-    """Make ``out`` this tour's folder; OutputError when it holds something else."""
+    """Make ``out`` this quickstart's folder; OutputError when it holds something else."""
     mark = out / "quickstart.json"
     text = json.dumps(plan) + "\n"
     if mark.is_file():
@@ -129,7 +129,7 @@ def _report(
 
     page = Report(
         "multimae-eo: the quickstart",
-        "One model was pre-trained on a synthetic world in which relief decides land cover, and "
+        "One model was pre-trained on synthetic data in which relief decides land cover, and "
         "both decide what optical sensors and radar measure. It was then given optical bands only.",
     )
     page.heading("Masked modalities, predicted from optical bands alone")

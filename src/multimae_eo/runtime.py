@@ -1,4 +1,4 @@
-"""What a computation runs on: device, precision and threads, asked of the machine itself.
+"""What a computation runs on: device, precision and threads, detected on the machine.
 
 ``auto`` is resolved here and nowhere else, once per process and choice, with the reason logged.
 """
@@ -53,7 +53,7 @@ def resolve_precision(requested: str, device: str) -> str:
     """``32-true``, ``bf16-mixed`` or ``16-mixed`` for ``requested`` on a torch ``device``.
 
     ``auto`` is bf16-mixed where the device multiplies bfloat16 natively, else 32-true. A request
-    for bf16-mixed is kept; on a CPU that emulates it, one warning says what it costs.
+    for bf16-mixed is kept; on a CPU that emulates it, one warning names the cost.
 
     Raises ConfigError for an unknown precision.
     """

@@ -97,13 +97,13 @@ def crop(sample: Sample, *, top: float, left: float, size: float) -> Sample:
         spans = []
         for start, length in ((top, array.shape[-2]), (left, array.shape[-1])):
             exact = (start * length, size * length)
-            whole = [round(v) for v in exact]
-            if any(abs(a - b) > 1e-6 * max(length, 1) for a, b in zip(exact, whole, strict=True)):
+            rounded = [round(v) for v in exact]
+            if any(abs(a - b) > 1e-6 * max(length, 1) for a, b in zip(exact, rounded, strict=True)):
                 raise ContractError(
                     f"{sample.key}: window {exact[0]:.3f}+{exact[1]:.3f} of {length} px does not "
                     f"fall on pixel edges of {what}; choose a chip size that all modalities divide"
                 )
-            spans.append(slice(whole[0], whole[0] + whole[1]))
+            spans.append(slice(rounded[0], rounded[0] + rounded[1]))
         return array[..., spans[0], spans[1]]
 
     label = sample.label
@@ -218,13 +218,13 @@ class Batch:
 
         return self._moved(again, keys=self.keys * times)
 
-    def turned(self, turns: torch.Tensor) -> Batch:
-        """The chips rotated and mirrored, each by its value of ``turns``; without labels.
+    def turned(self, rotations: torch.Tensor) -> Batch:
+        """The chips rotated and mirrored, each by its value of ``rotations``; without labels.
 
-        ``turns``: int64 (B,) on the CPU, 0 … 7: times of rot90, from 4 on after a mirroring from
-        left to right. ContractError for odd values with chips that are not square.
+        ``rotations``: int64 (B,) on the CPU, 0 … 7: times of rot90, from 4 on after a mirroring
+        from left to right. ContractError for odd values with chips that are not square.
         """
-        quarter = bool((turns % 2).any())
+        quarter = bool((rotations % 2).any())
 
         def move(stored: torch.Tensor) -> torch.Tensor:
             if quarter and stored.shape[-1] != stored.shape[-2]:
@@ -232,8 +232,8 @@ class Batch:
             # Unsigned numbers cannot be indexed or flipped on a CPU; their bits can.
             bits = _bits(stored)
             moved = bits.clone()
-            for turn in sorted(set(turns.tolist()) - {0}):
-                rows = (turns == turn).nonzero()[:, 0].to(bits.device)
+            for turn in sorted(set(rotations.tolist()) - {0}):
+                rows = (rotations == turn).nonzero()[:, 0].to(bits.device)
                 part = bits[rows].flip(-1) if turn >= 4 else bits[rows]
                 moved[rows] = part.rot90(turn % 4, (-2, -1))
             return moved.view(stored.dtype)

@@ -213,7 +213,7 @@ def test_what_cannot_be_exported_is_refused(small, tmp_path):
         (GraphOptions(what="predict", inputs=("elevation",)), "has no head"),
         (GraphOptions(inputs=("elevatoin",)), "did you mean 'elevation'"),
         (GraphOptions(what="reconstruct", inputs=("elevation",), outputs=("rgp",)), "'rgp'"),
-        (GraphOptions(inputs=("rgb",)), "say which the tensors have"),
+        (GraphOptions(inputs=("rgb",)), "name the one of the tensors"),
     ):
         with pytest.raises(ConfigError, match=words):
             export_model(small, tmp_path / "g.pt2", options, FileOptions(format="torch"))

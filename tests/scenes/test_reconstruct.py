@@ -136,7 +136,7 @@ def test_a_folder_is_written_and_the_numbers_are_right(source: Memory, tmp_path:
         assert arrays["spread"].shape == (1, 16, 16)
     assert len(list((tmp_path / "arrays").iterdir())) == 4 * 3
     page = (tmp_path / "index.html").read_text()
-    assert "Hidden from the model" in page
+    assert "Masked modalities" in page
     assert page.count("data:image/png") == 3
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".part")]
 

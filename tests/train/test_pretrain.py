@@ -251,7 +251,7 @@ def test_a_run_starts_from_a_model_as_far_as_it_fits(source, tmp_path, capfd):
     more = ("--run.epochs=1", "--modalities=[rgb,ired]", "--model.stride={}")
     done = pretrain(recipe(*more), source, tmp_path / "second", init=init)
     told = capfd.readouterr().err.splitlines()[0]
-    assert told.startswith("starting anew: ")
+    assert told.startswith("new weights: ")
     assert "embeddings.ired" in told
     assert "embeddings.rgb" not in told
     assert MultiMAE.from_pretrained(done.model).modalities.names == ("rgb", "ired")

@@ -166,16 +166,16 @@ def reconstruct(
     from multimae_eo.inference.reconstruct_chips import ReconstructOptions, reconstruct_chips
 
     assert data is not None
-    place, chosen = on_device(loaded.model, device, precision)
+    torch_device, chosen = on_device(loaded.model, device, precision)
     options = ReconstructOptions(
         limit=limit,
         outputs=None if outputs is None else tuple(outputs),
         arrays=arrays,
         batch_size=8 if batch_size is None else batch_size,
         draws=8 if draws is None else draws,
-        device=place,
+        device=torch_device,
     )
-    with computing(place, chosen):
+    with computing(torch_device, chosen):
         chips = load_source(data)[0]
         return reconstruct_chips(
             loaded.model, chips, inputs=inputs, out=Path(out), split=split, options=options
@@ -310,14 +310,14 @@ class _Running:
 
         # Dask's workers have devices of their own.
         device = "cpu" if self.dask and self.device == "auto" else self.device
-        place = device if self.dask else resolve_device(device)
+        torch_device = device if self.dask else resolve_device(device)
         return SceneOptions(
             overlap=overlap,
             workers=self.workers,
             dask=self.dask,
-            precision=resolve_precision(self.precision, place),  # type: ignore[arg-type]
+            precision=resolve_precision(self.precision, torch_device),  # type: ignore[arg-type]
             batch_size=self.batch_size,
-            device=place,
+            device=torch_device,
             draws=draws,
             model_hash=self.model_hash,
             progress=self.progress,

@@ -61,8 +61,8 @@ def evaluate(
 
     predictor = _predictor(model, flips=flips)
     source, _ = load_source(data)
-    place, chosen = on_device(predictor, device, precision)
-    with computing(place, chosen):
+    torch_device, chosen = on_device(predictor, device, precision)
+    with computing(torch_device, chosen):
         return run(
             predictor,
             source,
@@ -104,8 +104,8 @@ def evaluate_subsets(
 
     predictor = _predictor(model, flips=flips)
     source, _ = load_source(data)
-    place, chosen = on_device(predictor, device, precision)
-    with computing(place, chosen):
+    torch_device, chosen = on_device(predictor, device, precision)
+    with computing(torch_device, chosen):
         return drop_inputs(
             predictor,
             source,
@@ -174,8 +174,8 @@ def probe(
     )
     network = load_pretrained(model).model
     source, _ = load_source(data)
-    place, chosen = on_device(network, device, precision)
-    with computing(place, chosen):
+    torch_device, chosen = on_device(network, device, precision)
+    with computing(torch_device, chosen):
         return run(
             network,
             source,

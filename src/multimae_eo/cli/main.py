@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_printable(strict="--strict" in arguments)
     with noted_interrupts() as interrupts:
         try:
-            own = [a for a in arguments if a not in ("--debug", "--strict")]
-            return _run(own, debug=debug)
+            remaining = [a for a in arguments if a not in ("--debug", "--strict")]
+            return _run(remaining, debug=debug)
         except BaseException as error:
             # Libraries turn an interrupt into other errors: an import that failed, exit code 1.
             if debug or not (interrupts or isinstance(error, KeyboardInterrupt)):

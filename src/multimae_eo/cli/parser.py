@@ -42,18 +42,19 @@ class Subcommand(Protocol):
 class RecipeOptions:
     """Which recipe's options a subcommand takes beside its own: ``--optim.lr 3e-4``.
 
-    ``kind``: module and class of the recipe, imported when the subcommand is parsed. ``own``: first
-    words of recipe options that are the subcommand's own options instead (``--data``).
+    ``kind``: module and class of the recipe, imported when the subcommand is parsed.
+    ``excluded``: first words of recipe options that are the subcommand's own options instead
+    (``--data``).
     """
 
     kind: str
-    own: tuple[str, ...]
+    excluded: tuple[str, ...]
 
     def load(self) -> type:
         """The recipe's dataclass."""
         module, _, name = self.kind.partition(":")
-        found: type = getattr(importlib.import_module(module), name)
-        return found
+        recipe: type = getattr(importlib.import_module(module), name)
+        return recipe
 
 
 def argument(
@@ -117,8 +118,8 @@ def make_parser(
 ) -> Parser:
     """The program's parser.
 
-    Options are added to the ``chosen`` subcommand only (None: to all), so that ``--help`` answers
-    at once. Its dataclass is instantiated by ``read_options``.
+    Options are added to the ``chosen`` subcommand only (None: to all), so that ``--help`` is
+    fast. Its dataclass is instantiated by ``read_options``.
     """
     parser = Parser(
         prog=PROGRAM,
@@ -129,20 +130,20 @@ def make_parser(
     )
     group = parser.add_subcommands(required=True, dest="subcommand", metavar="SUBCOMMAND")
     for name, kind in subcommands.items():
-        own = Parser(description=summary(kind))
+        subparser = Parser(description=summary(kind))
         if chosen in (None, name):
-            add_options(own, kind)
-            own.subcommand = parser.subcommand = name
-            parser.option_names = own.option_names
-            parser.path_actions += own.path_actions
-            own.epilog = examples_text(kind)
-            own.usage = _usage(name, kind)
-        group.add_subcommand(name, own, help=summary(kind))
+            add_options(subparser, kind)
+            subparser.subcommand = parser.subcommand = name
+            parser.option_names = subparser.option_names
+            parser.path_actions += subparser.path_actions
+            subparser.epilog = examples_text(kind)
+            subparser.usage = _usage(name, kind)
+        group.add_subcommand(name, subparser, help=summary(kind))
     return parser
 
 
 def _usage(name: str, kind: type[Subcommand]) -> str:
-    """What is required; the list of options below it says the rest."""
+    """The required arguments; the list of options below has the others."""
     words = [PROGRAM, name]
     for field in dataclasses.fields(kind):
         if field.metadata.get("positional"):
@@ -181,10 +182,11 @@ def add_options(parser: Parser, kind: type[Subcommand]) -> None:
         elif "action" not in options or options["action"] == "append":
             options["default"] = None if field.default is MISSING else field.default
         parser.option(f"--{field.name}", **options)
-        hidden = {k: v for k, v in options.items() if k not in ("required", "default")}
+        alias_options = {k: v for k, v in options.items() if k not in ("required", "default")}
         for alias in field.metadata.get("aliases", ()):
             parser.add_argument(
-                alias, **(hidden | {"dest": field.name, "default": SUPPRESS, "help": SUPPRESS})
+                alias,
+                **(alias_options | {"dest": field.name, "default": SUPPRESS, "help": SUPPRESS}),
             )
 
 
@@ -203,13 +205,13 @@ def _typed(hint: Any) -> dict[str, Any]:
 
 def field_help(kind: type) -> dict[str, str]:
     """Meanings of a dataclass's fields: the entries under ``Args:``, those of bases included."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         _, mark, text = (base.__doc__ or "").partition("Args:\n")
         if mark:
             for match in re.finditer(r"^ {8}(\w+): (.+(?:\n {10,}.+)*)", text, flags=re.MULTILINE):
-                found[match[1]] = _filled(" ".join(match[2].split()))
-    return found
+                meanings[match[1]] = _filled(" ".join(match[2].split()))
+    return meanings
 
 
 def _filled(text: str) -> str:
@@ -261,7 +263,7 @@ def _add_recipe_options(parser: Parser, recipe: RecipeOptions) -> None:
         "options of the recipe", "each overrides the recipe, as in --optim.lr 3e-4"
     )
     for option in recipe_options(recipe.load()):
-        if option.path in recipe.own:
+        if option.path in recipe.excluded:
             continue
         name = f"--{option.path}"
         parser.option_names.append(name)
@@ -297,15 +299,15 @@ def recipe_options(kind: Any, prefix: str = "", *, shown: bool = True) -> Iterat
         default = field.default_factory() if callable(field.default_factory) else field.default
         is_part = parts == [hint]
         # A part with a meaning of its own, as --model.decoder, is one option with a mapping.
-        whole = not is_part or field.name == "decoder"
-        if whole:
+        single_option = not is_part or field.name == "decoder"
+        if single_option:
             text = helps.get(field.name, "")
             if default not in (None, [], {}, MISSING) and not is_part:
                 text += f" (default: {default})"
             mapping = get_origin(hint) is dict
             yield RecipeOption(path=path, help=text, is_mapping=mapping, shown=shown)
         if parts and get_origin(hint) is not dict:
-            yield from recipe_options(parts[0], f"{path}.", shown=shown and not whole)
+            yield from recipe_options(parts[0], f"{path}.", shown=shown and not single_option)
 
 
 # Back to the dataclass ------------------------------------------------------------------------

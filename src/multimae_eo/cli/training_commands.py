@@ -9,10 +9,10 @@ from multimae_eo.cli.output import names_in, print_run
 from multimae_eo.cli.parser import RecipeOptions, Subcommand, argument
 from multimae_eo.runtime import Precision
 
-PRETRAINING = RecipeOptions(kind="multimae_eo.train.recipe:Recipe", own=("data",))
+PRETRAINING = RecipeOptions(kind="multimae_eo.train.recipe:Recipe", excluded=("data",))
 FINETUNING = RecipeOptions(
     kind="multimae_eo.train.finetune_recipe:FinetuneRecipe",
-    own=("task", "inputs", "model", "head", "data"),
+    excluded=("task", "inputs", "model", "head", "data"),
 )
 
 

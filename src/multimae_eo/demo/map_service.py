@@ -106,7 +106,7 @@ class MapService:
         }
 
     def legend(self, key: str) -> dict[str, Any]:
-        """The legend of a layer: ``classes``, or ``ramp`` with ``low`` and ``high``."""
+        """A layer's legend: ``classes``, or ``ramp`` with ``low`` and ``high``."""
         layer = self.layer(key)
         span = value_range(layer)
         return {

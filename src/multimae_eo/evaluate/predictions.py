@@ -29,7 +29,7 @@ from multimae_eo.network.target import LabelKind, kind_of
 from multimae_eo.reports.score_card import Cost, card
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
-from multimae_eo.train.finetune_module import sized
+from multimae_eo.train.finetune_module import resized_outputs
 
 Array = npt.NDArray[Any]
 BATCH = 32
@@ -189,7 +189,7 @@ def _predict(
             f"({target.kind}); evaluate on the data set it was trained for"
         )
     device = next(predictor.parameters()).device
-    outputs = sized(predictor.predict(batch.to(device), names), labels).float()
+    outputs = resized_outputs(predictor.predict(batch.to(device), names), labels).float()
     probabilities = predictor.answers(outputs).cpu()
     truth = labels.numpy()
     if kind == "map":

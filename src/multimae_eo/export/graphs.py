@@ -79,7 +79,7 @@ class PredictGraph(Graph):
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
         """Predict; NaN where nothing was observed."""
         head, given = self.predictor.head, self.named(images)
-        features = self.reader.encode(given, head.blocks, whole=True)
+        features = self.reader.encode(given, head.blocks, full_layout=True)
         out: Tensor = head(features)
         if not isinstance(head, ChipHead):
             out = self.predictor.to_pixels(out, features, self.reader.sizes(given))
@@ -102,7 +102,7 @@ class ReconstructGraph(Graph):
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
         """Reconstruct; NaN where nothing was observed."""
         model, given = self.reader.model, self.named(images)
-        features = self.reader.encode(given, whole=True)
+        features = self.reader.encode(given, full_layout=True)
         sizes, grids = self.reader.sizes(given), features.layout.grids
         positions = torch.cat([model.decoder_positions(g, "bilinear") for g in grids.values()])
         tokens = torch.cat([features.tokens, features.global_tokens], dim=1)

@@ -42,8 +42,8 @@ def backbone(
     Args:
         model: a model, or what ``from_pretrained`` takes. A copy of its encoder is made.
         inputs: modalities that may be given (default: all of the model's).
-        out_indices: blocks whose maps are wanted, from 0, or from -1 backwards (default: the last;
-            four evenly spread ones for a pyramid).
+        out_indices: blocks whose maps are returned, from 0, or from -1 backwards (default: the
+            last; four evenly spaced ones for a pyramid).
         pyramid: give the four maps at 4, 2, 1 and ½ times the grid of tokens.
         bands: by input, the bands that its tensor has, in order (default: the model's). Bands of
             the model that are not named count as not observed.
@@ -53,10 +53,10 @@ def backbone(
     """
     if isinstance(model, str | Path):
         model = load_either(model)
-    whole = model if isinstance(model, MultiMAE) else model.encoder
+    network = model if isinstance(model, MultiMAE) else model.encoder
     reader = TensorEncoder(
-        whole.without_decoders(),
-        whole.modalities.names if inputs is None else inputs,
+        network.without_decoders(),
+        network.modalities.names if inputs is None else inputs,
         bands,
         levels,
     )
@@ -77,9 +77,9 @@ class TensorEncoder(nn.Module):
         levels: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        _known(inputs, model)
-        _known(bands or {}, model)
-        _known(levels or {}, model)
+        _require_inputs(inputs, model)
+        _require_inputs(bands or {}, model)
+        _require_inputs(levels or {}, model)
         if not inputs:
             raise ConfigError(f"no inputs; valid: {', '.join(model.modalities)}")
         if model.statistics is None:
@@ -90,18 +90,20 @@ class TensorEncoder(nn.Module):
         self.levels = {n: _level(model, n, (levels or {}).get(n)) for n in self.inputs}
 
     def encode(
-        self, images: Mapping[str, Tensor], stages: Sequence[int] = (), *, whole: bool = False
+        self, images: Mapping[str, Tensor], stages: Sequence[int] = (), *, full_layout: bool = False
     ) -> Features:
         """Encode ``images``; any subset of the inputs, of (B, C, H, W) each.
 
-        ``stages``: blocks, from 1, whose tokens are kept. ``whole``: lay the tokens out among those
-        of all the model's modalities, not only of those given. Raises ContractError where tensors
-        do not fit the contract or each other.
+        ``stages``: blocks, from 1, whose tokens are kept. ``full_layout``: lay the tokens out among
+        those of all the model's modalities, not only of those given. Raises ContractError where
+        tensors do not fit the contract or each other.
         """
         sizes = self.sizes(images)
         grids = {n: self.model.config.inputs[n].grid(*size) for n, size in sizes.items()}
-        layout = TokenLayout(grids if whole else {n: g for n, g in grids.items() if n in images})
-        vectors, places, seen = [], [], []
+        layout = TokenLayout(
+            grids if full_layout else {n: g for n, g in grids.items() if n in images}
+        )
+        vectors, indices, seen = [], [], []
         for name in self.inputs:
             if name not in images:
                 continue
@@ -110,10 +112,10 @@ class TensorEncoder(nn.Module):
             )
             vectors.append(self._embedded(name, patches, grids[name]))
             part = layout.slices[name]
-            places.append(torch.arange(part.start, part.stop, device=patches.device))
+            indices.append(torch.arange(part.start, part.stop, device=patches.device))
             seen.append(observed)
         observed = torch.cat(seen, dim=1)
-        token = torch.where(observed, torch.cat(places), layout.count)
+        token = torch.where(observed, torch.cat(indices), layout.count)
         # Where a chip has nothing at all, attention still needs something to look at.
         real = observed | ~observed.any(dim=1, keepdim=True)
         x, count = torch.cat(vectors, dim=1), observed.shape[1]
@@ -176,7 +178,7 @@ class TensorEncoder(nn.Module):
 class Backbone(nn.Module):
     """Feature maps of a ``TensorEncoder``; see ``backbone``.
 
-    ``out_channels``: channels of each map. ``reductions``: pixels of the finest input that a place
+    ``out_channels``: channels of each map. ``reductions``: pixels of the finest input that a pixel
     of each map covers.
     """
 
@@ -204,9 +206,9 @@ class Backbone(nn.Module):
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
         """The bands of each input's tensor, in order."""
-        known = self.reader.model.modalities
+        modalities = self.reader.model.modalities
         return {
-            n: tuple(known[n].band_names[i] for i in bands)
+            n: tuple(modalities[n].band_names[i] for i in bands)
             for n, bands in self.reader.bands.items()
         }
 
@@ -236,7 +238,7 @@ def physical_tensors(batch: Batch, names: Sequence[str] | None = None) -> dict[s
 
     Class maps keep their ids.
     """
-    found = {}
+    tensors = {}
     for name, raw in batch.pixels.items():
         if names is not None and name not in names:
             continue
@@ -248,8 +250,8 @@ def physical_tensors(batch: Batch, names: Sequence[str] | None = None) -> dict[s
         ok = batch.present[:, column, None, None, None]
         if name in batch.valid:
             ok = ok & batch.valid[name]
-        found[name] = torch.where(ok, values, float("nan"))
-    return found
+        tensors[name] = torch.where(ok, values, float("nan"))
+    return tensors
 
 
 def _resized(x: Tensor, scale: float) -> Tensor:
@@ -260,43 +262,43 @@ def _resized(x: Tensor, scale: float) -> Tensor:
     return F.interpolate(x, scale_factor=scale, mode="bilinear")
 
 
-def _known(names: Mapping[str, object] | Sequence[str], model: MultiMAE) -> None:
+def _require_inputs(names: Mapping[str, object] | Sequence[str], model: MultiMAE) -> None:
     for name in names:
         if name not in model.modalities:
             raise ConfigError(f"no input {name!r}; {did_you_mean(name, model.modalities)}")
 
 
-def _bands(model: MultiMAE, name: str, wanted: Sequence[str] | None) -> tuple[int, ...]:
+def _bands(model: MultiMAE, name: str, band_names: Sequence[str] | None) -> tuple[int, ...]:
     """Index of each band of the tensor among the model's bands."""
     modality = model.modalities[name]
-    if wanted is None:
+    if band_names is None:
         return tuple(range(modality.channels))
-    found = []
-    for asked in wanted:
-        hits = [i for i, band in enumerate(modality.bands) if band.answers_to(asked)]
+    indices = []
+    for requested in band_names:
+        hits = [i for i, band in enumerate(modality.bands) if band.answers_to(requested)]
         if not hits:
             raise ConfigError(
-                f"{name}: no band {asked!r}; {did_you_mean(asked, modality.band_names)}"
+                f"{name}: no band {requested!r}; {did_you_mean(requested, modality.band_names)}"
             )
-        found.append(hits[0])
-    if not found or len(set(found)) != len(found):
-        raise ConfigError(f"{name}: bands must be named, each once; got {', '.join(wanted)}")
-    return tuple(found)
+        indices.append(hits[0])
+    if not indices or len(set(indices)) != len(indices):
+        raise ConfigError(f"{name}: bands must be named, each once; got {', '.join(band_names)}")
+    return tuple(indices)
 
 
-def _level(model: MultiMAE, name: str, asked: str | None) -> int:
+def _level(model: MultiMAE, name: str, level: str | None) -> int:
     """Index of the product level; without a word the only one that the model has seen."""
     modality = model.modalities[name]
-    if asked is None and modality.levels and model.statistics is not None:
+    if level is None and modality.levels and model.statistics is not None:
         moments = model.statistics.moments[name]
         seen = [v for v in modality.levels if float(moments[v].count.sum()) > 0]
         if len(seen) != 1:
             raise ConfigError(
-                f"{name}: the model knows the product levels {', '.join(modality.levels)}; say "
-                f"which the tensors have, as in levels={{{name!r}: {modality.levels[-1]!r}}}"
+                f"{name}: the model knows the product levels {', '.join(modality.levels)}; name "
+                f"the one of the tensors, as in levels={{{name!r}: {modality.levels[-1]!r}}}"
             )
-        asked = seen[0]
-    return modality.level_index(asked or "")
+        level = seen[0]
+    return modality.level_index(level or "")
 
 
 def _block(index: int, depth: int) -> int:

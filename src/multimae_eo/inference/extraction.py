@@ -74,7 +74,7 @@ def encoder_features(
                 total[rows] += pooled
                 count[rows] += 1
         if total is None or bool((count == 0).any()):
-            # Whole chips; or one in which nothing was observed, which this tells.
+            # Full chips; or one in which nothing was observed, which this reports.
             return _array(_pooled(model, batch, inputs, kind))
         return _array(total / count)
 
@@ -161,11 +161,11 @@ def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKin
     if len(rows):
         features = _encoded(model, batch.take(rows), inputs, kind)
         for block in range(blocks):
-            for place, name in enumerate(inputs):
+            for column, name in enumerate(inputs):
                 if name in grids:
                     grid = features.grid(name, block)
                     tokens = F.interpolate(grid, size=finest, mode="nearest")
-                    values[rows.cpu(), block, place] = tokens.float().cpu()
+                    values[rows.cpu(), block, column] = tokens.float().cpu()
     return values.flatten(1, 3)
 
 

@@ -1,4 +1,4 @@
-"""A model looks at its inputs before it answers: scale, offset, level, band order and pixel size.
+"""Checks a model's inputs before it predicts: scale, offset, level, band order and pixel size.
 
 The first windows (or a few chips) are compared with the model's own statistics and contract. What
 looks wrong becomes one warning with the evidence and the remedy.
@@ -38,15 +38,15 @@ from multimae_eo.sources.base import Indices, Source
 from multimae_eo.statistics import Statistics
 
 CHIPS = 12
-"""Chips that are looked at."""
+"""Chips that are checked."""
 _SIDE = 48
-"""Pixels a side that are looked at in each."""
+"""Pixels a side that are checked in each."""
 _FACTOR_HIGH, _FACTOR_LOW = 0.8, 1.3
 """Decimal logarithms by which mean and deviation must both be off to be another scale."""
 _SHIFT = (0.03, 0.2)
 _SLACK = 0.015
-"""By how much the darkest pixels may be below the doctor's limit: the model's means tell, too."""
-_ORDER_COST, _ORDER_GAIN, _ORDER_MISFIT = 0.1, 0.35, 0.1
+"""Distance of the darkest pixels below the doctor's limit: the model's means count, too."""
+_ORDER_COST, _ORDER_RATIO, _ORDER_MISFIT = 0.1, 0.35, 0.1
 """On the real data of the tests bands in their order cost up to 0.13, and a reversal of three gives
 a gain of 0.15 or better."""
 _SIZES_FINER, _SIZES_COARSER, _SIZES_MIXED = 4.0, 2.5, 1.6
@@ -97,10 +97,10 @@ def check_samples(
     """
     if statistics is None:
         return ""
-    found = list(input_mismatches(modalities, statistics, samples))
-    if not found:
+    mismatches = list(input_mismatches(modalities, statistics, samples))
+    if not mismatches:
         return ""
-    message = f"{where}: {'; '.join(found)}"
+    message = f"{where}: {'; '.join(mismatches)}"
     warnings.warn(message, InputWarning, stacklevel=2)
     return message
 
@@ -135,13 +135,15 @@ def _gather(modalities: ModalitySet, samples: Iterable[Sample]) -> dict[str, _In
         for name, pixels in sample.pixels.items():
             if name not in modalities or modalities[name].categorical:
                 continue
-            how = sample.calibration_of(modalities[name])
-            one = inputs.setdefault(name, _Input(modalities[name], how.level, how.scale))
-            if how.level != one.level:
+            calibration = sample.calibration_of(modalities[name])
+            one = inputs.setdefault(
+                name, _Input(modalities[name], calibration.level, calibration.scale)
+            )
+            if calibration.level != one.level:
                 continue
             step = tuple(max(1, side // _SIDE) for side in pixels.shape[-2:])
             thin = (slice(None), slice(None, None, step[0]), slice(None, None, step[1]))
-            values = pixels[thin].astype(np.float64) * how.scale + how.offset
+            values = pixels[thin].astype(np.float64) * calibration.scale + calibration.offset
             if name in sample.valid:
                 values[~np.broadcast_to(sample.valid[name], pixels.shape)[thin]] = np.nan
             one.parts.append(values.reshape(len(values), -1))
@@ -182,23 +184,23 @@ def _scale(one: _Input, statistics: Statistics) -> Iterator[str]:
     """Numbers on another scale than the model's: all its bands, mean and deviation alike."""
     modality = one.modality
     values = one.values
-    known = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)]
     mean, std = _moments(one, statistics)
     ours = f"the model's mean is {float(np.median(mean)):.3g} {modality.unit}".strip()
     if modality.unit == "dB":
-        if negative_share(known) <= DECIBEL_NEGATIVE and float(np.median(mean)) < 0:
+        if negative_share(finite) <= DECIBEL_NEGATIVE and float(np.median(mean)) < 0:
             yield f"{modality.name}: {NEVER_NEGATIVE} ({ours}); {TO_DECIBEL}"
         return
     spans = [b.physical_range for b in modality.bands if b.physical_range is not None]
     span = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
-    outside = share_outside(known, span) if span else 0.0
+    outside = share_outside(finite, span) if span else 0.0
     high = _factor(values, mean, std)
     limit = _FACTOR_HIGH if outside > 0.005 else _FACTOR_LOW
     if high < limit and outside <= 0.2:
         return
     what = outside_message(modality, span) if span and outside > 0.005 else "on another scale"
     yield (
-        f"{modality.name}: {what}: their mean is {float(np.median(known)):.4g}, {ours}; "
+        f"{modality.name}: {what}: their mean is {float(np.median(finite)):.4g}, {ours}; "
         f"{_scale_remedy(one, values, mean, std)}"
     )
 
@@ -245,7 +247,7 @@ def _too_dark(inputs: Iterable[_Input], statistics: Statistics) -> Iterator[str]
 
 
 def _darkest(members: Sequence[_Input]) -> dict[tuple[str, int], tuple[float | None, float]]:
-    """Wavelength and 1st percentile of each band of a sensor, by modality and place."""
+    """Wavelength and 1st percentile of each band of a sensor, by modality and band index."""
     return {
         (one.modality.name, b): (band.wavelength_um, float(np.nanpercentile(one.values[b], 1)))
         for one in members
@@ -341,7 +343,7 @@ def _order(members: Sequence[_Input], statistics: Statistics) -> Iterator[str]:
 def best_order(values: Array, mean: Array, std: Array) -> list[int] | None:
     """The order of bands that fits the model's statistics far better, None for as it is."""
     before, after, order = order_costs(values, mean, std)
-    if before < _ORDER_COST or after > min(_ORDER_GAIN * before, _ORDER_MISFIT):
+    if before < _ORDER_COST or after > min(_ORDER_RATIO * before, _ORDER_MISFIT):
         return None
     return order
 

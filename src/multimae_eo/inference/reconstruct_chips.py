@@ -31,7 +31,8 @@ class ReconstructOptions:
     """How chips are reconstructed.
 
     ``limit``: chips drawn; all are scored. ``outputs``: modalities to predict (all the model can
-    by default). ``arrays``: also write mean and spread as ``arrays/<key>.<modality>.npz``.
+    by default). ``arrays``: also write ``mean`` and ``spread`` (std) as
+    ``arrays/<key>.<modality>.npz``.
     ``draws``, ``seed``: of the model's visible subsets. ``device``: where the model is.
     """
 
@@ -63,11 +64,11 @@ def reconstruct_chips(
     """Reconstruct chips of a source and write what came out.
 
     Writes ``reconstruction.png`` (the first chips), ``<key>.png`` (one chip each), ``scores.json``,
-    ``index.html`` and, when asked, arrays under ``out``. The chips are those of ``keys``, else of
-    ``split``, else all; where none of ``inputs`` was observed they are skipped and counted.
+    ``index.html`` and, with ``arrays``, arrays under ``out``. The chips are those of ``keys``, else
+    of ``split``, else all; where none of ``inputs`` was observed they are skipped and counted.
 
     Returns ``chips``, ``skipped``, ``pictures`` (paths), ``scores`` (``hidden`` and ``given``, by
-    modality) and what was asked: ``scores.json`` and the pictures.
+    modality) and the options: ``scores.json`` and the pictures.
 
     Raises ConfigError for an unknown input or output, DataError where no chip has any of the
     inputs, OutputError where ``out`` cannot be written to.
@@ -103,7 +104,7 @@ def reconstruct_chips(
         "outputs": outputs,
         "draws": chosen.draws,
         "seed": chosen.seed,
-        "scores": {"hidden": tally.hidden.compute(), "given": tally.given.compute()},
+        "scores": {"hidden": tally.masked.compute(), "given": tally.given.compute()},
     }
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
     write_file(out / "scores.json", text.encode())
@@ -119,7 +120,7 @@ class _Tally:
         self.inputs = inputs
         self.chips = 0
         self.views: list[ChipView] = []
-        self.hidden, self.given = (
+        self.masked, self.given = (
             ReconstructionScores(
                 model.modalities,
                 names=[n for n in outputs if (n in inputs) is was_given],
@@ -131,7 +132,7 @@ class _Tally:
     def add(self, batch: Batch, predictions: Mapping[str, PredictedPixels], limit: int) -> None:
         """Score a batch, and keep its chips for drawing until there are ``limit``."""
         self.chips += len(batch)
-        self.hidden.update(batch, predictions)
+        self.masked.update(batch, predictions)
         self.given.update(batch, predictions)
         if (room := limit - len(self.views)) > 0:
             self.views += chip_views(batch, predictions, inputs=self.inputs)[:room]
@@ -144,7 +145,7 @@ def file_name(key: str) -> str:
     'chip-17'
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", key).strip("._")[:80]
-    # Windows and macOS do not tell case apart, and "reconstruction" and "index" are ours.
+    # Windows and macOS ignore case, and "reconstruction" and "index" are names of our own files.
     if safe == key and key == key.lower() and key not in ("reconstruction", "index"):
         return safe
     return f"{safe or 'chip'}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
@@ -171,10 +172,10 @@ def _check(
     for name in outputs or ():
         if name not in can:
             raise ConfigError(f"outputs: the model predicts no {name!r}; {did_you_mean(name, can)}")
-    wanted = [n for n in can if outputs is None or n in outputs]
-    if not wanted:
+    chosen = [n for n in can if outputs is None or n in outputs]
+    if not chosen:
         raise ConfigError("outputs: the model predicts nothing in physical units or classes")
-    return [n for n in shared if n in inputs or n in wanted], wanted
+    return [n for n in shared if n in inputs or n in chosen], chosen
 
 
 def _indices(source: Source, keys: Sequence[str] | None, split: str | None) -> list[int]:
@@ -214,13 +215,13 @@ def _observed(sample: Sample, name: str) -> bool:
 
 def _write_arrays(out: Path, batch: Batch, predictions: Mapping[str, PredictedPixels]) -> None:
     for name, prediction in predictions.items():
-        mean, spread = (
+        mean, std = (
             t.detach().cpu().numpy().astype(np.float32)
             for t in (prediction.mean, prediction.spread)
         )
         for row, key in enumerate(batch.keys):
             data = io.BytesIO()
-            np.savez_compressed(data, mean=mean[row], spread=spread[row])
+            np.savez_compressed(data, mean=mean[row], spread=std[row])
             write_file(out / "arrays" / f"{file_name(key)}.{name}.npz", data.getvalue())
 
 
@@ -228,9 +229,9 @@ def _draw(out: Path, views: Sequence[ChipView]) -> list[Path]:
     """The contact sheet, then a sheet per chip."""
     if not views:
         return []
-    # Side by side only what was hidden, if anything was; a chip's own sheet shows all.
-    hidden = [{n: m for n, m in v.mean.items() if n not in v.inputs} or v.mean for v in views]
-    sheet = [replace(v, mean=mean) for v, mean in zip(views, hidden, strict=True)]
+    # Side by side only what was masked, if anything was; a chip's own sheet shows all.
+    masked = [{n: m for n, m in v.mean.items() if n not in v.inputs} or v.mean for v in views]
+    sheet = [replace(v, mean=mean) for v, mean in zip(views, masked, strict=True)]
     paths = [save_figure(reconstruction_figure(sheet), out / "reconstruction.png")]
     return paths + [save_figure(chip_figure(v), out / f"{file_name(v.key)}.png") for v in views]
 
@@ -245,27 +246,29 @@ def _page(result: Mapping[str, Any], pictures: Sequence[Path]) -> Report:
         {
             "chips": result["chips"],
             "skipped: no input observed": result["skipped"],
-            "draws of visible tokens": result["draws"],
+            "random masks": result["draws"],
         }
     )
-    for part, about in (("hidden", "Hidden from the model"), ("given", "Given to the model")):
+    for part, heading in (("hidden", "Masked modalities"), ("given", "Given modalities")):
         scores = result["scores"][part]
         measured = [_row(n, s) for n, s in scores.items() if s["kind"] == "continuous"]
         mapped = [_row(n, s) for n, s in scores.items() if s["kind"] == "categorical"]
         if scores:
-            page.heading(about)
+            page.heading(heading)
         if measured:
             page.table(
                 measured,
                 "Per modality on valid pixels, all bands pooled; R² is against the baseline's "
-                "guess of the mean, which scores 0.",
+                "prediction of the mean, which scores 0.",
             )
         if mapped:
-            page.table(mapped, "Class maps; the baseline says the most frequent class everywhere.")
+            page.table(
+                mapped, "Class maps; the baseline predicts the most frequent class everywhere."
+            )
     for path in pictures[:1]:
         page.heading("Chips").picture(path, "", "Chips in rows: inputs, truth and predictions")
     for path in pictures[1:]:
-        page.picture(path, "", f"Chip {path.stem}: truth, prediction, spread and error")
+        page.picture(path, "", f"Chip {path.stem}: truth, prediction, standard deviation and error")
     return page
 
 

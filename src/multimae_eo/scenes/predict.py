@@ -99,7 +99,7 @@ def default_overlap(model: Predictor) -> float:
 
 def _predicted_modality(target: Target) -> Modality:
     """The prediction as a modality: a class map with the user's own ids, or values where there are
-    no classes. Ids that fill no 16 bits become places from 0."""
+    no classes. Ids beyond 16 bits become indices from 0."""
     names = target.classes
     if not names:
         return Modality(name=_FIELD, bands=(Band(name="value"),))

@@ -15,8 +15,8 @@ from multimae_eo.scenes.tiling import Tiling, make_tiling
 from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
 from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES, RasterRule
 
-_LOOKED_AT = 8
-"""Windows that are looked at before a scene is mapped."""
+_CHECKED_WINDOWS = 8
+"""Windows that are checked before a scene is mapped."""
 
 
 def open_for(
@@ -66,10 +66,10 @@ def check_scene(network: MultiMAE, scene: Scene, inputs: ModalitySet, tiling: Ti
     """Look at a few windows of a scene before a model is applied; see ``check_samples``."""
     names = [n for n, m in inputs.items() if not m.categorical]
     corners = [(row, col) for row in tiling.tops for col in tiling.lefts]
-    step = max(1, len(corners) // _LOOKED_AT)
+    step = max(1, len(corners) // _CHECKED_WINDOWS)
     samples = (
         scene.read(Window(row=row, col=col, height=tiling.chip, width=tiling.chip), names)
-        for row, col in corners[step // 2 :: step][:_LOOKED_AT]
+        for row, col in corners[step // 2 :: step][:_CHECKED_WINDOWS]
     )
     return check_samples(network.modalities, network.statistics, samples, where=scene.name)
 

@@ -159,7 +159,7 @@ class Progress(ProgressBar):
         self._counted = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restart the clock; without a terminal, say how things stand."""
+        """Restart the clock; without a terminal, print the losses."""
         self._since += time.perf_counter() - self._counted
         self._idle_since = time.perf_counter()
         if self.bar is None and self._shown:
@@ -207,7 +207,7 @@ class Pictures(Callback):
 
 
 class ValidateLast(Callback):
-    """Validates after the last epoch, too, whatever ``run.val_every``: its results are told."""
+    """Validates after the last epoch, too, whatever ``run.val_every``: its results are reported."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the last epoch one of those that are validated."""

@@ -66,12 +66,12 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last``, and ``best`` where validation says so; stop where it has for long not."""
+        """Write ``last``, and ``best`` where validation improved; stop where it no longer does."""
         score = (math.inf, math.inf)
         if self._validated and self.monitor in trainer.callback_metrics:
             values = trainer.callback_metrics
             score = (self.sign * float(values[self.monitor]), float(values["val/loss"]))
-        # Few validation chips make equal accuracies; their losses tell them apart.
+        # Few validation chips make equal accuracies; their losses break the tie.
         better = score < self.best
         self.best = min(self.best, score)
         self._since_best = 0 if better else self._since_best + self._validated
@@ -138,14 +138,14 @@ class Preemption(Callback):
 
     def __init__(self, *, every: int) -> None:
         self.every = every
-        self._told = self._saved = False
+        self._stop_requested = self._saved = False
         self._before: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen. Signals reach the main thread only."""
-        self._told = self._saved = False
+        self._stop_requested = self._saved = False
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            self._before = signal.signal(signal.SIGTERM, self._request_stop)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
@@ -190,13 +190,13 @@ class Preemption(Callback):
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
-    def _tell(self, *_: Any) -> None:
-        self._told = True
+    def _request_stop(self, *_: Any) -> None:
+        self._stop_requested = True
 
     def _agreed(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
-            return self._told
-        return bool(trainer.strategy.reduce_boolean_decision(self._told, all=False))
+            return self._stop_requested
+        return bool(trainer.strategy.reduce_boolean_decision(self._stop_requested, all=False))
 
     def _leave(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:

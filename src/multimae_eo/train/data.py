@@ -26,7 +26,7 @@ def chip_sizes(source: Source, modalities: ModalitySet, indices: Indices) -> dic
 
     Raises ContractError when a modality is in none of the chips, or chips are not square.
     """
-    found: dict[str, tuple[str, int]] = {}
+    first_sizes: dict[str, tuple[str, int]] = {}
     reference: dict[str, int] = {}
     for i in indices:
         sample = source.read(int(i), list(modalities))
@@ -35,16 +35,16 @@ def chip_sizes(source: Source, modalities: ModalitySet, indices: Indices) -> dic
         for name, (height, width) in sides.items():
             if height != width:
                 raise ContractError(f"{sample.key}: {name} is {height}×{width} px; need squares")
-            if name not in found:
-                found[name], reference[name] = (sample.key, height), largest
-        if len(found) == len(modalities):
+            if name not in first_sizes:
+                first_sizes[name], reference[name] = (sample.key, height), largest
+        if len(first_sizes) == len(modalities):
             break
-    missing = [n for n in modalities if n not in found]
+    missing = [n for n in modalities if n not in first_sizes]
     if missing:
         raise ContractError(f"{source.name}: no training chip has {', '.join(missing)}")
     # Chips of several sources may differ in size; what counts is each modality's share of one.
-    whole = max(reference.values())
-    return {n: found[n][1] * whole // reference[n] for n in modalities}
+    side = max(reference.values())
+    return {n: first_sizes[n][1] * side // reference[n] for n in modalities}
 
 
 def model_config(
@@ -84,7 +84,7 @@ def train_statistics(
 ) -> Statistics:
     """Statistics of training chips only, kept in the run folder for the next start.
 
-    At most ``limit`` chips, evenly spread, are read; a store brings its own.
+    At most ``limit`` chips, evenly spaced, are read; a store brings its own.
     """
     if kept.exists():
         try:
@@ -94,10 +94,10 @@ def train_statistics(
     chosen = train
     if len(train) > limit:
         chosen = train[np.linspace(0, len(train) - 1, limit).astype(np.int64)]
-    found = source.statistics(chosen).select(list(modalities))
-    found = Statistics(modalities, found.moments, found.class_counts)
-    write_file(kept, (json.dumps(found.to_dict()) + "\n").encode())
-    return found
+    statistics = source.statistics(chosen).select(list(modalities))
+    statistics = Statistics(modalities, statistics.moments, statistics.class_counts)
+    write_file(kept, (json.dumps(statistics.to_dict()) + "\n").encode())
+    return statistics
 
 
 class TrainBatches:
@@ -171,10 +171,10 @@ class TrainBatches:
         was = state.get("accumulate", self._accumulate)
         progress = self._trainer.fit_loop.epoch_loop.batch_progress
         for counts in (progress.total, progress.current):
-            behind = counts.ready - counts.completed
+            pending = counts.ready - counts.completed
             ready = counts.ready // was * self._accumulate
             counts.ready = counts.started = counts.processed = ready
-            counts.completed = ready - behind
+            counts.completed = ready - pending
 
     @property
     def step_samples(self) -> int:
@@ -188,7 +188,7 @@ class TrainBatches:
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def _loader(self, epoch: int, start: int) -> Any:
-        rank, world = self._share
+        rank, processes = self._share
         return make_loader(
-            **self._arguments, epoch=epoch, start_batch=start, rank=rank, world=world
+            **self._arguments, epoch=epoch, start_batch=start, rank=rank, world=processes
         )

@@ -54,7 +54,7 @@ def finetune(
     spec: str = "",
     splits: tuple[Indices, Indices] | None = None,
 ) -> RunResult:
-    """Fine-tune ``model`` (None: an encoder of the recipe's, from scratch), or continue in ``out``.
+    """Fine-tune ``model`` (None: a new encoder by the recipe), or continue in ``out``.
 
     Leaves ``recipe.yaml``, ``metrics.csv``, TensorBoard events, ``checkpoints/``, ``report.html``
     and ``model/``, the weights that were best on validation. ``init``, ``spec``: how model and
@@ -136,7 +136,7 @@ def labelled(
     if not required and not kept:
         return np.array([], dtype=np.int64), Target(kind="value")
     if len(kept) < len(indices):
-        _say(f"{len(indices) - len(kept)} of {len(indices)} chips have no label or no input")
+        _report(f"{len(indices) - len(kept)} of {len(indices)} chips have no label or no input")
     return np.array(kept, dtype=np.int64), scan.target()
 
 
@@ -174,21 +174,21 @@ def _encoder(
             "adapt.lora: differences from random weights teach little; give a --model"
         )
     if model is None:
-        whole = replace(recipe.data, chip=None)
-        config = model_config(ModelRecipe(**vars(recipe.model)), whole, inputs, sizes)
+        full_chips = replace(recipe.data, chip=None)
+        config = model_config(ModelRecipe(**vars(recipe.model)), full_chips, inputs, sizes)
         return MultiMAE(inputs, (), config, measured(inputs))
     adapted = adapt(model, inputs, sizes, measured)
     for note in adapted.notes:
-        _say(note)
+        _report(note)
     if adapted.notes and (recipe.freeze != "none" or recipe.adapt.lora):
-        _say("new weights of inputs are frozen with the others, as they were drawn")
+        _report("new weights of inputs are frozen with the others, as they were drawn")
     return adapted.encoder
 
 
 def _validation(source: Source, val: Indices, inputs: ModalitySet, recipe: FinetuneRecipe) -> Any:
-    """Batches of whole chips: what a prediction will be asked for."""
+    """Batches of full chips, as predictions are made for them."""
     if not len(val):
-        _say("no validation chips: the last weights are taken for the best")
+        _report("no validation chips: the last weights are taken for the best")
         return None
     return make_loader(
         source,
@@ -256,7 +256,8 @@ def _card(record: Mapping[str, Any], source: Source, spec: str, best: dict[str, 
         "## Training",
         "",
         f"Data: {source.name} ({len(source)} chips{f', {spec}' if spec else ''}); "
-        f"start: {'from scratch' if start == 'none' else start}; seed {record['run']['seed']}.",
+        f"start: {'random initialisation' if start == 'none' else start}; "
+        f"seed {record['run']['seed']}.",
         "",
     ]
     if best:
@@ -266,6 +267,6 @@ def _card(record: Mapping[str, Any], source: Source, spec: str, best: dict[str, 
     return "\n".join([*lines, "", "```yaml", text, "```"])
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

@@ -64,7 +64,7 @@ class FinetuneModule(pl.LightningModule):
         labels = self._labels(batch)
         mixing = draw_mixing(self.recipe.augment, len(batch), mixed_seed(seed, 1))
         change = changes(self.recipe.augment, mixing, mixed_seed(seed, 2))
-        outputs = sized(self.predictor(batch, change=change), labels)
+        outputs = resized_outputs(self.predictor(batch, change=change), labels)
         loss: Tensor = self.loss(outputs, labels, mixing)
         self._guard(loss, batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch))
@@ -73,18 +73,18 @@ class FinetuneModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss of whole chips, beside that of the best constant prediction; and the metric."""
         labels = self._labels(batch)
-        outputs = sized(self.predictor.predict(batch), labels)
+        outputs = resized_outputs(self.predictor.predict(batch), labels)
         losses = {"val/loss": self.loss(outputs, labels)}
         losses["val_baseline/loss"] = self.loss.constant(labels)
         self.log_dict(losses, batch_size=len(batch), sync_dist=True)
-        answers = self.predictor.answers(outputs.float())
+        predictions = self.predictor.answers(outputs.float())
         if self.predictor.target.numeric:
-            known = labels.isfinite()
-            answers, wanted = answers[known], labels[known].float()
+            finite = labels.isfinite()
+            predictions, targets = predictions[finite], labels[finite].float()
         else:
-            wanted = labels.long()
-        if wanted.numel():
-            self.metric.update(answers, wanted)
+            targets = labels.long()
+        if targets.numel():
+            self.metric.update(predictions, targets)
         self.log(f"val/{self.metric_name}", self.metric, batch_size=len(batch))
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -120,23 +120,23 @@ class FinetuneModule(pl.LightningModule):
         )
 
 
-def sized(outputs: Tensor, labels: Tensor) -> Tensor:
+def resized_outputs(outputs: Tensor, labels: Tensor) -> Tensor:
     """Interpolate maps of logits (B, O, H, W) to the labels' pixels, where they differ."""
     if labels.ndim != 3 or outputs.ndim != 4 or outputs.shape[-2:] == labels.shape[-2:]:
         return outputs
     return F.interpolate(outputs.float(), size=labels.shape[-2:], mode="bilinear")
 
 
-def freeze(predictor: Predictor, how: str | int) -> int:
+def freeze(predictor: Predictor, extent: str | int) -> int:
     """Stop the gradient of the input projections and the first blocks; how many blocks.
 
-    ``how``: none, encoder (all but the head), or a number of blocks.
+    ``extent``: none, encoder (all but the head), or a number of blocks.
     """
     encoder = predictor.encoder
-    if how == "none":
+    if extent == "none":
         return 0
     blocks = encoder.encoder.blocks
-    count = len(blocks) if how == "encoder" else min(int(how), len(blocks))
+    count = len(blocks) if extent == "encoder" else min(int(extent), len(blocks))
     for name in _INPUTS:
         part = getattr(encoder, name)
         part.requires_grad_(False)

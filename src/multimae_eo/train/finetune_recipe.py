@@ -107,7 +107,7 @@ class FinetuneRecipe(Recorded):
         freeze: none, encoder, or a number: the input projections and so many blocks.
         adapt: Small differences that learn in the encoder's stead.
         model: The network's size, where none is given.
-        head: What turns tokens into predictions.
+        head: The layers that map tokens to predictions.
         loss: What is minimised.
         augment: How chips of a batch are mixed, and inputs dropped.
         optim: The optimiser.

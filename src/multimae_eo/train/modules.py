@@ -145,7 +145,7 @@ class ShardedModule(PretrainModule):
     after training, assembled on the first process.
     """
 
-    whole: Mapping[str, Any] | None = None
+    full_weights: Mapping[str, Any] | None = None
 
     def configure_model(self) -> None:
         """Shard: each encoder block by itself, all else of the model together."""
@@ -163,8 +163,8 @@ class ShardedModule(PretrainModule):
         """Assemble the weights while all processes are here."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        how = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        self.whole = get_model_state_dict(self.model, options=how)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        self.full_weights = get_model_state_dict(self.model, options=options)
 
 
 def constant_prediction(model: MultiMAE, reconstruction: Reconstruction) -> Reconstruction:

@@ -1,7 +1,7 @@
 """What is minimised: each task's loss on MASKED tokens' valid pixels, and how tasks are weighed.
 
 Per task: the mean over a sample's masked, valid pixels, then the mean over the samples that have
-any (paper, section 3). Computed in patch space and in float32; nothing is asked of the device.
+any (paper, section 3). Computed in patch space and in float32; the device is not synchronised.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ def _with_encoder(
         if name == option:
             encoder = value
             continue
-        whole = asdict(encoder_named(encoder)) if isinstance(encoder, str) else encoder
-        encoder = {**whole, name.removeprefix(f"{option}."): value}
+        settings = asdict(encoder_named(encoder)) if isinstance(encoder, str) else encoder
+        encoder = {**settings, name.removeprefix(f"{option}."): value}
     return {**record, "model": {**model, "encoder": encoder}}, rest
 
 

@@ -47,7 +47,7 @@ class Init:
 
     @property
     def record(self) -> dict[str, dict[str, str]]:
-        """What a run's record says of it."""
+        """Its entry in the record of a run."""
         return {"init": {"model": self.name, "hash": self.digest}}
 
 
@@ -129,10 +129,10 @@ def _callbacks(recipe: Recipe, out: Path, draw: Any) -> list[Any]:
 
 
 def start_from(model: MultiMAE, init: Init) -> None:
-    """Take the weights of ``init`` where a parameter has its name and shape; tell what is new.
+    """Take the weights of ``init`` where a parameter has its name and shape; print which are new.
 
-    Parts of modalities that mean something else there (other bands or units) start anew. Raises
-    ConfigError where the encoders differ.
+    Parts of modalities that mean something else there (other bands or units) get new weights.
+    Raises ConfigError where the encoders differ.
     """
     given = init.model
     if given.config.encoder != model.config.encoder:
@@ -140,10 +140,10 @@ def start_from(model: MultiMAE, init: Init) -> None:
             f"--init {init.name}: its encoder is {given.config.encoder}, the recipe's is "
             f"{model.config.encoder}; give the recipe the same model.encoder"
         )
-    known = {
+    shared = {
         n for n, m in model.modalities.items() if n in given.modalities and given.modalities[n] == m
     }
-    other = set(model.modalities) - known
+    other = set(model.modalities) - shared
     tasks = {t.name for t in model.tasks if t.modality in other}
     weights = given.state_dict()
     taken = {
@@ -157,7 +157,7 @@ def start_from(model: MultiMAE, init: Init) -> None:
     model.load_state_dict(taken, strict=False)
     parts = {".".join(n.split(".")[:2]) for n, _ in model.named_parameters() if n not in taken}
     if parts:
-        sys.stderr.write(f"starting anew: {', '.join(sorted(parts))}\n")
+        sys.stderr.write(f"new weights: {', '.join(sorted(parts))}\n")
 
 
 def _fit(
@@ -186,10 +186,10 @@ def _fit(
         ckpt_path=last_checkpoint(out),
         weights_only=True,
     )
-    if isinstance(module, ShardedModule) and module.whole:
+    if isinstance(module, ShardedModule) and module.full_weights:
         assert model.statistics is not None
         model = MultiMAE(model.modalities, model.tasks, model.config, model.statistics)
-        model.load_state_dict(module.whole)
+        model.load_state_dict(module.full_weights)
     return model
 
 
@@ -214,8 +214,8 @@ def _picture(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:
     Only the first input is given, so that the picture shows what the model infers from it.
     """
     given = (recipe.masking.inputs or list(modalities))[:1]
-    spread = val[:: max(1, len(val) // _PICTURED)]
-    having = (i for i in spread if given[0] in source.read(int(i), list(modalities)).pixels)
+    spaced = val[:: max(1, len(val) // _PICTURED)]
+    having = (i for i in spaced if given[0] in source.read(int(i), list(modalities)).pixels)
     chosen = np.array(list(islice(having, _PICTURED)), dtype=np.int64)
 
     def draw(model: MultiMAE, path: Path) -> None:
@@ -234,8 +234,8 @@ def _picture(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:
         device = next(model.parameters()).device
         was_training = model.training
         model.eval()
-        said = model.reconstruct(batch.to(device), given, draws=4)
-        save_figure(reconstruction_figure(chip_views(batch, said, inputs=given)), path)
+        predictions = model.reconstruct(batch.to(device), given, draws=4)
+        save_figure(reconstruction_figure(chip_views(batch, predictions, inputs=given)), path)
         model.train(was_training)
 
     return draw

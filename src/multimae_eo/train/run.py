@@ -99,11 +99,11 @@ def _filled(record: Any, defaults: Mapping[str, Any]) -> Any:
     """A record with the defaults of keys it lacks."""
     if not isinstance(record, dict):
         return record
-    found = dict(record)
+    filled = dict(record)
     for key, value in defaults.items():
-        known = found.get(key, value)
-        found[key] = _filled(known, value) if isinstance(value, dict) else known
-    return found
+        recorded = filled.get(key, value)
+        filled[key] = _filled(recorded, value) if isinstance(value, dict) else recorded
+    return filled
 
 
 # What may change between a run and its resumption: it decides no number.
@@ -128,10 +128,10 @@ _SPLIT = ("data.batch_size", "run.accumulate")
 
 def _differences(before: Any, now: Any, free: tuple[str, ...], prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        found = []
+        differences = []
         for key in dict.fromkeys([*before, *now]):
-            found += _differences(before.get(key), now.get(key), free, f"{prefix}{key}.")
-        return found
+            differences += _differences(before.get(key), now.get(key), free, f"{prefix}{key}.")
+        return differences
     name = prefix.rstrip(".")
     return [] if before == now or name in free else [f"{name}: {before} there, {now} here"]
 
@@ -156,7 +156,7 @@ def read_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
         record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (EOFError, RuntimeError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path}: damaged; delete it to start again, or put best.ckpt in its place"
+            f"{path}: damaged; delete it to start again, or replace it by best.ckpt"
         ) from error
     return record
 

@@ -126,7 +126,7 @@ class Hiding:
     seed: int
 
     def __call__(self, patches: Patches) -> Patches:
-        """Hidden tokens count as not observed."""
+        """Tokens of dropped inputs count as not observed."""
         layout = patches.layout
         seen = patches.observed
         if seen is None:
@@ -135,12 +135,12 @@ class Hiding:
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.rand(len(seen), len(layout.slices), generator=generator).to(seen.device)
         has = torch.stack([seen[:, part].any(dim=1) for part in layout.slices.values()], dim=1)
-        hidden = drawn < self.probability
-        # The greatest draw of a chip's inputs is hidden only where all are: it stays.
+        dropped = drawn < self.probability
+        # The input of a chip with the greatest random number is always kept.
         last = torch.where(has, drawn, -1.0).argmax(dim=1, keepdim=True)
-        hidden = hidden.scatter(1, last, False)
+        dropped = dropped.scatter(1, last, False)
         of = layout.modality_of.to(seen.device)
-        return replace(patches, observed=seen & ~hidden[:, of])
+        return replace(patches, observed=seen & ~dropped[:, of])
 
 
 def changes(recipe: AugmentRecipe, mixing: Mixing | None, seed: int) -> Change | None:
@@ -178,14 +178,14 @@ class SupervisedLoss(nn.Module):
         outputs = outputs.float()
         kind = self.target.kind
         if self.target.numeric:
-            wanted = (labels.to(outputs) - self.target.mean) / self.target.std
-            known = wanted.isfinite()
-            # Where nothing is known, 0 with a gradient: not the mean of nothing.
-            guess = torch.where(known, outputs[:, 0], 0.0)
+            targets = (labels.to(outputs) - self.target.mean) / self.target.std
+            finite = targets.isfinite()
+            # Where no label is finite, 0 with a gradient: not the mean of nothing.
+            predictions = torch.where(finite, outputs[:, 0], 0.0)
             each = _REGRESSION[self.recipe.regression](
-                guess, torch.where(known, wanted, 0.0), reduction="sum"
+                predictions, torch.where(finite, targets, 0.0), reduction="sum"
             )
-            return each / known.sum().clamp_min(1)
+            return each / finite.sum().clamp_min(1)
         smooth = self.recipe.label_smoothing if self.training else 0.0
         if kind == "map":
             nll = F.cross_entropy(
