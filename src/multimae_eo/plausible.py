@@ -34,7 +34,8 @@ LIFTED = "no band has a dark pixel: the +1000 of processing baseline 04.00"
 UNDO_OFFSET = "`offset: -0.1`; bright desert or snow throughout can look so, too"
 
 _FILL_VALUES = (
-    -9999.0, -99999.0, -999.0, -9998.0, -32768.0, -32767.0, -2147483648.0, -1e10, -1e20, 1e20, 1e30,
+    -9999.0, -99999.0, -999.0, -99.0, -9998.0, -32768.0, -32767.0, -2147483648.0, -1e10,
+    -1e20, 1e20, 1e30,
     9999.0, 99999.0, 65535.0, 4294967295.0, 9.969209968386869e36,
 )  # fmt: skip
 """Numbers by which programs mark what was never observed."""
@@ -112,22 +113,26 @@ def level_seen(*, blue: float, red: float) -> str:
 # Fill values ----------------------------------------------------------------------------------
 
 
-def sentinel_message(values: npt.NDArray[Any]) -> str:
+def sentinel_message(values: npt.NDArray[Any], dtype: np.dtype[Any] | None = None) -> str:
     """Says which value of numeric labels is a fill value that nobody declared; "" for none.
 
     A well-known fill value (-9999, the least float, …) counts where it lies further from all other
-    values than they do from one another, or is the only value.
+    values than they do from one another, or is the only value. So does the largest byte beside
+    others that differ, where ``dtype`` is that of bytes.
     """
     known = values[np.isfinite(values)].astype(np.float64)
     if not known.size:
         return ""
     for value in (float(known.min()), float(known.max())):
-        if not is_fill_value(value):
+        byte = dtype == np.uint8 and value == 255.0
+        if not (byte or is_fill_value(value)):
             continue
         others = known[known != value]
+        if byte and (not others.size or others.min() == others.max()):
+            continue
         low, high = (float(others.min()), float(others.max())) if others.size else (value, value)
         gap = min(abs(value - low), abs(value - high))
-        if others.size and gap <= 2 * (high - low):
+        if others.size and gap <= (1 if byte else 2) * (high - low):
             continue
         between = f", the others lie between {low:g} and {high:g}" if others.size else ""
         return (

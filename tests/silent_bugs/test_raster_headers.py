@@ -11,6 +11,7 @@ from multimae_eo.errors import BandError, DataError, FormatError, MultiMAEError
 from multimae_eo.geo import Window
 from multimae_eo.sample import Sample
 from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
+from multimae_eo.sources.dataset.label_texts import class_texts
 from multimae_eo.sources.raster.header import crs_text
 from multimae_eo.sources.raster.reading import read_header, read_raster
 from multimae_eo.sources.scene.scene import Scene
@@ -320,3 +321,65 @@ def test_a_vrt_reads_only_files_beside_it_and_only_by_its_name(tmp_path):
     refused("is a VRT under another name", "d.vrt")
     (folder / "e.png").write_bytes((folder / "a.tif").read_bytes())
     refused("cannot be read", "e.png")
+
+
+def test_an_offset_without_a_scale_is_a_baseline_too(tmp_path):
+    moved = {"offsets": [-1000.0] * 3}
+    tif(tmp_path / "c/a.tif", dn(3, 16, 16), RGB)
+    tif(tmp_path / "c/b.tif", dn(3, 16, 16), RGB, **moved)
+    with pytest.raises(BandError, match=r"b\.tif is tagged with offset -1000, .*a\.tif with none"):
+        chip(tmp_path, OPTICAL, "c/{id}.tif", index=1)
+    with pytest.raises(BandError, match=r"tagged with offset -1000.*declare `offset:`"):
+        scene(tmp_path, OPTICAL, "c/*.tif")
+    assert (
+        chip(tmp_path, OPTICAL + ", offset: 0", "c/{id}.tif", index=1).calibration["x"].offset == 0
+    )
+    for band, tags in (("B04", {"scales": [1e-4]}), ("B03", {}), ("B02", {})):
+        tif(tmp_path / f"s/t_{band}.tif", dn(1, 16, 16), **tags)
+    with pytest.raises(BandError, match=r"B03\.tif with none"):
+        scene(tmp_path, OPTICAL, "s/*.tif")
+
+
+@pytest.mark.parametrize("layer", ["T30_SCL_20m", "T30_AOT_10m", "x_QA60", "B04/0", "p_cloud_mask"])
+def test_a_lone_layer_of_a_product_is_no_band(tmp_path, layer):
+    (tmp_path / "B04").mkdir()
+    tif(tmp_path / f"{layer}.tif", dn(1, 16, 16))
+    with pytest.raises(BandError, match="no band 'B8'; the file has: another band"):
+        scene(tmp_path, NIR, f"{layer}.tif")
+
+
+def test_a_list_of_band_files_is_a_stack_by_name(tmp_path):
+    for band, value in (("B02", 2), ("B03", 3), ("B04", 4), ("B08", 8)):
+        tif(tmp_path / f"t_{band}.tif", np.full((1, 16, 16), value, np.uint16))
+    text = "modalities:\n  x: {path: [%s], " + OPTICAL + "}\n"
+    (tmp_path / "s.yaml").write_text(text % "t_B02.tif, t_B03.tif, t_B04.tif")
+    found = Scene(tmp_path / "s.yaml").read(Window(row=0, col=0, height=16, width=16))
+    assert found.pixels["x"][:, 0, 0].tolist() == [4, 3, 2]
+    (tmp_path / "s.yaml").write_text(text % "t_B02.tif, t_B03.tif, t_B04.tif, t_B08.tif")
+    with pytest.raises(BandError):
+        Scene(tmp_path / "s.yaml")
+
+
+def test_a_label_map_with_transparency_and_bytes_of_fill(tmp_path):
+    tif(tmp_path / "i/x.tif", dn(3, 16, 16), RGB)
+    pixels = np.ones((2, 16, 16), np.uint8)
+    pixels[1] = np.where(np.arange(16) < 4, 0, 255)
+    tif(tmp_path / "m/x.tif", pixels, photometric="minisblack", alpha="yes")
+    found = chip(tmp_path, OPTICAL, "i/{id}.tif", labels="{mask: 'm/{id}.tif', classes: [a, b]}")
+    assert np.array_equal(found.label, np.where(pixels[1] > 0, 1, -1))
+    heights = np.arange(256, dtype=np.uint8).reshape(1, 16, 16) % 30
+    heights[0, :3] = 255
+    tif(tmp_path / "m/x.tif", heights)
+    with pytest.raises(DataError, match=r"48 of 256 values are 255.*a fill value"):
+        chip(tmp_path, OPTICAL, "i/{id}.tif", labels="{mask: 'm/{id}.tif', numeric: true}")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [("['a' 'b']", "['b']"), ("{'a', 'b'}", "{'b'}"), ("('a', 'b')", "('b',)"), ("[1  2]", "[2]")],
+)
+def test_lists_of_classes_as_programs_print_them(texts):
+    names, several = class_texts({"p": texts[0], "q": texts[1]}, "")
+    assert several
+    assert [len(n) for n in names.values()] == [2, 1]
+    assert names["p"][1] == names["q"][0]

@@ -26,6 +26,13 @@ _SAYS_NOTHING = frozenset(
 _CLASS_WORDS = frozenset(
     {"class", "classes", "classification", "label", "labels", "map", "mask", "cover", "id"}
 )
+# Layers of products that are no measured band.
+_LAYERS = frozenset(
+    {
+        "aot", "wvp", "scl", "tci", "cld", "cldprb", "cldprob", "snw", "snwprb", "qa", "qa60",
+        "fmask", "qapixel", "qaradsat", "cloudprobability", "cloudmask", "datamask",
+    }
+)  # fmt: skip
 ANOTHER = -1
 """``lone_band``'s answer for a file whose only band is none of the modality's."""
 
@@ -98,7 +105,16 @@ def lone_band(header: RasterHeader, modality: Modality, wanted: Sequence[str]) -
             return index
     sensor = SENSORS.get(modality.sensor)
     others = sensor.bands if sensor else ()
-    return ANOTHER if any(b.answers_to(n) for b in others for n in names) else None
+    if any(b.answers_to(n) for b in others for n in names):
+        return ANOTHER
+    if not modality.categorical and any(canonical(n) in _LAYERS for n in names):
+        return ANOTHER
+    # A folder for each band: nir/17.tif.
+    folder = Path(str(header.path)).parent.name
+    for index, band in enumerate(modality.bands):
+        if band.answers_to(folder):
+            return index
+    return ANOTHER if any(b.answers_to(folder) for b in others) else None
 
 
 def _only_band(header: RasterHeader, modality: Modality, rule: BandRule) -> int:
@@ -108,7 +124,8 @@ def _only_band(header: RasterHeader, modality: Modality, rule: BandRule) -> int:
     name = header.names[0]
     if modality.categorical and name and _names_classes(name, modality):
         return 0
-    named = name or f"another band, by the file's name ({Path(str(header.path)).stem})"
+    path = Path(str(header.path))
+    named = name or f"another band, by the file's name ({path.parent.name}/{path.stem})"
     raise BandError(
         f"{header.path}: {modality.name}: no band {rule.wanted[0]!r}; the file has: {named}; "
         "take the right file, or declare `channels: [1]` if this is the band"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from multimae_eo.errors import LegendError, did_you_mean
 
 _LISTED = re.compile(r"^\s*[\[({](.*)[\])}]\s*$", re.DOTALL)
+_BETWEEN = re.compile(r"(?<=['\"])\s+(?=['\"])")
 _WHOLE = re.compile(r"^[-+]?\d+(?:\.0+)?$")
 
 
@@ -18,10 +19,13 @@ def class_texts(texts: Mapping[str, str], separator: str) -> tuple[dict[str, lis
     """The classes that each chip's text names, and whether chips may have several.
 
     Several are written with ``separator`` between them, or as a list: ``["a", "b"]``, ``[a, b]``,
-    ``{a, b}``. A whole number is one class however it is written (``3``, ``3.0``).
+    ``{a, b}``, ``('a', 'b')``, or as NumPy prints them: ``['a' 'b']``. A whole number is one class
+    however it is written (``3``, ``3.0``).
     """
     several = bool(separator) or (
-        bool(texts) and all(_LISTED.match(text) and "[" in text for text in texts.values())
+        bool(texts)
+        and all(_LISTED.match(text) for text in texts.values())
+        and any(sign in text for text in texts.values() for sign in "[{,;")
     )
     if not several:
         return {key: [whole_number(text)] for key, text in texts.items()}, False
@@ -29,6 +33,8 @@ def class_texts(texts: Mapping[str, str], separator: str) -> tuple[dict[str, lis
 
 
 def _several(text: str, separator: str) -> list[str]:
+    # Without a comma Python would join the two texts.
+    text = _BETWEEN.sub(", ", text)
     listed = _LISTED.match(text)
     parts: Sequence[object]
     if listed:
@@ -42,6 +48,9 @@ def _several(text: str, separator: str) -> list[str]:
                 break
         else:
             parts = re.split(r"[,;|]|" + re.escape(separator or ","), listed[1])
+            numbers = listed[1].split()
+            if len(parts) == 1 and all(_WHOLE.match(n.rstrip(".")) for n in numbers):
+                parts = [n.rstrip(".") for n in numbers]
     else:
         parts = text.split(separator)
     names = [whole_number(str(part).strip().strip("\"'").strip()) for part in parts]

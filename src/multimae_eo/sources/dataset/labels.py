@@ -101,7 +101,7 @@ class ChipLabels:
 
     def _map(self, raster: Raster) -> npt.NDArray[Any]:
         header = raster.header
-        if header.count != 1:
+        if header.count != 1 and not (header.count == 2 and header.alpha == 1):
             raise FormatError(f"{header.path}: a label mask has one band, got {header.count}")
         if self.sizes and header.shape not in self.sizes:
             raise FormatError(
@@ -116,17 +116,20 @@ class ChipLabels:
         else:
             nodata = (own,)
         clear = tuple(v for v in header.bands[0].transparent if v not in self.spec.ids)
-        ok = valid_pixels(raster.pixels, [(*nodata, *self.spec.ignore, *clear)], raster.mask)
+        mask, pixels = raster.mask, raster.pixels[:1]
+        if header.count == 2:  # value and alpha
+            mask = raster.pixels[1:] > 0 if mask is None else mask[:1] & (raster.pixels[1:] > 0)
+        ok = valid_pixels(pixels, [(*nodata, *self.spec.ignore, *clear)], mask)
         if self.spec.numeric:
             tags = band_calibration(header, [0], Declared(), "label")
-            values = physical(raster.pixels, tags)[0].astype(np.float32)
+            values = physical(pixels, tags)[0].astype(np.float32)
             if self.spec.nodata is None:
-                raw = raster.pixels[0].astype(np.float32)
+                raw = pixels[0].astype(np.float32)
                 known = raw if ok is None else raw[ok[0]]
-                if message := sentinel_message(known):
+                if message := sentinel_message(known, header.dtype):
                     raise DataError(f"{header.path}: {message}")
             return values if ok is None else np.where(ok[0], values, np.float32(np.nan))
-        ids = raster.pixels[0] if ok is None else np.where(ok[0], raster.pixels[0], 0)
+        ids = pixels[0] if ok is None else np.where(ok[0], pixels[0], 0)
         table, inverse = np.unique(ids, return_inverse=True)
         seen = table if ok is None else np.unique(ids[ok[0]])
         strange = [i for i in seen.tolist() if i not in self.spec.ids]

@@ -79,18 +79,24 @@ def require_alike(
     declared: Declared,
     name: str,
 ) -> None:
-    """BandError where one of two files is tagged with a scale, the other not, and none declared."""
-    if declared.scale is not None:
+    """BandError where one of two files is tagged with a scale, or an offset without a scale, and
+    the other not, and nothing of the kind is declared."""
+    ours, others = [header.bands[i] for i in at], [first.bands[i] for i in first_at]
+    scaled = [b.scale is not None for b in ours], [b.scale is not None for b in others]
+    moved = [b.offset is not None for b in ours], [b.offset is not None for b in others]
+    if declared.scale is None and scaled[0] != scaled[1]:
+        what = "scale"
+    elif declared.offset is None and not any(scaled[0] + scaled[1]) and moved[0] != moved[1]:
+        what = "offset"
+    else:
         return
-    tagged = [header.bands[i].scale is not None for i in at]
-    others = [first.bands[i].scale is not None for i in first_at]
-    if tagged != others:
-        which, bare = (header, first) if any(tagged) else (first, header)
-        scale = next(b.scale for b in which.bands if b.scale is not None)
-        raise BandError(
-            f"{header.path}: {name}: {which.path} is tagged with scale {scale:g}, {bare.path} "
-            "with none; they may be of two processing baselines: declare `scale:`, or tag both"
-        )
+    tags = [getattr(b, what) for b in ours]
+    which, bare = (header, first) if any(t is not None for t in tags) else (first, header)
+    value = next(v for b in which.bands if (v := getattr(b, what)) is not None)
+    raise BandError(
+        f"{header.path}: {name}: {which.path} is tagged with {what} {value:g}, {bare.path} "
+        f"with none; they may be of two processing baselines: declare `{what}:`, or tag both"
+    )
 
 
 def common(calibrations: Sequence[Linear]) -> Linear | None:

@@ -82,9 +82,11 @@ def group_files(spec: ModalitySpec, paths: Sequence[Path], *, pattern: bool) -> 
     modality, rule = spec.modality, spec.rule
     headers = [read_header(p) for p in paths]
     silent = not rule.channels and not rule.file_bands
-    if pattern and silent and len(paths) > 1 and all(h.count == 1 for h in headers):
+    apart = len(paths) > 1 and all(h.count == 1 for h in headers)
+    if silent and apart and (pattern or modality.channels > 1):
         found = [lone_band(h, modality, rule.wanted) for h in headers]
-        if any(b is not None for b in found):
+        # What a list names is meant: none of it is left out.
+        if any(b is not None for b in found) and (pattern or ANOTHER not in found):
             return _stacked(modality, paths, headers, found)
     files = [
         BandFile(path=p, header=h, at=locate_bands(h, modality, rule))
@@ -130,7 +132,8 @@ def stack_of(groups: Sequence[BandGroup], spec: ModalitySpec, grid: Grid, where:
     BandError for calibrations that contradict one another, DataError for rasters elsewhere.
     """
     modality = spec.modality
-    calibrations = [_calibrations(group, spec, where) for group in groups]
+    first = groups[0].files[0]
+    calibrations = [_calibrations(group, spec, where, first) for group in groups]
     one = common([c for group in calibrations for bands in group for c in bands])
     mosaics = tuple(
         mosaic_on(group.files, grid, modality, spec, () if one else own)
@@ -144,15 +147,14 @@ def stack_of(groups: Sequence[BandGroup], spec: ModalitySpec, grid: Grid, where:
 
 
 def _calibrations(
-    group: BandGroup, spec: ModalitySpec, where: str
+    group: BandGroup, spec: ModalitySpec, where: str, first: BandFile
 ) -> tuple[tuple[Linear, ...], ...]:
-    """The calibration of the group's bands in each file."""
+    """The calibration of the group's bands in each file. ``first``: of the modality's files."""
     name = spec.modality.name
     if spec.modality.categorical:
         return tuple((Linear(),) * len(f.at) for f in group.files)
     declared = Declared(scale=spec.scale.default, offset=spec.offset.default, where=where)
-    first = group.files[0]
-    for file in group.files[1:]:
+    for file in group.files:
         require_alike(file.header, file.at, first.header, first.at, declared, name)
     return tuple(band_calibration(f.header, f.at, declared, name) for f in group.files)
 
