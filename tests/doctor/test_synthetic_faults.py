@@ -254,7 +254,7 @@ def test_one_place_in_two_seasons_leaks(world):
 
     (leak,) = inspect(Planted(world, edit, splits=SPLITS)).of("leak")
     assert leak.severity == "warning"
-    assert "two times" in leak.what
+    assert "two dates" in leak.what
     assert set(leak.chips) == {world.keys[4], world.keys[7]}
 
 

@@ -219,7 +219,7 @@ def _view(**more: object) -> ChipView:
         "truth": truth,
         "valid": {n: np.ones(t.shape, bool) for n, t in truth.items()},
         "mean": mean,
-        "spread": {"elevation": np.ones((1, 32, 32)), "landcover": np.ones((1, 32, 32))},
+        "predictive_std": {"elevation": np.ones((1, 32, 32)), "landcover": np.ones((1, 32, 32))},
     }
     return ChipView(**{**fields, **more})  # type: ignore[arg-type]
 
@@ -229,7 +229,7 @@ def test_errors_are_what_they_say() -> None:
     assert view.error("elevation") == pytest.approx(np.full((32, 32), 3.0))
     wrong = view.mean["landcover"].argmax(0) != view.truth["landcover"][0]
     assert np.array_equal(view.error("landcover"), wrong.astype(float))
-    optical = _view(truth=view.truth, mean={S2.name: view.truth[S2.name] - 0.5}, spread={})
+    optical = _view(truth=view.truth, mean={S2.name: view.truth[S2.name] - 0.5}, predictive_std={})
     assert optical.error(S2.name) == pytest.approx(np.full((32, 32), 0.5))
     assert _view(truth={}, valid={}).error("elevation") is None
 
@@ -255,5 +255,5 @@ def test_figures_are_drawn_for_hidden_partly_hidden_and_absent_modalities() -> N
 
 
 def test_a_chip_of_inputs_only_can_be_drawn() -> None:
-    view = _view(mean={}, spread={})
+    view = _view(mean={}, predictive_std={})
     assert "given to the model" in [t.get_text() for t in chip_figure(view).texts]

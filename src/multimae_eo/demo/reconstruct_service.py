@@ -329,13 +329,13 @@ class ReconstructService:
         """Fixed colour ranges, so that colours compare while a mask is painted."""
         modality = self.all[name]
         if modality.categorical:
-            return Ranges(spread=float(np.log(len(modality.classes)) * 0.6), error=1.0)
+            return Ranges(uncertainty=float(np.log(len(modality.classes)) * 0.6), error=1.0)
         statistics = self.model.statistics
         if statistics is None or name not in statistics.modalities:
             return Ranges(1.0, 1.0)
         deviation = statistics.mean_std(name)[1]
         scale = float(np.sqrt(np.nanmean(np.asarray(deviation, np.float64) ** 2)))
-        return Ranges(spread=scale * 0.5 or 1.0, error=scale or 1.0)
+        return Ranges(uncertainty=scale * 0.5 or 1.0, error=scale or 1.0)
 
 
 def _half(states: torch.Tensor, random: torch.Generator) -> torch.Tensor:

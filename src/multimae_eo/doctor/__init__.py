@@ -1,4 +1,4 @@
-"""The data doctor: what is in a source, and what is wrong with it, before training is paid for.
+"""The data doctor: inspects a source's contents and finds its faults before training.
 
 >>> diagnosis = inspect(open_source("dataset.yaml"))  # doctest: +SKIP
 """
@@ -57,13 +57,13 @@ def inspect(
             progress(done, len(indices))
     results = list(stacks.results.values())
     scales = list(scale_findings(values.results))
-    # Levels are told by how dark the darkest pixels are: nothing to say on a wrong scale.
-    known = not any(f.severity == "error" for f in scales)
+    # Levels are recognised by the darkest pixels, which a wrong scale makes meaningless.
+    scaled_rightly = not any(f.severity == "error" for f in scales)
     findings = [
         *reader.findings(),
         *_left_out(source),
         *scales,
-        *(level_findings(values.results) if known else ()),
+        *(level_findings(values.results) if scaled_rightly else ()),
         *gap_findings(values.results),
         *copy_findings(results),
         *order_findings(results),

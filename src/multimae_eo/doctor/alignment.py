@@ -66,14 +66,14 @@ class Shift:
 
     @property
     def turned(self) -> Shift:
-        """The same, told of the other modality."""
+        """The same shift, of the anchor against the other modality."""
         return replace(
             self, anchor=self.other, other=self.anchor, down=-self.down, right=-self.right
         )
 
     @property
     def sure(self) -> bool:
-        """Whether the peak stands out of the noise and of the place of no shift."""
+        """Whether the peak exceeds the noise and the correlation at no shift."""
         return self.height > _SIGNIFICANT and (
             self.distance == 0 or self.height > _STANDS_OUT * max(self.at_rest, 0.0)
         )
@@ -138,7 +138,7 @@ class AlignmentScan:
         return results
 
     def findings(self) -> Iterator[Finding]:
-        """One finding per modality that is shifted for sure, told by its surest pair."""
+        """One finding per modality that is certainly shifted, from its most significant pair."""
         sure = sorted((s for s in self.shifts() if s.sure), key=lambda s: -s.height)
         moved = [s for s in sure if s.distance > 0]
         rest = Counter(n for s in sure if s.distance == 0 for n in s.pair)
@@ -148,18 +148,18 @@ class AlignmentScan:
             guilty = max(blame, key=lambda n: (blame[n], -rest[n]))
             mine = [s for s in moved if guilty in s.pair]
             moved = [s for s in moved if guilty not in s.pair]
-            yield _finding(guilty, mine, in_place=rest[guilty])
+            yield _finding(guilty, mine, aligned=rest[guilty])
 
 
-def _finding(guilty: str, pairs: list[Shift], *, in_place: int) -> Finding:
+def _finding(guilty: str, pairs: list[Shift], *, aligned: int) -> Finding:
     first = pairs[0] if pairs[0].other == guilty else pairs[0].turned
     others = [next(n for n in s.pair if n != guilty) for s in pairs]
     metres = None if first.gsd_m is None else round(first.distance * first.gsd_m, 1)
     return Finding(
         check="misregistration",
-        severity="warning" if first.distance >= 1.5 and in_place < len(pairs) else "note",
+        severity="warning" if first.distance >= 1.5 and aligned < len(pairs) else "note",
         where=guilty,
-        what=f"lies {_direction(first)} of its place against {first.anchor}",
+        what=f"is shifted {_direction(first)} against {first.anchor}",
         evidence={
             "pixels (down, right)": [first.down, first.right],
             "metres": metres,
@@ -167,7 +167,7 @@ def _finding(guilty: str, pairs: list[Shift], *, in_place: int) -> Finding:
             "at no shift (σ)": round(first.at_rest, 1),
             "chips": first.chips,
             "also against": ", ".join(others[1:]) or "none",
-            "pairs in place": in_place,
+            "pairs in place": aligned,
         },
         remedy="check the georeferencing and the resampling (half-pixel and corner conventions); "
         "compare the mosaics side by side",
@@ -196,8 +196,8 @@ def _edges(chip: Chip, modality: Modality, pixels: Pixels) -> Array:
         edges[:, :-1] += right
     else:
         values = pixels.astype(np.float64)
-        spread = values.std(axis=(1, 2), keepdims=True)
-        values /= np.where(spread > 0, spread, 1.0)
+        std = values.std(axis=(1, 2), keepdims=True)
+        values /= np.where(std > 0, std, 1.0)
         down, right = np.gradient(values, axis=(1, 2))
         edges = np.hypot(down, right).sum(axis=0)
     if not ok.all():

@@ -57,12 +57,12 @@ class Stack:
         self.blocks.append(_block_means(values))
         steps = _steps(values)
         self.steps = self.steps + steps if len(self.steps) else steps
-        spread = np.where(np.isfinite(flat), flat, -np.inf).max(axis=1) > np.where(
+        varies = np.where(np.isfinite(flat), flat, -np.inf).max(axis=1) > np.where(
             np.isfinite(flat), flat, np.inf
         ).min(axis=1)
-        for i in np.flatnonzero(spread):
+        for i in np.flatnonzero(varies):
             self.varied[int(i)] += 1
-            for j in np.flatnonzero(spread[:i]):
+            for j in np.flatnonzero(varies[:i]):
                 if digests[i] == digests[int(j)]:
                     self.equal[(int(j), int(i))] += 1
 
@@ -72,8 +72,8 @@ class Stack:
         rows = rows[:, np.isfinite(rows).all(axis=0)]
         if rows.shape[1] < 8:
             return np.eye(len(indices))
-        spread = rows.std(axis=1, keepdims=True)
-        unit = (rows - rows.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+        std = rows.std(axis=1, keepdims=True)
+        unit = (rows - rows.mean(axis=1, keepdims=True)) / np.where(std > 0, std, 1.0)
         return np.asarray(unit @ unit.T / rows.shape[1])
 
     @property
@@ -119,8 +119,9 @@ class StackScan:
 
 
 def _physical(chip: Chip, modality: Modality) -> Array:
-    how = chip.sample.calibration_of(modality)
-    values = chip.sample.pixels[modality.name].astype(np.float64) * how.scale + how.offset
+    calibration = chip.sample.calibration_of(modality)
+    values = chip.sample.pixels[modality.name].astype(np.float64)
+    values = values * calibration.scale + calibration.offset
     if modality.name in chip.sample.valid:
         values[~chip.sample.validity(modality.name)] = np.nan
     return values

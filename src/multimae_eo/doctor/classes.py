@@ -1,4 +1,4 @@
-"""Class maps and labels: ids outside the legend, traces of interpolation, balance over splits."""
+"""Class maps and labels: ids of no class, traces of interpolation, balance over splits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IMBALANCE = 20.0
 class ClassMap:
     """One class map over the examined chips.
 
-    ``pixels``: per id found. ``holding``: chips with an id outside the legend. ``thin``: runs of
+    ``pixels``: per id. ``holding``: chips with an id of no class. ``thin``: runs of
     one pixel between two other classes; ``between``: those whose id lies between the two ids;
     ``borders``: pairs of neighbours of different class.
     """
@@ -49,11 +49,11 @@ class ClassMap:
             self.single.append(chip.key)
         for grid, valid in ((ids, ok), (ids.T, ok.T)):
             a, c, b = grid[:, :-2], grid[:, 1:-1], grid[:, 2:]
-            known = valid[:, :-2] & valid[:, 1:-1] & valid[:, 2:]
-            thin = known & (a != c) & (b != c) & (a != b)
+            observed = valid[:, :-2] & valid[:, 1:-1] & valid[:, 2:]
+            thin = observed & (a != c) & (b != c) & (a != b)
             self.thin += int(thin.sum())
             self.between += int((thin & ((a < c) == (c < b))).sum())
-            self.borders += int((known & (a != c)).sum())
+            self.borders += int((observed & (a != c)).sum())
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong with this class map."""
@@ -97,7 +97,7 @@ class ClassMap:
             where=self.modality.name,
             what="class ids that are no whole numbers: the class map was interpolated"
             if fractions
-            else "class ids outside the legend",
+            else "class ids of no known class",
             evidence={
                 "ids": sorted(strange)[:12],
                 "pixels": percent(sum(strange.values()) / total),
@@ -105,7 +105,7 @@ class ClassMap:
             },
             remedy="resample class maps with nearest neighbour, from the original"
             if fractions
-            else "add the ids to the legend, or to `nodata:`",
+            else "add the ids to `legend:`, or to `nodata:`",
             chips=tuple(chips[:8]),
         )
 
@@ -160,9 +160,9 @@ class ClassScan:
         rows = []
         for name, results in self.maps.items():
             every = max(sum(results.pixels.values()), 1)
-            for known in results.modality.classes:
-                share = results.pixels[float(known.id)] / every
-                rows.append(ClassSummary(modality=name, name=known.name, share=share))
+            for entry in results.modality.classes:
+                share = results.pixels[float(entry.id)] / every
+                rows.append(ClassSummary(modality=name, name=entry.name, share=share))
         total: Counter[int] = Counter()
         for counts in self.labels.values():
             total.update(counts)
@@ -219,7 +219,7 @@ class ClassScan:
             check="class-balance",
             severity="warning" if ratio > _IMBALANCE or len(total) == 1 else "note",
             where="labels",
-            what=_told(len(total), ratio, self._name(most), self._name(least), what),
+            what=_balance_text(len(total), ratio, self._name(most), self._name(least), what),
             evidence={
                 f"largest, share of {what}": percent(top / every),
                 "smallest": percent(bottom / every),
@@ -234,7 +234,7 @@ class ClassScan:
         return self._names[index] if index < len(self._names) else str(index)
 
 
-def _told(classes: int, ratio: float, most: str, least: str, what: str) -> str:
+def _balance_text(classes: int, ratio: float, most: str, least: str, what: str) -> str:
     if classes == 1:
         return f"one class only: {most}"
     if ratio < 1.5:

@@ -1,7 +1,7 @@
-"""Chips that occur twice: the same pixels, the same picture, or the same place at another time.
+"""Chips that occur twice: the same pixels, the same picture, or one location on two dates.
 
 Thumbnails find candidates; the chips themselves decide. Two chips are one picture when their
-pixels correlate almost perfectly, and one place when the gradients of both line up at no shift,
+pixels correlate almost perfectly, and one location when the gradients of both align at no shift,
 whatever season or sensor the two were taken in.
 """
 
@@ -22,7 +22,7 @@ from multimae_eo.sources.base import Source
 
 _CELLS = 8
 _CANDIDATE, _MOST_CANDIDATES = 0.9, 200
-_SAME_PICTURE, _SAME_PLACE = 0.999, 0.3
+_SAME_PICTURE, _SAME_LOCATION = 0.999, 0.3
 
 
 class DuplicateScan:
@@ -69,7 +69,7 @@ class DuplicateScan:
         yield from self._report(sorted(leaks | set(exact)), "identical")
         pictures, locations = self._judged(source)
         yield from self._report(pictures, "same picture")
-        yield from self._report(locations, "same place")
+        yield from self._report(locations, "same location")
 
     def _split(self, position: int) -> str:
         return self._chips[position][2]
@@ -80,8 +80,8 @@ class DuplicateScan:
         for members in self._thumbs.values():
             positions = [p for p, _ in members]
             bands = np.stack([t for _, t in members])
-            spread = bands.std(axis=(0, 2), keepdims=True)
-            flat = (bands / np.where(spread > 0, spread, 1.0)).reshape(len(bands), -1)
+            std = bands.std(axis=(0, 2), keepdims=True)
+            flat = (bands / np.where(std > 0, std, 1.0)).reshape(len(bands), -1)
             length = np.linalg.norm(flat, axis=1, keepdims=True)
             unit = (flat / np.where(length > 0, length, 1.0)).astype(np.float32)
             for row in range(len(unit) - 1):
@@ -93,7 +93,7 @@ class DuplicateScan:
         return [(a, b) for _, a, b in results]
 
     def _judged(self, source: Source) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Candidates that are one picture, and those that are one place."""
+        """Candidates that are one picture, and those that are one location."""
         pictures: list[tuple[int, int]] = []
         locations: list[tuple[int, int]] = []
         same = {p: group[0] for group in self._digests.values() for p in group}
@@ -106,7 +106,7 @@ class DuplicateScan:
             alike, aligned = _likeness(a, b, self._modalities)
             if alike > _SAME_PICTURE:
                 pictures.append(pair)
-            elif aligned > _SAME_PLACE:
+            elif aligned > _SAME_LOCATION:
                 locations.append(pair)
         return pictures, locations
 
@@ -131,7 +131,7 @@ class DuplicateScan:
                     "splits": dict(splits.most_common(6)),
                     "example": first,
                 },
-                remedy=remedy if leak else "keep one of each, unless wanted",
+                remedy=remedy if leak else "keep one of each, unless intended",
                 chips=tuple(chips[:8]),
             )
 
@@ -139,17 +139,17 @@ class DuplicateScan:
 _WORDS = {
     "identical": ("identical chips", "remove one of each pair from its split"),
     "same picture": ("chips that are one picture", "remove one of each pair from its split"),
-    "same place": (
-        "chips that show one place at two times",
-        "put all chips of a place into one split",
+    "same location": (
+        "chips that show one location on two dates",
+        "put all chips of a location into one split",
     ),
 }
 
 
 def _severity(kind: str, leak: bool) -> Severity:
     if not leak:
-        return "note" if kind == "same place" else "warning"
-    return "warning" if kind == "same place" else "error"
+        return "note" if kind == "same location" else "warning"
+    return "warning" if kind == "same location" else "error"
 
 
 def _thumbnail(pixels: Pixels) -> Array:

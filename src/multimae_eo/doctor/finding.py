@@ -90,9 +90,9 @@ class ClassSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What is in a source and what is wrong with it. Findings come worst first.
+    """A source's contents and its faults. Findings come worst first.
 
-    ``chips``: how many the source has; ``examined``: of how many pixels were looked at.
+    ``chips``: how many the source has; ``examined``: of how many the pixels were examined.
     ``splits``: chips per split. ``present``: examined chips that have each modality.
     """
 

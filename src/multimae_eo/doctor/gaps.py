@@ -1,4 +1,4 @@
-"""Nodata declared and hidden, saturation, constant bands, sizes and number types that differ."""
+"""Declared and undeclared nodata, saturation, constant bands, differing sizes and dtypes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def gap_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
     """What is missing, flat or clipped in each continuous modality."""
     for results in values.values():
         yield from _nodata(results)
-        fills = dict(_hidden_uniform(results))
+        fills = dict(_undeclared_uniform(results))
         yield from fills.values()
         yield from _constant(results)
         for index in range(results.modality.channels):
-            yield from _ends(results, index, known=fills)
+            yield from _ends(results, index, reported=fills)
         yield from _forms(results)
 
 
@@ -49,7 +49,7 @@ def _nodata(results: Values) -> Iterator[Finding]:
     )
 
 
-def _hidden_uniform(results: Values) -> Iterator[tuple[float, Finding]]:
+def _undeclared_uniform(results: Values) -> Iterator[tuple[float, Finding]]:
     """One value in all bands of a pixel, in many pixels: a fill value, not a measurement."""
     totals: Counter[float] = Counter()
     for chip in results.chips:
@@ -129,7 +129,7 @@ def _constant(results: Values) -> Iterator[Finding]:
         )
 
 
-def _ends(results: Values, index: int, *, known: Collection[float]) -> Iterator[Finding]:
+def _ends(results: Values, index: int, *, reported: Collection[float]) -> Iterator[Finding]:
     """Pile-ups at a band's lowest and highest value: fill values and saturation."""
     seen = results.seen_raw(index)
     if seen.size < _LEAST_PIXELS or seen.min() == seen.max():
@@ -137,7 +137,7 @@ def _ends(results: Values, index: int, *, known: Collection[float]) -> Iterator[
     for value, rest_end in ((float(seen.min()), np.min), (float(seen.max()), np.max)):
         at_end = seen == value
         share, rest = float(at_end.mean()), seen[~at_end]
-        if share < (0.002 if value in _SENTINELS else 0.01) or value in known:
+        if share < (0.002 if value in _SENTINELS else 0.01) or value in reported:
             continue
         span = float(np.subtract(*np.percentile(rest, [99, 1])))
         gap = abs(float(rest_end(rest)) - value)
@@ -170,10 +170,10 @@ def _ends(results: Values, index: int, *, known: Collection[float]) -> Iterator[
 
 
 def _forms(results: Values) -> Iterator[Finding]:
-    """Sizes and number types that differ between chips."""
+    """Sizes and dtypes that differ between chips."""
     for kinds, what, remedy in (
         (results.shapes, "chips of different sizes", "set `data.chip` to cut them alike"),
-        (results.dtypes, "different number types", "convert the odd ones; their units may differ"),
+        (results.dtypes, "different dtypes", "convert the odd ones; their units may differ"),
     ):
         if len(kinds) > 1:
             yield Finding(

@@ -72,7 +72,7 @@ def _darkest(members: list[Values]) -> list[_Dark]:
         for chip in results.chips:
             if sum(chip.uniform.values()) > 0.001 * chip.pixels:
                 continue  # fill values look like dark pixels
-            level[chip.key] = chip.how.level
+            level[chip.key] = chip.calibration.level
             for band, row in zip(results.modality.bands, chip.physical, strict=True):
                 seen: Array = row[np.isfinite(row)]
                 if seen.size:
@@ -105,7 +105,7 @@ def _offset(darks: list[_Dark], where: str) -> Iterator[Finding]:
         check="offset-mixture" if some else "offset",
         severity="warning",
         where=where,
-        what="some chips are about 0.1 brighter in every band: the +1000 of processing baseline "
+        what="some chips are 0.1 brighter in every band: the +1000 of processing baseline "
         "04.00" if some else LIFTED,
         evidence={
             "chips": len(lifted),

@@ -17,7 +17,7 @@ _GSD_TOLERANCE = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _Footprint:
     key: str
     split: str
     geometry: Geometry
@@ -37,7 +37,7 @@ class LocationScan:
 
     def __init__(self, modalities: ModalitySet) -> None:
         self._modalities = modalities
-        self._places: list[_Place] = []
+        self._footprints: list[_Footprint] = []
         self._nowhere: list[str] = []
         self._gsd: dict[str, list[tuple[str, float]]] = {}
 
@@ -51,8 +51,8 @@ class LocationScan:
         widths = [p.shape[-1] for p in chip.sample.pixels.values()]
         if not widths:
             return
-        self._places.append(
-            _Place(
+        self._footprints.append(
+            _Footprint(
                 key=chip.key,
                 split=chip.split,
                 geometry=geometry,
@@ -70,8 +70,8 @@ class LocationScan:
         yield from self._meetings()
 
     def _systems(self) -> Iterator[Finding]:
-        kinds = Counter(_is_geographic(p.geometry) for p in self._places)
-        systems = Counter(p.geometry.crs[:40] for p in self._places)
+        kinds = Counter(_is_geographic(p.geometry) for p in self._footprints)
+        systems = Counter(p.geometry.crs[:40] for p in self._footprints)
         if len(kinds) > 1:
             rare = kinds.most_common()[-1][0]
             yield Finding(
@@ -80,7 +80,9 @@ class LocationScan:
                 what="some chips are in degrees, some in metres",
                 evidence=dict(systems.most_common(6)),
                 remedy="reproject them to one kind; a degree of longitude shrinks with latitude",
-                chips=tuple(p.key for p in self._places if _is_geographic(p.geometry) is rare)[:8],
+                chips=tuple(f.key for f in self._footprints if _is_geographic(f.geometry) is rare)[
+                    :8
+                ],
             )
         elif len(systems) > 1:
             yield Finding(
@@ -90,12 +92,12 @@ class LocationScan:
                 evidence=dict(systems.most_common(6)),
                 remedy="nothing to do for chips; overlap is judged within each system only",
             )
-        if self._places and self._nowhere:
+        if self._footprints and self._nowhere:
             yield Finding(
                 check="crs",
                 severity="warning",
                 what="chips without georeferencing among others that have it",
-                evidence={"chips": len(self._nowhere), "with": len(self._places)},
+                evidence={"chips": len(self._nowhere), "with": len(self._footprints)},
                 remedy="restore it: spatial leaks cannot be seen without",
                 chips=tuple(self._nowhere[:8]),
             )
@@ -131,7 +133,7 @@ class LocationScan:
                     where=name,
                     what=f"bands of {declared:g} m on a grid of {middle:.3g} m"
                     if usual
-                    else f"declared {declared:g} m per pixel, the files say {middle:.3g} m",
+                    else f"declared {declared:g} m per pixel, the files have {middle:.3g} m",
                     evidence={"declared": declared, "files": round(middle, 3)},
                     remedy=f"`gsd: {middle:.3g}`" + ("" if usual else ", or mend the files"),
                 )
@@ -139,7 +141,7 @@ class LocationScan:
     def _meetings(self) -> Iterator[Finding]:
         overlaps: dict[tuple[str, str], _Meeting] = {}
         touches: dict[tuple[str, str], _Meeting] = {}
-        for a, b, share in _neighbours(self._places):
+        for a, b, share in _neighbours(self._footprints):
             splits = (min(a.split, b.split), max(a.split, b.split))
             group = overlaps if share > 0 else touches
             meeting = group.setdefault(splits, _Meeting())
@@ -158,9 +160,9 @@ class LocationScan:
                     "largest overlap": f"{100 * meeting.largest:.3g} %",
                     "example": " ~ ".join(meeting.pairs[0]),
                 },
-                remedy="fine within a split, if wanted"
+                remedy="fine within a split, if intended"
                 if within
-                else "move all chips of one place into one split",
+                else "move all chips of one location into one split",
                 chips=_names(meeting),
             )
         for (one, two), meeting in touches.items():
@@ -204,30 +206,30 @@ def _agree(a: float, b: float) -> bool:
     return max(a, b) < _GSD_TOLERANCE * min(a, b)
 
 
-def _neighbours(locations: Sequence[_Place]) -> Iterator[tuple[_Place, _Place, float]]:
+def _neighbours(locations: Sequence[_Footprint]) -> Iterator[tuple[_Footprint, _Footprint, float]]:
     """Pairs that overlap (share of the smaller one's area) or touch within a pixel (share 0)."""
-    by_system: dict[str, list[_Place]] = {}
-    for place in locations:
-        by_system.setdefault(place.geometry.crs, []).append(place)
+    by_system: dict[str, list[_Footprint]] = {}
+    for footprint in locations:
+        by_system.setdefault(footprint.geometry.crs, []).append(footprint)
     for members in by_system.values():
         members.sort(key=lambda p: p.geometry.bounds[0])
-        active: list[_Place] = []
-        for place in members:
-            left, bottom, right, top = place.geometry.bounds
-            pixel = place.pixel
+        active: list[_Footprint] = []
+        for footprint in members:
+            left, bottom, right, top = footprint.geometry.bounds
+            pixel = footprint.pixel
             active = [p for p in active if p.geometry.bounds[2] > left - pixel]
             for other in active:
                 _, low, far, high = other.geometry.bounds
                 wide = min(far, right) - left
                 tall = min(high, top) - max(low, bottom)
                 if wide > pixel and tall > pixel:
-                    smaller = min(_area(place), _area(other))
-                    yield other, place, wide * tall / smaller
+                    smaller = min(_area(footprint), _area(other))
+                    yield other, footprint, wide * tall / smaller
                 elif wide > -pixel and tall > -pixel:
-                    yield other, place, 0.0
-            active.append(place)
+                    yield other, footprint, 0.0
+            active.append(footprint)
 
 
-def _area(place: _Place) -> float:
-    left, bottom, right, top = place.geometry.bounds
+def _area(footprint: _Footprint) -> float:
+    left, bottom, right, top = footprint.geometry.bounds
     return (right - left) * (top - bottom)

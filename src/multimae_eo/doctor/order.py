@@ -1,8 +1,8 @@
 """Labels on the wrong band, by what physics expects of each band of an optical or radar sensor.
 
-Five witnesses, each blind to something: neighbours in wavelength look most alike; bands of coarse
-native resolution are smooth; the cirrus band is dark, for water vapour hides the ground; the two
-short-wave infrared bands resemble each other; leaves are bright in the near infrared. Radar's
+Five criteria, each insensitive to some swaps: neighbours in wavelength look most alike; bands of
+coarse native resolution are smooth; the cirrus band is dark, for water vapour hides the ground; the
+two short-wave infrared bands resemble each other; leaves are bright in the near infrared. Radar's
 crossed polarisations are fainter.
 """
 
@@ -23,7 +23,7 @@ _SWIR1_UM, _SWIR2_UM, _NIR_UM = (1.5, 1.8), (2.0, 2.4), (0.8, 0.9)
 _LEAST_CHIPS, _MANY_CHIPS = 3, 30
 _LIMIT, _LIMIT_FEW = 0.05, 0.15
 """Drop of the disorder at which a better order is believed, with many chips and with few. On
-EuroSAT, unlabelled L2A and HLS chips every swap that this witness can see drops it by more."""
+EuroSAT, unlabelled L2A and HLS chips every swap that this criterion detects drops it by more."""
 _SHARP = 1.4
 _REMEDY = (
     "check the band order of the files and declare it (`file_bands:` or `channels:`); some data "
@@ -131,10 +131,10 @@ def _leaves(stack: Stack) -> Iterator[Finding]:
     if not blue or not nir:
         return
     short, long = np.concatenate(stack.blocks, axis=1)[[blue[-1], nir[0]]]
-    known = np.isfinite(short) & np.isfinite(long)
-    if not known.any():
+    observed = np.isfinite(short) & np.isfinite(long)
+    if not observed.any():
         return
-    short, long = short[known], long[known]
+    short, long = short[observed], long[observed]
     odd = float(((short > 1.5 * long) & (short > 0.15)).mean())
     leaves = float((long > 1.5 * short).mean())
     if odd > max(leaves, 0.1):
@@ -148,26 +148,26 @@ def _leaves(stack: Stack) -> Iterator[Finding]:
 def _resolutions(stack: Stack) -> Iterator[Finding]:
     """Bands as sharp as those of finer native resolution, or as smooth as coarser ones."""
     native = [b.gsd_m for b in stack.bands]
-    known = [
+    comparable = [
         i
         for i, gsd in enumerate(native)
         if gsd and stack.varied[i] and not is_cirrus(stack.bands[i].wavelength_um)
     ]
-    if not known:
+    if not comparable:
         return
-    finest = min(native[i] or np.inf for i in known)
-    coarse = {i for i in known if (native[i] or 0.0) >= 1.9 * finest}
-    if not coarse or len(coarse) == len(known):
+    finest = min(native[i] or np.inf for i in comparable)
+    coarse = {i for i in comparable if (native[i] or 0.0) >= 1.9 * finest}
+    if not coarse or len(coarse) == len(comparable):
         return
     sharp = np.log(np.maximum(stack.sharpness, 1e-3))
-    order = sorted(known, key=lambda i: sharp[i])
+    order = sorted(comparable, key=lambda i: sharp[i])
     gaps = np.diff(sharp[order])
     # Without a gap the bands were all averaged to one coarse grid, or all are native.
     if gaps.max() < np.log(_SHARP):
         return
     smooth = set(order[: int(gaps.argmax()) + 1])
     wrong = sorted(smooth ^ coarse)
-    if not wrong or len(wrong) > len(known) // 2:
+    if not wrong or len(wrong) > len(comparable) // 2:
         return
     for i in wrong:
         kind = "smooth like a coarser band" if i in smooth else "sharp like a finer band"
@@ -178,7 +178,7 @@ def _resolutions(stack: Stack) -> Iterator[Finding]:
                 "sharpness": round(float(stack.sharpness[i]), 3),
                 "coarse bands": round(float(np.median(stack.sharpness[sorted(smooth)])), 3),
                 "fine bands": round(
-                    float(np.median(stack.sharpness[sorted(set(known) - smooth)])), 3
+                    float(np.median(stack.sharpness[sorted(set(comparable) - smooth)])), 3
                 ),
             },
         )
@@ -234,15 +234,15 @@ def _short_wave(stack: Stack) -> Iterator[Finding]:
 
 
 def _polarisation(stack: Stack) -> Iterator[Finding]:
-    place = {b.name: i for i, b in enumerate(stack.bands)}
+    index = {b.name: i for i, b in enumerate(stack.bands)}
     medians = stack.medians
     for cross, like in _FAINTER:
-        if cross not in place or like not in place:
+        if cross not in index or like not in index:
             continue
-        a, b = medians[place[cross]], medians[place[like]]
+        a, b = medians[index[cross]], medians[index[like]]
         if a > b:
             yield _suspicion(
-                f"{stack.where(place[cross])}, {stack.where(place[like])}",
+                f"{stack.where(index[cross])}, {stack.where(index[like])}",
                 f"{cross} is brighter than {like}: the polarisations look swapped",
                 {cross: float(a), like: float(b)},
             )

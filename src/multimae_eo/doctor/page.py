@@ -107,8 +107,8 @@ def _histograms(diagnosis: Diagnosis, modalities: ModalitySet) -> Iterator[tuple
 
 def _shares(diagnosis: Diagnosis) -> Iterator[tuple[Figure, str, str]]:
     groups: dict[str, list[tuple[str, float]]] = {}
-    for known in diagnosis.classes:
-        groups.setdefault(known.modality, []).append((known.name, known.share))
+    for entry in diagnosis.classes:
+        groups.setdefault(entry.modality, []).append((entry.name, entry.share))
     for name, rows in groups.items():
         figure = share_figure(rows, title=name)
         yield figure, "", f"Shares of the classes of {name}"

@@ -1,6 +1,6 @@
 """Units and scales: values against the catalogue's physical ranges, decibels against linear power.
 
-Reflectance comes as a fraction, as x 10 000, x 1000, or as 8-bit pictures; nothing in a file says
+Reflectance comes as a fraction, as x 10 000, x 1000, or as 8-bit pictures; no file declares
 which. The checks look at what the values would mean under the declared scale.
 """
 
@@ -41,7 +41,7 @@ def scale_findings(values: Mapping[str, Values]) -> Iterator[Finding]:
 
 
 def _outside(results: Values) -> Iterator[Finding]:
-    """Bands of a modality outside their range, told by the worst one."""
+    """Bands of a modality outside their range, reported for the worst one."""
     shares: dict[int, float] = {}
     for index, band in enumerate(results.modality.bands):
         seen = results.seen(index)
@@ -65,7 +65,7 @@ def _outside(results: Values) -> Iterator[Finding]:
             "1 %": float(p1),
             "median": float(middle),
             "99 %": float(p99),
-            "scale": results.chips[0].how.scale,
+            "scale": results.chips[0].calibration.scale,
         },
         remedy=scale_advice(results.seen_raw(worst), (low, high), results.modality.unit)
         if most
@@ -78,7 +78,8 @@ def _outliers(results: Values, band: int, span: tuple[float, float]) -> tuple[st
     """Chips with the largest excess."""
     excess = []
     for chip in results.chips:
-        ends = np.array([chip.low[band], chip.high[band]]) * chip.how.scale + chip.how.offset
+        ends = np.array([chip.low[band], chip.high[band]])
+        ends = ends * chip.calibration.scale + chip.calibration.offset
         excess.append(float(np.nanmax([span[0] - ends.min(), ends.max() - span[1], 0.0])))
     order = sorted(range(len(excess)), key=lambda i: -excess[i])
     return tuple(results.chips[i].key for i in order[:8] if excess[i] > 0)
@@ -102,7 +103,7 @@ def _too_small(values: Mapping[str, Values]) -> Iterator[Finding]:
         raw = np.concatenate([f.raw[np.isfinite(f.raw)] for f in members])
         evidence = {
             "brightest band, 99 %": top,
-            "scale": members[0].chips[0].how.scale,
+            "scale": members[0].chips[0].calibration.scale,
             "raw 99 %": float(np.percentile(raw, 99)),
         }
         if unit == "reflectance" and top < DIM:
@@ -152,8 +153,8 @@ def _linear_for_decibel(results: Values) -> Finding | None:
 
 
 def _decibel_for_linear(results: Values) -> Iterator[Finding]:
-    known = SENSORS.get(results.modality.sensor)
-    if known is None or known.unit != "dB" or results.modality.unit == "dB":
+    sensor = SENSORS.get(results.modality.sensor)
+    if sensor is None or sensor.unit != "dB" or results.modality.unit == "dB":
         return
     seen = results.physical[np.isfinite(results.physical)]
     negative = negative_share(seen)

@@ -19,7 +19,7 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A chip that was read. ``index``: its place in the source."""
+    """A chip that was read. ``index``: its position in the source."""
 
     index: int
     split: str
@@ -37,7 +37,7 @@ class Refusal:
 
     key: str
     modality: str
-    legend: bool
+    unknown_id: bool
     message: str
 
 
@@ -75,9 +75,9 @@ class ChipReader:
         if len(self.source.modalities) > 1 and not parts and len(_texts(errors)) == 1:
             errors = {"": first}
         for name, refused in (errors or {"": first}).items():
-            legend = isinstance(refused, LegendError)
+            unknown_id = isinstance(refused, LegendError)
             self.refusals.append(
-                Refusal(key=key, modality=name, legend=legend, message=str(refused))
+                Refusal(key=key, modality=name, unknown_id=unknown_id, message=str(refused))
             )
         if not any(part.pixels for part in parts):
             return None
@@ -92,29 +92,29 @@ class ChipReader:
         """One finding per modality and kind of refusal."""
         groups: dict[tuple[str, bool], list[Refusal]] = {}
         for refusal in self.refusals:
-            groups.setdefault((refusal.modality, refusal.legend), []).append(refusal)
-        for (modality, legend), members in groups.items():
+            groups.setdefault((refusal.modality, refusal.unknown_id), []).append(refusal)
+        for (modality, unknown_id), members in groups.items():
             messages = list(dict.fromkeys(r.message for r in members))
             chips = list(dict.fromkeys(r.key for r in members))
             yield Finding(
-                check="class-ids" if legend else "unreadable",
+                check="class-ids" if unknown_id else "unreadable",
                 severity="error",
                 where=modality,
-                what=("class ids outside the legend" if legend else "chips that cannot be read"),
+                what="class ids of no known class" if unknown_id else "chips that cannot be read",
                 evidence={
                     "chips refused": len(chips),
                     "of": len(self.indices),
                     "the reader says": " | ".join(messages[:3]),
                 },
-                remedy=_LEGEND_REMEDY
-                if legend
+                remedy=_UNKNOWN_ID_REMEDY
+                if unknown_id
                 else "mend or restore the files, or list the chips under `exclude:`",
                 chips=tuple(chips[:8]),
             )
 
 
-_LEGEND_REMEDY = (
-    "add the ids to the legend, or to `nodata:` or `ignore:`; where ids differ from chip to chip "
+_UNKNOWN_ID_REMEDY = (
+    "add the ids to `legend:`, or to `nodata:` or `ignore:`; where ids differ from chip to chip "
     "or are fractions, the map was interpolated: make it again with nearest neighbour"
 )
 

@@ -54,9 +54,9 @@ def _bands(diagnosis: Diagnosis) -> Iterator[str]:
         gap = f"{100 * band.nodata:.3g} %" if band.nodata else "–"
         rows.append((name, *(show(v) for v in band.percentiles), gap, band.unit))
     names: dict[str, list[str]] = {}
-    for known in diagnosis.classes:
-        if known.share > 0:
-            names.setdefault(known.modality, []).append(f"{known.name} {100 * known.share:.3g} %")
+    for entry in diagnosis.classes:
+        if entry.share > 0:
+            names.setdefault(entry.modality, []).append(f"{entry.name} {100 * entry.share:.3g} %")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows if len(rows) > 1 else []:
         first, *middle, last = (

@@ -31,7 +31,7 @@ class ChipValues:
     key: str
     split: str
     raw: Array
-    how: Calibration
+    calibration: Calibration
     low: Array
     high: Array
     invalid: float
@@ -41,7 +41,7 @@ class ChipValues:
     @property
     def physical(self) -> Array:
         """The sampled pixels in physical units, (C, k)."""
-        return np.asarray(self.raw * self.how.scale + self.how.offset)
+        return np.asarray(self.raw * self.calibration.scale + self.calibration.offset)
 
     @property
     def constant(self) -> Bool:
@@ -125,12 +125,12 @@ class ValueScan:
     def _of(self, chip: Chip, modality: Modality, pixels: Pixels) -> ChipValues:
         flat = pixels.reshape(len(pixels), -1)
         ok = chip.sample.validity(modality.name).reshape(flat.shape)
-        whole = bool(ok.all())
+        all_valid = bool(ok.all())
         size = flat.shape[1]
         rng = np.random.default_rng(chip.index)
         at = rng.integers(0, size, self._per_chip) if size > self._per_chip else np.arange(size)
         raw = flat[:, at].astype(np.float64)
-        if whole:
+        if all_valid:
             low, high = flat.min(axis=1).astype(np.float64), flat.max(axis=1).astype(np.float64)
         else:
             raw[~ok[:, at]] = np.nan
@@ -141,11 +141,11 @@ class ValueScan:
             key=chip.key,
             split=chip.split,
             raw=raw,
-            how=chip.sample.calibration_of(modality),
+            calibration=chip.sample.calibration_of(modality),
             low=low,
             high=high,
-            invalid=0.0 if whole else float(1.0 - ok.mean()),
-            uniform=_uniform(flat, ok, whole),
+            invalid=0.0 if all_valid else float(1.0 - ok.mean()),
+            uniform=_uniform(flat, ok, all_valid),
             pixels=size,
         )
 
@@ -158,12 +158,12 @@ def _histogram(seen: Array, low: float, high: float) -> tuple[tuple[int, ...], t
     return tuple(counts.tolist()), tuple(edges.tolist())
 
 
-def _uniform(flat: Pixels, ok: Bool, whole: bool) -> dict[float, int]:
+def _uniform(flat: Pixels, ok: Bool, all_valid: bool) -> dict[float, int]:
     """Values that three or more bands have at once, all of them, in one pixel."""
     if len(flat) < 3:
         return {}
     same = (flat[1:] == flat[0]).all(axis=0)
-    if not whole:
+    if not all_valid:
         same &= ok.all(axis=0)
     if not same.any():
         return {}

@@ -47,10 +47,10 @@ class FractionPoint:
 def fraction_charts(points: Sequence[FractionPoint]) -> Iterator[tuple[Figure, str, str]]:
     """A chart per ``chart``, a line per ``line`` of it: (figure, no caption, alternative text)."""
     for chart in dict.fromkeys(p.chart for p in points):
-        own = [p for p in points if p.chart == chart]
+        chart_points = [p for p in points if p.chart == chart]
         lines = []
-        for label in dict.fromkeys(p.line for p in own):
-            ordered = sorted((p for p in own if p.line == label), key=lambda p: p.percent)
+        for label in dict.fromkeys(p.line for p in chart_points):
+            ordered = sorted((p for p in chart_points if p.line == label), key=lambda p: p.percent)
             lines.append(
                 Line(
                     label=label,
@@ -58,7 +58,7 @@ def fraction_charts(points: Sequence[FractionPoint]) -> Iterator[tuple[Figure, s
                     scores=tuple(p.score for p in ordered),
                 )
             )
-        metric = own[0].metric
+        metric = chart_points[0].metric
         yield fraction_figure(lines, title=chart, score=metric), "", f"{metric}, {chart}"
 
 
@@ -198,7 +198,7 @@ def class_figure(rows: Sequence[tuple[str, float | None]], *, score: str) -> Fig
 
 
 def reliability_figure(reliability: Reliability) -> Figure:
-    """How often predictions are right against how sure they were, and how many there are."""
+    """Reliability diagram: accuracy against confidence, above the number of predictions per bin."""
     figure = new_figure(3.6, 3.9)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1.1, linestyle=DASHES)

@@ -67,11 +67,11 @@ def chosen_chips(predictions: Predictions, count: int) -> list[int]:
     if predictions.kind == "classification" and predictions.probability is not None:
         sure = predictions.probability.max(axis=1)
     order = np.lexsort((-sure, -np.nan_to_num(outcome, nan=-np.inf)))
-    known = [int(i) for i in order if np.isfinite(outcome[i])]
-    if len(known) <= count:
-        return known
-    worst = sorted(known, key=lambda i: (outcome[i], -sure[i]))[: count // 2]
-    rest = [i for i in known if i not in worst]
+    defined = [int(i) for i in order if np.isfinite(outcome[i])]
+    if len(defined) <= count:
+        return defined
+    worst = sorted(defined, key=lambda i: (outcome[i], -sure[i]))[: count // 2]
+    rest = [i for i in defined if i not in worst]
     if predictions.kind == "segmentation":
         varied = (predictions.counts.true > 0).sum(axis=1) > 1
         rest.sort(key=lambda i: not varied[i])
@@ -86,7 +86,7 @@ def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:
 
 
 def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:
-    """Rows of chips, truths and predictions, a column per chip; and a legend."""
+    """Rows of chips, truths and predictions, a column per chip, above a key of the classes."""
     from matplotlib.patches import Patch
 
     accuracy = chip_outcomes(predictions)

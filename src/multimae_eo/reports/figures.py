@@ -1,4 +1,4 @@
-"""Labelled tables of pictures: chips against modalities, with bars, legends and units."""
+"""Labelled tables of pictures: chips against modalities, with colour bars, class keys and units."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DPI = 120
 _INPUT_BLUE, _INK, _SOFT = "#0072B2", "#1c1f24", "#5c636e"
 # Everything below is in inches: a figure is laid out like a page, then drawn once.
 _PANEL, _GAP, _GROUP_GAP, _MARGIN = 1.6, 0.1, 0.3, 0.2
-_ROW_LABEL, _TITLES, _GROUP_HEAD, _LEGEND_ROW = 0.24, 0.22, 0.46, 0.22
+_ROW_LABEL, _TITLES, _GROUP_HEAD, _KEY_ROW = 0.24, 0.22, 0.46, 0.22
 _CAPTION, _CAPTION_LINE = 0.1, 0.155
 _TEXT = 8.0
 
@@ -56,7 +56,7 @@ class _Table:
     groups: tuple[_Group, ...]
     labels: tuple[tuple[str, str], ...]
     cells: tuple[tuple[Panel | None, ...], ...]
-    legends: tuple[tuple[Modality, tuple[int, ...]], ...]
+    class_keys: tuple[tuple[Modality, tuple[int, ...]], ...]
 
 
 def reconstruction_figure(
@@ -64,7 +64,7 @@ def reconstruction_figure(
 ) -> Figure:
     """A row per chip; a group of columns per modality: the inputs, then what was predicted.
 
-    panels: which of input, truth, prediction, spread and error to show.
+    panels: which of ``PANELS`` to show.
     """
     names = _shown(views, panels)
     kinds = {
@@ -86,7 +86,7 @@ def reconstruction_figure(
         cells=tuple(
             tuple(panel(v, n, k, ranges[n]) for n in names for k in kinds[n]) for v in views
         ),
-        legends=_legends(views, names),
+        class_keys=_class_keys(views, names),
     )
     return _draw(table)
 
@@ -99,15 +99,15 @@ def chip_figure(view: ChipView, *, title: str = "", panels: Sequence[PanelKind] 
     predicted = [n for n in names if n in view.mean]
     have = {n: panel_kinds(view, n, panels) for n in predicted}
     for name in predicted:
-        if view.given_whole(name):  # shown, framed, in the column of truths
+        if view.given_in_full(name):  # shown, framed, in the column of truths
             have[name] = ["truth" if k == "input" else k for k in have[name]]
-        if name in view.truth and view.given_whole(name):
+        if name in view.truth and view.given_in_full(name):
             description[name] = ", ".join(filter(None, (description[name], "given to the model")))
     columns = [k for k in panels if any(k in have[n] for n in predicted)]
     titles = []
     for kind in columns:
-        found = {panel_title(view.modalities[n], kind) for n in predicted if kind in have[n]}
-        titles.append(found.pop() if len(found) == 1 else _general(kind))
+        kind_titles = {panel_title(view.modalities[n], kind) for n in predicted if kind in have[n]}
+        titles.append(kind_titles.pop() if len(kind_titles) == 1 else _general(kind))
     rows = [
         tuple(_cell(view, n, k, ranges[n]) if k in have[n] else None for k in columns)
         for n in predicted
@@ -128,14 +128,14 @@ def chip_figure(view: ChipView, *, title: str = "", panels: Sequence[PanelKind] 
             groups=(_Group(head="", description="", titles=tuple(titles or [""] * across)),),
             labels=tuple(labels),
             cells=tuple(rows),
-            legends=_legends([view], names),
+            class_keys=_class_keys([view], names),
         )
     )
 
 
 def _cell(view: ChipView, name: str, kind: PanelKind, ranges: Ranges) -> Panel:
     drawn = panel(view, name, kind, ranges)
-    given = kind == "truth" and view.given_whole(name) and name in view.truth
+    given = kind == "truth" and view.given_in_full(name) and name in view.truth
     return replace(drawn, framed=True) if given else drawn
 
 
@@ -159,17 +159,17 @@ def _shown(views: Sequence[ChipView], panels: Sequence[PanelKind]) -> list[str]:
     """Modalities with anything to show: inputs first, each in the set's order."""
     if not views:
         raise ConfigError("a figure needs at least one chip")
-    found = [n for n in views[0].modalities if any(panel_kinds(v, n, panels) for v in views)]
-    if not found:
+    names = [n for n in views[0].modalities if any(panel_kinds(v, n, panels) for v in views)]
+    if not names:
         raise ConfigError(f"nothing to draw: no modality has any of the panels {', '.join(panels)}")
-    return sorted(found, key=lambda n: n not in views[0].inputs)
+    return sorted(names, key=lambda n: n not in views[0].inputs)
 
 
-def _legends(
+def _class_keys(
     views: Sequence[ChipView], names: Sequence[str]
 ) -> tuple[tuple[Modality, tuple[int, ...]], ...]:
     """Each shown class map with the classes that occur in it or in its prediction."""
-    found = []
+    keys = []
     for name in names:
         modality = views[0].modalities[name]
         if not modality.categorical:
@@ -177,8 +177,8 @@ def _legends(
         maps = [v.truth[name][v.valid[name]] for v in views if name in v.truth]
         maps += [v.predicted(name).ravel() for v in views if name in v.mean]
         occurring = np.unique(np.concatenate(maps)).tolist() if maps else []
-        found.append((modality, tuple(i for i in occurring if i >= 0)))
-    return tuple(found)
+        keys.append((modality, tuple(i for i in occurring if i >= 0)))
+    return tuple(keys)
 
 
 def _width(words: str, size: float = _TEXT, *, regular: bool = False) -> float:
@@ -232,12 +232,12 @@ def _draw(table: _Table) -> Figure:
 
     starts = _column_starts(table)
     width = max(starts[-1] + _PANEL + _MARGIN, 4.2)
-    legend_rows = _legend_lines(table, width)
+    key_lines = _class_key_lines(table, width)
     grouped = any(g.head for g in table.groups)
     top = _MARGIN + (0.3 if table.title else 0) + (_GROUP_HEAD if grouped else 0) + _TITLES
     rows = [top, *(_row_height(cells) for cells in table.cells)]
     body = sum(rows)
-    height = body + _LEGEND_ROW * len(legend_rows) + 0.12
+    height = body + _KEY_ROW * len(key_lines) + 0.12
     figure = NewFigure(figsize=(width, height), dpi=DPI, facecolor="white")
     page = _Page(figure, width, height)
     if table.title:
@@ -255,7 +255,7 @@ def _draw(table: _Table) -> Figure:
         for x, cell in zip(starts, cells, strict=True):
             if cell is not None:
                 _draw_panel(page, x, y + _ROW_LABEL, cell)
-    _draw_legends(page, legend_rows, body)
+    _draw_class_keys(page, key_lines, body)
     return figure
 
 
@@ -307,10 +307,10 @@ def _draw_panel(page: _Page, x: float, y: float, cell: Panel) -> None:
         page.text(x, below, cell.note, color=_SOFT)
 
 
-def _legend_lines(table: _Table, width: float) -> list[list[tuple[str, Any]]]:
+def _class_key_lines(table: _Table, width: float) -> list[list[tuple[str, Any]]]:
     """Lines of (text, colour) entries wrapped to the page; a colour of None makes a heading."""
     lines: list[list[tuple[str, Any]]] = []
-    for modality, classes in table.legends:
+    for modality, classes in table.class_keys:
         entries = [
             (textwrap.shorten(c.name, 30, placeholder="…"), c.color) for c in modality.classes
         ]
@@ -330,9 +330,9 @@ def _entry_width(words: str) -> float:
     return 0.37 + _width(words)
 
 
-def _draw_legends(page: _Page, lines: Sequence[Sequence[tuple[str, Any]]], top: float) -> None:
+def _draw_class_keys(page: _Page, lines: Sequence[Sequence[tuple[str, Any]]], top: float) -> None:
     for number, line in enumerate(lines):
-        x, y = _MARGIN, top + number * _LEGEND_ROW + 0.14
+        x, y = _MARGIN, top + number * _KEY_ROW + 0.14
         for words, colour in line:
             if colour is None:
                 page.text(x, y, words, fontweight="bold")

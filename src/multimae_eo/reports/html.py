@@ -164,10 +164,10 @@ class Report:
 
 
 def _column_class(values: Sequence[object]) -> str:
-    known = [v for v in values if v is not None]
-    if known and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in known):
+    present = [v for v in values if v is not None]
+    if present and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in present):
         return ' class="number"'
-    return ' class="wide"' if any(len(str(v)) > 40 for v in known) else ""
+    return ' class="wide"' if any(len(str(v)) > 40 for v in present) else ""
 
 
 def _caption(caption: str) -> str:

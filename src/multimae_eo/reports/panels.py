@@ -26,7 +26,8 @@ from multimae_eo.reports.views import ChipView
 PanelKind = Literal["input", "truth", "prediction", "spread", "error"]
 PANELS: tuple[PanelKind, ...] = ("input", "truth", "prediction", "spread", "error")
 
-_SPREAD, _SIGNED, _UNSIGNED, _WRONG = "cividis", "RdBu_r", "magma", ((226, 229, 233), (213, 94, 0))
+_STD, _SIGNED, _UNSIGNED = "cividis", "RdBu_r", "magma"
+_WRONG = (226, 229, 233), (213, 94, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The largest spread and error drawn for a modality, shared by all chips of a figure."""
+    """The largest uncertainty and error drawn for a modality, shared by all chips of a figure."""
 
-    spread: float
+    uncertainty: float
     error: float
 
 
@@ -62,32 +63,32 @@ def ranges_of(views: Iterable[ChipView], modality: Modality) -> Ranges:
     Entropies are drawn up to a third of the greatest possible at least: calm maps look calm.
     """
     name = modality.name
-    spread, error = [np.zeros(1)], [np.zeros(1)]
+    uncertainty, error = [np.zeros(1)], [np.zeros(1)]
     for view in views:
         if name in view.mean:
-            spread.append(view.uncertainty(name).ravel())
+            uncertainty.append(view.uncertainty(name).ravel())
             missed = view.error(name)
             error.append(np.zeros(0) if missed is None else np.abs(missed[np.isfinite(missed)]))
-    ends = [float(np.percentile(np.concatenate(v), 98)) for v in (spread, error)]
+    ends = [float(np.percentile(np.concatenate(v), 98)) for v in (uncertainty, error)]
     if modality.categorical:
         ends[0] = max(ends[0], np.log(len(modality.classes)) / 3)
     return Ranges(*(end if end > 0 else 1.0 for end in ends))
 
 
-def panel_kinds(view: ChipView, name: str, wanted: Sequence[PanelKind]) -> list[PanelKind]:
-    """Which of the wanted panels a modality of a chip can have, in order."""
+def panel_kinds(view: ChipView, name: str, requested: Sequence[PanelKind]) -> list[PanelKind]:
+    """The requested panels that a modality of a chip can have, in order."""
     kinds: list[PanelKind] = ["input"] if name in view.inputs else []
     if name in view.mean:
-        # What was given whole is its own truth.
-        kinds += [] if view.given_whole(name) else ["truth"]
+        # A modality that the model was given in full is its own truth.
+        kinds += [] if view.given_in_full(name) else ["truth"]
         kinds += ["prediction", "spread", "error"]
-    return [k for k in kinds if k in wanted]
+    return [k for k in kinds if k in requested]
 
 
 def panel_title(modality: Modality, kind: PanelKind) -> str:
-    """The heading of a panel, saying what its colours mean."""
+    """The heading of a panel, which names what its colours show."""
     if kind == "spread":
-        return "entropy" if modality.categorical else "spread (1 σ)"
+        return "entropy" if modality.categorical else "std (1 σ)"
     if kind == "error" and not modality.categorical:
         return "prediction − truth" if modality.channels == 1 else "error (rms of bands)"
     return "right or wrong" if kind == "error" else kind
@@ -97,7 +98,7 @@ def panel(view: ChipView, name: str, kind: PanelKind, ranges: Ranges) -> Panel:
     """Draw one panel. Truth, input and prediction share the truth's colours."""
     modality = view.modalities[name]
     if kind == "spread":
-        return _spread(view, name, ranges)
+        return _uncertainty(view, name, ranges)
     if kind == "error":
         return _error(view, name, ranges)
     if kind != "prediction" and name not in view.truth:
@@ -121,11 +122,11 @@ def panel(view: ChipView, name: str, kind: PanelKind, ranges: Ranges) -> Panel:
     return Panel(image=image, bar=bar)
 
 
-def _spread(view: ChipView, name: str, ranges: Ranges) -> Panel:
+def _uncertainty(view: ChipView, name: str, ranges: Ranges) -> Panel:
     modality = view.modalities[name]
     unit = "nats" if modality.categorical else modality.unit
-    image = scalar_picture(view.uncertainty(name), _SPREAD, 0.0, ranges.spread)
-    return Panel(image=image, bar=_bar(ramp_colours(_SPREAD), 0.0, ranges.spread, unit))
+    image = scalar_picture(view.uncertainty(name), _STD, 0.0, ranges.uncertainty)
+    return Panel(image=image, bar=_bar(ramp_colours(_STD), 0.0, ranges.uncertainty, unit))
 
 
 def _error(view: ChipView, name: str, ranges: Ranges) -> Panel:
@@ -152,7 +153,7 @@ def _bar(colours: RGB, low: float, high: float, unit: str) -> Bar:
 
 
 def _tail(unit: str) -> str:
-    """A unit after its number; a long one ("reflectance") is told by the heading instead."""
+    """A unit after its number; empty for a long one ("reflectance"), which the heading names."""
     return f" {unit}" if 0 < len(unit) <= 4 else ""
 
 

@@ -41,7 +41,7 @@ class Look(Enum):
     PAIR = "two bands and their difference"
     SCALAR = "one band through a colour ramp"
     RELIEF = "heights: tinted and shaded"
-    CLASSES = "the legend's colours"
+    CLASSES = "the colours of the classes"
 
 
 def look_of(modality: Modality) -> Look:
@@ -77,8 +77,8 @@ def display_bands(modality: Modality) -> tuple[int, ...]:
     return (order[0], order[len(order) // 2], order[-1])
 
 
-def _nearest(bands: tuple[Band, ...], wanted_um: float) -> int | None:
-    gaps = [abs((b.wavelength_um or np.inf) - wanted_um) for b in bands]
+def _nearest(bands: tuple[Band, ...], wavelength_um: float) -> int | None:
+    gaps = [abs((b.wavelength_um or np.inf) - wavelength_um) for b in bands]
     best = int(np.argmin(gaps))
     return best if gaps[best] <= _COLOUR_TOLERANCE_UM else None
 
@@ -145,7 +145,7 @@ def picture(
 ) -> RGB:
     """Draw a modality.
 
-    values: (C, H, W) in physical units; for class maps indices into the legend, (1, H, W), where
+    values: (C, H, W) in physical units; for class maps class indices, (1, H, W), where
     -1 is unknown. valid: (1 or C, H, W). ``stretch``: a reference's; fitted to ``values`` if None.
     Pixels that are not valid, not finite or of no class become a light checker.
     """
@@ -174,7 +174,7 @@ def picture(
 
 
 def class_picture(modality: Modality, index: npt.NDArray[Any], valid: Bool | None = None) -> RGB:
-    """Draw a class map in its legend's colours. index: (H, W) into the legend; -1 is unknown."""
+    """Draw a class map in its classes' colours. index: (H, W) class indices; -1 is unknown."""
     colours = np.array([c.color for c in modality.classes], np.uint8)
     ok = (index >= 0) & (index < len(colours))
     if valid is not None:
@@ -204,12 +204,12 @@ def mask_overlay(image: RGB, masked: Bool, patch: int) -> RGB:
             f"mask_overlay: {masked.shape[0]}×{masked.shape[1]} patches of {patch} px do not cover "
             f"{height}×{width} px"
         )
-    hidden = np.repeat(np.repeat(masked, patch, axis=0), patch, axis=1)[:height, :width]
-    covered = np.where(hidden[..., None], np.uint8(206), image)
+    masked_pixels = np.repeat(np.repeat(masked, patch, axis=0), patch, axis=1)[:height, :width]
+    covered = np.where(masked_pixels[..., None], np.uint8(206), image)
     line = np.zeros((height, width), dtype=bool)
     line[::patch] = True
     line[:, ::patch] = True
-    return np.where((hidden & line)[..., None], np.uint8(228), covered).astype(np.uint8)
+    return np.where((masked_pixels & line)[..., None], np.uint8(228), covered).astype(np.uint8)
 
 
 def absent_picture(height: int, width: int) -> RGB:

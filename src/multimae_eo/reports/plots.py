@@ -26,7 +26,7 @@ _STYLES: dict[Role, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line: ``x`` and ``y`` of equal length, named in the legend by ``label``."""
+    """One line: ``x`` and ``y`` of equal length, with the key ``label``."""
 
     label: str
     x: Array

@@ -52,8 +52,8 @@ class Metrics:
     @property
     def tasks(self) -> list[str]:
         """Names T with a column train/T or val/T, in order, other than the total ``loss``."""
-        found = (n.split("/", 1)[1] for n in self.columns if n.startswith(("train/", "val/")))
-        return list(dict.fromkeys(n for n in found if n != "loss"))
+        names = (n.split("/", 1)[1] for n in self.columns if n.startswith(("train/", "val/")))
+        return list(dict.fromkeys(n for n in names if n != "loss"))
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> Metrics:
 
     A run that was resumed may record a step twice; the later record counts.
     """
-    found: dict[str, dict[float, float]] = {}
+    by_step: dict[str, dict[float, float]] = {}
     dropped = 0
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -75,14 +75,14 @@ def read_metrics(path: Path) -> Metrics:
                         continue
                     value = float(cell)
                     if np.isfinite(value) and np.isfinite(step):
-                        found.setdefault(name, {})[step] = value
+                        by_step.setdefault(name, {})[step] = value
                     else:
                         dropped += 1
     except FileNotFoundError as error:
         raise FormatError(f"{path}: not there; is {path.parent} a run folder?") from error
     except (OSError, ValueError, csv.Error) as error:
         raise FormatError(f"{path}: cannot be read as metrics: {error}") from error
-    columns = {n: np.array(sorted(v.items()), np.float64).T for n, v in found.items()}
+    columns = {n: np.array(sorted(v.items()), np.float64).T for n, v in by_step.items()}
     return Metrics(columns, dropped)
 
 

@@ -13,7 +13,7 @@ DASHES = (0, (4, 3))
 
 
 class Marked(TypedDict):
-    """Colour, marker and line style of a line: told apart in grey, too."""
+    """Colour, marker and line style of a line: distinct in greyscale, too."""
 
     color: str
     marker: str

@@ -104,8 +104,8 @@ def interval_in(row: Mapping[str, object], name: str) -> Interval:
 def display_row(row: Mapping[str, object], scores: Sequence[str]) -> Row:
     """A row of results for people: these scores last, each with its interval in one cell."""
     scored = [k for k in row if f"{k} low" in row]
-    hidden = {"test chips", *(f"{k}{end}" for k in scored for end in ("", " low", " high"))}
-    rest = {k: v for k, v in row.items() if k not in hidden}
+    merged = {"test chips", *(f"{k}{end}" for k in scored for end in ("", " low", " high"))}
+    rest = {k: v for k, v in row.items() if k not in merged}
     return {**rest, **{name: str(interval_in(row, name)) for name in scores if name in scored}}
 
 

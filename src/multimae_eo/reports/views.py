@@ -21,10 +21,11 @@ Bool = npt.NDArray[np.bool_]
 class ChipView:
     """One chip and its reconstruction.
 
-    ``truth[m]``: (C, H, W) physical, or (1, H, W) legend indices; a chip may lack any. ``valid``
-    has an entry per entry of ``truth``, of its shape. ``mean[m]``, ``spread[m]``: as in
-    ``PredictedPixels``, without the batch axis. ``masked[m]``: bool (rows, columns), tokens that
-    were hidden, and ``token_pixels[m]`` their side; empty where whole modalities were given.
+    ``truth[m]``: (C, H, W) physical, or (1, H, W) class indices; a chip may lack any. ``valid``
+    has an entry per entry of ``truth``, of its shape. ``mean[m]``, ``predictive_std[m]``:
+    ``mean`` and ``spread`` of ``PredictedPixels``, without the batch axis. ``masked[m]``: bool
+    (rows, columns), tokens that were masked, and ``token_pixels[m]`` their side; empty
+    where whole modalities were given.
     """
 
     key: str
@@ -33,12 +34,12 @@ class ChipView:
     truth: Mapping[str, npt.NDArray[Any]]
     valid: Mapping[str, Bool]
     mean: Mapping[str, Array]
-    spread: Mapping[str, Array]
+    predictive_std: Mapping[str, Array]
     masked: Mapping[str, Bool] = field(default_factory=dict)
     token_pixels: Mapping[str, int] = field(default_factory=dict)
 
-    def given_whole(self, name: str) -> bool:
-        """Whether the model was shown all of a modality."""
+    def given_in_full(self, name: str) -> bool:
+        """Whether the model was given all tokens of a modality."""
         return name in self.inputs and name not in self.masked
 
     def predicted(self, name: str) -> npt.NDArray[Any]:
@@ -64,8 +65,8 @@ class ChipView:
         return np.where(count > 0, np.sqrt(total.sum(axis=0) / np.maximum(count, 1)), np.nan)
 
     def uncertainty(self, name: str) -> Array:
-        """Spread, root mean square over bands, or entropy: (H, W)."""
-        return np.asarray(np.sqrt((self.spread[name] ** 2).mean(axis=0)), np.float64)
+        """Predictive std, root mean square over bands, or entropy in nats: (H, W)."""
+        return np.asarray(np.sqrt((self.predictive_std[name] ** 2).mean(axis=0)), np.float64)
 
 
 def chip_views(
@@ -78,7 +79,7 @@ def chip_views(
 ) -> list[ChipView]:
     """Take a batch and its reconstruction apart into chips.
 
-    masked: bool (B, rows, columns) per modality, where tokens rather than modalities were hidden;
+    masked: bool (B, rows, columns) per modality, where tokens rather than modalities were masked;
     token_pixels: the side of a token's ground in each of these, in pixels.
     """
     truths = {n: t for n in batch.modalities if (t := truth_of(batch, n)) is not None}
@@ -98,7 +99,7 @@ def chip_views(
                 truth={n: truths[n].values[row] for n in has},
                 valid={n: truths[n].valid[row] for n in has},
                 mean={n: mean[row] for n, (mean, _) in predictions.items()},
-                spread={n: spread[row] for n, (_, spread) in predictions.items()},
+                predictive_std={n: std[row] for n, (_, std) in predictions.items()},
                 masked={n: m[row] for n, m in (masked or {}).items()},
                 token_pixels=token_pixels or {},
             )
