@@ -1,1 +1,1 @@
-"""Weights of other projects, loaded safely and turned into model folders."""
+"""Weights of other projects, loaded safely and converted into model folders."""

@@ -54,8 +54,10 @@ def convert(checkpoint: Path, *, statistics: Path | None = None) -> MultiMAE:
     try:
         modalities = _modalities(weights)
         tasks, config = _tasks(weights, modalities), _config(weights, args, modalities)
-        known = None if statistics is None else _read_statistics(statistics, modalities)
-        model = MultiMAE(modalities, tasks, config, known)
+        training_statistics = (
+            None if statistics is None else _read_statistics(statistics, modalities)
+        )
+        model = MultiMAE(modalities, tasks, config, training_statistics)
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
     except (KeyError, IndexError, StopIteration, TypeError, ValueError, ArithmeticError) as error:
@@ -84,7 +86,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     require_regular(path, CheckpointError)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # About pickle protocols; what cannot be read is told by the error.
+            # About pickle protocols; a file that cannot be read raises an error anyway.
             warnings.simplefilter("ignore", UserWarning)
             record = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -103,25 +105,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
 
 def _modalities(weights: Mapping[str, Tensor]) -> ModalitySet:
     names = list(dict.fromkeys(_part(k, 1) for k in weights if k.startswith("input_adapters.")))
-    found = []
+    modalities = []
     for name in names:
         if name not in catalog.MODALITIES:
             raise ConfigError(f"unknown input {name!r}; {did_you_mean(name, catalog.MODALITIES)}")
         modality = catalog.modality(name)
         table = weights.get(f"input_adapters.{name}.class_emb.weight")
-        found.append(modality if table is None else _with_unobserved(modality, len(table)))
-    return ModalitySet(found)
+        modalities.append(modality if table is None else _with_unobserved(modality, len(table)))
+    return ModalitySet(modalities)
 
 
 def _with_unobserved(modality: Modality, classes: int) -> Modality:
-    """The legend, plus the class of nodata that the reference was trained on where it has one."""
+    """The modality with the class of nodata that the reference was trained on, where it has one."""
     extra = LegendClass(id=UNOBSERVED, name="unobserved (reference only)", color=(0, 0, 0))
     if classes == len(modality.classes):
         return modality
     if classes == len(modality.classes) + 1:
         return replace(modality, classes=(*modality.classes, extra))
     raise ConfigError(
-        f"{modality.name}: {classes} classes do not fit a legend of {len(modality.classes)}"
+        f"{modality.name}: {classes} classes given, the catalogue has {len(modality.classes)}"
     )
 
 
@@ -144,12 +146,12 @@ def _config(
     patch = int(args.get("patch_size", 8))
     inputs = {}
     for name in modalities:
-        own = weights[f"input_adapters.{name}.proj.weight"].shape[-1]
+        kernel = weights[f"input_adapters.{name}.proj.weight"].shape[-1]
         table = weights.get(f"input_adapters.{name}.class_emb.weight")
         inputs[name] = InputConfig(
             size=size,
-            patch=own,
-            stride=patch // own,
+            patch=kernel,
+            stride=patch // kernel,
             class_width=64 if table is None else table.shape[1],
         )
     first = next(_part(k, 1) for k in weights if k.startswith("output_adapters."))
@@ -201,8 +203,8 @@ def _check_positions(path: Path, weights: Mapping[str, Tensor], model: MultiMAE)
     """The stored tables must be the fixed sin-cos ones that we compute."""
     for key, table in weights.items():
         if _is_position(key):
-            own = model.positions if key.startswith("input_") else model.decoder_positions
-            if not torch.allclose(own.get_buffer("table"), table, atol=1e-5):
+            computed = model.positions if key.startswith("input_") else model.decoder_positions
+            if not torch.allclose(computed.get_buffer("table"), table, atol=1e-5):
                 raise CheckpointError(f"{path}: {key} is not the fixed sin-cos table")
 
 
@@ -211,7 +213,7 @@ def _read_statistics(path: Path, modalities: ModalitySet) -> Statistics:
         stats = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    found = Statistics(modalities)
+    statistics = Statistics(modalities)
     for name, modality in modalities.items():
         if modality.categorical:
             continue
@@ -221,8 +223,8 @@ def _read_statistics(path: Path, modalities: ModalitySet) -> Statistics:
         scale = _DN if modality.levels else 1.0
         levels = {level: f"{key}_{level}" for level in modality.levels} or {"": key}
         for level, entry in levels.items():
-            found.moments[name][level] = _moments(path, stats, entry, channels, scale)
-    return found
+            statistics.moments[name][level] = _moments(path, stats, entry, channels, scale)
+    return statistics
 
 
 def _moments(

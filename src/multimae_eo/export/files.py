@@ -69,7 +69,7 @@ def export_model(
     """Write a graph, checked on random chips and on ``images``; returns the file's record.
 
     images: real chips by input, physical units (B, C, H, W), of the graph's size. Raises
-    OutputError, and writes nothing, where the graph says anything else than the model.
+    OutputError, and writes nothing, where the graph's outputs differ from the model's.
     """
     _require(file_options.format)
     graph = build_graph(model, graph_options)
@@ -111,25 +111,25 @@ def export_model(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What an exported file says of itself; FormatError where it says nothing."""
+    """The record that an exported file holds of itself; FormatError where there is none."""
     import zipfile
 
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith(RECORD))
-                found: Any = json.loads(archive.read(name))
+                record: Any = json.loads(archive.read(name))
         else:
             _require("onnx")
             import onnx
 
             graph = onnx.load(path, load_external_data=False)
-            found = json.loads({p.key: p.value for p in graph.metadata_props}[RECORD])
+            record = json.loads({p.key: p.value for p in graph.metadata_props}[RECORD])
     except ConfigError:
         raise
     except Exception as error:
         raise FormatError(f"{path}: not a graph that multimae-eo exported") from error
-    return dict(found)
+    return dict(record)
 
 
 def _require(format: Format) -> None:

@@ -22,9 +22,9 @@ WHATS: tuple[What, ...] = ("encoder", "predict", "reconstruct")
 
 @dataclass(frozen=True, kw_only=True)
 class GraphOptions:
-    """What a graph takes and gives.
+    """Inputs and outputs of a graph.
 
-    ``what``: the encoder's map and mean, a fine-tuned model's answers, or reconstructed modalities.
+    ``what``: the encoder's map and mean, a fine-tuned model's output, or reconstructed modalities.
     ``inputs``: modalities (None: all). ``outputs``: those to reconstruct (None: all with a task).
     ``levels``: product level by input, where the model knows several. ``size``: side of a chip in
     pixels of the finest input (None: the size of pre-training).
@@ -68,7 +68,7 @@ class EncoderGraph(Graph):
 
 
 class PredictGraph(Graph):
-    """A fine-tuned model's answers: probabilities (B, O) or (B, O, H, W), or values (B, …)."""
+    """A fine-tuned model's output: probabilities (B, O) or (B, O, H, W), or values (B, …)."""
 
     output_names = ("prediction",)
 
@@ -106,24 +106,25 @@ class ReconstructGraph(Graph):
         sizes, grids = self.reader.sizes(given), features.layout.grids
         positions = torch.cat([model.decoder_positions(g, "bilinear") for g in grids.values()])
         tokens = torch.cat([features.tokens, features.global_tokens], dim=1)
-        said = model.decode(list(self.tasks), tokens, features.slots, features.layout, positions)
-        found: list[Tensor] = []
-        for task, values in said.items():
+        layout, slots = features.layout, features.slots
+        decoded = model.decode(list(self.tasks), tokens, slots, layout, positions)
+        outputs: list[Tensor] = []
+        for task, values in decoded.items():
             name = self.tasks[task].modality
             numbers = averageable(model, self.tasks[task], values)
             image = to_image(model, name, numbers, grids[name], sizes[name])
             if not model.modalities[name].categorical:
                 level = torch.tensor([self._level(name)], device=image.device)
                 image = model.normalizer.physical(name, image, level)
-            found.append(image)
-        return tuple(found)
+            outputs.append(image)
+        return tuple(outputs)
 
     def _level(self, name: str) -> int:
         """Its own level, or that of an input with the same levels, or the usual one."""
         reader = self.reader
-        known = reader.model.modalities
+        modalities = reader.model.modalities
         like = [n for n in (name, *reader.inputs) if n in reader.inputs]
-        same = [n for n in like if known[n].levels == known[name].levels]
+        same = [n for n in like if modalities[n].levels == modalities[name].levels]
         return reader.levels[same[0]] if same else usual_level(reader.model, name)
 
 
@@ -132,18 +133,18 @@ def build_graph(model: MultiMAE | Predictor, options: GraphOptions) -> Graph:
 
     Raises ConfigError where the model has no such output.
     """
-    whole = model if isinstance(model, MultiMAE) else model.encoder
-    inputs = whole.modalities.names if options.inputs is None else options.inputs
+    network = model if isinstance(model, MultiMAE) else model.encoder
+    inputs = network.modalities.names if options.inputs is None else options.inputs
     graph: Graph
     if options.what == "predict":
         if not isinstance(model, Predictor):
             raise ConfigError("predict: a pre-trained model has no head; give a fine-tuned one")
         graph = PredictGraph(TensorEncoder(model.encoder, inputs, levels=options.levels), model)
     elif options.what == "reconstruct":
-        reader = TensorEncoder(whole, inputs, levels=options.levels)
+        reader = TensorEncoder(network, inputs, levels=options.levels)
         graph = ReconstructGraph(reader, options.outputs)
     else:
-        reader = TensorEncoder(whole.without_decoders(), inputs, levels=options.levels)
+        reader = TensorEncoder(network.without_decoders(), inputs, levels=options.levels)
         graph = EncoderGraph(reader)
     return graph.eval()
 
@@ -169,7 +170,7 @@ def random_images(graph: Graph, size: int | None, batch: int, seed: int) -> tupl
     """Plausible inputs with a tenth of the pixels unobserved, and one input's corner."""
     generator = torch.Generator().manual_seed(seed)
     model = graph.reader.model
-    found: list[Tensor] = []
+    images: list[Tensor] = []
     for name, shape in input_shapes(graph, size).items():
         modality = model.modalities[name]
         if modality.categorical:
@@ -182,18 +183,18 @@ def random_images(graph: Graph, size: int | None, batch: int, seed: int) -> tupl
             values = model.normalizer.physical(name, noise, level)
         holes = torch.rand((batch, *shape), generator=generator) < 0.1
         values = values.masked_fill(holes, float("nan"))
-        if len(found) == 0:
+        if len(images) == 0:
             values[0, :, : shape[1] // 2, : shape[2] // 2] = float("nan")
-        found.append(values)
-    return tuple(found)
+        images.append(values)
+    return tuple(images)
 
 
 def contract(graph: Graph) -> dict[str, Any]:
     """Inputs and outputs of a graph, for its file."""
-    known = graph.reader.model.modalities
+    modalities = graph.reader.model.modalities
     inputs = {}
     for name in graph.input_names:
-        modality = known[name]
+        modality = modalities[name]
         inputs[name] = {
             "bands": list(modality.band_names),
             "unit": modality.unit,
@@ -207,8 +208,10 @@ def contract(graph: Graph) -> dict[str, Any]:
     if isinstance(graph, ReconstructGraph):
         record["outputs"] = {
             out: {
-                "bands": list(known[t.modality].class_names or known[t.modality].band_names),
-                "unit": known[t.modality].unit,
+                "bands": list(
+                    modalities[t.modality].class_names or modalities[t.modality].band_names
+                ),
+                "unit": modalities[t.modality].unit,
             }
             for out, t in zip(graph.output_names, graph.tasks.values(), strict=True)
         }

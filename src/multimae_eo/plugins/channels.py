@@ -53,14 +53,14 @@ def assign_channels(
     for name, modality in modalities.items():
         if modality.categorical or (inputs is not None and name not in inputs):
             continue
-        found: dict[str, int] = {}
+        positions: dict[str, int] = {}
         for band in modality.bands:
-            at = _position(band, channels, set(found.values()))
+            at = _position(band, channels, set(positions.values()))
             if at is not None:
-                found[band.name] = at
-        if found:
-            bands[name], picked[name] = tuple(found), tuple(found.values())
-            used |= set(found.values())
+                positions[band.name] = at
+        if positions:
+            bands[name], picked[name] = tuple(positions), tuple(positions.values())
+            used |= set(positions.values())
     if not bands:
         able = {n: ", ".join(m.band_names) for n, m in modalities.items() if not m.categorical}
         raise BandError(

@@ -42,8 +42,8 @@ class MultiMAEEncoder(Encoder):  # type: ignore[misc, unused-ignore]
         scale: Mapping[str, float] | None = None,
     ) -> None:
         loaded = load_either(encoder_weights)
-        whole = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
-        width = whole.config.encoder.width
+        network = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
+        width = network.config.encoder.width
         super().__init__(
             model_name="multimae_eo",
             encoder_weights=encoder_weights,
@@ -59,9 +59,9 @@ class MultiMAEEncoder(Encoder):  # type: ignore[misc, unused-ignore]
         )
         self.kinds, self.scale = tuple(input_bands), dict(scale or {})
         names = [b for bands in input_bands.values() for b in bands]
-        self.split = assign_channels(whole.modalities, [Channel(names=(n,)) for n in names])
+        self.split = assign_channels(network.modalities, [Channel(names=(n,)) for n in names])
         self.body = backbone(
-            whole,
+            network,
             tuple(self.split.bands),
             out_indices=output_layers,
             bands=self.split.bands,
@@ -69,7 +69,7 @@ class MultiMAEEncoder(Encoder):  # type: ignore[misc, unused-ignore]
         )
 
     def load_encoder_weights(self, logger: Logger) -> None:
-        """The weights came with the model; bands that it does not know are told."""
+        """Log bands that the model does not know; its weights are loaded already."""
         if self.split.unused:
             logger.warning("bands without use: %s", ", ".join(self.split.unused))
 

@@ -1,6 +1,6 @@
 """TerraTorch: importing this module registers the backbone ``multimae_eo``.
 
-    custom_modules_path: a folder whose __init__.py says `import multimae_eo.plugins.terratorch`
+    custom_modules_path: a folder whose __init__.py has `import multimae_eo.plugins.terratorch`
     model_args: {backbone: multimae_eo, backbone_model: runs/first/model, backbone_bands: [B4, …]}
 
 Data reach the backbone as TerraTorch's data modules give them: set `means` to 0 and `stds` to 1
@@ -79,13 +79,13 @@ def multimae_eo(
         scale: from the data's numbers to physical units (reflectance of digital numbers: 1e-4).
     """
     loaded = load_either(model)
-    whole = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
+    network = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
     split = None
     named: Mapping[str, Sequence[str]] | None
     if bands is None or isinstance(bands, Mapping):
         named = bands
     else:
-        split = assign_channels(whole.modalities, [Channel(names=(b,)) for b in bands], inputs)
+        split = assign_channels(network.modalities, [Channel(names=(b,)) for b in bands], inputs)
         if split.unused:
             raise ConfigError(
                 f"bands {', '.join(split.unused)}: none of the model's; leave them out of `bands` "
@@ -93,8 +93,8 @@ def multimae_eo(
             )
         named, inputs = split.bands, tuple(split.bands)
     if out_indices is None and not pyramid:
-        out_indices = range(whole.config.encoder.depth)
+        out_indices = range(network.config.encoder.depth)
     body = backbone(
-        whole, inputs, out_indices=out_indices, pyramid=pyramid, bands=named, levels=levels
+        network, inputs, out_indices=out_indices, pyramid=pyramid, bands=named, levels=levels
     )
     return TerraTorchBackbone(body, split, scale)

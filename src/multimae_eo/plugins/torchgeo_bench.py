@@ -48,18 +48,20 @@ class MultiMAEBench(BenchModel):  # type: ignore[misc, unused-ignore]
             )
         super().__init__(bands=list(bands), normalization="identity")
         loaded = load_either(model)
-        whole = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
+        network = loaded if isinstance(loaded, MultiMAE) else loaded.encoder
         channels = [
             Channel(names=(b.name, b.source_name), wavelength_um=b.wavelength_um) for b in bands
         ]
-        self.split = assign_channels(whole.modalities, channels, inputs)
+        self.split = assign_channels(network.modalities, channels, inputs)
         if self.split.unused:
             warnings.warn(
                 f"bands that the model does not know are left out: {', '.join(self.split.unused)}",
                 stacklevel=2,
             )
         self.scale, self.name = scale, name
-        self.body = backbone(whole, tuple(self.split.bands), bands=self.split.bands, levels=levels)
+        self.body = backbone(
+            network, tuple(self.split.bands), bands=self.split.bands, levels=levels
+        )
 
     def _forward_patch_features(self, images: Tensor) -> Tensor:
         return self.body.reader.encode(self.split.split(images, self.scale)).pooled
