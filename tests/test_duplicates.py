@@ -16,12 +16,7 @@ MAX_LINES = 12
 MIN_STATEMENTS = 4  # shorter runs (a long call, a record) are no logic to share
 MAX_OWNERS = 12  # a statement that stands in more functions is an idiom (``return found``)
 
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    (
-        "multimae_eo/train/finetune.py",
-        "multimae_eo/train/pretrain.py",
-    ): "until one fit serves both",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Pairs of files that may share more, with the reason."""
 
 _BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")

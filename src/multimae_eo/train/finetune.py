@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,13 @@ from multimae_eo.statistics import Statistics
 from multimae_eo.train.callbacks import MetricsCsv
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
-from multimae_eo.train.finetune_module import FinetuneModule
+from multimae_eo.train.finetune_module import FinetuneModule, validation_metric
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.fit import fit
 from multimae_eo.train.recipe import ModelRecipe
 from multimae_eo.train.run import (
     RunResult,
     claim_run,
-    last_checkpoint,
-    make_trainer,
-    quiet,
     read_checkpoint,
     with_precision,
 )
@@ -86,18 +85,20 @@ def finetune(
     pl.seed_everything(recipe.run.seed, verbose=False)
     encoder = _encoder(recipe, inputs, sizes, model, measured)
     predictor = Predictor(encoder, target, recipe.head)
+    run = recipe.run
     batches = TrainBatches(
-        source,
-        train,
-        inputs,
-        recipe.data,
-        seed=recipe.run.seed,
-        accumulate=recipe.run.accumulate,
+        source, train, inputs, recipe.data, seed=run.seed, accumulate=run.accumulate
     )
     metrics = MetricsCsv(out / "metrics.csv")
-    with quiet():
-        module = _fit(predictor, batches, _validation(source, val, inputs, recipe), metrics,
-                      recipe, out)  # fmt: skip
+    module, _ = fit(
+        partial(FinetuneModule, predictor, recipe),
+        batches,
+        _validation(source, val, inputs, recipe),
+        recipe=recipe,
+        out=out,
+        metrics=metrics,
+        callbacks=[_checkpoints(recipe, target, out)],
+    )
     best = _best_row(metrics, module)
     if module.global_rank == 0:
         metrics.save()
@@ -199,39 +200,16 @@ def _validation(source: Source, val: Indices, inputs: ModalitySet, recipe: Finet
     )
 
 
-def _fit(
-    predictor: Predictor,
-    batches: TrainBatches,
-    validation: Any,
-    metrics: MetricsCsv,
-    recipe: FinetuneRecipe,
-    out: Path,
-) -> FinetuneModule:
-    """Train from the last checkpoint, if there is one."""
-    run, optim = recipe.run, recipe.optim
-    steps = batches.steps_per_epoch * run.epochs
-    module = FinetuneModule(
-        predictor,
-        recipe,
-        steps=steps,
-        warmup=round(batches.steps_per_epoch * optim.warmup_epochs),
-        lr=optim.lr * recipe.data.batch_size * run.accumulate / 256,
-    )
-    checkpoints = Checkpoints(
+def _checkpoints(recipe: FinetuneRecipe, target: Target, out: Path) -> Checkpoints:
+    run, (name, sign, _) = recipe.run, validation_metric(target)
+    return Checkpoints(
         out / "checkpoints",
         every_steps=run.checkpoint_steps,
         keep=run.keep,
-        monitor=f"val/{module.metric_name}",
-        sign=module.sign,
+        monitor=f"val/{name}",
+        sign=sign,
         patience=run.patience,
     )
-    trainer = make_trainer(
-        run, optim, out=out, metrics=metrics, steps=steps, callbacks=[checkpoints]
-    )
-    module.lr *= trainer.world_size
-    batches.attach(trainer)
-    trainer.fit(module, batches, validation, ckpt_path=last_checkpoint(out), weights_only=True)
-    return module
 
 
 def _restore_best(module: FinetuneModule, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,12 @@ from multimae_eo.sources.base import Source
 from multimae_eo.train.callbacks import MetricsCsv, Pictures
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
+from multimae_eo.train.fit import fit
 from multimae_eo.train.modules import PretrainModule, ShardedModule
 from multimae_eo.train.recipe import Recipe
 from multimae_eo.train.run import (
     RunResult,
     claim_run,
-    last_checkpoint,
-    make_trainer,
-    quiet,
     with_precision,
 )
 
@@ -85,27 +84,25 @@ def pretrain(
     model = MultiMAE(modalities, tasks, config, statistics)
     if init is not None:
         start_from(model, init)
+    run = recipe.run
     batches = TrainBatches(
-        source,
-        train,
-        modalities,
-        recipe.data,
-        seed=recipe.run.seed,
-        accumulate=recipe.run.accumulate,
+        source, train, modalities, recipe.data, seed=run.seed, accumulate=run.accumulate
     )
     validation = _validation(source, val, modalities, recipe)
     metrics = MetricsCsv(out / "metrics.csv")
     callbacks = _callbacks(recipe, out, _picture(source, val, modalities, recipe))
-    with quiet():
-        trainer = make_trainer(
-            recipe.run,
-            recipe.optim,
-            out=out,
-            metrics=metrics,
-            steps=batches.steps_per_epoch * recipe.run.epochs,
-            callbacks=callbacks,
-        )
-        model = _fit(trainer, model, batches, validation, recipe, out)
+    module, trainer = fit(
+        partial(ShardedModule if recipe.run.strategy == "fsdp" else PretrainModule, model, recipe),
+        batches,
+        validation,
+        recipe=recipe,
+        out=out,
+        metrics=metrics,
+        callbacks=callbacks,
+    )
+    if isinstance(module, ShardedModule) and module.full_weights:
+        model = MultiMAE(modalities, tasks, config, statistics)
+        model.load_state_dict(module.full_weights)
     seconds = time.monotonic() - started
     if trainer.is_global_zero:
         metrics.save()
@@ -158,39 +155,6 @@ def start_from(model: MultiMAE, init: Init) -> None:
     parts = {".".join(n.split(".")[:2]) for n, _ in model.named_parameters() if n not in taken}
     if parts:
         sys.stderr.write(f"new weights: {', '.join(sorted(parts))}\n")
-
-
-def _fit(
-    trainer: pl.Trainer,
-    model: MultiMAE,
-    batches: TrainBatches,
-    validation: Any,
-    recipe: Recipe,
-    out: Path,
-) -> MultiMAE:
-    """Train from the last checkpoint, if there is one; the trained model, on the first process."""
-    batches.attach(trainer)
-    effective = recipe.data.batch_size * recipe.run.accumulate * trainer.world_size
-    kind = ShardedModule if recipe.run.strategy == "fsdp" else PretrainModule
-    module = kind(
-        model,
-        recipe,
-        steps=batches.steps_per_epoch * recipe.run.epochs,
-        warmup=round(batches.steps_per_epoch * recipe.optim.warmup_epochs),
-        lr=recipe.optim.lr * effective / 256,
-    )
-    trainer.fit(
-        module,
-        batches,
-        validation,
-        ckpt_path=last_checkpoint(out),
-        weights_only=True,
-    )
-    if isinstance(module, ShardedModule) and module.full_weights:
-        assert model.statistics is not None
-        model = MultiMAE(model.modalities, model.tasks, model.config, model.statistics)
-        model.load_state_dict(module.full_weights)
-    return model
 
 
 def _validation(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:

@@ -1,0 +1,59 @@
+"""One fit for pre-training and fine-tuning: the trainer, the schedule, and the last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import lightning.pytorch as pl
+
+from multimae_eo.train.callbacks import MetricsCsv
+from multimae_eo.train.data import TrainBatches
+from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.recipe import Recipe
+from multimae_eo.train.run import last_checkpoint, make_trainer, quiet
+
+Module_co = TypeVar("Module_co", bound=pl.LightningModule, covariant=True)
+
+
+class ModuleFactory(Protocol[Module_co]):
+    """Builds the module that is trained, once the length and the rate of the run are known."""
+
+    def __call__(self, *, steps: int, warmup: int, lr: float) -> Module_co:
+        """The module for ``steps`` optimiser steps; ``warmup`` of them raise the rate to ``lr``."""
+
+
+def fit(
+    make_module: ModuleFactory[Module_co],
+    batches: TrainBatches,
+    validation: Any,
+    *,
+    recipe: Recipe | FinetuneRecipe,
+    out: Path,
+    metrics: MetricsCsv,
+    callbacks: Sequence[Any],
+) -> tuple[Module_co, pl.Trainer]:
+    """Train to the end of the recipe, from the last checkpoint in ``out`` if there is one.
+
+    The peak learning rate is the recipe's per 256 samples, scaled to the effective batch: batch
+    size x accumulated batches x processes.
+
+    Returns:
+        The trained module, and the trainer with its last metrics.
+    """
+    run, optim = recipe.run, recipe.optim
+    steps = batches.steps_per_epoch * run.epochs
+    with quiet():
+        trainer = make_trainer(
+            run, optim, out=out, metrics=metrics, steps=steps, callbacks=list(callbacks)
+        )
+        batches.attach(trainer)
+        effective = recipe.data.batch_size * run.accumulate * trainer.world_size
+        module = make_module(
+            steps=steps,
+            warmup=round(batches.steps_per_epoch * optim.warmup_epochs),
+            lr=optim.lr * effective / 256,
+        )
+        trainer.fit(module, batches, validation, ckpt_path=last_checkpoint(out), weights_only=True)
+    return module, trainer
