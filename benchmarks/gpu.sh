@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 if [ "${2:-}" = --smoke ]; then
   device=cpu size="--encoder nano --batch 2" rounds=1 steps=2 chips=8 workers=0 side=128 points=2
-  compile="" precision=32 axes=modalities,visible
+  compile="" precision=fp32 axes=modalities,visible
 else
   device=cuda size="--encoder base --batch 256" rounds=20 steps=60 chips=8192 workers=8 side=8192
   points=6 compile="--compile" precision=bf16 axes=modalities,visible,encoder

@@ -175,7 +175,8 @@ def require_regular(path: Path, kind: type[MultiMAEError]) -> None:
     except OSError:
         return  # whoever opens it says why
     if not stat.S_ISREG(mode):
-        raise kind(f"{path}: is not a regular file; give a file")
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise kind(f"{path}: is {what}; give a file")
 
 
 def read_text(path: Path, kind: type[MultiMAEError], *, limit: int, remedy: str) -> str:
@@ -288,6 +289,8 @@ def output_lock(out: Path, *, folder: bool = True) -> Iterator[None]:
         finally:
             _release_once(lock)
         return
+    if folder and out.is_file():
+        raise OutputError(f"{out}: is a file; choose a folder for --out")
     made = folder and not out.exists()
     with output_errors(out):
         lock.parent.mkdir(parents=True, exist_ok=True)

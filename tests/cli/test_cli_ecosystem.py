@@ -53,7 +53,7 @@ def test_info_tells_of_a_dataset_file_and_refuses_others(made, run, refused, tmp
     (tmp_path / "a.tif").write_bytes(b"no raster")
     assert "not a readable raster" in refused("info", str(tmp_path / "a.tif"))
     (tmp_path / "a.parquet").write_bytes(b"no table")
-    assert "not readable as Parquet" in refused("info", str(tmp_path / "a.parquet"))
+    assert "cannot be read as Parquet" in refused("info", str(tmp_path / "a.parquet"))
     (tmp_path / "a.doc").write_bytes(b"")
     assert "info knows" in refused("info", str(tmp_path / "a.doc"))
 

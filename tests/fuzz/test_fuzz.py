@@ -36,7 +36,7 @@ def _quick(monkeypatch) -> None:
         raise TrainingError("the recipe was read")
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(pretrain, "_fit", stop)
+    monkeypatch.setattr(pretrain, "fit", stop)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -63,7 +63,7 @@ def _embeddings(path: Path) -> dict[str, Any]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    with reading(path, FormatError):
+    with reading(path, FormatError, form="Parquet"):
         file = pq.ParquetFile(path)
         fields = file.schema_arrow
         record: dict[str, Any] = {

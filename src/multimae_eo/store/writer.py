@@ -64,6 +64,8 @@ def prepare(
     if (out / layout.INDEX).is_file() and not (out / layout.PARTS).exists():
         _require_plan(out, plan)
         return ChipStore(out)  # without a lock: it may lie where nothing can be written
+    if out.is_file():
+        raise OutputError(f"{out}: is a file and no chip store; choose another --out")
     with output_lock(out):
         _prepare(source, out, plan, workers, progress)
     return ChipStore(out)
