@@ -170,6 +170,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match="is not empty and no quickstart"):
         quickstart.quickstart(tmp_path)
-    with pytest.raises(OutputError, match="is not empty and no quickstart"):
+    with pytest.raises(OutputError, match="it is a file; choose a folder"):
         quickstart.quickstart(tmp_path / "letter.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]

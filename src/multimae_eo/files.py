@@ -290,7 +290,7 @@ def output_lock(out: Path, *, folder: bool = True) -> Iterator[None]:
             _release_once(lock)
         return
     if folder and out.is_file():
-        raise OutputError(f"{out}: is a file; choose a folder for --out")
+        raise OutputError(f"{out}: cannot be written: it is a file; choose a folder for --out")
     made = folder and not out.exists()
     with output_errors(out):
         lock.parent.mkdir(parents=True, exist_ok=True)

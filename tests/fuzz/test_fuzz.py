@@ -32,7 +32,7 @@ def _quick(monkeypatch) -> None:
     from multimae_eo.errors import TrainingError
     from multimae_eo.train import pretrain
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise TrainingError("the recipe was read")
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -170,7 +170,6 @@ def test_the_target_is_measured_on_known_pixels():
     [
         ({"mask": "{id}.npy", "numeric": True, "classes": ["a"]}, "its classes' names, or numeric"),
         ({"mask": "{id}.npy"}, "its classes' names, or numeric"),
-        ({"mask": "{id}.npy", "numeric": True, "ignore": [0]}, "values have no"),
         ({"folder": True, "numeric": True}, "only a `column:` or `mask:` label has it"),
     ],
 )

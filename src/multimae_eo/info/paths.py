@@ -14,7 +14,6 @@ from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.store.reader import ChipStore
-from multimae_eo.train.run import read_checkpoint
 
 METRICS_BYTES = 1 << 28
 _METRICS_REMEDY = "delete it, or restore it"
@@ -102,6 +101,8 @@ def _run(path: Path, verify: bool) -> dict[str, Any]:
             record |= _progress(list(csv.DictReader(text.splitlines())))
     if verify:
         checkpoints = sorted((path / "checkpoints").glob("*.ckpt"))
+        from multimae_eo.train.run import read_checkpoint  # Lightning
+
         steps = {p.name: read_checkpoint(p, device="meta")["global_step"] for p in checkpoints}
         record["checkpoints"] = {name: f"whole, step {step}" for name, step in steps.items()}
     return record
