@@ -40,7 +40,7 @@ def wait_for(happened, process: subprocess.Popen[bytes], seconds: float = 30.0) 
 
 def finished_parts(out: Path) -> set[str]:
     """Names of finished shards' records; not of the file that a killed run was writing."""
-    return {p.name for p in (out / "parts").iterdir() if not p.name.startswith(".")}
+    return {p.name for p in (out / "parts").glob("[!.]*")}
 
 
 @pytest.fixture(scope="module")
