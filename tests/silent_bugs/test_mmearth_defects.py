@@ -13,7 +13,6 @@ import pytest
 
 from multimae_eo.errors import FormatError
 from multimae_eo.sample import collate
-from multimae_eo.sources import mmearth
 from multimae_eo.sources.mmearth import MMEarthSource
 from multimae_eo.statistics import Statistics
 from tests.support.mmearth_files import write_mmearth
@@ -70,7 +69,7 @@ def test_3_the_file_is_opened_once_and_every_array_read_once(source, monkeypatch
         read.append((self.name.removeprefix("/"), index))
         return fetch(self, index, *rest, **options)
 
-    monkeypatch.setattr(mmearth.h5py, "File", CountedFile)
+    monkeypatch.setattr(h5py, "File", CountedFile)
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
     for i in range(CHIPS):
         source.read(i)
