@@ -261,7 +261,7 @@ def test_the_command_line_embeds_and_searches(run, refused, make_model, scene, t
     assert said.splitlines()[0].split()[0] == found[1]["key"]
     assert "expected LON,LAT" in refused(*search_it, "--at", "here")
     assert "either --data or --scene" in refused("embed", *model, "--out", out)
-    assert "cannot be used here" in refused(
+    assert "--device abacus: cannot be used on this machine" in refused(
         "embed", "--model", str(tmp_path / "model"), "--device", "abacus", "--out", out,
         "--scene", str(scene.path),
     )  # fmt: skip

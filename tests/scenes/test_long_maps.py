@@ -117,8 +117,8 @@ def tall(tmp_path) -> Path:
 
 def arguments(model: Path, scene: Path, out: Path, *more: str) -> list[str]:
     return ["reconstruct", "--model", str(model), "--scene", str(scene), "--inputs", "rgb",
-            "--outputs", "elevation,landcover", "--device", "cpu", "--out", str(out),
-            *more]  # fmt: skip
+            "--outputs", "elevation,landcover", "--device", "cpu", "--precision", "32-true",
+            "--out", str(out), *more]  # fmt: skip
 
 
 def maps(out: Path) -> dict[str, bytes]:

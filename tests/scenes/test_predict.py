@@ -61,7 +61,7 @@ def tall(tmp_path) -> Path:
 
 def command(model: Path, scene: Path, out: Path, *more: str) -> list[str]:
     return ["predict", "--model", str(model), "--scene", str(scene), "--inputs", "rgb",
-            "--device", "cpu", "--out", str(out), *more]  # fmt: skip
+            "--device", "cpu", "--precision", "32-true", "--out", str(out), *more]  # fmt: skip
 
 
 def written(out: Path) -> dict[str, bytes]:

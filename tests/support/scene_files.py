@@ -75,7 +75,7 @@ class Fake:
         self.config = SimpleNamespace(sizes=dict.fromkeys(self.modalities, size))
         self.statistics = None
         self.encoder = self
-        self.target = SimpleNamespace(classes=self.class_names, dense=True)
+        self.target = SimpleNamespace(classes=self.class_names, dense=True, output_ids=(0, 1))
         self.batches: list[int] = []
 
     def red(self, batch):

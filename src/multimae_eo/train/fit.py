@@ -43,12 +43,14 @@ def fit(
         The trained module, and the trainer with its last metrics.
     """
     run, optim = recipe.run, recipe.optim
-    steps = batches.steps_per_epoch * run.epochs
+    at_most = batches.steps_per_epoch * run.epochs
     with quiet():
         trainer = make_trainer(
-            run, optim, out=out, metrics=metrics, steps=steps, callbacks=list(callbacks)
+            run, optim, out=out, metrics=metrics, steps=at_most, callbacks=list(callbacks)
         )
+        # Several processes share an epoch: only now is its number of steps known.
         batches.attach(trainer)
+        steps = batches.steps_per_epoch * run.epochs
         effective = recipe.data.batch_size * run.accumulate * trainer.world_size
         module = make_module(
             steps=steps,

@@ -380,7 +380,9 @@ def test_files_are_read_once_a_sample(world, monkeypatch):
     record["modalities"]["nir"] = {"sensor": "s2", "bands": ["B8"], "level": "l2a"}
     source = opened(world, record)
     read, paths = dataset_file.read_raster, []
-    monkeypatch.setattr(dataset_file, "read_raster", lambda p: paths.append(p.name) or read(p))
+    monkeypatch.setattr(
+        dataset_file, "read_raster", lambda p, **layout: paths.append(p.name) or read(p, **layout)
+    )
     monkeypatch.setattr(dataset_file, "read_header", None)
     source.read(0)
     assert len(paths) == 3
