@@ -121,6 +121,7 @@ def _record(group: _Group, row: int, similarity: float) -> dict[str, Any]:
 
 
 def _groups(path: Path) -> Iterator[_Group]:
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     require_regular(path, FormatError)
@@ -138,14 +139,13 @@ def _groups(path: Path) -> Iterator[_Group]:
             raise DataError(f"{path}: holds no embeddings; write one with multimae-eo embed")
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, columns=list(_COLUMNS))
-            box = table["bbox"].combine_chunks()
             corners = [
-                box.field(n).fill_null(np.nan).to_numpy(zero_copy_only=False)
+                pc.struct_field(table["bbox"], n).fill_null(np.nan).to_numpy()
                 for n in ("xmin", "ymin", "xmax", "ymax")
             ]
-            vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            vectors = pc.list_flatten(table["vector"]).to_numpy()
             group = _Group(
-                keys=table["key"].to_pylist(),
+                keys=[str(key) for key in table["key"].to_pylist()],
                 times=table["time"].to_pylist(),
                 boxes=np.stack(corners, axis=1),
                 vectors=vectors.astype(np.float32).reshape(table.num_rows, -1),

@@ -85,6 +85,12 @@ def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:
     return picture(modality, sample.values_of(modality), valid=sample.valid.get(modality.name))
 
 
+def _unit(color: Sequence[int] | npt.NDArray[np.uint8]) -> tuple[float, float, float]:
+    """A colour as matplotlib takes it: red, green and blue in 0 … 1."""
+    red, green, blue = (int(value) / 255 for value in color)
+    return red, green, blue
+
+
 def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) -> Figure:
     """Rows of chips, truths and predictions, a column per chip, above a key of the classes."""
     from matplotlib.patches import Patch
@@ -103,7 +109,7 @@ def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) ->
         ]
     )  # fmt: skip
     entries = [
-        Patch(color=np.divide(palette[c], 255), label=predictions.name_of(c)) for c in sorted(shown)
+        Patch(color=_unit(palette[c]), label=predictions.name_of(c)) for c in sorted(shown)
     ]
     figure.legend(handles=entries, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
     return figure
@@ -117,7 +123,7 @@ def _value_figure(predictions: Predictions, rows: list[int], images: list[RGB]) 
 
     truth, predicted = predictions.truth[rows], predictions.predicted[rows]
     span = Normalize(float(np.nanmin(truth)), float(np.nanmax(truth)))
-    colours = ScalarMappable(span, colormaps["viridis"].with_extremes(bad=np.divide(_IGNORED, 255)))
+    colours = ScalarMappable(span, colormaps["viridis"].with_extremes(bad=_unit(_IGNORED)))
     apart = np.sqrt(-chip_outcomes(predictions)[rows])
     figure = _columns(
         [

@@ -42,18 +42,17 @@ class EmbeddingWriter:
         self._number = pa.float16() if half else pa.float32()
         self._width = width
         corner = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
-        self._schema = pa.schema(
-            {
-                "key": pa.string(),
-                "geometry": pa.binary(),
-                "bbox": corner,
-                "crs": pa.string(),
-                "bounds": pa.list_(pa.float64(), 4),
-                "time": pa.string(),
-                "model_hash": pa.string(),
-                "vector": pa.list_(self._number, width),
-            }
-        )
+        columns: dict[str, pa.DataType] = {
+            "key": pa.string(),
+            "geometry": pa.binary(),
+            "bbox": corner,
+            "crs": pa.string(),
+            "bounds": pa.list_(pa.float64(), 4),
+            "time": pa.string(),
+            "model_hash": pa.string(),
+            "vector": pa.list_(self._number, width),
+        }
+        self._schema = pa.schema(columns)
         self._waiting: list[tuple[str, Geometry | None, str | None]] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
         self._extent = np.array([np.inf, np.inf, -np.inf, -np.inf])

@@ -211,7 +211,7 @@ def index_bytes(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = pa.null()
+    kind: pa.DataType = pa.null()
     if labelled is not None and len(labelled["shape"]) < 2:
         kind = pa.float64() if np.dtype(labelled["dtype"]).kind == "f" else pa.int64()
         kind = pa.list_(kind) if labelled["shape"] else kind

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
@@ -87,7 +88,7 @@ class FinetuneModule(pl.LightningModule):
             self.metric.update(predictions, targets)
         self.log(f"val/{self.metric_name}", self.metric, batch_size=len(batch))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with layer-wise rates, warm-up and cosine decay, stepped every optimiser step."""
         optim = self.recipe.optim
         scale = layer_scale(self.predictor.encoder.config.encoder.depth, optim.layer_decay)

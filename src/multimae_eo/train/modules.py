@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -77,7 +78,7 @@ class PretrainModule(pl.LightningModule):
         constant = Objective(self.model.tasks)(constant_prediction(self.model, reconstruction))
         self._log("val_baseline", constant, len(batch), sync=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay, stepped every optimiser step."""
         optim = self.recipe.optim
         fused = may_fuse(optim, self.recipe.run.precision)

@@ -184,7 +184,7 @@ def make_trainer(
         num_nodes=run.nodes,
         strategy=_strategy(run),
         devices=run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1,
-        precision=run.precision,
+        precision=None if run.precision == "auto" else run.precision,
         max_epochs=run.epochs,
         accumulate_grad_batches=run.accumulate,
         gradient_clip_val=optim.clip,

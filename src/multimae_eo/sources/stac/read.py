@@ -20,6 +20,7 @@ import odc.stac
 import pystac
 from odc.geo.geobox import GeoBox
 from odc.loader import RioDriver
+from odc.loader.types import LocalLoadContext, RasterSource
 
 from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
 from multimae_eo.geo import Window
@@ -138,7 +139,7 @@ def _stac_nodata(item: StacItem, keys: Sequence[str]) -> dict[tuple[str, int], f
     return found
 
 
-class _Driver(RioDriver):  # type: ignore[misc]
+class _Driver(RioDriver):
     """odc-stac's driver, with a reader of our own."""
 
     def __init__(
@@ -150,7 +151,9 @@ class _Driver(RioDriver):  # type: ignore[misc]
         super().__init__()
         self._how, self._nodata, self._expected = how, nodata, expected
 
-    def open(self, src: Any, ctx: Any) -> _Reader:
+    def open(  # type: ignore[override]  # RioDriver names its own class, the protocol none
+        self, src: RasterSource, ctx: LocalLoadContext
+    ) -> _Reader:
         """A reader of one band of one asset."""
         nodata = self._nodata.get((src.uri, src.band))
         known = self._how.known if nodata is None else (nodata, *self._how.known)
