@@ -108,9 +108,7 @@ def _map_figure(predictions: Predictions, rows: list[int], images: list[RGB]) ->
             for row, image in zip(rows, images, strict=True)
         ]
     )  # fmt: skip
-    entries = [
-        Patch(color=_unit(palette[c]), label=predictions.name_of(c)) for c in sorted(shown)
-    ]
+    entries = [Patch(color=_unit(palette[c]), label=predictions.name_of(c)) for c in sorted(shown)]
     figure.legend(handles=entries, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
     return figure
 
