@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration, Sample
@@ -58,7 +58,7 @@ class ManyChips(Source):
         self.modalities = ModalitySet(
             [
                 make_modality("rgb", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
-                class_map("landcover", legend_name="esa_worldcover"),
+                make_class_map("landcover", class_map_name="esa_worldcover"),
             ]
         )
         self.keys = [f"chip-{i:07d}" for i in range(count)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
 from multimae_eo.network.multimae import MultiMAE
@@ -28,7 +28,7 @@ def six_modalities() -> ModalitySet:
     """Those of the recipe ``paper-mmearth64``."""
     optical = [make_modality(n, sensor_name="sentinel2", bands=b) for n, b in OPTICAL.items()]
     relief = make_modality("depth", sensor_name="dem", bands=("elevation",))
-    return ModalitySet([*optical, relief, class_map("semseg", legend_name="esa_worldcover")])
+    return ModalitySet([*optical, relief, make_class_map("semseg", class_map_name="esa_worldcover")])
 
 
 def seven_tasks() -> list[Task]:

@@ -31,7 +31,7 @@ import numpy as np
 import rasterio
 import torch
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.network.config import ENCODERS, DecoderConfig, InputConfig, ModelConfig
@@ -76,7 +76,7 @@ def make_model(scene: Scene, encoder: str) -> MultiMAE:
         [
             scene.modalities["optical"],
             make_modality("elevation", sensor_name="dem", bands=("elevation",)),
-            class_map("landcover", legend_name="esa_worldcover"),
+            make_class_map("landcover", class_map_name="esa_worldcover"),
         ]
     )
     statistics = Statistics(modalities)

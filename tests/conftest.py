@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
@@ -68,7 +68,7 @@ def modalities() -> ModalitySet:
         [
             make_modality("rgb", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
             make_modality("elevation", sensor_name="dem", bands=("elevation",)),
-            class_map("landcover", legend_name="esa_worldcover"),
+            make_class_map("landcover", class_map_name="esa_worldcover"),
         ]
     )
 

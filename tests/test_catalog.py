@@ -7,12 +7,12 @@ from itertools import combinations
 import pytest
 
 from multimae_eo.catalog import (
-    LEGENDS,
+    CLASS_MAPS,
     MODALITIES,
     SENSORS,
-    class_map,
+    make_class_map,
     find_band,
-    legend,
+    class_map,
     make_modality,
     modality,
     sensor,
@@ -105,26 +105,26 @@ def test_a_band_of_several_sensors_is_ambiguous_not_guessed():
 
 
 def test_legends_are_those_of_their_producers():
-    cover = {c.id: (c.name, c.color) for c in LEGENDS["esa_worldcover"].classes}
+    cover = {c.id: (c.name, c.color) for c in CLASS_MAPS["esa_worldcover"].classes}
     assert list(cover) == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]
     assert cover[10] == ("tree cover", (0, 100, 0))
     assert cover[80] == ("permanent water", (0, 100, 200))
-    assert LEGENDS["esa_worldcover"].nodata == (0, 255), "MMEarth's files hold 0, the document 255"
-    world = {c.id: c.name for c in LEGENDS["dynamic_world"].classes}
+    assert CLASS_MAPS["esa_worldcover"].nodata == (0, 255), "MMEarth's files hold 0, the document 255"
+    world = {c.id: c.name for c in CLASS_MAPS["dynamic_world"].classes}
     assert list(world) == list(range(1, 10))
     assert (world[1], world[7]) == ("water", "built area")
-    assert {c.id for c in LEGENDS["esri_lulc"].classes} == set(range(1, 10))
+    assert {c.id for c in CLASS_MAPS["esri_lulc"].classes} == set(range(1, 10))
 
 
-@pytest.mark.parametrize("name", LEGENDS)
+@pytest.mark.parametrize("name", CLASS_MAPS)
 def test_legends_hold_no_nodata_and_no_colour_twice(name):
-    found = legend(name)
+    found = class_map(name)
     ids = [c.id for c in found.classes]
     assert len(set(ids)) == len(ids)
     assert not set(ids) & set(found.nodata)
     assert len({c.color for c in found.classes}) == len(ids)
     assert all(0 <= v <= 255 for c in found.classes for v in c.color)
-    assert class_map("m", legend_name=name).class_ids == tuple(ids)
+    assert make_class_map("m", class_map_name=name).class_ids == tuple(ids)
 
 
 @pytest.mark.parametrize("name", MODALITIES)
@@ -139,7 +139,7 @@ def test_every_modality_is_called_by_its_key_and_has_a_gsd_where_its_bands_do(na
     ("look", "message"),
     [
         (lambda: sensor("sentinl2"), "did you mean 'sentinel2'"),
-        (lambda: legend("esa_worldcovr"), "did you mean 'esa_worldcover'"),
+        (lambda: class_map("esa_worldcovr"), "did you mean 'esa_worldcover'"),
         (lambda: modality("elevaton"), "did you mean 'elevation'"),
         (lambda: make_modality("m", sensor_name="x", bands=("a",)), "valid: sentinel2"),
     ],

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimae_eo.catalog import LEGENDS
+from multimae_eo.catalog import CLASS_MAPS
 from multimae_eo.class_colors import class_colors
 
 
 def test_a_known_legend_keeps_its_producers_colours():
-    for legend in LEGENDS.values():
-        whole = legend.classes
+    for class_map in CLASS_MAPS.values():
+        whole = class_map.classes
         assert class_colors([c.name.upper() for c in whole]) == tuple(c.color for c in whole)
     water, trees = class_colors(["permanent water", "tree cover"])
     assert (water, trees) == ((0, 100, 200), (0, 100, 0)), "part of WorldCover"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimae_eo.catalog import MODALITIES, class_map, modality
+from multimae_eo.catalog import MODALITIES, make_class_map, modality
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import (
     Band,
-    LegendClass,
+    ClassMapEntry,
     Modality,
     ModalitySet,
     Task,
@@ -22,7 +22,7 @@ from multimae_eo.modality import (
     validate_tasks,
 )
 
-A, B = (LegendClass(id=i, name=n, color=(0, 0, 0)) for i, n in ((1, "a"), (2, "b")))
+A, B = (ClassMapEntry(id=i, name=n, color=(0, 0, 0)) for i, n in ((1, "a"), (2, "b")))
 X, Y = Band(name="x"), Band(name="y")
 
 
@@ -111,7 +111,7 @@ def test_levels_and_losses():
     ],
 )
 def test_tasks_that_do_not_suit_their_modality_are_refused(task, message):
-    known = ModalitySet([modality("rgb"), class_map("cover", legend_name="esri_lulc")])
+    known = ModalitySet([modality("rgb"), make_class_map("cover", class_map_name="esri_lulc")])
     with pytest.raises(ConfigError, match=message):
         validate_tasks([task], known)
     two = [Task(name="a", modality="rgb"), Task(name="a", modality="rgb", loss="l1")]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from multimae_eo import MultiMAE, open_source, quickstart
-from multimae_eo.catalog import legend
+from multimae_eo.catalog import class_map
 from multimae_eo.errors import OutputError
 from multimae_eo.evaluate import probes
 from multimae_eo.inference import reconstruct_chips
@@ -69,7 +69,7 @@ def test_maps_are_cogs_on_the_scenes_grid_with_crs_classes_and_nodata(tour):
         assert (cover.crs, cover.transform, cover.shape) == grid
         assert cover.crs.is_projected
         assert cover.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
-        ids = {c.id for c in legend("esa_worldcover").classes}
+        ids = {c.id for c in class_map("esa_worldcover").classes}
         assert set(np.unique(cover.read(1))) <= ids | {int(cover.nodata)}
         assert int(cover.nodata) not in ids
         assert cover.colormap(1)[10] == (0, 100, 0, 255)

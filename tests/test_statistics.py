@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.errors import ContractError, DataError
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Sample
 from multimae_eo.statistics import Moments, Statistics, known_moments
 
 HEIGHTS = ModalitySet([make_modality("elevation", sensor_name="dem", bands=("elevation",))])
-COVER = ModalitySet([class_map("cover", legend_name="esa_worldcover")])
+COVER = ModalitySet([make_class_map("cover", class_map_name="esa_worldcover")])
 PAIR = ModalitySet([make_modality("s2", sensor_name="sentinel2", bands=("B4", "B10"))])
 
 

@@ -33,7 +33,7 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "Data: modalities, samples, sources, stores",
         {
             "modality": (),
-            "catalog": ("sensor", "legend", "make_modality", "class_map", "modality"),
+            "catalog": ("sensor", "class_map", "make_modality", "make_class_map", "modality"),
             "sample": (),
             "statistics": ("Statistics",),
             "geo": (),

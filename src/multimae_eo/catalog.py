@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multimae_eo.errors import BandError, ConfigError, did_you_mean
-from multimae_eo.modality import Band, LegendClass, Modality
+from multimae_eo.modality import Band, ClassMapEntry, Modality
 
 REFLECTANCE = (-0.2, 2.0)
 """Plausible surface and top-of-atmosphere reflectance; glint and snow exceed 1."""
@@ -39,7 +39,7 @@ class Sensor:
                 return near[0]
         else:
             for band in self.bands:
-                if band.answers_to(key):
+                if band.matches(key):
                     return band
         listed = ", ".join(
             b.name + (f" ({b.wavelength_um} µm)" if b.wavelength_um else "") for b in self.bands
@@ -166,24 +166,24 @@ _SENSORS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Legend:
-    """A named list of classes, and the ids that mean nodata."""
+class ClassMap:
+    """A named class map: the classes, and the ids that mean nodata."""
 
     name: str
-    classes: tuple[LegendClass, ...]
+    classes: tuple[ClassMapEntry, ...]
     nodata: tuple[float, ...] = ()
 
 
-def _legend(name: str, *rows: tuple[int, str, str], nodata: tuple[float, ...] = ()) -> Legend:
+def _class_map(name: str, *rows: tuple[int, str, str], nodata: tuple[float, ...] = ()) -> ClassMap:
     classes = tuple(
-        LegendClass(id=i, name=label, color=(int(c[0:2], 16), int(c[2:4], 16), int(c[4:6], 16)))
+        ClassMapEntry(id=i, name=label, color=(int(c[0:2], 16), int(c[2:4], 16), int(c[4:6], 16)))
         for i, label, c in rows
     )
-    return Legend(name=name, classes=classes, nodata=nodata)
+    return ClassMap(name=name, classes=classes, nodata=nodata)
 
 
-_LEGENDS = (
-    _legend(
+_CLASS_MAPS = (
+    _class_map(
         "esa_worldcover",
         (10, "tree cover", "006400"),
         (20, "shrubland", "ffbb22"),
@@ -199,7 +199,7 @@ _LEGENDS = (
         # Documented nodata is 255; MMEarth's files hold 0. Both mean "never observed".
         nodata=(0.0, 255.0),
     ),
-    _legend(
+    _class_map(
         "dynamic_world",
         (1, "water", "419bdf"),
         (2, "trees", "397d49"),
@@ -212,7 +212,7 @@ _LEGENDS = (
         (9, "snow and ice", "b39fe1"),
         nodata=(0.0,),
     ),
-    _legend(
+    _class_map(
         "esri_lulc",
         (1, "water", "1a5bab"),
         (2, "trees", "358221"),
@@ -228,7 +228,7 @@ _LEGENDS = (
 )
 
 SENSORS: Mapping[str, Sensor] = {s.name: s for s in _SENSORS}
-LEGENDS: Mapping[str, Legend] = {g.name: g for g in _LEGENDS}
+CLASS_MAPS: Mapping[str, ClassMap] = {g.name: g for g in _CLASS_MAPS}
 
 
 def sensor(name: str) -> Sensor:
@@ -239,16 +239,16 @@ def sensor(name: str) -> Sensor:
     raise ConfigError(f"no sensor {name!r}; {did_you_mean(name, SENSORS)}")
 
 
-def legend(name: str) -> Legend:
-    """Look a class legend up by name; ConfigError names the nearest."""
-    if name in LEGENDS:
-        return LEGENDS[name]
-    raise ConfigError(f"no legend {name!r}; {did_you_mean(name, LEGENDS)}")
+def class_map(name: str) -> ClassMap:
+    """Look a class map up by name; ConfigError names the nearest."""
+    if name in CLASS_MAPS:
+        return CLASS_MAPS[name]
+    raise ConfigError(f"no class map {name!r}; {did_you_mean(name, CLASS_MAPS)}")
 
 
 def find_band(name: str) -> tuple[Sensor, Band]:
     """Find a band over all sensors by name or alias; BandError when none or several match."""
-    hits = [(s, b) for s in _SENSORS for b in s.bands if b.answers_to(name)]
+    hits = [(s, b) for s in _SENSORS for b in s.bands if b.matches(name)]
     exact = [(s, b) for s, b in hits if s.name == name or name in s.aliases] or hits
     if len({s.name for s, _ in exact}) == 1:
         return exact[0]
@@ -272,9 +272,9 @@ def make_modality(name: str, *, sensor_name: str, bands: tuple[str | float, ...]
     )
 
 
-def class_map(name: str, *, legend_name: str, gsd_m: float | None = None) -> Modality:
-    """A categorical modality from a catalogued legend."""
-    record = legend(legend_name)
+def make_class_map(name: str, *, class_map_name: str, gsd_m: float | None = None) -> Modality:
+    """A categorical modality from a class map of the catalogue."""
+    record = class_map(class_map_name)
     return Modality(
         name=name,
         sensor=record.name,
@@ -318,9 +318,9 @@ _MODALITIES = (
     make_modality("slope", sensor_name="slope", bands=("slope",)),
     make_modality("canopy_height", sensor_name="canopy_height", bands=("canopy_height",)),
     make_modality("ndvi", sensor_name="index", bands=("ndvi",)),
-    class_map("esa_worldcover", legend_name="esa_worldcover", gsd_m=10.0),
-    class_map("semseg", legend_name="esa_worldcover", gsd_m=10.0),
-    class_map("dynamic_world", legend_name="dynamic_world", gsd_m=10.0),
+    make_class_map("esa_worldcover", class_map_name="esa_worldcover", gsd_m=10.0),
+    make_class_map("semseg", class_map_name="esa_worldcover", gsd_m=10.0),
+    make_class_map("dynamic_world", class_map_name="dynamic_world", gsd_m=10.0),
 )
 
 MODALITIES: Mapping[str, Modality] = {m.name: m for m in _MODALITIES}

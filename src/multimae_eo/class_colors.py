@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from multimae_eo.catalog import LEGENDS
+from multimae_eo.catalog import CLASS_MAPS
 
 Color = tuple[int, int, int]
 
@@ -39,7 +39,7 @@ def class_colors(names: Sequence[str]) -> tuple[Color, ...]:
     forest, grass, crops, buildings, …), else hues distinct with colour vision deficiency.
     """
     asked = [n.casefold() for n in names]
-    for record in LEGENDS.values():
+    for record in CLASS_MAPS.values():
         colors = {c.name.casefold(): c.color for c in record.classes}
         if 1 < len(asked) == len(set(asked) & set(colors)):
             return tuple(colors[n] for n in asked)

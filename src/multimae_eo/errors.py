@@ -1,4 +1,4 @@
-"""Every error a user can cause, each saying what, where, what was got, and the remedy.
+"""Exceptions for errors of users. Each message states what is wrong, where, the value, and the remedy.
 
 ::
 
@@ -7,7 +7,7 @@
     ├── DataError            what is in the user's files
     │   ├── BandError        a band is missing, unknown or ambiguous
     │   ├── FormatError      a file is truncated, unreadable, or of the wrong type or size
-    │   ├── LegendError      a class id outside the declared legend
+    │   ├── ClassMapError    a class id outside the declared class map
     │   └── SplitError       an empty, unknown or contradictory split
     ├── ContractError        a model and the data do not fit each other
     ├── CheckpointError      weights that cannot be loaded, or not safely
@@ -41,8 +41,8 @@ class FormatError(DataError):
     """A file is truncated, unreadable, or of an unexpected type or size."""
 
 
-class LegendError(DataError):
-    """A class id that the declared legend does not hold."""
+class ClassMapError(DataError):
+    """A class id that the declared class map does not hold."""
 
 
 class SplitError(DataError):

@@ -21,7 +21,7 @@ LossName = Literal["mse", "l1", "huber", "cross_entropy"]
 
 def class_ids(names: Sequence[str], ids: Sequence[int] = ()) -> tuple[int, ...]:
     """The ids that stand for classes in outputs: ``ids`` where given, the names where all are
-    whole numbers of their own, else places from 0.
+    distinct whole numbers, else positions from 0.
 
     >>> class_ids(["3", "7"]), class_ids(["land", "water"])
     ((3, 7), (0, 1))
@@ -49,13 +49,13 @@ class Band:
     gsd_m: float | None = None
     physical_range: tuple[float, float] | None = None
 
-    def answers_to(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         """Whether ``name`` is this band's name or alias, ignoring case, ``_-`` and zero padding."""
         return canonical(name) in {canonical(n) for n in (self.name, *self.aliases)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LegendClass:
+class ClassMapEntry:
     """One class of a categorical modality: the id stored in files, its name and sRGB colour."""
 
     id: int
@@ -67,7 +67,7 @@ class LegendClass:
 class Modality:
     """Bands that share sensor, GSD and kind.
 
-    A categorical modality has one band and a legend (``classes``). ``nodata`` lists the raw values
+    A categorical modality has one band and a class map (``classes``). ``nodata`` lists the raw values
     that mean "never observed"; readers turn them into ``valid = False`` and no sentinel travels
     further. ``levels`` names the product levels that need statistics of their own
     (Sentinel-2: ``l1c``, ``l2a``); empty where there is only one.
@@ -81,7 +81,7 @@ class Modality:
     unit: str = ""
     scale: float = 1.0
     offset: float = 0.0
-    classes: tuple[LegendClass, ...] = ()
+    classes: tuple[ClassMapEntry, ...] = ()
     nodata: tuple[float, ...] = ()
     levels: tuple[str, ...] = ()
 
@@ -97,7 +97,7 @@ class Modality:
             if len(self.bands) != 1:
                 raise ConfigError(f"modality {self.name!r}: a categorical modality has one band")
             if len(self.classes) < 2:
-                raise ConfigError(f"modality {self.name!r}: a legend needs at least two classes")
+                raise ConfigError(f"modality {self.name!r}: a class map needs at least two classes")
             ids = self.class_ids
             if len(set(ids)) != len(ids):
                 raise ConfigError(f"modality {self.name!r}: duplicate class ids in {ids}")
@@ -125,12 +125,12 @@ class Modality:
 
     @property
     def class_ids(self) -> tuple[int, ...]:
-        """Ids as stored in files, in the legend's order."""
+        """Ids as stored in files, in the class map's order."""
         return tuple(c.id for c in self.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names, in the legend's order."""
+        """Class names, in the class map's order."""
         return tuple(c.name for c in self.classes)
 
     @property
@@ -172,7 +172,7 @@ class Modality:
         fields = dict(record)
         fields["bands"] = tuple(_band(b) for b in record["bands"])
         fields["classes"] = tuple(
-            LegendClass(id=c["id"], name=c["name"], color=tuple(c["color"]))
+            ClassMapEntry(id=c["id"], name=c["name"], color=tuple(c["color"]))
             for c in record.get("classes", ())
         )
         for key in ("nodata", "levels"):

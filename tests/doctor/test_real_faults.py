@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from multimae_eo.catalog import legend, make_modality
+from multimae_eo.catalog import class_map, make_modality
 from multimae_eo.doctor import inspect
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.modality import ModalitySet
@@ -203,7 +203,7 @@ def test_damaged_files_are_reported(tmp_path):
 
 
 def test_interpolated_class_map(tmp_path):
-    known = [c.id for c in legend("esri_lulc").classes]
+    known = [c.id for c in class_map("esri_lulc").classes]
     diagnosis = inspect(terramind(tmp_path, "LULC", lambda p, i: interpolated(p, known)))
     (finding,) = diagnosis.of("interpolated-classes")
     assert (finding.where, finding.severity) == ("landcover", "error")

@@ -16,7 +16,7 @@ from multimae_eo.statistics import Statistics
 
 RADAR = catalog.modality("sentinel1")
 S2 = catalog.modality("rgb")
-LANDCOVER = catalog.class_map("landcover", legend_name="esa_worldcover")
+LANDCOVER = catalog.make_class_map("landcover", class_map_name="esa_worldcover")
 SET = ModalitySet([RADAR, S2, LANDCOVER])
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration, Sample
@@ -27,7 +27,7 @@ MODALITIES = ModalitySet(
     [
         make_modality("optical", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
         make_modality("elevation", sensor_name="dem", bands=("elevation",)),
-        class_map("landcover", legend_name="esa_worldcover"),
+        make_class_map("landcover", class_map_name="esa_worldcover"),
     ]
 )
 TYPES = ("u1", "<u2", "<i2", "<i4", "<f4", "<f8")

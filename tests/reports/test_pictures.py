@@ -31,7 +31,7 @@ from multimae_eo.reports.views import ChipView
 RNG = np.random.default_rng(0)
 S2 = catalog.modality("sentinel2_l2a_bands")
 ELEVATION = catalog.modality("elevation")
-LANDCOVER = catalog.class_map("landcover", legend_name="esa_worldcover")
+LANDCOVER = catalog.make_class_map("landcover", class_map_name="esa_worldcover")
 
 
 @pytest.mark.parametrize(

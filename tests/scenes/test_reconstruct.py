@@ -24,7 +24,7 @@ from multimae_eo.sources.base import Source
 
 RADAR = catalog.modality("sentinel1")
 ELEVATION = catalog.modality("elevation")
-LANDCOVER = catalog.class_map("landcover", legend_name="esa_worldcover")
+LANDCOVER = catalog.make_class_map("landcover", class_map_name="esa_worldcover")
 SET = ModalitySet([RADAR, ELEVATION, LANDCOVER])
 TASKS = (
     Task(name="sentinel1", modality="sentinel1"),

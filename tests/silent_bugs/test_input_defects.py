@@ -19,7 +19,7 @@ from multimae_eo.errors import (  # noqa: E402
     ConfigError,
     DataError,
     FormatError,
-    LegendError,
+    ClassMapError,
     OutputError,
     SplitError,
 )
@@ -182,7 +182,7 @@ def test_several_classes_in_their_spellings(tmp_path: Path, texts: tuple[str, st
 def test_files_beside_class_folders_are_named(tmp_path: Path) -> None:
     for name in ("a/1", "b/2", "overview"):
         raster(tmp_path / f"c/{name}.tif")
-    with pytest.raises(LegendError, match=r"beside class folders.*overview\.tif"):
+    with pytest.raises(ClassMapError, match=r"beside class folders.*overview\.tif"):
         open_source(dataset(tmp_path, "labels: {folder: true}\n", chips="c/{id}.tif"))
     rest = "labels: {folder: true}\nexclude: [overview]\n"
     assert open_source(dataset(tmp_path, rest, chips="c/{id}.tif")).class_names == ("a", "b")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimae_eo.errors import ConfigError, FormatError, LegendError, MultiMAEError, SplitError
+from multimae_eo.errors import ConfigError, FormatError, ClassMapError, MultiMAEError, SplitError
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.mmearth import MMEarthSource
 from tests.support.mmearth_files import BANDS, write_mmearth
@@ -410,7 +410,7 @@ def test_a_class_outside_the_legend_is_refused(copy):
     with h5py.File(copy / f"{STEM}.h5", "a") as file:
         file["esa_worldcover"][0, 0, 0, 0] = 11
     source = MMEarthSource(copy)
-    with pytest.raises(LegendError, match="class id 11"):
+    with pytest.raises(ClassMapError, match="class id 11"):
         source.read(0)
 
 

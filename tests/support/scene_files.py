@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.sources.raster.grid import Grid
 
@@ -65,7 +65,7 @@ class Fake:
             [
                 make_modality("rgb", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
                 make_modality("elevation", sensor_name="dem", bands=("elevation",)),
-                class_map("landcover", legend_name="esa_worldcover"),
+                make_class_map("landcover", class_map_name="esa_worldcover"),
             ]
         )
         self.tasks = (

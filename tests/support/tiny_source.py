@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from multimae_eo.catalog import class_map, make_modality
+from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch, Calibration, Sample
@@ -30,7 +30,7 @@ def modalities() -> ModalitySet:
         [
             make_modality("rgb", sensor_name="sentinel2", bands=("B4", "B3", "B2")),
             make_modality("elevation", sensor_name="dem", bands=("elevation",)),
-            class_map("landcover", legend_name="esa_worldcover"),
+            make_class_map("landcover", class_map_name="esa_worldcover"),
         ]
     )
 

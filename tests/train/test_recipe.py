@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimae_eo.catalog import class_map, modality
+from multimae_eo.catalog import make_class_map, modality
 from multimae_eo.cli.main import SUBCOMMANDS
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
@@ -217,7 +217,7 @@ def test_help_lists_every_option_with_a_meaning():
 
 def test_a_recipe_resolves_on_the_data_it_gets():
     data = ModalitySet(
-        [modality("rgb"), modality("elevation"), class_map("c", legend_name="esri_lulc")]
+        [modality("rgb"), modality("elevation"), make_class_map("c", class_map_name="esri_lulc")]
     )
     modalities, tasks = Recipe().resolve(data)
     assert modalities == data

@@ -22,7 +22,7 @@ from torch import Tensor
 from multimae_eo import catalog
 from multimae_eo.errors import CheckpointError, ConfigError, did_you_mean
 from multimae_eo.files import require_regular
-from multimae_eo.modality import LegendClass, Modality, ModalitySet, Task
+from multimae_eo.modality import ClassMapEntry, Modality, ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.statistics import Moments, Statistics, known_moments
@@ -117,7 +117,7 @@ def _modalities(weights: Mapping[str, Tensor]) -> ModalitySet:
 
 def _with_unobserved(modality: Modality, classes: int) -> Modality:
     """The modality with the class of nodata that the reference was trained on, where it has one."""
-    extra = LegendClass(id=UNOBSERVED, name="unobserved (reference only)", color=(0, 0, 0))
+    extra = ClassMapEntry(id=UNOBSERVED, name="unobserved (reference only)", color=(0, 0, 0))
     if classes == len(modality.classes):
         return modality
     if classes == len(modality.classes) + 1:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.modality import LegendClass, Modality, ModalitySet
+from multimae_eo.modality import ClassMapEntry, Modality, ModalitySet
 from multimae_eo.reports.pictures import RGB, Look, look_of, ramp_colours, relief_ramp
 
 # Paul Tol's "muted" and "bright" hues with greys: distinct with every kind of colour vision.
@@ -82,7 +82,7 @@ def safe_colours(modality: Modality) -> Modality:
     return replace(
         modality,
         classes=tuple(
-            LegendClass(id=c.id, name=c.name, color=_SAFE[i])
+            ClassMapEntry(id=c.id, name=c.name, color=_SAFE[i])
             for c, i in zip(classes, chosen, strict=True)
         ),
     )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from multimae_eo.errors import FormatError
 from multimae_eo.geo import Window
 from multimae_eo.metrics.reconstruction_scores import class_index
-from multimae_eo.modality import Band, LegendClass, Modality
+from multimae_eo.modality import Band, ClassMapEntry, Modality
 from multimae_eo.reports.pictures import Look, Stretch, look_of, picture, stretch_of
 from multimae_eo.sources.raster.grid import overlap
 from multimae_eo.sources.raster.warped import reading
@@ -316,7 +316,7 @@ def modality_of(file: Any, name: str) -> Modality:
         named = {i: f"class {i}" for i, c in table.items() if c[:3] != (0, 0, 0)}
     if file.count == 1 and len(named) >= 2:
         classes = tuple(
-            LegendClass(id=i, name=n, color=_rgb(table.get(i))) for i, n in sorted(named.items())
+            ClassMapEntry(id=i, name=n, color=_rgb(table.get(i))) for i, n in sorted(named.items())
         )
         return Modality(name=tags.get("modality", name), kind="categorical",
                         bands=(Band(name="class"),), classes=classes)  # fmt: skip

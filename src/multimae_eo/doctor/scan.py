@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.doctor.finding import Finding
-from multimae_eo.errors import DataError, LegendError
+from multimae_eo.errors import DataError, ClassMapError
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 
@@ -75,7 +75,7 @@ class ChipReader:
         if len(self.source.modalities) > 1 and not parts and len(_texts(errors)) == 1:
             errors = {"": first}
         for name, refused in (errors or {"": first}).items():
-            unknown_id = isinstance(refused, LegendError)
+            unknown_id = isinstance(refused, ClassMapError)
             self.refusals.append(
                 Refusal(key=key, modality=name, unknown_id=unknown_id, message=str(refused))
             )

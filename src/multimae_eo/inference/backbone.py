@@ -275,7 +275,7 @@ def _bands(model: MultiMAE, name: str, band_names: Sequence[str] | None) -> tupl
         return tuple(range(modality.channels))
     indices = []
     for requested in band_names:
-        hits = [i for i, band in enumerate(modality.bands) if band.answers_to(requested)]
+        hits = [i for i, band in enumerate(modality.bands) if band.matches(requested)]
         if not hits:
             raise ConfigError(
                 f"{name}: no band {requested!r}; {did_you_mean(requested, modality.band_names)}"

@@ -72,7 +72,7 @@ def assign_channels(
 
 
 def _position(band: Band, channels: Sequence[Channel], taken: set[int]) -> int | None:
-    named = [i for i, c in enumerate(channels) if any(band.answers_to(n) for n in c.names)]
+    named = [i for i, c in enumerate(channels) if any(band.matches(n) for n in c.names)]
     if named:
         return named[0]
     if band.wavelength_um is None:

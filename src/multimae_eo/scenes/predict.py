@@ -9,7 +9,7 @@ from pathlib import Path
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError
 from multimae_eo.files import single_writer
-from multimae_eo.modality import Band, LegendClass, Modality, ModalitySet
+from multimae_eo.modality import Band, ClassMapEntry, Modality, ModalitySet
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
 from multimae_eo.sample import Batch
@@ -105,7 +105,7 @@ def _predicted_modality(target: Target) -> Modality:
         return Modality(name=_FIELD, bands=(Band(name="value"),))
     ids = target.output_ids if max(target.output_ids) < _MOST_IDS else range(len(names))
     classes = tuple(
-        LegendClass(id=i, name=name, color=color)
+        ClassMapEntry(id=i, name=name, color=color)
         for i, name, color in zip(ids, names, class_colors(names), strict=True)
     )
     bands = (Band(name="class"),)

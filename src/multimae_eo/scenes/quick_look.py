@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.metrics.reconstruction_scores import class_index
-from multimae_eo.modality import LegendClass, Modality
+from multimae_eo.modality import ClassMapEntry, Modality
 from multimae_eo.reports.figures import save_figure
 from multimae_eo.reports.panels import Bar, short
 from multimae_eo.reports.pictures import (
@@ -43,7 +43,7 @@ class _Drawing:
     image: RGB
     caption: str
     bar: Bar | None = None
-    classes: tuple[LegendClass, ...] = ()
+    classes: tuple[ClassMapEntry, ...] = ()
 
 
 def quick_look(path: Path, layer: OutputLayer) -> Path:

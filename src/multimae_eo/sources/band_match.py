@@ -1,4 +1,4 @@
-"""Which band of a file is which: by name, or as declared; never silently by position."""
+"""Matches the bands of files to those of a modality: by name or as declared, never by position alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from multimae_eo.modality import Modality, canonical
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import IMAGE_SUFFIXES
 
-# Names that writers give to the only band of a file, and that say nothing of it.
-_SAYS_NOTHING = frozenset(
+# Generic names that software writes for the only band of a file; they do not identify it.
+_GENERIC_NAMES = frozenset(
     {
         "band", "bands", "band1", "channel", "channel1", "layer", "layer1", "gray", "grey",
         "banddata", "data", "value", "values", "array", "variable", "raster", "image", "index",
@@ -34,19 +34,19 @@ _LAYERS = frozenset(
     }
 )  # fmt: skip
 ANOTHER = -1
-"""``lone_band``'s answer for a file whose only band is none of the modality's."""
+"""Result of ``lone_band`` for a file whose only band is not one of the modality."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BandRule:
-    """How a modality's bands are found in a file.
+    """How the bands of a modality are identified in a file.
 
-    ``wanted``: the names to look for, one per band of the modality. ``file_bands``: the names of
+    ``band_names``: the names to look for, one per band of the modality. ``file_bands``: the names of
     all of the file's bands in their order, as the user declares them. ``channels``: 1-based file
     bands, one per band of the modality. With neither, the file's own band names are used.
     """
 
-    wanted: tuple[str, ...]
+    band_names: tuple[str, ...]
     file_bands: tuple[str, ...] = ()
     channels: tuple[int, ...] = ()
 
@@ -54,8 +54,8 @@ class BandRule:
 def locate_bands(header: RasterHeader, modality: Modality, rule: BandRule) -> tuple[int, ...]:
     """0-based indices of the modality's bands in the file, in the modality's order.
 
-    Raises BandError when a band is missing, answers to two names, or when the file does not name
-    its bands and the dataset file does not either; FormatError for an array (H, W, C).
+    Raises BandError when a band is missing or matches two names, or when neither the file nor the
+    dataset file names the bands; FormatError for an array (H, W, C).
     """
     _require_measurements(header, modality, rule)
     if rule.channels:
@@ -76,50 +76,50 @@ def locate_bands(header: RasterHeader, modality: Modality, rule: BandRule) -> tu
     names = declared or _usable(header.names)
     if header.count == modality.channels == 1 and not declared:
         return (_only_band(header, modality, rule),)
-    found = tuple(
-        _find(names, wanted, band_index, header, modality)
-        for band_index, wanted in enumerate(rule.wanted)
+    indices = tuple(
+        _find(names, name, band_index, header, modality)
+        for band_index, name in enumerate(rule.band_names)
     )
-    if len(set(found)) != len(found):
+    if len(set(indices)) != len(indices):
         raise BandError(
-            f"{header.path}: {modality.name}: two of {', '.join(rule.wanted)} are the same file "
+            f"{header.path}: {modality.name}: two of {', '.join(rule.band_names)} are the same file "
             "band; declare file_bands"
         )
-    return found
+    return indices
 
 
-def lone_band(header: RasterHeader, modality: Modality, wanted: Sequence[str]) -> int | None:
-    """Which band of the modality the only band of a file is, by its name or the file's.
+def lone_band(header: RasterHeader, modality: Modality, band_names: Sequence[str]) -> int | None:
+    """Index in the modality of the only band of a file, by the name of the band or of the file.
 
-    ``ANOTHER`` where the name is another's; None where neither name says anything.
+    ``ANOTHER`` where the name is that of another band; None where neither name identifies a band.
     """
     name = header.names[0]
-    if name and canonical(name) not in _SAYS_NOTHING:
-        indices = [i for i, w in enumerate(wanted) if canonical(w) == canonical(name)]
-        indices += [i for i, band in enumerate(modality.bands) if band.answers_to(name)]
+    if name and canonical(name) not in _GENERIC_NAMES:
+        indices = [i for i, w in enumerate(band_names) if canonical(w) == canonical(name)]
+        indices += [i for i, band in enumerate(modality.bands) if band.matches(name)]
         return indices[0] if indices else ANOTHER
     words = [w for w in re.split(r"[^0-9A-Za-z]+", Path(str(header.path)).stem) if w]
     names = [*(f"{a}_{b}" for a, b in itertools.pairwise(words)), *words]
     for index, band in enumerate(modality.bands):
-        if any(band.answers_to(n) or canonical(n) == canonical(wanted[index]) for n in names):
+        if any(band.matches(n) or canonical(n) == canonical(band_names[index]) for n in names):
             return index
     sensor = SENSORS.get(modality.sensor)
     others = sensor.bands if sensor else ()
-    if any(b.answers_to(n) for b in others for n in names):
+    if any(b.matches(n) for b in others for n in names):
         return ANOTHER
     if not modality.categorical and any(canonical(n) in _LAYERS for n in names):
         return ANOTHER
     # A folder for each band: nir/17.tif.
     folder = Path(str(header.path)).parent.name
     for index, band in enumerate(modality.bands):
-        if band.answers_to(folder):
+        if band.matches(folder):
             return index
-    return ANOTHER if any(b.answers_to(folder) for b in others) else None
+    return ANOTHER if any(b.matches(folder) for b in others) else None
 
 
 def _only_band(header: RasterHeader, modality: Modality, rule: BandRule) -> int:
-    """0 where the only band may be what is asked for; BandError where a name says otherwise."""
-    if lone_band(header, modality, rule.wanted) != ANOTHER:
+    """0 where the only band may be the requested one; BandError where it has another's name."""
+    if lone_band(header, modality, rule.band_names) != ANOTHER:
         return 0
     name = header.names[0]
     if modality.categorical and name and _names_classes(name, modality):
@@ -127,18 +127,18 @@ def _only_band(header: RasterHeader, modality: Modality, rule: BandRule) -> int:
     path = Path(str(header.path))
     named = name or f"another band, by the file's name ({path.parent.name}/{path.stem})"
     raise BandError(
-        f"{header.path}: {modality.name}: no band {rule.wanted[0]!r}; the file has: {named}; "
+        f"{header.path}: {modality.name}: no band {rule.band_names[0]!r}; the file has: {named}; "
         "take the right file, or declare `channels: [1]` if this is the band"
     )
 
 
 def _names_classes(name: str, modality: Modality) -> bool:
     """Whether a band's name may be that of a class map: not a measured band of the catalogue."""
-    if any(b.answers_to(name) for s in SENSORS.values() for b in s.bands):
+    if any(b.matches(name) for s in SENSORS.values() for b in s.bands):
         return False
     words = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", name)}
-    known = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", f"{modality.name}_{modality.sensor}")}
-    return any(w == c or w.endswith(c) for w in words for c in _CLASS_WORDS | known if w and c)
+    modality_words = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", f"{modality.name}_{modality.sensor}")}
+    return any(w == c or w.endswith(c) for w in words for c in _CLASS_WORDS | modality_words if w and c)
 
 
 def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRule) -> None:
@@ -161,29 +161,29 @@ def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRu
 
 
 def _usable(names: Sequence[str]) -> tuple[str, ...]:
-    """Names that tell bands apart; some writers call every band the same."""
+    """The names, "" where several bands share one: some software names all bands alike."""
     times = Counter(names)
     return tuple(n if times[n] == 1 else "" for n in names)
 
 
 def _find(
-    names: Sequence[str], wanted: str, band_index: int, header: RasterHeader, modality: Modality
+    names: Sequence[str], name: str, band_index: int, header: RasterHeader, modality: Modality
 ) -> int:
     band = modality.bands[band_index]
-    exact = [i for i, n in enumerate(names) if n and canonical(n) == canonical(wanted)]
-    hits = exact or [i for i, n in enumerate(names) if n and band.answers_to(n)]
+    exact = [i for i, n in enumerate(names) if n and canonical(n) == canonical(name)]
+    hits = exact or [i for i, n in enumerate(names) if n and band.matches(n)]
     if len(hits) == 1:
         return hits[0]
     where = f"{header.path}: {modality.name}"
     if hits:
         listed = ", ".join(names[i] for i in hits)
-        raise BandError(f"{where}: band {wanted!r} may be any of {listed}; write the one you mean")
+        raise BandError(f"{where}: band {name!r} may be any of {listed}; write the one you mean")
     if not any(names):
         raise BandError(
             f"{where}: the file does not name its {header.count} bands; declare "
             "`file_bands: [names in file order]` or `channels: [1-based numbers]`"
         )
     raise BandError(
-        f"{where}: no band {wanted!r}; the file has: "
+        f"{where}: no band {name!r}; the file has: "
         f"{', '.join(n or '(unnamed)' for n in names)}; take one, or declare `file_bands`"
     )

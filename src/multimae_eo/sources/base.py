@@ -1,4 +1,4 @@
-"""What every source of chips offers: keys, splits, modalities, and one chip as a Sample."""
+"""The interface of every source of chips: keys, splits, modalities, and one chip as a Sample."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source(ABC):
     ``name``: for messages. ``modalities``: what chips may hold. ``keys``: one unique, stable name
     per chip, in order. ``split_of``: the split of each key ("" for none), aligned with ``keys``.
     ``class_names``: names of label classes, empty where there are no class labels. ``class_ids``:
-    the ids by which the user's own files call them, empty where that is their place in the list.
+    the ids of the classes in the user's files, empty where an id is its position in the list.
     ``notes``: what was left out on opening, a line each.
     """
 
@@ -75,15 +75,15 @@ class Source(ABC):
 
     def split(self, name: str) -> Indices:
         """Indices of a split's chips, in order; SplitError when it is unknown or empty."""
-        own = name if name in self.split_of else split_name(name)
-        found = np.array([i for i, s in enumerate(self.split_of) if s == own], dtype=np.int64)
-        if not len(found):
+        canonical = name if name in self.split_of else split_name(name)
+        indices = np.array([i for i, s in enumerate(self.split_of) if s == canonical], dtype=np.int64)
+        if not len(indices):
             have = {s: sum(1 for x in self.split_of if x == s) for s in self.splits}
             raise SplitError(
                 f"{self.name}: split {name!r} is empty; splits: "
                 + (", ".join(f"{k} ({v})" for k, v in have.items()) or "none are declared")
             )
-        return found
+        return indices
 
     def train_val(self, *, val_fraction: float = 0.1) -> tuple[Indices, Indices]:
         """Training and validation chips.
@@ -112,10 +112,10 @@ class Source(ABC):
 
     def statistics(self, indices: Iterable[int] | None = None) -> Statistics:
         """One pass over the given chips (all by default)."""
-        found = Statistics(self.modalities)
+        statistics = Statistics(self.modalities)
         for i in range(len(self)) if indices is None else indices:
-            found.update(self.read(int(i)))
-        return found
+            statistics.update(self.read(int(i)))
+        return statistics
 
 
 def hashed_fraction(key: str) -> float:

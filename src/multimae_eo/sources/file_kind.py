@@ -105,20 +105,20 @@ def other_kind(path: Path) -> str:
         return ""
     if not start:
         return "is an empty file; restore it"
-    known = suffix if suffix in _BY_SUFFIX else ""
-    if not known:
-        known = next((kind for magic, kind in _BY_START if start.startswith(magic)), "")
-    if not known and start[257:262] == b"ustar":
-        known = ".tar"
-    if not known and start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+    kind_suffix = suffix if suffix in _BY_SUFFIX else ""
+    if not kind_suffix:
+        kind_suffix = next((kind for magic, kind in _BY_START if start.startswith(magic)), "")
+    if not kind_suffix and start[257:262] == b"ustar":
+        kind_suffix = ".tar"
+    if not kind_suffix and start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
         return "is a web page, not data: the download failed (a log-in page?); fetch it again"
-    if not known and start.startswith(b"version https://git-lfs"):
+    if not kind_suffix and start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not data; run `git lfs pull`"
-    if not known:
+    if not kind_suffix:
         return ""
     if suffix == ".json" and b'"Feature' in start:
-        known = ".geojson"
-    name, text = _BY_SUFFIX[known]
+        kind_suffix = ".geojson"
+    name, text = _BY_SUFFIX[kind_suffix]
     return text.format(name=name)
 
 

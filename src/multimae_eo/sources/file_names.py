@@ -51,7 +51,7 @@ def existing_path(root: Path, relative: str) -> Path:
 
 
 def walk_files(top: Path) -> Iterator[str]:
-    """All files under a folder but hidden ones, in order; links are followed, but not into a
+    """All files under a folder except hidden files, in order; links are followed, but not into a
     folder that holds them."""
     yield from _walk(str(top), (os.path.realpath(top),))
 
@@ -85,18 +85,18 @@ def matching_files(root: Path, text: str) -> tuple[list[Path], list[Path]]:
         return [literal], []
     body, suffix = split_suffix(os.path.expanduser(text))
     start = "" if os.path.isabs(body) else glob.escape(str(root)) + os.sep
-    found = {
+    matches = {
         name
         for one in same_suffixes(suffix)
         for name in glob.glob(start + body + _any_case(one), recursive=True)
     }
     beside = {
         os.path.join(folder, name)
-        for folder in {os.path.dirname(name) for name in found}
+        for folder in {os.path.dirname(name) for name in matches}
         for name in os.listdir(folder or ".")
         if name.lower().endswith(same_suffixes(suffix)) and suffix
     }
-    return [Path(n) for n in sorted(found)], [Path(n) for n in sorted(beside - found)]
+    return [Path(n) for n in sorted(matches)], [Path(n) for n in sorted(beside - matches)]
 
 
 def _any_case(suffix: str) -> str:

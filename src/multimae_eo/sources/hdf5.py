@@ -23,7 +23,7 @@ def open_hdf5(path: Path) -> Any:
         file = h5py.File(path, "r", locking="best-effort")
     try:
         with reading(path, FormatError, REMEDY):
-            _require_own_data(path, file)
+            _require_no_links(path, file)
     except FormatError:
         file.close()
         raise
@@ -37,7 +37,7 @@ def opened_hdf5(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _require_own_data(path: Path, file: Any) -> None:
+def _require_no_links(path: Path, file: Any) -> None:
     """FormatError for links to other names and files, and for data kept elsewhere."""
     for name in file:
         link = file.get(name, getlink=True)

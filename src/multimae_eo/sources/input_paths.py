@@ -73,7 +73,7 @@ def _referred(path: Path) -> Iterator[Path]:
     try:
         top = load_yaml(path)
     except ConfigError:
-        return  # whoever opens it says what is wrong
+        return  # opening the source reports the error
     root_text = top.get("root") if isinstance(top, Mapping) else None
     root = existing_path(path.parent, root_text if isinstance(root_text, str) else ".")
     for text in _texts(top):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multimae_eo import catalog
-from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, SplitError
+from multimae_eo.errors import ConfigError, DataError, FormatError, ClassMapError, SplitError
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -126,7 +126,7 @@ class MMEarthSource(Source):
             values = rows[key][list(channels)]
             ok = valid_pixels(values, [modality.nodata] * modality.channels)
             if modality.categorical:
-                self._require_legend(modality, values, ok, index)
+                self._require_class_ids(modality, values, ok, index)
             if ok is None:
                 pixels[name] = values
             elif ok.any():
@@ -195,13 +195,13 @@ class MMEarthSource(Source):
         wide = half / math.cos(math.radians(lat))
         return Geometry(crs="EPSG:4326", bounds=(lon - wide, lat - half, lon + wide, lat + half))
 
-    def _require_legend(
+    def _require_class_ids(
         self, modality: Modality, ids: Pixels, ok: Validity | None, index: int
     ) -> None:
         seen = np.bincount(ids.ravel() if ok is None else ids[ok], minlength=256) > 0
         seen[list(modality.class_ids)] = False
         if seen.any():
-            raise LegendError(
+            raise ClassMapError(
                 f"{self._path}: {modality.name}: tile {self.keys[index]!r} holds the class id "
                 f"{int(np.flatnonzero(seen)[0])}; the legend has "
                 f"{', '.join(map(str, modality.class_ids))}"

@@ -65,7 +65,7 @@ def _groups() -> list[str]:
 
 
 def _class_names() -> tuple[str, ...]:
-    names = {c.id: c.name for c in catalog.legend("esa_worldcover").classes}
+    names = {c.id: c.name for c in catalog.class_map("esa_worldcover").classes}
     return tuple(names[i] for i in LABEL_WEIGHTS)
 
 

@@ -91,8 +91,8 @@ class TorchGeoSource(Source):
         class_names: Sequence[str] = (),
     ) -> TorchGeoSource:
         """A set-up DataModule's ``train_dataset``, ``val_dataset`` and ``test_dataset``."""
-        found = {s: getattr(module, f"{s}_dataset", None) for s in ("train", "val", "test")}
-        datasets = {s: d for s, d in found.items() if d is not None}
+        by_split = {s: getattr(module, f"{s}_dataset", None) for s in ("train", "val", "test")}
+        datasets = {s: d for s, d in by_split.items() if d is not None}
         if not datasets:
             raise ConfigError(f"{name}: the DataModule has no data sets; call its setup() first")
         return cls(name, datasets, images, label=label, class_names=class_names)

@@ -1,4 +1,4 @@
-"""YAML read strictly: duplicate and unknown keys are refused, and every error says where."""
+"""Strict reading of YAML: duplicate and unknown keys are errors; every error names its location."""
 
 from __future__ import annotations
 
@@ -174,10 +174,10 @@ class Section:
         if key not in self:
             return None
         value = self.get(key)
-        found = [as_number(v) for v in (value if isinstance(value, list) else [value])]
-        if any(n is None for n in found):
+        numbers = [as_number(v) for v in (value if isinstance(value, list) else [value])]
+        if any(n is None for n in numbers):
             raise self.error(key, "expected a number, nan, or a list of numbers")
-        return tuple(n for n in found if n is not None)
+        return tuple(n for n in numbers if n is not None)
 
     def names(self, key: str) -> tuple[str, ...] | None:
         """A list of distinct names (whole numbers become text), or None where it is missing."""
@@ -189,10 +189,10 @@ class Section:
             for v in value
         ):
             raise self.error(key, "expected a list of names (quote yes, no, on and off)")
-        found = tuple(composed(str(v)) for v in value)
-        if len(set(found)) != len(found):
+        names = tuple(composed(str(v)) for v in value)
+        if len(set(names)) != len(names):
             raise self.error(key, "a name is given twice")
-        return found
+        return names
 
 
 def as_number(value: object) -> float | None:

@@ -15,7 +15,7 @@ from multimae_eo.errors import (
     ConfigError,
     DataError,
     FormatError,
-    LegendError,
+    ClassMapError,
     SplitError,
 )
 from multimae_eo.loading.open_source import open_source
@@ -228,7 +228,7 @@ def test_files_of_one_chip_must_cover_the_same_ground(world):
 
 def test_a_class_id_outside_the_legend_is_named(world):
     tif(world / "cover" / "c.tif", np.full((1, 8, 8), 11, np.uint8))
-    with pytest.raises(LegendError, match=r"c\.tif: landcover: class id 11 is not in the legend"):
+    with pytest.raises(ClassMapError, match=r"c\.tif: landcover: class id 11 is not in the legend"):
         opened(world, spec()).read(2)
 
 
@@ -322,7 +322,7 @@ def test_class_labels_from_columns_folders_and_numbers(world):
     source = opened(world, spec(splits="chips.csv", labels={"column": "label"}))
     assert source.class_names == ("forest", "water")
     assert [source.read(i).label for i in range(3)] == [0, 1, 0]
-    with pytest.raises(LegendError, match=r"chips\.csv: chip 'b': no class 'water'"):
+    with pytest.raises(ClassMapError, match=r"chips\.csv: chip 'b': no class 'water'"):
         opened(world, spec(splits="chips.csv", labels={"column": "label", "classes": ["forest"]}))
     folder = opened(world, spec(labels={"folder": True}))
     assert folder.class_names == ("s2",)
@@ -343,7 +343,7 @@ def test_mask_labels_map_ids_and_ignore(world):
     ids = np.zeros((8, 8), np.uint8)
     ids[0, :3] = 1, 255, 7
     Image.fromarray(ids).save(world / "mask" / "b.png")
-    with pytest.raises(LegendError, match=r"b\.png: mask id 7 is neither a class nor ignored"):
+    with pytest.raises(ClassMapError, match=r"b\.png: mask id 7 is neither a class nor ignored"):
         source.read(1)
     labels["ids"] = {0: "water", 1: "land", 7: "land"}
     label = opened(world, spec(labels=labels)).read(1).label

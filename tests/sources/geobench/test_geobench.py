@@ -16,7 +16,7 @@ from multimae_eo.errors import (
     BandError,
     ConfigError,
     FormatError,
-    LegendError,
+    ClassMapError,
     MultiMAEError,
     OutputError,
     SplitError,
@@ -236,10 +236,10 @@ GREEN = "03 - Green"
         (lambda f: rewrite(f, **{GREEN: np.zeros((2, 2), "c8")}), FormatError, "expected numbers"),
         (lambda f: rewrite(f, **{GREEN: np.zeros(4)}), FormatError, "expected numbers"),
         (lambda f: relabel(f, None), FormatError, "holds no label"),
-        (lambda f: relabel(f, 10), LegendError, "a class from 0 to 9, got 10"),
-        (lambda f: relabel(f, -1), LegendError, "got -1"),
-        (lambda f: relabel(f, 1.5), LegendError, "got 1.5"),
-        (lambda f: relabel(f, np.array([0, 1])), LegendError, r"got \[0 1\]"),
+        (lambda f: relabel(f, 10), ClassMapError, "a class from 0 to 9, got 10"),
+        (lambda f: relabel(f, -1), ClassMapError, "got -1"),
+        (lambda f: relabel(f, 1.5), ClassMapError, "got 1.5"),
+        (lambda f: relabel(f, np.array([0, 1])), ClassMapError, r"got \[0 1\]"),
     ],
 )  # fmt: skip
 def test_damaged_chips_name_the_file_and_the_fault(copy, spoil, error, match):
@@ -276,14 +276,14 @@ def test_files_that_are_no_chips(copy, damage):
 )
 def test_multi_label_vectors_are_checked(copy, name, label, match):
     folder = copy(name)
-    with pytest.raises(LegendError, match=match):
+    with pytest.raises(ClassMapError, match=match):
         GeoBenchSource(relabel(folder, label)).read(0)
 
 
 @pytest.mark.parametrize("value", [7, 255, -1, 0.5])
 def test_a_label_map_outside_the_classes_is_an_error_not_a_class(copy, value):
     folder = rewrite(copy("m-chesapeake"), label=np.full((SIZE, SIZE), value))
-    with pytest.raises(LegendError, match=rf"holds {value}; the classes are 0 to 6"):
+    with pytest.raises(ClassMapError, match=rf"holds {value}; the classes are 0 to 6"):
         GeoBenchSource(folder).read(0)
     with pytest.raises(FormatError, match="no label map"):
         GeoBenchSource(rewrite(folder, label=None)).read(0)

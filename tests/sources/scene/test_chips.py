@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, SplitError
+from multimae_eo.errors import ConfigError, DataError, FormatError, ClassMapError, SplitError
 from multimae_eo.geo import Window
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
@@ -400,7 +400,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     )  # fmt: skip
     landcover = {"path": "classes.tif", "legend": {1: "a", 2: "b", 3: "c"}}
     source = open_scene(scene_file(folder, modalities={"landcover": landcover}))
-    with pytest.raises(LegendError, match="class id 4 is not in the legend"):
+    with pytest.raises(ClassMapError, match="class id 4 is not in the legend"):
         source.read(0)
     told(ConfigError, "unknown key 'exclude'", modalities={"rgb": {"path": "a.tif", "exclude": []}})
     told(FormatError, "no such file", modalities={"elevation": {"path": "x.tif", "band": "dem"}})

@@ -81,7 +81,7 @@ class Pattern:
         return ChipFiles(paths, tuple(others))
 
     def _choose(self, paths: dict[str, str], key: str, name: str) -> None:
-        """Keep the file that is named exactly as the pattern says, if one of two is."""
+        """Keep the file whose name is exactly that of the pattern, if one of the two is."""
         exact = [n for n in (paths[key], name) if n == self.path(key)]
         if not exact:
             raise DataError(
@@ -126,15 +126,15 @@ class Table:
 
     def splits(self) -> dict[str, str]:
         """The split of every listed chip, under the names train, val, test where they are meant."""
-        found = {}
+        splits = {}
         for key, split in self.column("split").items():
             if not split:
                 raise SplitError(f"{self.path}: chip {key!r} has an empty split; name one")
-            found[key] = split_name(split)
-        return found
+            splits[key] = split_name(split)
+        return splits
 
 
-def read_table(path: Path, pattern: Pattern | None, known: Collection[str]) -> Table:
+def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Table:
     """Read a CSV whose column ``id`` or ``file`` names the chips.
 
     A ``file`` is matched against ``pattern``; failing that, taken without its extension, then
@@ -162,8 +162,8 @@ def read_table(path: Path, pattern: Pattern | None, known: Collection[str]) -> T
     rows: dict[str, Row] = {}
     lost: list[str] = []
     for line in lines:
-        key = line[by] if by == "id" else _key_of(line[by], pattern, known)
-        if key not in known:
+        key = line[by] if by == "id" else _key_of(line[by], pattern, keys)
+        if key not in keys:
             lost.append(line[by])
         elif key in rows:
             raise SplitError(f"{path}: chip {key!r} is listed twice")
@@ -173,25 +173,25 @@ def read_table(path: Path, pattern: Pattern | None, known: Collection[str]) -> T
         shown = ", ".join(repr(k) for k in lost[:3]) + (", …" if len(lost) > 3 else "")
         raise SplitError(
             f"{path}: {len(lost)} of {len(lines)} chips have no file: {one_line(shown)}; "
-            f"{_zeros_hint(lost, known)}mend the table, `root:` or `chips:`"
+            f"{_zeros_hint(lost, keys)}mend the table, `root:` or `chips:`"
         )
     return Table(path, columns, rows)
 
 
-def _zeros_hint(lost: Sequence[str], known: Collection[str]) -> str:
+def _zeros_hint(lost: Sequence[str], keys: Collection[str]) -> str:
     """Where ids have lost the zeros before them (spreadsheets take them for numbers)."""
-    bare = {key.lstrip("0"): key for key in known if key[:1] == "0"}
+    bare = {key.lstrip("0"): key for key in keys if key[:1] == "0"}
     number = lost[0].removesuffix(".0")
     if number not in bare:
         return ""
     return f"a spreadsheet has dropped zeros: {lost[0]!r} for {bare[number]!r}; "
 
 
-def _key_of(file: str, pattern: Pattern | None, known: Collection[str]) -> str:
+def _key_of(file: str, pattern: Pattern | None, keys: Collection[str]) -> str:
     path = PurePosixPath(file.replace("\\", "/"))
     matched = pattern.key(str(path)) if pattern else None
     options = (matched, str(path.with_suffix("")) if path.name else None, path.stem)
-    return next((o for o in options if o and o in known), file)
+    return next((o for o in options if o and o in keys), file)
 
 
 def require_files(

@@ -1,4 +1,4 @@
-"""A class legend written in a dataset file: a mapping of ids to names, or a list of records."""
+"""Class maps written in a dataset file: a mapping of ids to names, or a list of records."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import re
 from collections.abc import Mapping
 
 from multimae_eo.class_colors import Color, class_colors
-from multimae_eo.modality import LegendClass
+from multimae_eo.modality import ClassMapEntry
 from multimae_eo.sources.yaml_section import Section
 
 
-def inline_legend(section: Section, value: object) -> tuple[LegendClass, ...]:
+def inline_class_map(section: Section, value: object) -> tuple[ClassMapEntry, ...]:
     """Classes from ``{10: trees, …}`` or ``[{id: 10, name: trees, color: "#006400"}, …]``."""
     if isinstance(value, Mapping):
         value = [{"id": raw, "name": name} for raw, name in value.items()]
     if not isinstance(value, list) or not value:
         raise section.error("legend", "expected a catalogue name, {id: name} or a list of records")
-    found = [_class(section, index, record) for index, record in enumerate(value)]
-    colors = class_colors([name for _, name, _ in found])
+    entries = [_class(section, index, record) for index, record in enumerate(value)]
+    colors = class_colors([name for _, name, _ in entries])
     return tuple(
-        LegendClass(id=raw, name=name, color=given or color)
-        for (raw, name, given), color in zip(found, colors, strict=True)
+        ClassMapEntry(id=raw, name=name, color=given or color)
+        for (raw, name, given), color in zip(entries, colors, strict=True)
     )
 
 

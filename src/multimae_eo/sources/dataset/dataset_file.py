@@ -12,7 +12,7 @@ from multimae_eo.errors import (
     ConfigError,
     DataError,
     FormatError,
-    LegendError,
+    ClassMapError,
     did_you_mean,
 )
 from multimae_eo.geo import Geometry
@@ -54,7 +54,7 @@ from multimae_eo.sources.yaml_section import as_number
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """How one modality is read. ``having``: the chips that have its file. ``first``: the header
-    read on opening, whose number type all chips must have; ``at``: its bands. ``physical``: its
+    read on opening, whose dtype all chips must have; ``at``: its bands. ``physical``: its
     bands' scales differ, so that pixels of all chips are made physical.
     """
 
@@ -68,7 +68,7 @@ class _Plan:
     calibration: Mapping[str, PerChip]
 
     def declared(self, key: str, where: Path) -> Declared:
-        """What the dataset file says of a chip's calibration."""
+        """The calibration of a chip that the dataset file declares."""
         return Declared(
             scale=self.calibration["scale"].of(key),
             offset=self.calibration["offset"].of(key),
@@ -93,11 +93,11 @@ class _Files:
 
     def _agree(self, header: RasterHeader) -> None:
         for other in (r.header for r in self.read.values()):
-            turned, plain = (header, other) if header.turned else (other, header)
-            if turned.turned and plain.transform is None:
+            flipped, unflipped = (header, other) if header.turned else (other, header)
+            if flipped.flipped and unflipped.transform is None:
                 raise DataError(
-                    f"{turned.path}: stored {'south-up' if turned.south_up else 'east-west'}, and "
-                    f"{plain.path} has no georeferencing to say which way it lies; warp the first "
+                    f"{flipped.path}: stored {'south-up' if flipped.south_up else 'east-west'}, and "
+                    f"{unflipped.path} has no georeferencing that gives its orientation; warp the first "
                     "north-up, or georeference the second"
                 )
         theirs = header.geometry
@@ -133,9 +133,9 @@ class DatasetFileSource(Source):
         spec = read_dataset_file(Path(path))
         self.name = spec.name
         self._spec = spec
-        files, known = _discover(spec)
-        self._table = read_table(spec.table, _main_pattern(spec), known) if spec.table else None
-        self.keys = sorted(known - spec.exclude)
+        files, keys = _discover(spec)
+        self._table = read_table(spec.table, _main_pattern(spec), keys) if spec.table else None
+        self.keys = sorted(keys - spec.exclude)
         self._plans = {
             s.modality.name: self._plan(s, files[_pattern_of(spec, s)]) for s in spec.modalities
         }
@@ -146,7 +146,7 @@ class DatasetFileSource(Source):
             main = files[spec.chips or _pattern_of(spec, spec.modalities[0])]
             self._labels = ChipLabels.of(spec, main, self.keys, self._table)
             self.class_names, self.class_ids = self._labels.classes, self._labels.class_ids
-        self.split_of = self._splits(_main_pattern(spec), known)
+        self.split_of = self._splits(_main_pattern(spec), keys)
         self.notes = tuple(left_out(spec, files, self.keys, self._labels))
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
@@ -198,12 +198,12 @@ class DatasetFileSource(Source):
     def _plan(self, spec: ModalitySpec, having: ChipFiles) -> _Plan:
         name = spec.modality.name
         where = f"{self._spec.file}: modalities.{name}"
-        _known_chips(where, spec.exclude, {*having, *self.keys})
+        _require_chips(where, spec.exclude, {*having, *self.keys})
         pattern = _pattern_of(self._spec, spec)
-        wanted = set(self.keys) - spec.exclude
+        keys = set(self.keys) - spec.exclude
         if not spec.optional:
-            require_files(self._spec.root, pattern, wanted, having, where)
-        first = min(wanted & having.keys(), default=None)
+            require_files(self._spec.root, pattern, keys, having, where)
+        first = min(keys & having.keys(), default=None)
         if first is None:
             raise DataError(
                 f"{where}: no chip has a file {self._spec.root / pattern.text}; mend `path:`"
@@ -217,7 +217,7 @@ class DatasetFileSource(Source):
             "offset": self._resolved(spec.offset, "offset", numeric=True),
         }
         if spec.modality.levels:
-            for level in {calibration["level"].of(key) or "" for key in wanted & having.keys()}:
+            for level in {calibration["level"].of(key) or "" for key in keys & having.keys()}:
                 try:
                     spec.modality.level_index(level)
                 except ConfigError as error:
@@ -245,7 +245,7 @@ class DatasetFileSource(Source):
     def _resolved(self, value: PerChip, what: str, *, numeric: bool) -> PerChip:
         """The value with its column read and checked."""
         where = self._spec.file
-        _known_chips(f"{where}: {what}", value.chips, self.keys, self._spec.exclude)
+        _require_chips(f"{where}: {what}", value.chips, self.keys, self._spec.exclude)
         if not value.column:
             return value
         if self._table is None:
@@ -261,7 +261,7 @@ class DatasetFileSource(Source):
                 )
         return replace(value, chips=numbers)
 
-    def _splits(self, pattern: Pattern | None, known: frozenset[str]) -> list[str]:
+    def _splits(self, pattern: Pattern | None, keys: frozenset[str]) -> list[str]:
         spec, labels = self._spec, self._labels
         if spec.draw is not None:
             drawn = draw_splits(
@@ -276,7 +276,7 @@ class DatasetFileSource(Source):
         else:
             table = self._table
             if table is None or table.path != spec.split_table:
-                table = read_table(spec.split_table, pattern, known)
+                table = read_table(spec.split_table, pattern, keys)
             listed = table.splits()
             drawn = [listed.get(key, UNLISTED) for key in self.keys]
         dropped = labels.dropped if labels else frozenset()
@@ -312,7 +312,7 @@ class DatasetFileSource(Source):
             )
         if header.dtype != plan.first.dtype:
             raise FormatError(
-                f"{header.path}: {plan.modality.name}: number type {header.dtype}, but "
+                f"{header.path}: {plan.modality.name}: dtype {header.dtype}, but "
                 f"{plan.first.dtype} in {plan.first.path}; convert the odd one (its units may "
                 "differ), or list it under `exclude:`"
             )
@@ -322,7 +322,7 @@ class DatasetFileSource(Source):
         pixels = np.ascontiguousarray(raster.pixels[at])
         linear = Linear()
         if plan.modality.categorical:
-            _require_legend(plan.modality, pixels, ok, Path(header.path))
+            _require_class_ids(plan.modality, pixels, ok, Path(header.path))
         else:
             pixels, linear = self._calibrated(plan, key, header, at, pixels)
         if ok is not None:
@@ -364,32 +364,32 @@ def _discover(spec: DatasetSpec) -> tuple[dict[Pattern, ChipFiles], frozenset[st
     patterns = {_pattern_of(spec, m) for m in spec.modalities}
     if spec.chips:
         patterns.add(spec.chips)
-    found = {p: p.discover(spec.root) for p in patterns}
-    known = frozenset(found[spec.chips] if spec.chips else frozenset().union(*found.values()))
-    if not known:
+    files = {p: p.discover(spec.root) for p in patterns}
+    keys = frozenset(files[spec.chips] if spec.chips else frozenset().union(*files.values()))
+    if not keys:
         tried = ", ".join(sorted(p.text for p in patterns))
         raise DataError(f"{spec.file}: no file under {spec.root} matches {tried}")
-    _known_chips(str(spec.file), spec.exclude, known)
-    if known == spec.exclude:
+    _require_chips(str(spec.file), spec.exclude, keys)
+    if keys == spec.exclude:
         raise DataError(f"{spec.file}: `exclude:` leaves no chip")
-    return found, known
+    return files, keys
 
 
-def _known_chips(
-    where: str, named: Iterable[str], known: Collection[str], also: Collection[str] = ()
+def _require_chips(
+    where: str, named: Iterable[str], keys: Collection[str], also: Collection[str] = ()
 ) -> None:
     for key in sorted(named):
-        if key not in known and key not in also:
-            near = did_you_mean(key, sorted(known)[:2000]).split("; valid")[0][:120]
+        if key not in keys and key not in also:
+            near = did_you_mean(key, sorted(keys)[:2000]).split("; valid")[0][:120]
             raise ConfigError(f"{where}: no chip {key!r}; {near}")
 
 
-def _require_legend(modality: Modality, pixels: Pixels, ok: Validity | None, path: Path) -> None:
+def _require_class_ids(modality: Modality, pixels: Pixels, ok: Validity | None, path: Path) -> None:
     ids = np.unique(pixels if ok is None else pixels[ok])
     strange = [i for i in ids.tolist() if i not in modality.class_ids]
     if strange:
-        raise LegendError(
-            f"{path}: {modality.name}: class id {strange[0]} is not in the legend "
+        raise ClassMapError(
+            f"{path}: {modality.name}: class id {strange[0]} is not in the class map "
             f"({', '.join(map(str, modality.class_ids))}); add it there, or to `nodata:`"
         )
 

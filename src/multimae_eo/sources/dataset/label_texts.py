@@ -8,11 +8,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from multimae_eo.errors import LegendError, did_you_mean
+from multimae_eo.errors import ClassMapError, did_you_mean
 
 _LISTED = re.compile(r"^\s*[\[({](.*)[\])}]\s*$", re.DOTALL)
 _BETWEEN = re.compile(r"(?<=['\"])\s+(?=['\"])")
-_WHOLE = re.compile(r"^[-+]?\d+(?:\.0+)?$")
+_INTEGER = re.compile(r"^[-+]?\d+(?:\.0+)?$")
 
 
 def class_texts(texts: Mapping[str, str], separator: str) -> tuple[dict[str, list[str]], bool]:
@@ -28,7 +28,7 @@ def class_texts(texts: Mapping[str, str], separator: str) -> tuple[dict[str, lis
         and any(sign in text for text in texts.values() for sign in "[{,;")
     )
     if not several:
-        return {key: [whole_number(text)] for key, text in texts.items()}, False
+        return {key: [integer_text(text)] for key, text in texts.items()}, False
     return {key: _several(text, separator) for key, text in texts.items()}, True
 
 
@@ -49,17 +49,17 @@ def _several(text: str, separator: str) -> list[str]:
         else:
             parts = re.split(r"[,;|]|" + re.escape(separator or ","), listed[1])
             numbers = listed[1].split()
-            if len(parts) == 1 and all(_WHOLE.match(n.rstrip(".")) for n in numbers):
+            if len(parts) == 1 and all(_INTEGER.match(n.rstrip(".")) for n in numbers):
                 parts = [n.rstrip(".") for n in numbers]
     else:
         parts = text.split(separator)
-    names = [whole_number(str(part).strip().strip("\"'").strip()) for part in parts]
+    names = [integer_text(str(part).strip().strip("\"'").strip()) for part in parts]
     return list(dict.fromkeys(name for name in names if name))
 
 
-def whole_number(text: str) -> str:
+def integer_text(text: str) -> str:
     """``3.0`` as ``3`` (columns of numbers with gaps are written so); other texts as they are."""
-    return text.split(".", maxsplit=1)[0] if _WHOLE.match(text) and "." in text else text
+    return text.split(".", maxsplit=1)[0] if _INTEGER.match(text) and "." in text else text
 
 
 def sorted_classes(names: Iterable[str], where: str) -> tuple[str, ...]:
@@ -68,12 +68,12 @@ def sorted_classes(names: Iterable[str], where: str) -> tuple[str, ...]:
     LegendError where two of them are the same number.
     """
     distinct = sorted(set(names))
-    if not distinct or not all(_WHOLE.match(name) for name in distinct):
+    if not distinct or not all(_INTEGER.match(name) for name in distinct):
         return tuple(distinct)
     by_number: dict[int, str] = {}
     for name in distinct:
         if by_number.setdefault(int(name), name) != name:
-            raise LegendError(
+            raise ClassMapError(
                 f"{where}: classes {by_number[int(name)]!r} and {name!r} are one number; write one"
             )
     return tuple(by_number[number] for number in sorted(by_number))
@@ -92,6 +92,6 @@ def require_classes(where: str, key: str, names: Iterable[str], classes: Sequenc
     """LegendError where a chip's label names a class that is not among ``classes``."""
     for name in names:
         if name not in classes:
-            raise LegendError(
+            raise ClassMapError(
                 f"{where}: chip {key!r}: no class {name!r}; {did_you_mean(name, classes)}"
             )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, LegendError, did_you_mean
+from multimae_eo.errors import ConfigError, DataError, FormatError, ClassMapError, did_you_mean
 from multimae_eo.modality import class_ids
 from multimae_eo.plausible import sentinel_message
 from multimae_eo.sources.dataset.chip_files import ChipFiles, Table, require_files
@@ -108,13 +108,13 @@ class ChipLabels:
                 f"{header.path}: the label mask is {header.shape[0]}×{header.shape[1]} px, "
                 f"the chips are {' or '.join(f'{h}×{w}' for h, w in sorted(self.sizes))}"
             )
-        own = header.nodata[0]
+        tagged = header.nodata[0]
         if self.spec.nodata is not None:
             nodata = self.spec.nodata
-        elif own is None or (not self.spec.numeric and own in self.spec.ids):
+        elif tagged is None or (not self.spec.numeric and tagged in self.spec.ids):
             nodata = ()
         else:
-            nodata = (own,)
+            nodata = (tagged,)
         clear = tuple(v for v in header.bands[0].transparent if v not in self.spec.ids)
         mask, pixels = raster.mask, raster.pixels[:1]
         if header.count == 2:  # value and alpha
@@ -125,8 +125,8 @@ class ChipLabels:
             values = physical(pixels, tags)[0].astype(np.float32)
             if self.spec.nodata is None:
                 raw = pixels[0].astype(np.float32)
-                known = raw if ok is None else raw[ok[0]]
-                if message := sentinel_message(known, header.dtype):
+                observed = raw if ok is None else raw[ok[0]]
+                if message := sentinel_message(observed, header.dtype):
                     raise DataError(f"{header.path}: {message}")
             return values if ok is None else np.where(ok[0], values, np.float32(np.nan))
         ids = pixels[0] if ok is None else np.where(ok[0], pixels[0], 0)
@@ -134,13 +134,13 @@ class ChipLabels:
         seen = table if ok is None else np.unique(ids[ok[0]])
         strange = [i for i in seen.tolist() if i not in self.spec.ids]
         if strange:
-            raise LegendError(
+            raise ClassMapError(
                 f"{header.path}: mask id {strange[0]} is neither a class nor ignored "
                 f"({', '.join(map(str, self.spec.ids))}); add it to `ids:` or `ignore:`"
             )
         index = np.array([self.spec.ids.get(i, -1) for i in table.tolist()], dtype=np.int64)
-        found: npt.NDArray[np.int64] = index[inverse].reshape(ids.shape)
-        return found if ok is None else np.where(ok[0], found, -1)
+        indices: npt.NDArray[np.int64] = index[inverse].reshape(ids.shape)
+        return indices if ok is None else np.where(ok[0], indices, -1)
 
 
 def _mask_labels(
@@ -149,9 +149,9 @@ def _mask_labels(
     """Labels that are maps: raw ids become indices of the classes that are kept."""
     named = {raw: labels.classes[i] for raw, i in labels.ids.items() if i >= 0}
     classes = _kept(labels, labels.classes, where)
-    place = {name: i for i, name in enumerate(classes)}
+    index_of = {name: i for i, name in enumerate(classes)}
     renamed = {raw: labels.rename.get(name, name) for raw, name in named.items()}
-    ids = {raw: place.get(renamed.get(raw, ""), -1) for raw in labels.ids}
+    ids = {raw: index_of.get(renamed.get(raw, ""), -1) for raw in labels.ids}
     least = [min((r for r, i in ids.items() if i == k), default=-1) for k in range(len(classes))]
     return ChipLabels(
         spec=replace(labels, ids=ids),
@@ -171,11 +171,11 @@ def _class_labels(labels: ChipLabels, texts: Mapping[str, str], where: str) -> C
     for key, listed in names.items():
         require_classes(where, key, listed, every)
     kept = _kept(spec, every, where)
-    place = {name: i for i, name in enumerate(kept)}
+    index_of = {name: i for i, name in enumerate(kept)}
     values: dict[str, Any] = {}
     dropped = []
     for key, listed in names.items():
-        indices = [place[n] for n in (spec.rename.get(n, n) for n in listed) if n in place]
+        indices = [index_of[n] for n in (spec.rename.get(n, n) for n in listed) if n in index_of]
         if several:
             hot = np.zeros(len(kept), dtype=np.float32)
             hot[indices] = 1.0
@@ -197,11 +197,11 @@ def _kept(labels: LabelSpec, every: Sequence[str], where: str) -> tuple[str, ...
     """The classes after ``rename:`` and ``only:``."""
     for old in labels.rename:
         if old not in every:
-            raise LegendError(f"{where}: rename: no class {old!r}; {did_you_mean(old, every)}")
+            raise ClassMapError(f"{where}: rename: no class {old!r}; {did_you_mean(old, every)}")
     renamed = tuple(dict.fromkeys(labels.rename.get(name, name) for name in every))
     for name in labels.only:
         if name not in renamed:
-            raise LegendError(f"{where}: only: no class {name!r}; {did_you_mean(name, renamed)}")
+            raise ClassMapError(f"{where}: only: no class {name!r}; {did_you_mean(name, renamed)}")
     return labels.only or renamed
 
 
@@ -216,7 +216,7 @@ def _folders(files: Mapping[str, str], keys: Sequence[str], where: str) -> dict[
     stray = [k for k in keys if folder_of[k] in outer]
     if stray:
         shown = ", ".join(files.get(k, k) for k in stray[:3]) + (", …" if len(stray) > 3 else "")
-        raise LegendError(
+        raise ClassMapError(
             f"{where}: {len(stray)} file(s) lie beside class folders, not in one: {shown}; move "
             "them, or list them under `exclude:`"
         )
@@ -226,16 +226,16 @@ def _folders(files: Mapping[str, str], keys: Sequence[str], where: str) -> dict[
 def _numbers(where: str, labels: LabelSpec, texts: Mapping[str, str]) -> dict[str, Any]:
     """Numbers by chip; those that are declared to be none are left out."""
     none = {*labels.ignore, *(labels.nodata or ())}
-    found = {}
+    numbers = {}
     for key, text in texts.items():
         number = number_of(text)
         if number is None and text.lower() in ("nan", "na", "n/a", "null", "none"):
             continue
         if number is None:
-            raise LegendError(f"{where}: chip {key!r}: the label {text!r} is not a number")
+            raise ClassMapError(f"{where}: chip {key!r}: the label {text!r} is not a number")
         if number not in none:
-            found[key] = np.float32(number)
-    message = sentinel_message(np.array(list(found.values()), dtype=np.float64))
+            numbers[key] = np.float32(number)
+    message = sentinel_message(np.array(list(numbers.values()), dtype=np.float64))
     if message and labels.nodata is None:
         raise DataError(f"{where}: column {labels.column!r}: {message}")
-    return found
+    return numbers

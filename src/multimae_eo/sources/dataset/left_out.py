@@ -1,4 +1,4 @@
-"""What the patterns of a dataset file leave out beside what they take, counted in a line each."""
+"""Files that the patterns of a dataset file do not match, counted in one line per pattern."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from multimae_eo.modality import Band, Modality
 from multimae_eo.sources.band_match import BandRule
 from multimae_eo.sources.base import split_name
 from multimae_eo.sources.dataset.chip_files import Pattern
-from multimae_eo.sources.dataset.class_maps import inline_legend
+from multimae_eo.sources.dataset.class_maps import inline_class_map
 from multimae_eo.sources.dataset.split_draw import SplitDraw
 from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed, existing_path
@@ -61,7 +61,7 @@ class ModalitySpec:
     """A modality, where its files are and how they are to be read.
 
     ``path``: None where it is in the ``chips`` file. ``nodata``: None means what the file and the
-    legend declare. ``exclude``: chips whose pixels of this modality must not be used. ``layout``:
+    class map declare. ``exclude``: chips whose pixels of this modality must not be used. ``layout``:
     order of the axes of array files.
     """
 
@@ -122,7 +122,7 @@ class DatasetSpec:
 
 
 def read_dataset_file(path: Path) -> DatasetSpec:
-    """Read and check a dataset file; ConfigError says which key is wrong and what is valid."""
+    """Read and check a dataset file; ConfigError names the invalid key and the valid ones."""
     top = Section.of(str(path), load_yaml(path), DATASET_KEYS)
     records = top.get("modalities", {})
     if not isinstance(records, Mapping) or not records:
@@ -160,18 +160,18 @@ def modality_spec(top: Section, name: object, record: object) -> ModalitySpec:
         raise top.error("modalities", f"{name!r} is no name: use letters, digits, _ and -")
     section = Section.of(f"{top.where}: modalities.{name}", record or {}, MODALITY_KEYS)
     try:
-        modality, wanted = _categorical(section, name) or _continuous(section, name)
+        modality, band_names = _categorical(section, name) or _continuous(section, name)
     except MultiMAEError as error:
         if str(error).startswith(section.where):
             raise
         raise type(error)(f"{section.where}: {error}") from error
     scale, offset, level = (_per_chip(section, k) for k in ("scale", "offset", "level"))
     _check_level(section, modality, level)
-    own = section.names("file_bands")
+    file_bands = section.names("file_bands")
     inherited = top.names("file_bands") if "path" not in section else None
     rule = BandRule(
-        wanted=wanted,
-        file_bands=own or inherited or (),
+        band_names=band_names,
+        file_bands=file_bands or inherited or (),
         channels=_channels(section, modality.channels),
     )
     nodata = section.numbers("nodata")
@@ -210,7 +210,7 @@ def _layout(section: Section, top: Section) -> Layout:
         raise section.error("layout", "expected chw (bands, rows, columns) or hwc (bands last)")
     pattern = _pattern(section, "path") or _pattern(top, "chips")
     if pattern is None or not pattern.text.lower().endswith(".npy"):
-        raise section.error("layout", "only .npy arrays have one; other files say it themselves")
+        raise section.error("layout", "only .npy arrays have one; other formats define it")
     return "hwc"
 
 
@@ -244,29 +244,29 @@ def _continuous(section: Section, name: str) -> tuple[Modality, tuple[str, ...]]
 
 def _categorical(section: Section, name: str) -> tuple[Modality, tuple[str, ...]] | None:
     """A class map where ``legend`` is given, or the catalogue has one under this name."""
-    known = catalog.MODALITIES.get(name)
+    catalogued = catalog.MODALITIES.get(name)
     bare = not any(k in section for k in ("legend", "band", "bands", "sensor"))
     value = section.get("legend")
-    if value is None and not (bare and known is not None and known.categorical):
+    if value is None and not (bare and catalogued is not None and catalogued.categorical):
         return None
     if section.get("kind", "categorical") != "categorical":
-        raise section.error("kind", "a modality with a legend is categorical")
+        raise section.error("kind", "a modality with a class map (`legend:`) is categorical")
     asked = _bands(section)
     if len(asked) > 1:
         raise section.error("bands", "a class map has one band")
     band = str(asked[0]) if asked else ""
     gsd = section.number("gsd")
-    if value is None and known is not None:
-        made = replace(known, gsd_m=gsd or known.gsd_m)
+    if value is None and catalogued is not None:
+        made = replace(catalogued, gsd_m=gsd or catalogued.gsd_m)
     elif isinstance(value, str):
-        made = catalog.class_map(name, legend_name=value, gsd_m=gsd)
+        made = catalog.make_class_map(name, class_map_name=value, gsd_m=gsd)
     else:
         made = Modality(
             name=name,
             kind="categorical",
             sensor=section.text("sensor"),
             bands=(Band(name=band or name),),
-            classes=inline_legend(section, value),
+            classes=inline_class_map(section, value),
             gsd_m=gsd,
         )
     return replace(made, unit=section.text("unit")), (band or made.bands[0].name,)
@@ -287,7 +287,7 @@ def _bands(section: Section) -> tuple[str | float, ...]:
 def _sensor_of(section: Section, asked: tuple[str | float, ...]) -> str:
     if not all(isinstance(b, str) for b in asked):
         raise section.error("sensor", "a wavelength needs `sensor:`")
-    if str(asked[0]) in catalog.LEGENDS:
+    if str(asked[0]) in catalog.CLASS_MAPS:
         raise section.error("legend", f"a class map needs `legend: {asked[0]}`")
     return catalog.find_band(str(asked[0]))[0].name
 
@@ -327,8 +327,8 @@ def _per_chip(section: Section, key: str) -> PerChip:
     if not isinstance(chips, Mapping) or ("column" in inner) == ("chips" in inner):
         raise section.error(key, "expected {column: NAME} or {default: VALUE, chips: {ID: VALUE}}")
     default = _value(section, key, inner.get("default")) if "default" in inner else None
-    own = {composed(str(chip)): _value(section, key, v) for chip, v in chips.items()}
-    return PerChip(default, inner.text("column"), own)
+    by_chip = {composed(str(chip)): _value(section, key, v) for chip, v in chips.items()}
+    return PerChip(default, inner.text("column"), by_chip)
 
 
 def _value(section: Section, key: str, value: object) -> float | str:
@@ -375,16 +375,16 @@ def _splits(top: Section, root: Path) -> tuple[Path | None, SplitDraw | None]:
         raise top.error("splits", "expected a CSV file, or fractions of all but train: {val: 0.1}")
     options = Section(f"{top.where}: splits", value)
     shares = {split_name(str(n)): as_number(s) for n, s in value.items() if n not in _DRAW_KEYS}
-    found = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
+    valid = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
     if "train" in shares or not shares:
         raise top.error("splits", "expected a CSV file, or fractions of all but train: {val: 0.1}")
-    if len(found) < len(shares) or sum(found.values()) >= 1:
+    if len(valid) < len(shares) or sum(valid.values()) >= 1:
         raise top.error("splits", "fractions lie between 0 and 1 and leave some chips for train")
     seed = options.get("seed", 0)
     if type(seed) is not int or seed < 0:
         raise options.error("seed", "expected a whole number from 0")
     return None, SplitDraw(
-        shares=found, stratify=options.flag("stratify"), group=options.text("group"), seed=seed
+        shares=valid, stratify=options.flag("stratify"), group=options.text("group"), seed=seed
     )
 
 
@@ -436,32 +436,32 @@ def _rename(section: Section) -> dict[str, str]:
     value = section.get("rename", {})
     if not isinstance(value, Mapping):
         raise section.error("rename", "expected {old: new} or {new: [old, old]}")
-    found: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for name, other in value.items():
         if isinstance(other, list):
             pairs = [(str(old), str(name)) for old in other]
         else:
             pairs = [(str(name), str(other))]
         for old, new in pairs:
-            if found.setdefault(composed(old), composed(new)) != composed(new):
+            if renamed.setdefault(composed(old), composed(new)) != composed(new):
                 raise section.error("rename", f"{old!r} is given two names")
-    return found
+    return renamed
 
 
 def _mask_ids(section: Section, classes: tuple[str, ...]) -> dict[int, int]:
-    """Raw id → class index. By default a raw id is the class's place in ``classes``."""
+    """Raw id → class index. By default a raw id is the index of the class in ``classes``."""
     given = section.get("ids", dict(enumerate(classes)))
     if not isinstance(given, Mapping):
         raise section.error("ids", "expected a mapping of mask ids to classes")
-    found: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     for raw, name in given.items():
         if type(raw) is not int:
             raise section.error("ids", f"the mask id {raw!r} is no whole number")
         if str(name) not in classes:
             raise section.error("ids", f"no class {name!r}; {did_you_mean(str(name), classes)}")
-        found[raw] = classes.index(str(name))
+        index_of[raw] = classes.index(str(name))
     for number in section.numbers("ignore") or ():
-        if not float(number).is_integer() or int(number) in found:
+        if not float(number).is_integer() or int(number) in index_of:
             raise section.error("ignore", "expected whole ids that are not classes")
-        found[int(number)] = -1
-    return found
+        index_of[int(number)] = -1
+    return index_of

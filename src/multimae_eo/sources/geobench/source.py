@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo import catalog
-from multimae_eo.errors import ConfigError, FormatError, LegendError, SplitError, did_you_mean
+from multimae_eo.errors import ConfigError, FormatError, ClassMapError, SplitError, did_you_mean
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -188,12 +188,12 @@ class GeoBenchSource(Source):
         label = np.asarray(stored.values if isinstance(stored, StoredArray) else stored)
         if self.data.label == "classes":
             if label.shape != (classes,) or not np.isin(label, (0, 1)).all():
-                raise LegendError(
+                raise ClassMapError(
                     f"{path}: label: expected {classes} zeros and ones, got {_shown(label)}"
                 )
             return label.astype(np.float32)
         if label.size != 1 or label.dtype.kind not in "iu" or not 0 <= label.item() < classes:
-            raise LegendError(
+            raise ClassMapError(
                 f"{path}: label: expected a class from 0 to {classes - 1}, got {_shown(label)}"
             )
         return int(label.item())
@@ -331,7 +331,7 @@ def _class_map(path: Path, ids: npt.NDArray[Any], classes: int) -> npt.NDArray[n
         raise FormatError(f"{path}: label: expected numbers (H, W), got {ids.dtype} {ids.shape}")
     strange = ids[~np.isin(ids, np.arange(classes))]
     if strange.size:
-        raise LegendError(
+        raise ClassMapError(
             f"{path}: label: holds {strange.flat[0]}; the classes are 0 to {classes - 1}"
         )
     return ids.astype(np.int64)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, LegendError, did_you_mean
+from multimae_eo.errors import ConfigError, ClassMapError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -277,7 +277,7 @@ def check_classes(
         return
     foreign = sorted(set(np.unique(values[ok]).tolist()) - set(modality.class_ids))
     if foreign:
-        raise LegendError(
+        raise ClassMapError(
             f"{where}: {modality.name}: class id {foreign[0]} is not in the legend "
             f"({', '.join(map(str, modality.class_ids))}); add it, or list it under nodata"
         )

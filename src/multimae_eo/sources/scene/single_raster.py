@@ -42,7 +42,7 @@ def raster_specs(
 
 
 def _spec(header: RasterHeader, modality: Modality, rule: RasterRule) -> ModalitySpec:
-    bands = BandRule(wanted=modality.band_names)
+    bands = BandRule(band_names=modality.band_names)
     try:
         at = locate_bands(header, modality, bands)
     except BandError as error:

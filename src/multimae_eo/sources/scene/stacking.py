@@ -84,7 +84,7 @@ def group_files(spec: ModalitySpec, paths: Sequence[Path], *, pattern: bool) -> 
     silent = not rule.channels and not rule.file_bands
     apart = len(paths) > 1 and all(h.count == 1 for h in headers)
     if silent and apart and (pattern or modality.channels > 1):
-        found = [lone_band(h, modality, rule.wanted) for h in headers]
+        found = [lone_band(h, modality, rule.band_names) for h in headers]
         # What a list names is meant: none of it is left out.
         if any(b is not None for b in found) and (pattern or ANOTHER not in found):
             return _stacked(modality, paths, headers, found)

@@ -208,7 +208,7 @@ def locate_assets(item: StacItem, wanted: StacModality, where: str) -> tuple[str
     modality = wanted.spec.modality
     keys = tuple(
         wanted.assets.get(name) or _match(item, modality, band, where)
-        for band, name in enumerate(wanted.spec.rule.wanted)
+        for band, name in enumerate(wanted.spec.rule.band_names)
     )
     if len(set(keys)) < len(keys):
         raise ConfigError(f"{where}: item {item.id}: two bands are one asset: {', '.join(keys)}")
@@ -230,9 +230,9 @@ def asset_of(item: StacItem, key: str) -> tuple[str, int]:
 
 def _match(item: StacItem, modality: Modality, index: int, where: str) -> str:
     band = modality.bands[index]
-    hits = [key for key in item.assets if band.answers_to(key)]
+    hits = [key for key in item.assets if band.matches(key)]
     if not hits:
-        hits = [k for k, a in item.assets.items() if any(band.answers_to(n) for n in _named(a))]
+        hits = [k for k, a in item.assets.items() if any(band.matches(n) for n in _named(a))]
     if len(hits) == 1:
         return hits[0]
     told = f"may be any of {', '.join(hits)}" if hits else f"not found among {list(item.assets)}"

@@ -150,7 +150,7 @@ def _search(top: Section, section: Section, folder: Path) -> Search:
 
 def _assets(section: Section, spec: ModalitySpec) -> dict[str, str]:
     value = section.get("assets", {})
-    wanted = spec.rule.wanted
+    wanted = spec.rule.band_names
     if isinstance(value, list) and len(value) == len(wanted):
         value = dict(zip(wanted, value, strict=True))
     if not isinstance(value, Mapping) or not all(isinstance(a, str) and a for a in value.values()):
