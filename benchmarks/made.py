@@ -28,7 +28,9 @@ def six_modalities() -> ModalitySet:
     """Those of the recipe ``paper-mmearth64``."""
     optical = [make_modality(n, sensor_name="sentinel2", bands=b) for n, b in OPTICAL.items()]
     relief = make_modality("depth", sensor_name="dem", bands=("elevation",))
-    return ModalitySet([*optical, relief, make_class_map("semseg", class_map_name="esa_worldcover")])
+    return ModalitySet(
+        [*optical, relief, make_class_map("semseg", class_map_name="esa_worldcover")]
+    )
 
 
 def seven_tasks() -> list[Task]:

@@ -148,10 +148,10 @@ class Made:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     from multimae_eo.cli import main
-    from multimae_eo.sources.synthetic import write_world
+    from multimae_eo.sources.synthetic import write_synthetic_data
 
     folder = tmp_path_factory.mktemp("made")
-    write_world(folder / "world", chips=20, size=32, scene=192)
+    write_synthetic_data(folder / "world", chips=20, size=32, scene=192)
     here = Made(folder)
     assert main(["prepare", here / "world/dataset.yaml", "--out", here / "store"]) == 0
     run = ["pretrain", "--recipe", "quickstart", "--data", here / "store", "--out", here / "run"]

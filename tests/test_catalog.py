@@ -10,9 +10,9 @@ from multimae_eo.catalog import (
     CLASS_MAPS,
     MODALITIES,
     SENSORS,
-    make_class_map,
-    find_band,
     class_map,
+    find_band,
+    make_class_map,
     make_modality,
     modality,
     sensor,
@@ -109,7 +109,9 @@ def test_legends_are_those_of_their_producers():
     assert list(cover) == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]
     assert cover[10] == ("tree cover", (0, 100, 0))
     assert cover[80] == ("permanent water", (0, 100, 200))
-    assert CLASS_MAPS["esa_worldcover"].nodata == (0, 255), "MMEarth's files hold 0, the document 255"
+    assert CLASS_MAPS["esa_worldcover"].nodata == (0, 255), (
+        "MMEarth's files hold 0, the document 255"
+    )
     world = {c.id: c.name for c in CLASS_MAPS["dynamic_world"].classes}
     assert list(world) == list(range(1, 10))
     assert (world[1], world[7]) == ("water", "built area")

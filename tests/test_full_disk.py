@@ -18,7 +18,7 @@ import pytest
 from multimae_eo.errors import OutputError
 from multimae_eo.scenes.raster_output import Profile, RowWriter
 from multimae_eo.sources.scene.scene import Grid
-from multimae_eo.sources.synthetic import write_world
+from multimae_eo.sources.synthetic import write_synthetic_data
 from tests.support.paths import ROOT
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a Unix matter")
@@ -171,7 +171,7 @@ def test_a_raster_that_lacks_its_last_bytes_is_not_renamed_into_place(tmp_path, 
 def test_a_world_holds_only_whole_chips(tmp_path, limit):
     rasterio = pytest.importorskip("rasterio")
     with full_disk(limit), pytest.raises(OutputError, match="cannot be written: File too large"):
-        write_world(tmp_path, chips=4, size=32, scene=192)
+        write_synthetic_data(tmp_path, chips=4, size=32, scene=192)
     for path in tmp_path.rglob("*.*"):
         assert path.suffix == ".tif"
         with rasterio.open(path) as dataset:

@@ -16,7 +16,7 @@ from multimae_eo.catalog import make_class_map, make_modality
 from multimae_eo.errors import ContractError, DataError
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Sample
-from multimae_eo.statistics import Moments, Statistics, known_moments
+from multimae_eo.statistics import Moments, Statistics, moments_from
 
 HEIGHTS = ModalitySet([make_modality("elevation", sensor_name="dem", bands=("elevation",))])
 COVER = ModalitySet([make_class_map("cover", class_map_name="esa_worldcover")])
@@ -228,6 +228,6 @@ def test_sets_of_other_modalities_are_not_merged_but_united():
 
 def test_published_moments_give_back_their_mean_and_deviation():
     found = Statistics(HEIGHTS)
-    found.moments["elevation"][""] = known_moments([571.0], [42.0])
+    found.moments["elevation"][""] = moments_from([571.0], [42.0])
     mean, std = found.mean_std("elevation")
     assert (mean[0, 0], std[0, 0]) == pytest.approx((571.0, 42.0))

@@ -1,4 +1,4 @@
-"""Exceptions for errors of users. Each message states what is wrong, where, the value, and the remedy.
+"""Exceptions for errors of users. A message states what is wrong, where, the value, the remedy.
 
 ::
 

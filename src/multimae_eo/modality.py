@@ -67,9 +67,9 @@ class ClassMapEntry:
 class Modality:
     """Bands that share sensor, GSD and kind.
 
-    A categorical modality has one band and a class map (``classes``). ``nodata`` lists the raw values
-    that mean "never observed"; readers turn them into ``valid = False`` and no sentinel travels
-    further. ``levels`` names the product levels that need statistics of their own
+    A categorical modality has one band and a class map (``classes``). ``nodata`` lists the raw
+    values that mean "never observed"; readers turn them into ``valid = False`` and no sentinel
+    travels further. ``levels`` names the product levels that need statistics of their own
     (Sentinel-2: ``l1c``, ``l2a``); empty where there is only one.
     """
 

@@ -44,10 +44,10 @@ def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
 
     Raises OutputError when ``out`` holds something else.
     """
-    from multimae_eo.sources.synthetic import write_world
+    from multimae_eo.sources.synthetic import write_synthetic_data
 
     _claim(out, {"seed": seed, "chips": chips})
-    return write_world(out / "world", chips=chips, size=64, seed=seed).dataset
+    return write_synthetic_data(out / "world", chips=chips, size=64, seed=seed).dataset
 
 
 @single_writer()

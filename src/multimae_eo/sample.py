@@ -218,17 +218,19 @@ class Batch:
 
         return self._moved(again, keys=self.keys * times)
 
-    def turned(self, rotations: torch.Tensor) -> Batch:
+    def rotated(self, rotations: torch.Tensor) -> Batch:
         """The chips rotated and mirrored, each by its value of ``rotations``; without labels.
 
-        ``rotations``: int64 (B,) on the CPU, 0 … 7: times of rot90, from 4 on after a mirroring
+        ``rotations``: int64 (B,) on the CPU, 0 … 7: number of rot90, from 4 on after a mirroring
         from left to right. ContractError for odd values with chips that are not square.
         """
         quarter = bool((rotations % 2).any())
 
         def move(stored: torch.Tensor) -> torch.Tensor:
             if quarter and stored.shape[-1] != stored.shape[-2]:
-                raise ContractError(f"turning needs squares, got {tuple(stored.shape[-2:])} px")
+                raise ContractError(
+                    f"rotations by 90° need squares, got {tuple(stored.shape[-2:])} px"
+                )
             # Unsigned numbers cannot be indexed or flipped on a CPU; their bits can.
             bits = _bits(stored)
             moved = bits.clone()

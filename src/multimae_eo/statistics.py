@@ -235,7 +235,7 @@ def count_classes(ids: npt.NDArray[Any], modality: Modality) -> Array:
     return np.array([count_of.get(i, 0) for i in modality.class_ids], dtype=np.float64)
 
 
-def known_moments(mean: Iterable[float], std: Iterable[float], count: float = 1.0) -> Moments:
+def moments_from(mean: Iterable[float], std: Iterable[float], count: float = 1.0) -> Moments:
     """Moments from published means and standard deviations, with an assumed count."""
     mean_, std_ = np.asarray(list(mean), np.float64), np.asarray(list(std), np.float64)
     n = np.full(mean_.shape, float(count))

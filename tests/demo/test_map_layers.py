@@ -47,7 +47,7 @@ def test_a_warped_layer_has_the_scenes_own_values(scene):
     easting, northing = transform(MERCATOR, scene.grid.crs, xs.ravel(), ys.ravel())
     col, row = ~scene.grid.transform @ (np.array(easting), np.array(northing))
     inside = (row >= 0) & (row < scene.grid.height) & (col >= 0) & (col < scene.grid.width)
-    truth = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"][0]
+    truth = scene.read(scene.grid.extent, ["landcover"]).pixels["landcover"][0]
     ids = np.array(scene.modalities["landcover"].class_ids)
     expected = truth[row[inside].astype(int), col[inside].astype(int)]
     found = values.ravel()[inside]
@@ -63,7 +63,7 @@ def test_areas_are_those_on_the_ground(scene, service):
     key = f"s{scene.modalities.index('landcover')}"
     result = service.area(key, scene_bounds(scene))
     pixel = abs(scene.grid.transform.a * scene.grid.transform.e)
-    truth = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"]
+    truth = scene.read(scene.grid.extent, ["landcover"]).pixels["landcover"]
     assert result["hectares"] == pytest.approx(truth.size * pixel / 1e4, rel=0.01)
     names = {c.id: c.name for c in scene.modalities["landcover"].classes}
     told_of = {c["name"]: c["hectares"] for c in result["classes"]}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from multimae_eo.doctor import Diagnosis, inspect
-from multimae_eo.errors import ConfigError, FormatError, ClassMapError
+from multimae_eo.errors import ClassMapError, ConfigError, FormatError
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration
@@ -331,7 +331,7 @@ def test_refused_chips_become_findings(world):
     class Refusing(Planted):
         def read(self, index, names=None):
             if index == 1 and (names is None or "landcover" in names):
-                raise ClassMapError("landcover: class id 25 is not in the legend")
+                raise ClassMapError("landcover: class id 25 is not in the class map")
             if index == 2:
                 raise FormatError("chip-2.tif: truncated")
             return super().read(index, names)

@@ -19,7 +19,7 @@ from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.normalize import Normalizer
 from multimae_eo.network.tokens import TokenState, unpatchify
 from multimae_eo.sample import Batch, Sample, collate
-from multimae_eo.statistics import Statistics, known_moments
+from multimae_eo.statistics import Statistics, moments_from
 from multimae_eo.train.objective import Objective
 from tests.support.paths import SHARED
 
@@ -51,7 +51,7 @@ def model() -> MultiMAE:
     for name, levels in identity.moments.items():
         ones = np.ones(model.modalities[name].channels)
         for level in levels:
-            levels[level] = known_moments(ones * 0, ones)
+            levels[level] = moments_from(ones * 0, ones)
     model.config = config
     model.normalizer = Normalizer(model.modalities, config, identity)
     return model

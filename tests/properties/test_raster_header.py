@@ -99,7 +99,7 @@ def test_readers_agree_with_a_slow_reading(folder: Path, drawn: Drawn, which: in
     (folder / "scene.yaml").write_text(yaml.safe_dump({"modalities": {"x": modality(drawn, name)}}))
     scene = Scene(folder / "scene.yaml")
     assert (scene.grid.height, scene.grid.transform.c, scene.grid.transform.f) == (side, LEFT, TOP)
-    values, valid = physical(scene.read(scene.grid.whole), drawn, side)
+    values, valid = physical(scene.read(scene.grid.extent), drawn, side)
     np.testing.assert_array_equal(valid, ok)
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 

@@ -284,7 +284,7 @@ def test_a_water_pixel_finds_water(made, run, tmp_path):
     scene = Scene(Path(made / "world/scene.yaml"))
     words = ["--model", made / "run/model", "--scene", made / "world/scene.yaml"]
     assert run("embed", *words, "--inputs", "rgb", "--per", "patch", "--out", str(out))[0] == 0
-    cover = scene.read(scene.grid.whole, ["landcover"]).pixels["landcover"][0] == 80
+    cover = scene.read(scene.grid.extent, ["landcover"]).pixels["landcover"][0] == 80
     table = pq.read_table(out)
     shares = {}
     for key, (left, bottom, right, top) in zip(

@@ -513,7 +513,7 @@ def test_elevation_from_optical_over_a_real_scene(tmp_path):
         assert cog.crs.to_epsg() == 27700
         assert cog.shape == (scene.grid.height, scene.grid.width)
         values, wrong = cog.read(1), missed.read(1)
-    known = scene.read(scene.grid.whole, ["optical", "elevation"])
+    known = scene.read(scene.grid.extent, ["optical", "elevation"])
     ok = known.valid["optical"].any(axis=0)
     assert np.array_equal(np.isfinite(values), ok)
     truth = known.pixels["elevation"][0]

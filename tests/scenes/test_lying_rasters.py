@@ -59,12 +59,12 @@ def test_south_up_and_mirrored_are_turned_as_a_layer_and_as_the_grid(scene_of, s
         0, 10 if south_up else -10, 5800000 - 320 * south_up,
     )  # fmt: skip
     scene = scene_of(relief()[stored], transform=turned)
-    found = scene.read(scene.grid.whole, ["elevation"])
+    found = scene.read(scene.grid.extent, ["elevation"])
     assert np.array_equal(found.pixels["elevation"], relief())
     optical = np.concatenate([relief(), relief() + 1, relief() + 2]).astype(np.uint16)
     scene = scene_of(optical[stored], alone=True, transform=turned)
     assert scene.grid.transform == rasterio.Affine(10, 0, 500000, 0, -10, 5800000)
-    (found,) = scene.read(scene.grid.whole).pixels.values()
+    (found,) = scene.read(scene.grid.extent).pixels.values()
     assert np.array_equal(found, optical)
 
 
@@ -74,7 +74,7 @@ def test_nan_is_never_a_measurement(scene_of, nodata):
     pixels = relief().astype(np.float32)
     pixels[0, 5:9, 7:11] = np.nan
     scene = scene_of(pixels, nodata=nodata)
-    found = scene.read(scene.grid.whole, ["elevation"])
+    found = scene.read(scene.grid.extent, ["elevation"])
     hole = np.isnan(pixels[0])
     assert np.array_equal(~found.valid["elevation"][0], hole)
     assert np.array_equal(found.pixels["elevation"][0][~hole], pixels[0][~hole])
@@ -82,7 +82,7 @@ def test_nan_is_never_a_measurement(scene_of, nodata):
 
 def test_nodata_outside_the_number_type_marks_nothing(scene_of):
     scene = scene_of(relief(), nodata=None, more=", nodata: -99999")
-    found = scene.read(scene.grid.whole, ["elevation"])
+    found = scene.read(scene.grid.extent, ["elevation"])
     assert "elevation" not in found.valid
     assert np.array_equal(found.pixels["elevation"], relief())
 
@@ -124,7 +124,7 @@ def antimeridian(folder: Path, spans: dict[str, tuple[float, float]]) -> Scene:
 
 def test_an_area_that_the_antimeridian_crosses_takes_tiles_of_both_sides(tmp_path):
     scene = antimeridian(tmp_path, {"west.tif": (178.0, 180.0), "east.tif": (-180.0, -178.0)})
-    found = scene.read(scene.grid.whole, ["elevation"])
+    found = scene.read(scene.grid.extent, ["elevation"])
     values = found.pixels["elevation"][0]
     assert "elevation" not in found.valid
     assert (values[:, :18] == 100).all()
@@ -133,11 +133,11 @@ def test_an_area_that_the_antimeridian_crosses_takes_tiles_of_both_sides(tmp_pat
 
 def test_degrees_beyond_180_are_nodata(tmp_path):
     scene = antimeridian(tmp_path, {"across.tif": (178.0, 182.0)})
-    valid = scene.read(scene.grid.whole, ["elevation"]).valid["elevation"][0]
+    valid = scene.read(scene.grid.extent, ["elevation"]).valid["elevation"][0]
     assert valid[:, :18].all()
     assert not valid[:, 22:].any()
 
 
 def test_a_map_of_the_whole_world_overlaps_every_scene(tmp_path):
     scene = antimeridian(tmp_path, {"world.tif": (-180.0, 180.0)})
-    assert scene.read(scene.grid.whole, ["elevation"]).pixels["elevation"].max() == 200
+    assert scene.read(scene.grid.extent, ["elevation"]).pixels["elevation"].max() == 200

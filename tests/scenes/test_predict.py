@@ -167,7 +167,7 @@ class Patchwise(Fake):
 def test_tiled_equals_whole_where_the_receptive_field_permits(tmp_path):
     scene = Scene(optical_scene(tmp_path, 60, 84))
     predict_scene(Patchwise(), scene, out=tmp_path / "map.tif", extras=["probabilities"])
-    sample = scene.read(scene.grid.whole)
+    sample = scene.read(scene.grid.extent)
     whole = Patchwise().predict(collate([sample], scene.modalities))[0].numpy()
     with rasterio.open(tmp_path / "map.probabilities.tif") as file:
         assert np.abs(file.read() - whole).max() < 1e-5

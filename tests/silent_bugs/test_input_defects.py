@@ -16,10 +16,10 @@ rasterio = pytest.importorskip("rasterio")
 from multimae_eo import open_source  # noqa: E402
 from multimae_eo.cli.main import main  # noqa: E402
 from multimae_eo.errors import (  # noqa: E402
+    ClassMapError,
     ConfigError,
     DataError,
     FormatError,
-    ClassMapError,
     OutputError,
     SplitError,
 )

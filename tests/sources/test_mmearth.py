@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimae_eo.errors import ConfigError, FormatError, ClassMapError, MultiMAEError, SplitError
+from multimae_eo.errors import ClassMapError, ConfigError, FormatError, MultiMAEError, SplitError
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.mmearth import MMEarthSource
 from tests.support.mmearth_files import BANDS, write_mmearth

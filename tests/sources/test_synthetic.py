@@ -19,15 +19,15 @@ from sklearn.preprocessing import StandardScaler
 from multimae_eo.errors import ConfigError, OutputError
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.sample import collate
-from multimae_eo.sources.landscape import LEAST_SIZE, OPTICAL_BANDS, make_world
-from multimae_eo.sources.synthetic import SyntheticSource, write_world
+from multimae_eo.sources.landscape import LEAST_SIZE, OPTICAL_BANDS, make_landscape
+from multimae_eo.sources.synthetic import SyntheticSource, write_synthetic_data
 
 TREES, GRASS, CROPS, BUILT, BARE, SNOW, WATER = 10, 30, 40, 50, 60, 70, 80
 
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(512, 7)
+    return make_landscape(512, 7)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def source():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"), chips=20, size=32, scene=192, seed=4)
+    return write_synthetic_data(
+        tmp_path_factory.mktemp("world"), chips=20, size=32, scene=192, seed=4
+    )
 
 
 def pixels_of(world, step=3):
@@ -69,12 +71,12 @@ def test_a_world_has_the_promised_types_and_ranges(world):
 
 
 def test_worlds_repeat_by_seed_and_differ_between_seeds():
-    one, again, other = (make_world(LEAST_SIZE, seed) for seed in (1, 1, 2))
+    one, again, other = (make_landscape(LEAST_SIZE, seed) for seed in (1, 1, 2))
     for layer in ("sentinel2", "radar", "elevation", "landcover"):
         np.testing.assert_array_equal(getattr(one, layer), getattr(again, layer))
         assert (getattr(one, layer) != getattr(other, layer)).mean() > 0.3
     with pytest.raises(ConfigError, match=str(LEAST_SIZE)):
-        make_world(LEAST_SIZE - 1, 0)
+        make_landscape(LEAST_SIZE - 1, 0)
 
 
 def test_optical_pixels_tell_the_land_cover(world):
@@ -88,7 +90,7 @@ def test_optical_pixels_tell_the_land_cover(world):
 
 def test_optical_pixels_tell_some_of_the_elevation_in_other_worlds():
     def table(seeds):
-        worlds = [make_world(256, seed) for seed in seeds]
+        worlds = [make_landscape(256, seed) for seed in seeds]
         bands = [w.sentinel2[:, ::4, ::4].reshape(10, -1).T for w in worlds]
         heights = [w.elevation[0, ::4, ::4].ravel() for w in worlds]
         return np.concatenate(bands).astype(float), np.concatenate(heights).astype(float)
@@ -161,7 +163,7 @@ def test_slopes_that_face_the_sun_are_brighter(world):
 
 def test_regions_of_a_large_world_are_alike():
     """Amplitudes are those expected, not the sample's: train and test come from one population."""
-    heights = [make_world(256, seed).elevation for seed in range(6)]
+    heights = [make_landscape(256, seed).elevation for seed in range(6)]
     means, spreads = [h.mean() for h in heights], [h.std() for h in heights]
     assert np.std(means) < 0.5 * np.mean(spreads)
 
@@ -308,13 +310,13 @@ def test_600_chips_are_quick():
 def test_without_rasterio_writing_names_the_remedy(monkeypatch, tmp_path):
     block_rasterio(monkeypatch)
     with pytest.raises(ConfigError, match=r"pip install 'multimae-eo\[geo\]'"):
-        write_world(tmp_path, chips=3, size=8)
+        write_synthetic_data(tmp_path, chips=3, size=8)
 
 
 def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "chips").write_text("in the way")
     with pytest.raises(OutputError, match="chips"):
-        write_world(tmp_path, chips=3, size=8, scene=192)
+        write_synthetic_data(tmp_path, chips=3, size=8, scene=192)
     assert not (tmp_path / "dataset.yaml").exists()
 
 

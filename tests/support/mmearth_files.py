@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, OutputError
-from multimae_eo.sources.landscape import GSD_M, LEAST_SIZE, OPTICAL_BANDS, World, make_world
+from multimae_eo.sources.landscape import (
+    GSD_M,
+    LEAST_SIZE,
+    OPTICAL_BANDS,
+    Landscape,
+    make_landscape,
+)
 
 BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", "B10", "B11", "B12")
 """Sentinel-2 in the file's order: B8A comes before B8."""
@@ -76,7 +82,7 @@ def write_mmearth(
 def _images(chips: int, size: int, seed: int, levels: Sequence[str]) -> Arrays:
     across = int(np.ceil(np.sqrt(chips)))
     side = max(across * size, LEAST_SIZE)
-    world, step = make_world(side, seed), side // across
+    world, step = make_landscape(side, seed), side // across
     corners = [(i // across * step, i % across * step) for i in range(chips)]
 
     def tiles(layer: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -100,7 +106,7 @@ def _images(chips: int, size: int, seed: int, levels: Sequence[str]) -> Arrays:
     return arrays
 
 
-def _terrain(world: World) -> npt.NDArray[np.int16]:
+def _terrain(world: Landscape) -> npt.NDArray[np.int16]:
     """Elevation in metres and slope in degrees, int16 (2, H, W)."""
     rise = np.gradient(world.elevation[0].astype(np.float64), GSD_M)
     slope = np.degrees(np.arctan(np.hypot(*rise)))

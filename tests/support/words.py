@@ -134,6 +134,10 @@ EXCEPTIONS: dict[str, str] = {
     r"finetune, ?scratch": "values of --methods",
     r"Dynamic World": "the name of a data set",
 }
+# Strings that are keys of files or options which users have written, and why they stay.
+QUOTED_KEYS: dict[str, str] = {
+    "legend": "the key of dataset files that declares a class map",
+}
 _FENCE = re.compile(r"^```.*?^```[^\n]*$", flags=re.M | re.S)
 _SPAN = re.compile(r"`+[^`\n]+`+")
 _TARGET = re.compile(r"\]\([^)\n]*\)|<!--.*?-->|https?://\S+", flags=re.S)
@@ -213,6 +217,8 @@ def python_hits(text: str, path: str) -> list[Hit]:
 
 def _string_hits(text: str, path: str, line: int) -> Iterator[Hit]:
     body = text.strip("rbfuRBFU").strip("\"'")
+    if body in QUOTED_KEYS:
+        return
     if re.fullmatch(r"[A-Za-z][\w.-]*", body):
         # A key, an option or a name rather than a sentence.
         yield from identifier_hits(body, path, line)

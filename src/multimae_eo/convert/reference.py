@@ -25,7 +25,7 @@ from multimae_eo.files import require_regular
 from multimae_eo.modality import ClassMapEntry, Modality, ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.statistics import Moments, Statistics, known_moments
+from multimae_eo.statistics import Moments, Statistics, moments_from
 
 HEAD_WIDTH = 64
 UNOBSERVED = 254
@@ -236,7 +236,7 @@ def _moments(
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no mean and std of {entry!r} for {channels}") from error
-    return known_moments(mean, std)
+    return moments_from(mean, std)
 
 
 def _blocks(weights: Mapping[str, Tensor], prefix: str) -> int:

@@ -145,7 +145,7 @@ class SceneLayer:
             bounds = transform_bounds(MERCATOR, grid.crs, *frame.bounds)
         except CPLE_BaseError:  # a frame that the CRS does not reach is empty
             bounds = (math.inf,) * 4
-        window = grid.place(bounds) if all(map(math.isfinite, bounds)) else None
+        window = grid.window_of(bounds) if all(map(math.isfinite, bounds)) else None
         if window is None:
             return np.full((self.modality.channels, frame.height, frame.width), np.nan, np.float32)
         if window.height * window.width > _OVERVIEW**2:
@@ -183,7 +183,7 @@ class SceneLayer:
                 step = unit * thin * max(1, 512 // (unit * thin))
                 for top in range(0, grid.height, step):
                     strip = overlap(
-                        Window(row=top, col=0, height=step, width=grid.width), grid.whole
+                        Window(row=top, col=0, height=step, width=grid.width), grid.extent
                     )
                     assert strip is not None
                     rows.append(self._read(strip, unit)[0][:, ::thin, ::thin])
@@ -291,7 +291,7 @@ def scene_bounds(scene: Scene) -> Bounds:
     """A scene's bounds in Web Mercator."""
     from rasterio.warp import transform_bounds
 
-    bounds = scene.grid.footprint(scene.grid.whole).bounds
+    bounds = scene.grid.footprint(scene.grid.extent).bounds
     left, bottom, right, top = transform_bounds(scene.grid.crs, MERCATOR, *bounds)
     return left, bottom, right, top
 

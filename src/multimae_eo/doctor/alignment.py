@@ -65,7 +65,7 @@ class Shift:
         return (self.anchor, self.other)
 
     @property
-    def turned(self) -> Shift:
+    def reversed(self) -> Shift:
         """The same shift, of the anchor against the other modality."""
         return replace(
             self, anchor=self.other, other=self.anchor, down=-self.down, right=-self.right
@@ -152,7 +152,7 @@ class AlignmentScan:
 
 
 def _finding(guilty: str, pairs: list[Shift], *, aligned: int) -> Finding:
-    first = pairs[0] if pairs[0].other == guilty else pairs[0].turned
+    first = pairs[0] if pairs[0].other == guilty else pairs[0].reversed
     others = [next(n for n in s.pair if n != guilty) for s in pairs]
     metres = None if first.gsd_m is None else round(first.distance * first.gsd_m, 1)
     return Finding(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.doctor.finding import Finding
-from multimae_eo.errors import DataError, ClassMapError
+from multimae_eo.errors import ClassMapError, DataError
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import Source
 

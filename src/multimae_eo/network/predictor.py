@@ -104,7 +104,7 @@ class Predictor(Pretrained):
         outputs = [
             out.flip(axes) if out.ndim == _MAP_AXES else out
             for turn, axes in _MIRRORS.items()
-            for out in [self._predict(batch.turned(torch.full((len(batch),), turn)), inputs)]
+            for out in [self._predict(batch.rotated(torch.full((len(batch),), turn)), inputs)]
         ]
         return torch.stack(outputs).mean(dim=0)
 

@@ -1,4 +1,4 @@
-"""Matches the bands of files to those of a modality: by name or as declared, never by position alone."""
+"""Matches the bands of files to those of a modality: by name or declaration, never by position."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ ANOTHER = -1
 class BandRule:
     """How the bands of a modality are identified in a file.
 
-    ``band_names``: the names to look for, one per band of the modality. ``file_bands``: the names of
-    all of the file's bands in their order, as the user declares them. ``channels``: 1-based file
+    ``band_names``: the names to look for, one per band of the modality. ``file_bands``: the names
+    of all of the file's bands in their order, as the user declares them. ``channels``: 1-based file
     bands, one per band of the modality. With neither, the file's own band names are used.
     """
 
@@ -82,8 +82,8 @@ def locate_bands(header: RasterHeader, modality: Modality, rule: BandRule) -> tu
     )
     if len(set(indices)) != len(indices):
         raise BandError(
-            f"{header.path}: {modality.name}: two of {', '.join(rule.band_names)} are the same file "
-            "band; declare file_bands"
+            f"{header.path}: {modality.name}: two of {', '.join(rule.band_names)} are the same "
+            "file band; declare file_bands"
         )
     return indices
 
@@ -137,8 +137,12 @@ def _names_classes(name: str, modality: Modality) -> bool:
     if any(b.matches(name) for s in SENSORS.values() for b in s.bands):
         return False
     words = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", name)}
-    modality_words = {w.lower() for w in re.split(r"[^0-9A-Za-z]+", f"{modality.name}_{modality.sensor}")}
-    return any(w == c or w.endswith(c) for w in words for c in _CLASS_WORDS | modality_words if w and c)
+    modality_words = {
+        w.lower() for w in re.split(r"[^0-9A-Za-z]+", f"{modality.name}_{modality.sensor}")
+    }
+    return any(
+        w == c or w.endswith(c) for w in words for c in _CLASS_WORDS | modality_words if w and c
+    )
 
 
 def _require_measurements(header: RasterHeader, modality: Modality, rule: BandRule) -> None:

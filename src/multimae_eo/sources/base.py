@@ -76,7 +76,9 @@ class Source(ABC):
     def split(self, name: str) -> Indices:
         """Indices of a split's chips, in order; SplitError when it is unknown or empty."""
         canonical = name if name in self.split_of else split_name(name)
-        indices = np.array([i for i, s in enumerate(self.split_of) if s == canonical], dtype=np.int64)
+        indices = np.array(
+            [i for i, s in enumerate(self.split_of) if s == canonical], dtype=np.int64
+        )
         if not len(indices):
             have = {s: sum(1 for x in self.split_of if x == s) for s in self.splits}
             raise SplitError(

@@ -1,4 +1,4 @@
-"""A made-up landscape whose modalities depend on one another, as those of the Earth do.
+"""A synthetic landscape whose modalities depend on one another, as those of the Earth do.
 
 Relief is drawn first. Land cover follows from height, slope, wetness and the proximity of water;
 optical bands follow from land cover, the sun's angle on the relief and the state of vegetation;
@@ -21,7 +21,7 @@ GSD_M = 10.0
 OPTICAL_BANDS = ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
 RADAR_BANDS = ("VV", "VH")
 LEAST_SIZE = 192
-"""The smallest world, in pixels: below it there is no room for a valley beside a ridge."""
+"""Smallest side in pixels: below it there is no room for a valley beside a ridge."""
 
 TREES, SHRUBS, GRASS, CROPS, BUILT = 10, 20, 30, 40, 50
 BARE, SNOW, WATER, WETLAND, MOSS = 60, 70, 80, 90, 100
@@ -83,12 +83,12 @@ _SUN_AZIMUTH, _SUN_HEIGHT = np.deg2rad(160.0), np.deg2rad(42.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class Landscape:
     """A square landscape at 10 m, north up, H = W.
 
     ``sentinel2``: uint16 (10, H, W), L2A surface reflectance x 10000, bands OPTICAL_BANDS, never 0.
     ``radar``: float32 (2, H, W), gamma nought in dB, bands RADAR_BANDS. ``elevation``: int16
-    (1, H, W), metres. ``landcover``: uint8 (1, H, W), ids of the legend ``esa_worldcover``.
+    (1, H, W), metres. ``landcover``: uint8 (1, H, W), ids of the class map ``esa_worldcover``.
     """
 
     sentinel2: npt.NDArray[np.uint16]
@@ -102,17 +102,17 @@ class World:
         return int(self.landcover.shape[-1])
 
 
-def make_world(size: int, seed: int) -> World:
+def make_landscape(size: int, seed: int) -> Landscape:
     """Make a landscape of ``size`` x ``size`` pixels; equal arguments give equal pixels.
 
     Raises ConfigError below LEAST_SIZE.
     """
     if size < LEAST_SIZE:
-        raise ConfigError(f"world: size: got {size} px; the least is {LEAST_SIZE}")
+        raise ConfigError(f"landscape: size: got {size} px; the least is {LEAST_SIZE}")
     noise = _Noise(size, np.random.default_rng([seed, 1]))
     height, river = _relief(noise)
     cover, parcel = _land_cover(noise, height, river)
-    return World(
+    return Landscape(
         sentinel2=_optical(noise, height, cover, parcel),
         radar=_radar(noise, height, cover),
         elevation=np.rint(height).astype(np.int16)[None],
@@ -134,12 +134,12 @@ class _Noise:
         """A field of unit variance; wavelengths in pixels, amplitude ~ wavelength ** slope."""
         f = self._frequency
         white = self.rng.standard_normal((self.size, self.size), dtype=np.float32)
-        # Rounded off below the lowest frequency, so that regions of a large world are alike.
+        # Rounded off below the lowest frequency, so that regions of a large landscape are alike.
         amplitude = (f**2 + (1 / longest) ** 2) ** (-slope / 2) * np.exp(-((f * shortest) ** 2))
         spectrum = np.fft.rfft2(white) * amplitude
         spectrum[0, 0] = 0
         field: Field = np.fft.irfft2(spectrum, s=white.shape).astype(np.float32)
-        # The expected variance, not the sample's: worlds of any size are then alike.
+        # The expected variance, not the sample's: landscapes of any size are then alike.
         weight = np.full(f.shape[1], 2.0)
         weight[0] = 1.0
         if self.size % 2 == 0:
@@ -250,10 +250,10 @@ def _optical(
     texture = _texture(noise, cover)
     light = _light(noise.blur(height, 0.8)) * texture
     index, tables = _by_class(_SPECTRA)
-    place = index[cover]
+    row = index[cover]
     bands = np.empty((len(OPTICAL_BANDS), *cover.shape), np.uint16)
     for b in range(len(OPTICAL_BANDS)):
-        first, second = tables[:, 0, b][place], tables[:, 1, b][place]
+        first, second = tables[:, 0, b][row], tables[:, 1, b][row]
         lit = (first + (second - first) * state) * light + 25
         seen = _binomial(lit) * (1 + 0.012 * noise.white()) + 14 * noise.white()
         bands[b] = np.clip(np.rint(seen), 1, 12_000)
@@ -282,26 +282,26 @@ def _radar(noise: _Noise, height: Field, cover: npt.NDArray[np.uint8]) -> Field:
     """Backscatter in dB with speckle, (2, H, W): brighter on slopes facing the sensor, west."""
     _, east = _slopes(noise.blur(height, 1.0))
     index, means = _by_class(_BACKSCATTER)
-    place = index[cover]
+    row = index[cover]
     patchy = noise.field(25, 3, 1.2)
     facing = 6.5 * np.tanh(2.0 * east)
     bands = np.empty((2, *cover.shape), np.float32)
     for b in range(2):
-        decibel = means[:, b][place] + facing + 0.7 * patchy
+        decibel = means[:, b][row] + facing + 0.7 * patchy
         speckle = noise.rng.standard_gamma(_LOOKS, cover.shape, dtype=np.float32) / _LOOKS
         bands[b] = decibel + 10 * np.log10(np.maximum(speckle, 1e-3))
     return bands
 
 
 def _by_class(table: Mapping[int, object]) -> tuple[npt.NDArray[np.intp], Field]:
-    """Place of each class id in the stacked rows of ``table``, and those rows."""
+    """Row of each class id in the stacked values of ``table``, and those values."""
     index = np.zeros(101, np.intp)
     index[list(table)] = np.arange(len(table))
     return index, np.array(list(table.values()), np.float32)
 
 
 def _binomial(field: Field) -> Field:
-    """A point spread of three pixels: boundaries hold mixtures, as sensors' do."""
+    """A blur of three pixels: boundaries hold mixtures, as those of sensors do."""
     for axis in (0, 1):
         field = 0.15 * np.roll(field, 1, axis) + 0.7 * field + 0.15 * np.roll(field, -1, axis)
     return field

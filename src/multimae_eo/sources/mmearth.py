@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multimae_eo import catalog
-from multimae_eo.errors import ConfigError, DataError, FormatError, ClassMapError, SplitError
+from multimae_eo.errors import ClassMapError, ConfigError, DataError, FormatError, SplitError
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -21,7 +21,7 @@ from multimae_eo.sources.base import Source
 from multimae_eo.sources.dataset.chip_files import UNLISTED
 from multimae_eo.sources.hdf5 import open_hdf5, opened_hdf5
 from multimae_eo.sources.raster.reading import valid_pixels
-from multimae_eo.statistics import Moments, Statistics, known_moments
+from multimae_eo.statistics import Moments, Statistics, moments_from
 
 SUFFIXES = (".h5", "_splits.json", "_tile_info.json", "_band_stats.json")
 LEVELS = ("l1c", "l2a")
@@ -33,7 +33,7 @@ _METRES_PER_DEGREE = 111_320.0
 
 @dataclass(frozen=True)
 class _Array:
-    """An image array of the file: channels, number type, and raw values never observed.
+    """An image array of the file: channels, dtype, and raw values that mean nodata.
 
     Infinite and NaN pixels of float arrays are never valid.
     """
@@ -56,7 +56,7 @@ _ARRAYS: Mapping[str, _Array] = {
 }
 
 # Sentinel-2 is stored B1 B2 B3 B4 B5 B6 B7 B8A B8 B9 B10 B11 B12: B8A comes before B8.
-_PLACES: Mapping[str, tuple[str, tuple[int, ...]]] = {
+_STORED_CHANNELS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "rgb": ("sentinel2", (3, 2, 1)),
     "depth": ("aster", (0,)),
     "semseg": ("esa_worldcover", (0,)),
@@ -71,7 +71,7 @@ _PLACES: Mapping[str, tuple[str, tuple[int, ...]]] = {
 
 
 class _Tile(NamedTuple):
-    """What is kept of a tile's record; the whole of it would fill gigabytes."""
+    """The fields kept of a tile's record; complete records would fill gigabytes."""
 
     level: object
     date: str | None
@@ -82,10 +82,10 @@ class _Tile(NamedTuple):
 class MMEarthSource(Source):
     """The tiles of an MMEarth folder, or of one ``.h5`` file where a folder holds several.
 
-    Modalities are those of ``_PLACES`` that the file holds. A modality that is nowhere valid in a
-    tile is absent from its sample. The product level is each tile's own. The label is the index of
-    the tile's biome. Geometry is a box around the tile's centre in EPSG:4326, true to a few
-    metres. Tiles that the split file does not list have the split ``unlisted``.
+    Modalities are those of ``_STORED_CHANNELS`` that the file holds. A modality that is nowhere
+    valid in a tile is absent from its sample. The product level is each tile's own. The label is
+    the index of the tile's biome. Geometry is a box around the tile's centre in EPSG:4326, true to
+    a few metres. Tiles that the split file does not list have the split ``unlisted``.
 
     Raises ConfigError where the folder's files are not all there, FormatError for a damaged file,
     an unexpected type or shape and a tile without a usable record, SplitError for the split lists.
@@ -98,14 +98,14 @@ class MMEarthSource(Source):
             size = _check_arrays(self._path, file)
             self.keys = _tile_ids(self._path, file, size)
             self._labelled = _has_biome(self._path, file, size)
-            present = [n for n, (key, _) in _PLACES.items() if key in file]
+            present = [n for n, (key, _) in _STORED_CHANNELS.items() if key in file]
         self.modalities = ModalitySet(_modality(n) for n in present)
         self.class_names = BIOMES if self._labelled else ()
         self.split_of = _splits(self._file_of("_splits.json"), size)
         tiles = _tiles(self._file_of("_tile_info.json"), self.keys)
         self._level = np.array([LEVELS.index(str(t.level)) for t in tiles], np.uint8)
         self._date = [t.date for t in tiles]
-        self._place = np.array([(t.lat, t.lon) for t in tiles], np.float64)
+        self._lat_lon = np.array([(t.lat, t.lon) for t in tiles], np.float64)
         self._file: Any = None
         self._arrays: dict[str, Any] = {}
         self._process = -1
@@ -113,14 +113,14 @@ class MMEarthSource(Source):
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one tile; each array of the file is read once, whatever it is used for.
 
-        Raises FormatError for a damaged chunk, LegendError for a class that is in no legend.
+        Raises FormatError for a damaged chunk, ClassMapError for an id outside the class map.
         """
         chosen = self.modalities if names is None else self.modalities.select(names)
         rows: dict[str, Pixels] = {}
         pixels: dict[str, Pixels] = {}
         valid: dict[str, Validity] = {}
         for name, modality in chosen.items():
-            key, channels = _PLACES[name]
+            key, channels = _STORED_CHANNELS[name]
             if key not in rows:
                 rows[key] = self._row(key, index)
             values = rows[key][list(channels)]
@@ -155,11 +155,11 @@ class MMEarthSource(Source):
         """
         path = self._file_of("_band_stats.json")
         record = _read_json(path)
-        found = Statistics(self.modalities)
-        for name, levels in found.moments.items():
+        statistics = Statistics(self.modalities)
+        for name, levels in statistics.moments.items():
             for level in levels:
                 levels[level] = _published(path, record, self.modalities[name], level)
-        return found
+        return statistics
 
     def _file_of(self, suffix: str) -> Path:
         return self._path.with_name(self._stem + suffix)
@@ -188,7 +188,7 @@ class MMEarthSource(Source):
         return int(hot[0]) if len(hot) == 1 else None
 
     def _geometry(self, index: int, rows: Mapping[str, Pixels]) -> Geometry | None:
-        lat, lon = (float(v) for v in self._place[index])
+        lat, lon = (float(v) for v in self._lat_lon[index])
         if not rows or not (abs(lat) < 89 and abs(lon) <= 180):
             return None
         half = next(iter(rows.values())).shape[-1] * GSD_M / 2 / _METRES_PER_DEGREE
@@ -203,7 +203,7 @@ class MMEarthSource(Source):
         if seen.any():
             raise ClassMapError(
                 f"{self._path}: {modality.name}: tile {self.keys[index]!r} holds the class id "
-                f"{int(np.flatnonzero(seen)[0])}; the legend has "
+                f"{int(np.flatnonzero(seen)[0])}; the class map has "
                 f"{', '.join(map(str, modality.class_ids))}"
             )
 
@@ -212,7 +212,7 @@ class MMEarthSource(Source):
 
 
 def _modality(name: str) -> Modality:
-    array = _ARRAYS[_PLACES[name][0]]
+    array = _ARRAYS[_STORED_CHANNELS[name][0]]
     return replace(catalog.modality(name), scale=array.scale, nodata=array.nodata)
 
 
@@ -242,7 +242,7 @@ def _locate(folder: Path) -> tuple[Path, str]:
 
 def _check_arrays(path: Path, file: Any) -> int:
     """Check type and shape of every image array; returns the number of tiles."""
-    # A group in an array's place has no shape.
+    # A group where an array is expected has no shape.
     shapes = {key: getattr(file[key], "shape", ()) for key in _ARRAYS if key in file}
     if not shapes:
         raise FormatError(f"{path}: holds none of the arrays {', '.join(_ARRAYS)}")
@@ -342,32 +342,32 @@ def _splits(path: Path, size: int) -> list[str]:
 
 def _tiles(path: Path, keys: Sequence[str]) -> list[_Tile]:
     """The records of the tiles, in the order of ``keys``."""
-    known = _read_json(path, _compact)
-    found = []
+    records = _read_json(path, _compact)
+    tiles = []
     for key in keys:
-        tile = known.get(key)
+        tile = records.get(key)
         if not isinstance(tile, _Tile):
             raise FormatError(f"{path}: tile {key!r} of the HDF5 file has no record here")
         if tile.level not in LEVELS:
             raise FormatError(
                 f"{path}: tile {key!r}: S2_type: expected {' or '.join(LEVELS)}, got {tile.level!r}"
             )
-        found.append(tile)
-    return found
+        tiles.append(tile)
+    return tiles
 
 
 def _compact(record: dict[str, Any]) -> object:
     """Called for every JSON object from the inside out: keeps little of a tile's record."""
     if "S2_type" in record or "BANDS" in record:
         date = record.get("S2_DATE")
-        place = (record.get(k) for k in ("lat", "lon"))
-        lat, lon = (float(v) if isinstance(v, int | float) else math.nan for v in place)
+        position = (record.get(k) for k in ("lat", "lon"))
+        lat, lon = (float(v) if isinstance(v, int | float) else math.nan for v in position)
         return _Tile(record.get("S2_type"), date if isinstance(date, str) else None, lat, lon)
     return record if any(isinstance(v, _Tile) for v in record.values()) else None
 
 
 def _published(path: Path, record: Mapping[str, Any], modality: Modality, level: str) -> Moments:
-    key, channels = _PLACES[modality.name]
+    key, channels = _STORED_CHANNELS[modality.name]
     entry = record.get(f"{key}_{level}" if level else key)
     columns = []
     for what in ("mean", "std", "min", "max"):
@@ -378,11 +378,11 @@ def _published(path: Path, record: Mapping[str, Any], modality: Modality, level:
             )
         columns.append(np.array([_number(values[c]) for c in channels]) * modality.scale)
     mean, std, low, high = columns
-    known = np.isfinite(mean) & np.isfinite(std)
-    if not known.any():
+    finite = np.isfinite(mean) & np.isfinite(std)
+    if not finite.any():
         raise DataError(f"{path}: {key} {level}: no finite mean and std")
-    moments = known_moments(np.where(known, mean, 0.0), np.where(known, std, 0.0))
-    moments.count = known.astype(np.float64)
+    moments = moments_from(np.where(finite, mean, 0.0), np.where(finite, std, 0.0))
+    moments.count = finite.astype(np.float64)
     moments.minimum = np.where(np.isfinite(low), low, moments.mean)
     moments.maximum = np.where(np.isfinite(high), high, moments.mean)
     return moments

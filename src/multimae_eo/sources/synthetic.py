@@ -1,7 +1,7 @@
-"""Chips of a made-up landscape: a source in memory, and files for the quickstart.
+"""Chips of a synthetic landscape: a source in memory, and files for the quickstart.
 
-Chips of the training, validation and test splits lie in separate regions of one world; the scene
-is another world.
+Chips of the training, validation and test splits lie in separate regions of one landscape; the
+scene is another landscape.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ from multimae_eo.sources.landscape import (
     LEAST_SIZE,
     OPTICAL_BANDS,
     RADAR_BANDS,
-    World,
-    make_world,
+    Landscape,
+    make_landscape,
 )
 
-__all__ = ["SyntheticSource", "World", "WorldFiles", "make_world", "write_world"]
+__all__ = [
+    "Landscape",
+    "SyntheticFiles",
+    "SyntheticSource",
+    "make_landscape",
+    "write_synthetic_data",
+]
 
 SCALE = 1e-4
 CRS = "EPSG:32633"
@@ -71,7 +77,7 @@ def _class_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where chips lie in the world: ``windows`` and ``splits``, aligned; ``side`` in pixels."""
+    """Windows of the chips, their splits, and the side of the landscape in pixels."""
 
     windows: tuple[Window, ...]
     splits: tuple[str, ...]
@@ -93,26 +99,26 @@ class _Layout:
         across = next(n for n in range(1, chips + len(SHARES) + 2) if rows(n) <= n)
         side = max(across * size, LEAST_SIZE)
         step = side // across
-        places: list[tuple[int, int]] = []
+        corners: list[tuple[int, int]] = []
         row = 0
         for count in counts:
-            places += [(row + i // across, i % across) for i in range(count)]
+            corners += [(row + i // across, i % across) for i in range(count)]
             row += -(-count // across) + 1
         return cls(
             windows=tuple(
-                Window(row=r * step, col=c * step, height=size, width=size) for r, c in places
+                Window(row=r * step, col=c * step, height=size, width=size) for r, c in corners
             ),
             splits=tuple(name for name, n in zip(SHARES, counts, strict=True) for _ in range(n)),
             side=side,
         )
 
 
-def _layers(world: World) -> dict[str, Pixels]:
+def _layers(landscape: Landscape) -> dict[str, Pixels]:
     return {
-        "s2": world.sentinel2,
-        "radar": world.radar,
-        "elevation": world.elevation,
-        "landcover": world.landcover,
+        "s2": landscape.sentinel2,
+        "radar": landscape.radar,
+        "elevation": landscape.elevation,
+        "landcover": landscape.landcover,
     }
 
 
@@ -126,7 +132,7 @@ def _key(index: int) -> str:
 
 
 class SyntheticSource(Source):
-    """Chips of a made-up world, in memory; equal arguments give equal chips.
+    """Chips of a synthetic landscape, in memory; equal arguments give equal chips.
 
     Modalities: ``rgb``, ``ired``, ``sired``, ``ebands`` (Sentinel-2, uint16, reflectance x 10000),
     ``radar`` (VV, VH in dB, float32), ``elevation`` (int16, m), ``landcover`` (uint8). The label
@@ -154,15 +160,15 @@ class SyntheticSource(Source):
         self._seed, self._missing, self._nodata = seed, missing, nodata
         self._mixed_levels = mixed_levels
         self._layout = _Layout.of(chips, size)
-        self._world = make_world(self._layout.side, seed)
+        self._landscape = make_landscape(self._layout.side, seed)
         self.keys = [_key(i) for i in range(chips)]
         self.split_of = list(self._layout.splits)
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
-        """Cut one chip out of the world."""
+        """Cut one chip out of the landscape."""
         chosen = self.modalities if names is None else self.modalities.select(names)
         window = self._layout.windows[index]
-        layers = {n: p[(..., *window.slices)] for n, p in _layers(self._world).items()}
+        layers = {n: p[(..., *window.slices)] for n, p in _layers(self._landscape).items()}
         lacking, holes, level = self._fate(index)
         if level == "l1c":
             layers["s2"] = _top_of_atmosphere(layers["s2"])
@@ -193,13 +199,13 @@ class SyntheticSource(Source):
         """What chip ``index`` lacks, the seeds of its holes, and its product level."""
         rng = np.random.default_rng([self._seed, 2, index])
         names = self.modalities.names
-        draws = rng.random((2, len(names)))
-        lacking = {n for n, d in zip(names, draws[0], strict=True) if d < self._missing}
+        uniform = rng.random((2, len(names)))
+        lacking = {n for n, d in zip(names, uniform[0], strict=True) if d < self._missing}
         lacking.discard(names[int(rng.integers(len(names)))])
         seeds = rng.integers(2**31, size=len(names))
         holes = {
             n: int(seed)
-            for n, d, seed in zip(names, draws[1], seeds, strict=True)
+            for n, d, seed in zip(names, uniform[1], seeds, strict=True)
             if d < self._nodata
         }
         level = "l1c" if self._mixed_levels and rng.random() < 0.5 else "l2a"
@@ -229,16 +235,16 @@ def _geometry(window: Window, origin: tuple[float, float]) -> Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldFiles:
-    """What ``write_world`` wrote: the dataset file and the scene file."""
+class SyntheticFiles:
+    """The files that ``write_synthetic_data`` wrote: the dataset file and the scene file."""
 
     dataset: Path
     scene: Path
 
 
-def write_world(
+def write_synthetic_data(
     folder: Path, *, chips: int = 600, size: int = 64, scene: int = 512, seed: int = 0
-) -> WorldFiles:
+) -> SyntheticFiles:
     """Write chips and a scene as GeoTIFF with the YAML files that describe them.
 
     ``folder`` receives ``dataset.yaml``, ``split.csv``, ``chips/``, ``scene.yaml`` and ``scene/``.
@@ -248,7 +254,7 @@ def write_world(
     folder = Path(folder)
     _require_rasterio()
     layout = _Layout.of(chips, size)
-    layers = _layers(make_world(layout.side, seed))
+    layers = _layers(make_landscape(layout.side, seed))
     rows = []
     for index, (window, split) in enumerate(zip(layout.windows, layout.splits, strict=True)):
         for layer, pixels in layers.items():
@@ -257,14 +263,14 @@ def write_world(
             _write_geotiff(path, layer, part, _geometry(window, CHIPS_ORIGIN))
         label = _class_names()[_label(layers["landcover"][(..., *window.slices)])]
         rows.append((_key(index), split, label))
-    whole = Window(row=0, col=0, height=scene, width=scene)
-    for layer, pixels in _layers(make_world(scene, seed + 1_000_003)).items():
+    scene_window = Window(row=0, col=0, height=scene, width=scene)
+    for layer, pixels in _layers(make_landscape(scene, seed + 1_000_003)).items():
         path = folder / "scene" / f"{layer}.tif"
-        _write_geotiff(path, layer, pixels, _geometry(whole, SCENE_ORIGIN))
+        _write_geotiff(path, layer, pixels, _geometry(scene_window, SCENE_ORIGIN))
     table = io.StringIO(newline="")
     csv.writer(table).writerows([("id", "split", "label"), *rows])
     _write_text(folder / "split.csv", table.getvalue())
-    files = WorldFiles(dataset=folder / "dataset.yaml", scene=folder / "scene.yaml")
+    files = SyntheticFiles(dataset=folder / "dataset.yaml", scene=folder / "scene.yaml")
     _write_text(files.scene, _scene_yaml())
     _write_text(files.dataset, _dataset_yaml(size))
     return files
@@ -330,7 +336,7 @@ def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -
         with memory.open(**profile) as out:
             out.write(pixels)
             out.descriptions = _BANDS[layer]
-        # A world can be made again; to sync each of its files takes longer than to make it.
+        # The data can be made again; syncing each file takes longer than making it.
         write_file(path, memory.getbuffer(), durable=False)
 
 

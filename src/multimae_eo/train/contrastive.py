@@ -39,7 +39,7 @@ def masked_views(batch: Batch, recipe: ContrastiveRecipe, seed: int, epoch: int)
     rotation, brightness = (rotation * 8).long(), 2 * brightness - 1
     rotation[: len(batch)] = brightness[: len(batch)] = 0
     if recipe.rot90:
-        views = views.turned(rotation)
+        views = views.rotated(rotation)
     if not recipe.brightness_jitter:
         return views
     optical = torch.tensor([m.unit == "reflectance" for m in batch.modalities.values()])

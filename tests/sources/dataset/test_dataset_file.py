@@ -12,10 +12,10 @@ from rasterio.transform import Affine
 
 from multimae_eo.errors import (
     BandError,
+    ClassMapError,
     ConfigError,
     DataError,
     FormatError,
-    ClassMapError,
     SplitError,
 )
 from multimae_eo.loading.open_source import open_source
@@ -228,7 +228,9 @@ def test_files_of_one_chip_must_cover_the_same_ground(world):
 
 def test_a_class_id_outside_the_legend_is_named(world):
     tif(world / "cover" / "c.tif", np.full((1, 8, 8), 11, np.uint8))
-    with pytest.raises(ClassMapError, match=r"c\.tif: landcover: class id 11 is not in the legend"):
+    with pytest.raises(
+        ClassMapError, match=r"c\.tif: landcover: class id 11 is not in the class map"
+    ):
         opened(world, spec()).read(2)
 
 
@@ -432,7 +434,10 @@ def bad(**keys):
         (changed("rgb", scale=0), "finite number ≠ 0"),
         (changed("rgb", scale="x"), "expected a finite number"),
         (changed("rgb", bands=[True]), "expected a list of band names"),
-        (changed("landcover", legend="esa_worldcove"), "no legend 'esa_worldcove'; did you mean"),
+        (
+            changed("landcover", legend="esa_worldcove"),
+            "no class map 'esa_worldcove'; did you mean",
+        ),
         (changed("landcover", legend=None, band="esa_worldcover"), "legend: esa_worldcover"),
         (changed("landcover", kind="continuous"), "is categorical"),
         (changed("landcover", scale=2), "class ids have no scale"),

@@ -14,9 +14,9 @@ import pytest
 from multimae_eo import catalog, open_source
 from multimae_eo.errors import (
     BandError,
+    ClassMapError,
     ConfigError,
     FormatError,
-    ClassMapError,
     MultiMAEError,
     OutputError,
     SplitError,

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, ClassMapError, SplitError
+from multimae_eo.errors import ClassMapError, ConfigError, DataError, FormatError, SplitError
 from multimae_eo.geo import Window
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
@@ -355,17 +355,17 @@ def test_without_rasterio_the_remedy_is_told(folder: Path, monkeypatch: pytest.M
 
 def test_grids_cover_and_coarsen() -> None:
     grid = Grid(crs=UTM, transform=utm(), height=7, width=5)
-    assert grid.footprint(grid.whole).bounds == (LEFT, TOP - 70, LEFT + 50, TOP)
+    assert grid.footprint(grid.extent).bounds == (LEFT, TOP - 70, LEFT + 50, TOP)
     coarse = grid.coarser(2)
     assert (coarse.height, coarse.width) == (4, 3), "the last pixels reach over the edge"
     assert coarse.transform == utm(gsd=20)
     # Tiles up and to the left extend it by whole pixels of its own.
     more = grid.covering([(LEFT - 15, TOP - 70, LEFT + 50, TOP + 1e-6)])
     assert (more.height, more.width, more.transform) == (7, 7, utm(col=-2))
-    assert grid.place((LEFT + 21, TOP - 29, LEFT + 29, TOP - 21), margin=0) == Window(
+    assert grid.window_of((LEFT + 21, TOP - 29, LEFT + 29, TOP - 21), margin=0) == Window(
         row=2, col=2, height=1, width=1
     )
-    assert grid.place((LEFT + 60, TOP - 70, LEFT + 90, TOP), margin=0) is None
+    assert grid.window_of((LEFT + 60, TOP - 70, LEFT + 90, TOP), margin=0) is None
 
 
 def test_what_a_yaml_file_is_is_seen_from_its_keys(folder: Path) -> None:
@@ -400,7 +400,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     )  # fmt: skip
     landcover = {"path": "classes.tif", "legend": {1: "a", 2: "b", 3: "c"}}
     source = open_scene(scene_file(folder, modalities={"landcover": landcover}))
-    with pytest.raises(ClassMapError, match="class id 4 is not in the legend"):
+    with pytest.raises(ClassMapError, match="class id 4 is not in the class map"):
         source.read(0)
     told(ConfigError, "unknown key 'exclude'", modalities={"rgb": {"path": "a.tif", "exclude": []}})
     told(FormatError, "no such file", modalities={"elevation": {"path": "x.tif", "band": "dem"}})
@@ -426,7 +426,7 @@ def test_aberystwyth_is_one_store_equal_to_a_direct_warp(tmp_path: Path) -> None
 
     from rasterio.merge import merge
 
-    whole = grid.footprint(grid.whole).bounds
+    whole = grid.footprint(grid.extent).bounds
     tiles = sorted(ABERYSTWYTH.glob("sen2_20210527_aber_tile*.tif"))
     mosaic, _ = merge(tiles, bounds=whole, nodata=0, method="first")
     pixels, ok = together(source, "optical", grid)
@@ -463,7 +463,7 @@ def test_a_class_map_becomes_the_label_of_chips_in_some_columns(folder: Path) ->
         sample = source.read(index)
         geometry = sample.geometry
         assert geometry is not None
-        assert geometry.bounds[2] <= area.grid.footprint(area.grid.whole).bounds[2]
+        assert geometry.bounds[2] <= area.grid.footprint(area.grid.extent).bounds[2]
         col = int(source.keys[index].split("c")[1])
         row = int(source.keys[index][1:].split("c")[0])
         assert col + 8 <= width / 2

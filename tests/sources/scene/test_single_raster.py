@@ -36,7 +36,7 @@ def test_it_reads_what_the_scene_file_says(raster, tmp_path):
     told, own = Scene(tmp_path / "scene.yaml"), open_for(Fake(), raster, inputs=["rgb"], rule=L2A)
     assert (own.grid, own.name) == (told.grid, "all")
     assert own.modalities.names == ("rgb",)
-    for window in (told.grid.whole, Window(row=30, col=50, height=16, width=16)):
+    for window in (told.grid.extent, Window(row=30, col=50, height=16, width=16)):
         a, b = own.read(window), told.read(window)
         np.testing.assert_array_equal(a.pixels["rgb"], b.pixels["rgb"])
         np.testing.assert_array_equal(a.valid["rgb"], b.valid["rgb"])

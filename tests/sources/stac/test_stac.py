@@ -149,7 +149,7 @@ def stac_file(folder: Path, name: str = "rgb", top: dict | None = None, **change
 
 
 def whole(area: StacArea) -> Window:
-    return area.grid.whole
+    return area.grid.extent
 
 
 def scene_arrays(folder: Path, name: str, area: StacArea) -> tuple[np.ndarray, np.ndarray]:

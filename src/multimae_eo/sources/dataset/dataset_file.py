@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from multimae_eo.errors import (
+    ClassMapError,
     ConfigError,
     DataError,
     FormatError,
-    ClassMapError,
     did_you_mean,
 )
 from multimae_eo.geo import Geometry
@@ -93,12 +93,12 @@ class _Files:
 
     def _agree(self, header: RasterHeader) -> None:
         for other in (r.header for r in self.read.values()):
-            flipped, unflipped = (header, other) if header.turned else (other, header)
+            flipped, unflipped = (header, other) if header.flipped else (other, header)
             if flipped.flipped and unflipped.transform is None:
                 raise DataError(
-                    f"{flipped.path}: stored {'south-up' if flipped.south_up else 'east-west'}, and "
-                    f"{unflipped.path} has no georeferencing that gives its orientation; warp the first "
-                    "north-up, or georeference the second"
+                    f"{flipped.path}: stored {'south-up' if flipped.south_up else 'east-west'}, "
+                    f"and {unflipped.path} has no georeferencing that gives its orientation; warp "
+                    "the first north-up, or georeference the second"
                 )
         theirs = header.geometry
         if theirs is None or self.geometry is None:
@@ -152,7 +152,7 @@ class DatasetFileSource(Source):
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one chip; every file is read once.
 
-        Raises FormatError, BandError or LegendError naming the file, and DataError for a chip in
+        Raises FormatError, BandError or ClassMapError naming the file, and DataError for a chip in
         which no modality has a valid pixel.
         """
         key = self.keys[index]
@@ -317,7 +317,10 @@ class DatasetFileSource(Source):
                 "differ), or list it under `exclude:`"
             )
         ok = raster.observed(
-            at, nodata=spec.nodata, known=plan.modality.nodata, names=spec.rule.file_bands
+            at,
+            nodata=spec.nodata,
+            class_map_nodata=plan.modality.nodata,
+            names=spec.rule.file_bands,
         )
         pixels = np.ascontiguousarray(raster.pixels[at])
         linear = Linear()

@@ -65,7 +65,7 @@ def integer_text(text: str) -> str:
 def sorted_classes(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Class names in order: as numbers where all are, else as text.
 
-    LegendError where two of them are the same number.
+    ClassMapError where two of them are the same number.
     """
     distinct = sorted(set(names))
     if not distinct or not all(_INTEGER.match(name) for name in distinct):
@@ -89,7 +89,7 @@ def number_of(text: str) -> float | None:
 
 
 def require_classes(where: str, key: str, names: Iterable[str], classes: Sequence[str]) -> None:
-    """LegendError where a chip's label names a class that is not among ``classes``."""
+    """ClassMapError where a chip's label names a class that is not among ``classes``."""
     for name in names:
         if name not in classes:
             raise ClassMapError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, ClassMapError, did_you_mean
+from multimae_eo.errors import ClassMapError, ConfigError, DataError, FormatError, did_you_mean
 from multimae_eo.modality import class_ids
 from multimae_eo.plausible import sentinel_message
 from multimae_eo.sources.dataset.chip_files import ChipFiles, Table, require_files
@@ -51,7 +51,7 @@ class ChipLabels:
     ) -> ChipLabels:
         """Find the labels of a data set's chips. ``files``: the main file of each chip.
 
-        LegendError for a label outside ``classes``, or for files beside class folders.
+        ClassMapError for a label outside ``classes``, or for files beside class folders.
         """
         labels = spec.labels
         assert labels is not None
@@ -208,7 +208,7 @@ def _kept(labels: LabelSpec, every: Sequence[str], where: str) -> tuple[str, ...
 def _folders(files: Mapping[str, str], keys: Sequence[str], where: str) -> dict[str, str]:
     """The name of the folder of each chip's file.
 
-    LegendError where a folder holds both chips and folders of chips: some lie astray.
+    ClassMapError where a folder holds both chips and folders of chips: some lie astray.
     """
     folder_of = {k: PurePosixPath(files.get(k, k)).parent for k in keys}
     holders = set(folder_of.values())

@@ -61,8 +61,8 @@ class ModalitySpec:
     """A modality, where its files are and how they are to be read.
 
     ``path``: None where it is in the ``chips`` file. ``nodata``: None means what the file and the
-    class map declare. ``exclude``: chips whose pixels of this modality must not be used. ``layout``:
-    order of the axes of array files.
+    class map declare. ``exclude``: chips whose pixels of this modality must not be used.
+    ``layout``: order of the axes of array files.
     """
 
     modality: Modality

@@ -1,4 +1,4 @@
-"""What is in each of GEO-Bench's twelve data sets: bands, values, classes. See docs/geobench.md.
+"""Bands, values and classes of GEO-Bench's twelve data sets. See docs/geobench.md.
 
 Facts only; ``sources/geobench.py`` reads the files. Where a data set's own band names are wrong,
 the band meant here is the one whose pixels are there.
@@ -17,7 +17,7 @@ from multimae_eo.sources.geobench.classes import CLASSES
 
 LabelKind = Literal["class", "classes", "map"]
 Metric = Literal["accuracy", "f1", "miou"]
-Place = tuple[str, int]
+StoredChannel = tuple[str, int]
 """An HDF5 dataset's name without its date, and the channel in it."""
 
 COUNTS = "digital number"
@@ -27,13 +27,14 @@ COUNTS = "digital number"
 class Layer:
     """Bands of one sensor that share resolution and meaning of values.
 
-    ``places``: where each band is. ``scale``: ``physical = raw * scale`` in ``unit``. ``level``:
-    the product level, where the sensor has several. ``decibel``: raw values are intensities, and
-    the reader gives 10 · log10 of them. ``modalities``: offered unless others are asked for.
+    ``stored_channels``: the stored channel of each band. ``scale``: ``physical = raw * scale`` in
+    ``unit``. ``level``: the product level, where the sensor has several. ``decibel``: raw values
+    are intensities, and the reader gives 10 · log10 of them. ``modalities``: offered unless others
+    are asked for.
     """
 
     sensor: str
-    places: Mapping[str, Place]
+    stored_channels: Mapping[str, StoredChannel]
     gsd_m: float
     unit: str
     scale: float = 1.0
@@ -73,27 +74,29 @@ class GeoBenchData:
         """The modalities offered by default."""
         return tuple(self.fill(m)[0] for layer in self.layers for m in layer.modalities)
 
-    def fill(self, wanted: Modality) -> tuple[Modality, Layer]:
+    def fill(self, modality: Modality) -> tuple[Modality, Layer]:
         """The modality as this data set stores it, and the layer that holds its bands.
 
         Raises BandError where a band is not there, or has other units.
         """
         for layer in self.layers:
-            if layer.sensor == wanted.sensor and set(wanted.band_names) <= set(layer.places):
+            if layer.sensor == modality.sensor and set(modality.band_names) <= set(
+                layer.stored_channels
+            ):
                 break
         else:
-            have = "; ".join(f"{x.sensor}: {_some(x.places)}" for x in self.layers)
+            have = "; ".join(f"{x.sensor}: {_some(x.stored_channels)}" for x in self.layers)
             raise BandError(
-                f"{self.name}: cannot fill {wanted.name!r} ({wanted.sensor}: "
-                f"{_some(wanted.band_names)}); it has {have}"
+                f"{self.name}: cannot fill {modality.name!r} ({modality.sensor}: "
+                f"{_some(modality.band_names)}); it has {have}"
             )
-        if layer.unit != wanted.unit:
+        if layer.unit != modality.unit:
             raise BandError(
-                f"{self.name}: cannot fill {wanted.name!r}: its unit is {wanted.unit!r}, the files "
-                f"hold {layer.unit!r}; take {', '.join(m.name for m in layer.modalities)}"
+                f"{self.name}: cannot fill {modality.name!r}: its unit is {modality.unit!r}, the "
+                f"files hold {layer.unit!r}; take {', '.join(m.name for m in layer.modalities)}"
             )
         filled = replace(
-            wanted, scale=layer.scale, offset=0.0, nodata=layer.nodata, gsd_m=layer.gsd_m
+            modality, scale=layer.scale, offset=0.0, nodata=layer.nodata, gsd_m=layer.gsd_m
         )
         return filled, layer
 
@@ -146,24 +149,24 @@ def _sentinel2(
     named: Mapping[str, str] | None = None,
 ) -> Layer:
     """``named``: the bands under whose names the pixels of others are stored."""
-    places = {b: (_SENTINEL2[(named or {}).get(b, b)], 0) for b in bands}
+    stored_channels = {b: (_SENTINEL2[(named or {}).get(b, b)], 0) for b in bands}
     groups = [catalog.modality(n) for n in ("rgb", "ired", "sired", "ebands")]
     return Layer(
         sensor="sentinel2",
-        places=places,
+        stored_channels=stored_channels,
         gsd_m=10.0,
         unit="reflectance",
         scale=scale,
         level=level,
         nodata=nodata,
-        modalities=tuple(m for m in groups if set(m.band_names) <= set(places)),
+        modalities=tuple(m for m in groups if set(m.band_names) <= set(stored_channels)),
     )
 
 
 def _aerial(gsd_m: float) -> Layer:
     return Layer(
         sensor="rgb",
-        places={"red": ("Red", 0), "green": ("Green", 0), "blue": ("Blue", 0)},
+        stored_channels={"red": ("Red", 0), "green": ("Green", 0), "blue": ("Blue", 0)},
         gsd_m=gsd_m,
         unit=COUNTS,
         modalities=(
@@ -172,7 +175,7 @@ def _aerial(gsd_m: float) -> Layer:
     )
 
 
-def _own(name: str, bands: Iterable[Band], *, sensor: str, unit: str) -> Modality:
+def _modality(name: str, bands: Iterable[Band], *, sensor: str, unit: str) -> Modality:
     return Modality(name=name, sensor=sensor, bands=tuple(bands), unit=unit)
 
 
@@ -223,7 +226,10 @@ _RECORDS = (
             ),
             Layer(
                 sensor="sentinel1",
-                places={"VV": ("06 - VV.LEE Filtered", 0), "VH": ("05 - VH.LEE Filtered", 0)},
+                stored_channels={
+                    "VV": ("06 - VV.LEE Filtered", 0),
+                    "VH": ("05 - VH.LEE Filtered", 0),
+                },
                 gsd_m=10.0,
                 unit="dB",
                 decibel=True,
@@ -231,11 +237,11 @@ _RECORDS = (
             ),
             Layer(
                 sensor="sentinel1_complex",
-                places={band: (stored, 0) for band, stored in _COMPLEX.items()},
+                stored_channels={band: (stored, 0) for band, stored in _COMPLEX.items()},
                 gsd_m=10.0,
                 unit="",
                 modalities=(
-                    _own(
+                    _modality(
                         "sentinel1_complex",
                         (Band(name=b) for b in _COMPLEX),
                         sensor="sentinel1_complex",
@@ -255,7 +261,7 @@ _RECORDS = (
             _sentinel2(
                 [b for b in _NAMES_12 if b not in ("B6", "B9")], level="l2a", named=_BRICK_KILN
             ),
-            Layer(sensor="rgb", places=_TRUE_COLOUR, gsd_m=10.0, unit=COUNTS),
+            Layer(sensor="rgb", stored_channels=_TRUE_COLOUR, gsd_m=10.0, unit=COUNTS),
         ),
         located=True,
     ),
@@ -268,11 +274,11 @@ _RECORDS = (
         layers=(
             Layer(
                 sensor="landsat8",
-                places={band: (stored, 0) for band, stored in _LANDSAT.items()},
+                stored_channels={band: (stored, 0) for band, stored in _LANDSAT.items()},
                 gsd_m=15.0,
                 unit=COUNTS,
                 modalities=(
-                    _own(
+                    _modality(
                         "landsat8_picture",
                         (_counts(catalog.sensor("landsat8").band(b)) for b in _LANDSAT),
                         sensor="landsat8",
@@ -320,11 +326,11 @@ _RECORDS = (
             _aerial(1.0),
             Layer(
                 sensor="aerial",
-                places={"nir": ("NearInfrared", 0)},
+                stored_channels={"nir": ("NearInfrared", 0)},
                 gsd_m=1.0,
                 unit=COUNTS,
                 modalities=(
-                    _own(
+                    _modality(
                         "aerial_nir",
                         [_counts(Band(name="nir", wavelength_um=0.876))],
                         sensor="aerial",
@@ -369,21 +375,21 @@ _RECORDS = (
             _aerial(0.1),
             Layer(
                 sensor="canopy_height",
-                places={"canopy_height": ("Canopy Height Model", 0)},
+                stored_channels={"canopy_height": ("Canopy Height Model", 0)},
                 gsd_m=1.0,
                 unit="m",
                 modalities=(catalog.modality("canopy_height"),),
             ),
             Layer(
                 sensor="neon",
-                places={band: ("Neon", i) for i, band in enumerate(_HYPERSPECTRAL)},
+                stored_channels={band: ("Neon", i) for i, band in enumerate(_HYPERSPECTRAL)},
                 gsd_m=1.0,
                 unit="reflectance",
                 scale=1e-4,
-                # The conversion turned nodata into 0; in canopy height that cannot be told apart.
+                # The conversion wrote nodata as 0, which canopy height may also be.
                 nodata=(0.0,),
                 modalities=(
-                    _own(
+                    _modality(
                         "hyperspectral",
                         (Band(name=b, physical_range=catalog.REFLECTANCE) for b in _HYPERSPECTRAL),
                         sensor="neon",

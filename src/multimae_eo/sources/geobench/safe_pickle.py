@@ -1,8 +1,8 @@
 """Reads the pickles of published data sets without running anything that they name.
 
 A pickle is a small program whose only door to Python is the lookup of a name. Here that door leads
-to ``Inert`` stand-ins for the classes that GEO-Bench writes, to dates, and to numbers decoded from
-their bytes; every other name is refused. No class of another library is looked up, called or
+to ``OpaqueObject`` in place of the classes that GEO-Bench writes, to dates, and to numbers decoded
+from their bytes; every other name is refused. No class of another library is looked up, called or
 filled with a pickle's state, so the libraries that wrote a file need not be installed either.
 """
 
@@ -29,7 +29,7 @@ _BYTES_LITERAL = re.compile(r"""b(['"])(?:(?!\1)[^\\\n]|\\.)*\1""", re.DOTALL)
 _NUMBERS = re.compile(r"[<>=|](b1|[iu][1248]|f[248])")
 
 
-class Inert:
+class OpaqueObject:
     """A stand-in for an object of a class that is not loaded: what it was made of, and no more.
 
     ``arguments``: those of its constructor. ``state``: its attributes, or whatever it stored.
@@ -38,7 +38,7 @@ class Inert:
     arguments: tuple[Any, ...]
     state: Any
 
-    def __new__(cls, *arguments: Any) -> Inert:
+    def __new__(cls, *arguments: Any) -> OpaqueObject:
         """Keep the arguments; pickles may skip ``__init__``."""
         made = super().__new__(cls)
         made.arguments, made.state = arguments, {}
@@ -61,8 +61,8 @@ class StoredArray:
         self.values = _decode(data, dtype, shape, "F" if fortran else "C")
 
 
-class _Number:
-    """A NumPy number type: its name, and the byte order that the pickle sets afterwards."""
+class _NumberType:
+    """A NumPy dtype: its name, and the byte order that the pickle sets afterwards."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.name, self.order = name, "<"
@@ -79,7 +79,7 @@ class _Number:
 
 
 def _decode(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
-    if not isinstance(dtype, _Number) or not isinstance(data, bytes | bytearray):
+    if not isinstance(dtype, _NumberType) or not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("a NumPy array of other things than numbers")
     flat = np.frombuffer(bytes(data), dtype.dtype)
     values: npt.NDArray[Any] = flat.reshape(shape, order="F" if order == "F" else "C")
@@ -113,19 +113,19 @@ class _Ordered(OrderedDict[Any, Any]):
 
 
 def _allowed() -> Mapping[tuple[str, str], type]:
-    found: dict[tuple[str, str], type] = {
-        ("numpy", "dtype"): _Number,
+    classes: dict[tuple[str, str], type] = {
+        ("numpy", "dtype"): _NumberType,
         ("numpy", "ndarray"): StoredArray,
-        ("affine", "Affine"): Inert,
-        ("rasterio.crs", "CRS"): Inert,
+        ("affine", "Affine"): OpaqueObject,
+        ("rasterio.crs", "CRS"): OpaqueObject,
         ("collections", "OrderedDict"): _Ordered,
     }
     for name in ("date", "datetime", "timedelta", "timezone"):
-        found["datetime", name] = getattr(datetime, name)
+        classes["datetime", name] = getattr(datetime, name)
     for core in ("numpy.core", "numpy._core"):
-        found[f"{core}.multiarray", "scalar"] = _Scalar
-        found[f"{core}.multiarray", "_reconstruct"] = StoredArray
-        found[f"{core}.numeric", "_frombuffer"] = _FromBuffer
+        classes[f"{core}.multiarray", "scalar"] = _Scalar
+        classes[f"{core}.multiarray", "_reconstruct"] = StoredArray
+        classes[f"{core}.numeric", "_frombuffer"] = _FromBuffer
     # GEO-Bench's own classes, under the names that its modules have had.
     bands = ("BandInfo SpectralBand Sentinel1 Sentinel2 Landsat8 Mask ElevationBand MultiBand "
              "HyperSpectralBands CloudProbability SegmentationClasses")  # fmt: skip
@@ -135,8 +135,8 @@ def _allowed() -> Mapping[tuple[str, str], type]:
     for root in ("geobench", "geobench.io", "ccb.io"):
         for module, names in (("dataset", bands), ("label", labels), ("task", tasks)):
             for name in names.split():
-                found[f"{root}.{module}", name] = found[root, name] = Inert
-    return found
+                classes[f"{root}.{module}", name] = classes[root, name] = OpaqueObject
+    return classes
 
 
 _ALLOWED = _allowed()
@@ -151,10 +151,10 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module, name))
-        if found is None:
+        cls = _ALLOWED.get((module, name))
+        if cls is None:
             raise _Refusal(f"it names {module}.{name}")
-        return found
+        return cls
 
 
 def _with_flat_keys(opcode: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -189,14 +189,14 @@ def _expanded(value: Any, sizes: dict[int, int]) -> int:
             below = (*value.keys(), *value.values())
         elif isinstance(value, list | tuple | set | frozenset):
             below = value
-        elif isinstance(value, Inert):
+        elif isinstance(value, OpaqueObject):
             below = (value.arguments, value.state)
         size = sizes[id(value)] = 1 + sum(_expanded(v, sizes) for v in below)
     return size
 
 
 def load_pickle(data: bytes, where: str) -> Any:
-    """Decode a pickle into plain containers, numbers, dates, ``StoredArray`` and ``Inert``.
+    """Decode a pickle into plain containers, numbers, dates, ``StoredArray`` and ``OpaqueObject``.
 
     ``where`` names the file for messages. Raises FormatError for a pickle that names anything
     else, is damaged, or is larger than ``LARGEST``.

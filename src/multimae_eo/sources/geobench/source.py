@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo import catalog
-from multimae_eo.errors import ConfigError, FormatError, ClassMapError, SplitError, did_you_mean
+from multimae_eo.errors import ClassMapError, ConfigError, FormatError, SplitError, did_you_mean
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, Layer, find_dataset
-from multimae_eo.sources.geobench.safe_pickle import Inert, StoredArray, load_pickle_text
+from multimae_eo.sources.geobench.safe_pickle import OpaqueObject, StoredArray, load_pickle_text
 from multimae_eo.sources.hdf5 import opened_hdf5
 from multimae_eo.sources.raster.reading import valid_pixels
 
@@ -91,8 +91,8 @@ class GeoBenchSource(Source):
         self.data: GeoBenchData = find_dataset(self.folder.name)
         self.partition = partition
         self.name = self.data.name
-        wanted = self.data.modalities if modalities is None else tuple(modalities)
-        filled = [self.data.fill(_modality(self.data, m)) for m in wanted]
+        requested = self.data.modalities if modalities is None else tuple(modalities)
+        filled = [self.data.fill(_modality(self.data, m)) for m in requested]
         self.modalities = ModalitySet(m for m, _ in filled)
         self._layers = {m.name: layer for m, layer in filled}
         self.keys, self.split_of = _partition(self.folder, partition)
@@ -101,7 +101,7 @@ class GeoBenchSource(Source):
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one chip: only the HDF5 datasets that the modalities ``names`` need.
 
-        Raises FormatError for a damaged file or a missing band, LegendError for a class that the
+        Raises FormatError for a damaged file or a missing band, ClassMapError for a class that the
         data set has not.
         """
         with self._opened(index, names) as (file, metadata, scenes):
@@ -132,7 +132,7 @@ class GeoBenchSource(Source):
 
     def _needed(self, names: Sequence[str] | None) -> set[str]:
         return {
-            self._layers[n].places[b][0]
+            self._layers[n].stored_channels[b][0]
             for n, modality in self._chosen(names).items()
             for b in modality.band_names
         }
@@ -158,8 +158,8 @@ class GeoBenchSource(Source):
             elif ok.any():
                 values[~np.broadcast_to(ok, values.shape)] = 0  # no sentinel travels further
                 pixels[name], valid[name] = values, ok
-        about = metadata.get(next((scene.stored[n] for n in arrays), ""), {})
-        about = about if isinstance(about, Mapping) else {}
+        attributes = metadata.get(next((scene.stored[n] for n in arrays), ""), {})
+        attributes = attributes if isinstance(attributes, Mapping) else {}
         shape = next((a.shape[1:] for a in arrays.values()), None)
         return Sample(
             key=self.keys[index],
@@ -170,8 +170,8 @@ class GeoBenchSource(Source):
                 for n in pixels
                 if chosen[n].levels
             },
-            geometry=_geometry(about, shape) if self.data.located and shape else None,
-            time=_time(about, scene),
+            geometry=_geometry(attributes, shape) if self.data.located and shape else None,
+            time=_time(attributes, scene),
             label=self._label(path, file, metadata, scene),
         )
 
@@ -199,24 +199,24 @@ class GeoBenchSource(Source):
         return int(label.item())
 
 
-def _modality(data: GeoBenchData, wanted: str | Modality) -> Modality:
-    if isinstance(wanted, Modality):
-        return wanted
-    own = {m.name: m for m in data.modalities}
-    return own[wanted] if wanted in own else catalog.modality(wanted)
+def _modality(data: GeoBenchData, modality: str | Modality) -> Modality:
+    if isinstance(modality, Modality):
+        return modality
+    offered = {m.name: m for m in data.modalities}
+    return offered[modality] if modality in offered else catalog.modality(modality)
 
 
 def _locate(folder: Path) -> Path:
     """The data set's folder, also where its benchmark's folder is left out."""
-    found = [folder] if folder.is_dir() else sorted(folder.parent.glob(f"*_v*/{folder.name}"))
-    if not found:
+    folders = [folder] if folder.is_dir() else sorted(folder.parent.glob(f"*_v*/{folder.name}"))
+    if not folders:
         near = did_you_mean(folder.name, DATASETS)
         raise ConfigError(f"{folder}: no such folder; give ROOT/NAME; {near}")
-    if len(found) > 1:
+    if len(folders) > 1:
         raise ConfigError(
-            f"{folder}: is in {' and '.join(p.parent.name for p in found)}; name one of them"
+            f"{folder}: is in {' and '.join(p.parent.name for p in folders)}; name one of them"
         )
-    return found[0]
+    return folders[0]
 
 
 def _partition(folder: Path, name: str) -> tuple[list[str], list[str]]:
@@ -243,7 +243,7 @@ def _partition(folder: Path, name: str) -> tuple[list[str], list[str]]:
                     f"{path}: {key!r} is listed in {split!r} and again; chips of one split in "
                     "another are training on the test; mend the partition"
                 )
-            # Splits that are all the same tell nothing: a folder of examples.
+            # Splits that are all the same have no meaning: a folder of examples.
             split_of[key] = "" if same else _SPLITS[split]
     present = {p.name for p in folder.glob(f"*{SUFFIX}")}
     missing = [key for key in split_of if f"{key}{SUFFIX}" not in present]
@@ -273,16 +273,16 @@ def _scenes(path: Path, file: Any, needed: set[str]) -> list[_Scene]:
         by_date.setdefault(when, {})[name] = stored
     timeless = by_date.pop("", {})
     scenes = [_Scene(when, {**timeless, **stored}) for when, stored in sorted(by_date.items())]
-    found = [s for s in scenes or [_Scene("", timeless)] if needed <= set(s.stored)]
-    if not found and needed <= set(timeless):  # only the label has a date
-        found = [_Scene("", {**(scenes[-1].stored if scenes else {}), **timeless})]
-    if not found:
+    complete = [s for s in scenes or [_Scene("", timeless)] if needed <= set(s.stored)]
+    if not complete and needed <= set(timeless):  # only the label has a date
+        complete = [_Scene("", {**(scenes[-1].stored if scenes else {}), **timeless})]
+    if not complete:
         lacking = sorted(needed - set().union(*(s.stored for s in scenes), timeless))
         raise FormatError(
             f"{path}: lacks {', '.join(lacking) or 'a date with all bands'}; it holds "
             f"{', '.join(file)}"
         )
-    return found
+    return complete
 
 
 def _channels(path: Path, dataset: Any) -> Pixels:
@@ -305,7 +305,7 @@ def _stack(
     """A modality's bands as (C, H, W), in a new array."""
     planes = []
     for band in modality.band_names:
-        stored, channel = layer.places[band]
+        stored, channel = layer.stored_channels[band]
         if channel >= len(arrays[stored]):
             raise FormatError(
                 f"{path}: {stored}: {modality.name} needs channel {channel}, it has "
@@ -341,11 +341,11 @@ def _shown(label: npt.NDArray[Any]) -> str:
     return " ".join(str(label).split())[:60]
 
 
-def _geometry(about: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry | None:
+def _geometry(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry | None:
     """The footprint of a north-up transform; None where there is none."""
-    transform, crs = about.get("transform"), about.get("crs")
-    crs = crs.state if isinstance(crs, Inert) else crs
-    values = transform.arguments if isinstance(transform, Inert) else ()
+    transform, crs = attributes.get("transform"), attributes.get("crs")
+    crs = crs.state if isinstance(crs, OpaqueObject) else crs
+    values = transform.arguments if isinstance(transform, OpaqueObject) else ()
     if not isinstance(crs, str) or not crs or len(values) < 6:
         return None
     a, b, left, d, e, top = (float(v) for v in values[:6])
@@ -355,12 +355,12 @@ def _geometry(about: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry | No
     return Geometry(crs=crs, bounds=(left, bottom, right, top))
 
 
-def _time(about: Mapping[str, Any], scene: _Scene) -> str | None:
-    """The date; None for a composite of years, to which the data set gave a made-up one."""
-    extra = about.get("meta_info")
+def _time(attributes: Mapping[str, Any], scene: _Scene) -> str | None:
+    """The date; None for a composite of years, whose date in the data set is arbitrary."""
+    extra = attributes.get("meta_info")
     if isinstance(extra, Mapping) and extra.get("is_composite"):
         return None
-    stored = about.get("date")
+    stored = attributes.get("date")
     if isinstance(stored, datetime | date):
         return stored.isoformat()[:10]
     return scene.date or None

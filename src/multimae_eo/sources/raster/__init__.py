@@ -1,1 +1,1 @@
-"""Reading rasters: what a file's header says, and its pixels."""
+"""Reading rasters: headers and pixels."""

@@ -1,4 +1,4 @@
-"""Scale and offset of a file's bands: what the user declares, and what the file's tags say."""
+"""Scale and offset of a file's bands, as the user declares them and as the file is tagged."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What the user wrote of a modality's calibration, None for what is left to the file.
+    """The calibration of a modality that the user declared, None for what is left to the file.
 
-    ``where``: the file (or option) that says so, for messages.
+    ``where``: the file (or option) that declares it, for messages.
     """
 
     scale: float | None = None
@@ -49,22 +49,27 @@ def band_calibration(
 
 def _one(header: RasterHeader, band: BandHeader, declared: Declared, name: str) -> Linear:
     where = f"{header.path}: {name}"
-    for what, own, tag, neutral in (
+    for what, value, tag, neutral in (
         ("scale", declared.scale, band.scale, 1.0),
         ("offset", declared.offset, band.offset, 0.0),
     ):
-        if own is None or tag is None or own == neutral or math.isclose(own, tag, rel_tol=1e-6):
+        if (
+            value is None
+            or tag is None
+            or value == neutral
+            or math.isclose(value, tag, rel_tol=1e-6)
+        ):
             continue
         raise BandError(
-            f"{where}: {declared.where} declares {what} {own:g}, the file's tag says {tag:g}; "
+            f"{where}: {declared.where} declares {what} {value:g}, the file's tag is {tag:g}; "
             f"remove `{what}:` to use the tag, or mend the tag (gdal_edit.py)"
         )
     in_its_unit = declared.scale is None or (band.scale is not None and declared.scale != 1.0)
     alone = declared.scale == 1.0 and band.scale is None
     if band.offset is not None and declared.offset is None and not (in_its_unit or alone):
         raise BandError(
-            f"{where}: {declared.where} declares scale {declared.scale:g}, the file's tags say "
-            f"scale {band.scale or 1.0:g} and offset {band.offset:g}; write `offset:` as well"
+            f"{where}: {declared.where} declares scale {declared.scale:g}, the file is tagged "
+            f"with scale {band.scale or 1.0:g} and offset {band.offset:g}; write `offset:` as well"
         )
     scale = band.scale if declared.scale is None else declared.scale
     offset = band.offset if declared.offset is None else declared.offset

@@ -1,4 +1,4 @@
-"""The grid of a scene: CRS, transform and shape; its windows, and rasters' places on it."""
+"""The grid of a scene: CRS, transform and shape; its windows, and the extent of rasters on it."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ class Grid:
             width=right - left,
         )
 
-    def place(self, bounds: Bounds, *, margin: int = 2) -> Window | None:
+    def window_of(self, bounds: Bounds, *, margin: int = 2) -> Window | None:
         """The pixels that ``bounds`` may touch, with a margin for the kernel; None if none."""
         top, left, bottom, right = self._span(bounds)
-        found = Window(
+        touched = Window(
             row=top - margin,
             col=left - margin,
             height=bottom - top + 2 * margin,
             width=right - left + 2 * margin,
         )
-        return overlap(found, self.whole)
+        return overlap(touched, self.extent)
 
     @property
-    def whole(self) -> Window:
+    def extent(self) -> Window:
         """The window of all of it."""
         return Window(row=0, col=0, height=self.height, width=self.width)
 

@@ -1,4 +1,4 @@
-"""What a raster file says of itself: its bands, masks, calibration, orientation and ground.
+"""The header of a raster file: bands, masks, calibration, orientation and footprint.
 
 Chips, scenes, labels, single rasters and STAC items all read this one description. Pixels are
 handed on north-up and west-left, whatever order the file stores them in.
@@ -51,7 +51,7 @@ class RasterHeader:
     """A file's description. ``shape``: (H, W).
 
     ``alpha``: 0-based band that GDAL takes for transparency; a fourth byte band that is near
-    infrared looks the same, see ``alpha_band``. ``transform``, ``crs``: of the turned pixels, the
+    infrared looks the same, see ``alpha_band``. ``transform``, ``crs``: of the north-up pixels, the
     CRS horizontal; None without georeferencing. ``south_up``, ``mirrored``: the file stores rows
     from the south, columns from the east. ``geometry``: None unless both are known.
     """
@@ -81,7 +81,7 @@ class RasterHeader:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The number type of all bands."""
+        """The dtype of all bands."""
         return self.bands[0].dtype
 
     @property
@@ -95,7 +95,7 @@ class RasterHeader:
         return None if self.transform is None else (self.transform.a, -self.transform.e)
 
     @property
-    def turned(self) -> bool:
+    def flipped(self) -> bool:
         """Whether pixels are handed on in another order than the file's."""
         return self.south_up or self.mirrored
 
@@ -112,19 +112,22 @@ class RasterHeader:
         return self.alpha if not name or name in ALPHA_NAMES else None
 
     def unobserved(
-        self, at: Sequence[int], declared: Sequence[float] | None, known: Sequence[float] = ()
+        self,
+        at: Sequence[int],
+        declared: Sequence[float] | None,
+        class_map_nodata: Sequence[float] = (),
     ) -> list[tuple[float, ...]]:
         """Raw values that mean "never observed", for each of the bands ``at``.
 
-        ``declared`` replaces the file's tag and the ``known`` values of a legend; what the file
-        marks as transparent is never observed in any case.
+        ``declared`` replaces the file's tag and ``class_map_nodata``; values that the file marks as
+        transparent are never observed in any case.
         """
-        found = []
+        values = []
         for band in (self.bands[i] for i in at):
             tag = () if band.nodata is None else (band.nodata,)
-            own = (*known, *tag) if declared is None else tuple(declared)
-            found.append((*own, *band.transparent))
-        return found
+            listed = (*class_map_nodata, *tag) if declared is None else tuple(declared)
+            values.append((*listed, *band.transparent))
+        return values
 
 
 def plain_header(
@@ -137,7 +140,7 @@ def plain_header(
     palette: Mapping[int, tuple[int, int, int, int]] | None = None,
     channels_last: bool = False,
 ) -> RasterHeader:
-    """The header of an image or array, which knows little of itself."""
+    """The header of an image or array, which has no georeferencing."""
     made = tuple(
         BandHeader(
             name=n, dtype=dtype, transparent=transparent, palette=palette,
@@ -149,11 +152,11 @@ def plain_header(
 
 
 def dataset_header(path: Path | str, dataset: Any) -> RasterHeader:
-    """The header of an open rasterio dataset; FormatError for number types that are no band's."""
+    """The header of an open rasterio dataset; FormatError for dtypes that are not real numbers."""
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or next(iter(dtypes)).startswith("complex"):
         raise FormatError(
-            f"{path}: number type {', '.join(sorted(dtypes))}; store one real type for all bands"
+            f"{path}: dtype {', '.join(sorted(dtypes))}; store one real dtype for all bands"
         )
     dtype = np.dtype(dataset.dtypes[0])
     colors = [c.name for c in dataset.colorinterp]
@@ -180,7 +183,7 @@ def _band(dataset: Any, index: int, dtype: np.dtype[Any], color: str) -> BandHea
         offset=None if offset == 0.0 or not math.isfinite(offset) else offset,
         unit=dataset.units[index] or "",
         nodata=None if nodata is None else float(nodata),
-        # GDAL's palettes are padded with entries that say nothing; a PNG's say what they mean.
+        # GDAL pads palettes with meaningless entries; those of a PNG are as stored.
         transparent=clear if dataset.driver == "PNG" else (),
         mask=_mask_kind(dataset.mask_flag_enums[index]),
         color="" if color in ("undefined", "gray") else color,
@@ -189,7 +192,7 @@ def _band(dataset: Any, index: int, dtype: np.dtype[Any], color: str) -> BandHea
 
 
 def _mask_kind(flags: Sequence[Any]) -> str:
-    """Which mask a band has that its values and an alpha band do not tell."""
+    """The kind of a band's mask, "" where nodata values and an alpha band already define it."""
     names = {f.name for f in flags}
     if names & {"all_valid", "alpha"} or names == {"nodata"}:
         return ""
@@ -197,25 +200,25 @@ def _mask_kind(flags: Sequence[Any]) -> str:
 
 
 def _ground(dataset: Any) -> dict[str, Any]:
-    """CRS, transform and footprint of the turned pixels."""
-    own = dataset.transform
-    if own.is_identity:
+    """CRS, transform and footprint of the north-up pixels."""
+    stored = dataset.transform
+    if stored.is_identity:
         return {"crs": None if dataset.crs is None else crs_text(dataset.crs)}
-    if not own.is_rectilinear or own.a == 0.0:
+    if not stored.is_rectilinear or stored.a == 0.0:
         return {"rotated": True, "crs": None if dataset.crs is None else crs_text(dataset.crs)}
-    south_up, mirrored = own.e > 0, own.a < 0
-    left = own.c + (own.a * dataset.width if mirrored else 0.0)
-    top = own.f + (own.e * dataset.height if south_up else 0.0)
-    transform = type(own)(abs(own.a), 0.0, left, 0.0, -abs(own.e), top)
-    found: dict[str, Any] = {"transform": transform, "south_up": south_up, "mirrored": mirrored}
+    south_up, mirrored = stored.e > 0, stored.a < 0
+    left = stored.c + (stored.a * dataset.width if mirrored else 0.0)
+    top = stored.f + (stored.e * dataset.height if south_up else 0.0)
+    transform = type(stored)(abs(stored.a), 0.0, left, 0.0, -abs(stored.e), top)
+    ground: dict[str, Any] = {"transform": transform, "south_up": south_up, "mirrored": mirrored}
     if dataset.crs is None:
-        return found
-    found["crs"] = crs_text(dataset.crs)
+        return ground
+    ground["crs"] = crs_text(dataset.crs)
     left, bottom, right, top = (float(v) for v in dataset.bounds)
     bounds = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
     if all(math.isfinite(v) for v in bounds) and bounds[0] < bounds[2] and bounds[1] < bounds[3]:
-        found["geometry"] = Geometry(crs=found["crs"], bounds=bounds)
-    return found
+        ground["geometry"] = Geometry(crs=ground["crs"], bounds=bounds)
+    return ground
 
 
 def require_upright(header: RasterHeader) -> None:

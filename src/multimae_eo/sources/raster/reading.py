@@ -1,8 +1,8 @@
 """One raster file as an array: GeoTIFF (rasterio), PNG and JPEG (Pillow), NumPy's ``.npy``.
 
-Pixels keep their native number type and come north-up. Nothing here knows what the bands mean: a
-file's own band names, nodata and georeferencing are passed on as they are. Pickled arrays are
-refused, and a file is opened as what its name and first bytes both say, never as another format.
+Pixels keep their dtype and are returned north-up. The meaning of the bands is not interpreted here:
+band names, nodata and georeferencing are passed on as stored. Pickled arrays are refused, and a
+file is opened only by the drivers of the format that its name and first bytes indicate.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _REMOTE = {".jp2": _JPEG2000, ".png": ("PNG",), ".jpg": ("JPEG",), ".jpeg": ("JP
 class Raster:
     """A file's pixels (C, H, W), north-up, and its own mask (1 or C, H, W), None without one.
 
-    An alpha band of a GeoTIFF is still among the pixels; ``observed`` knows when to heed it.
+    An alpha band of a GeoTIFF is still among the pixels; ``observed`` applies it where it is one.
     """
 
     header: RasterHeader
@@ -85,13 +85,13 @@ class Raster:
         at: Sequence[int],
         *,
         nodata: Sequence[float] | None = None,
-        known: Sequence[float] = (),
+        class_map_nodata: Sequence[float] = (),
         names: Sequence[str] = (),
     ) -> Validity | None:
         """Where the 0-based bands ``at`` hold measurements; see ``valid_pixels``.
 
-        ``nodata``: declared values, None for the file's tags. ``known``: a legend's. ``names``: of
-        all bands, as declared.
+        ``nodata``: declared values, None for the file's tags. ``class_map_nodata``: values
+        of the class map, used without declared ones. ``names``: of all bands, as declared.
         """
         bands = list(at)
         alpha = self.header.alpha_band(bands, names)
@@ -99,7 +99,7 @@ class Raster:
         if alpha is not None:
             clear = self.pixels[alpha : alpha + 1] > 0
             mask = clear if mask is None else mask & clear
-        values = self.header.unobserved(bands, nodata, known)
+        values = self.header.unobserved(bands, nodata, class_map_nodata)
         return valid_pixels(self.pixels[bands], values, mask)
 
 
@@ -117,8 +117,8 @@ def read_header(path: Path, *, layout: Layout = "chw") -> RasterHeader:
 def read_raster(path: Path, *, layout: Layout = "chw") -> Raster:
     """Read all of a raster file; ``layout``: order of the axes of a ``.npy`` array.
 
-    Raises FormatError naming the file when it is missing, truncated, rotated, not a raster, or of
-    a number type that is not real (complex, text, objects); ConfigError when rasterio is missing.
+    Raises FormatError naming the file when it is missing, truncated, rotated, not a raster, or of a
+    dtype that is not a real number (complex, text, objects); ConfigError when rasterio is missing.
     """
     with _reading(path):
         if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -150,7 +150,7 @@ def open_dataset(path: Path | str, **options: Any) -> Any:
 def read_window(
     dataset: Any, header: RasterHeader, at: Sequence[int], window: Window | None
 ) -> tuple[Pixels, Validity | None]:
-    """0-based bands ``at`` of a window of the turned pixels: (C, H, W), and the file's own mask.
+    """0-based bands ``at`` of a window of the north-up pixels: (C, H, W), and the file's own mask.
 
     ``window``: None for everything, else inside the raster. The mask is (1 or C, H, W), without
     nodata and alpha; None where the file has none.
@@ -171,7 +171,7 @@ def read_window(
         for index, i in enumerate(at):
             if header.bands[i].mask:
                 mask[index] = dataset.read_masks(i + 1, window=part) > 0
-    if header.turned:
+    if header.flipped:
         order = (..., slice(None, None, -1 if header.south_up else 1),
                  slice(None, None, -1 if header.mirrored else 1))  # fmt: skip
         pixels = np.ascontiguousarray(pixels[order])
@@ -268,7 +268,7 @@ def _real(path: Path, pixels: Pixels) -> Pixels:
         return pixels.astype(np.uint8)
     if pixels.dtype.kind not in "uif" or pixels.dtype.itemsize > 8:
         raise FormatError(
-            f"{path}: number type {pixels.dtype} cannot be a band; store real integers or floats "
+            f"{path}: dtype {pixels.dtype} cannot be a band; store real integers or floats "
             "(a complex radar image: its intensity)"
         )
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -328,8 +328,8 @@ def _deep_image(path: Path) -> Raster:
     colors = ("red", "green", "blue") if header.count > 2 else ("",)
     if header.count > len(colors):
         mask, pixels = pixels[-1:] > 0, pixels[:-1]
-    own = plain_header(path, header.shape, colors, pixels.dtype)
-    return Raster(header=own, pixels=pixels, mask=mask)
+    rgb_header = plain_header(path, header.shape, colors, pixels.dtype)
+    return Raster(header=rgb_header, pixels=pixels, mask=mask)
 
 
 def _numpy(path: Path, layout: Layout, *, mapped: bool = False) -> Pixels:

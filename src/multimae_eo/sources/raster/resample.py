@@ -1,7 +1,7 @@
-"""Interpolation of rasters with holes: what was never observed has no part in any result.
+"""Interpolation of rasters with invalid pixels, which never contribute to a result.
 
-Written in NumPy because GDAL's warper knows one kind of hole at a time: of a mask beside nodata,
-or nodata in some bands only, it forgets one.
+Written in NumPy because GDAL's warper applies one kind of mask at a time: with a mask beside
+nodata, or nodata in some bands only, it ignores one of them.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ class Placement:
         rows = 0.5 + np.arange(window.row, window.row + window.height, dtype=np.float64)
         cols = 0.5 + np.arange(window.col, window.col + window.width, dtype=np.float64)
         if self.crs == self.grid.crs:
-            own, grid = self.transform, self.grid.transform
-            y = ((grid.f - own.f) + rows * grid.e) / own.e
-            x = ((grid.c - own.c) + cols * grid.a) / own.a
+            raster, grid = self.transform, self.grid.transform
+            y = ((grid.f - raster.f) + rows * grid.e) / raster.e
+            x = ((grid.c - raster.c) + cols * grid.a) / raster.a
             shape = (window.height, window.width)
             return np.broadcast_to(y[:, None], shape), np.broadcast_to(x[None], shape)
-        found = self._interpolated(rows, cols)
-        return self._exact(*np.meshgrid(rows, cols, indexing="ij")) if found is None else found
+        positions = self._interpolated(rows, cols)
+        return (
+            self._exact(*np.meshgrid(rows, cols, indexing="ij")) if positions is None else positions
+        )
 
     def _exact(self, rows: Coordinates, cols: Coordinates) -> tuple[Coordinates, Coordinates]:
         from rasterio.warp import transform
 
-        grid, own = self.grid.transform, self.transform
+        grid, raster = self.grid.transform, self.transform
         xs, ys = grid.c + cols * grid.a, grid.f + rows * grid.e
         x, y = transform(self.grid.crs, self.crs, xs.ravel(), ys.ravel())
-        row = ((np.asarray(y) - own.f) / own.e).reshape(rows.shape)
-        col = ((np.asarray(x) - own.c) / own.a).reshape(rows.shape)
+        row = ((np.asarray(y) - raster.f) / raster.e).reshape(rows.shape)
+        col = ((np.asarray(x) - raster.c) / raster.a).reshape(rows.shape)
         return row, col
 
     def _interpolated(
@@ -73,15 +75,15 @@ class Placement:
         exact = self._exact(*np.meshgrid(nodes_y, nodes_x, indexing="ij"))
         if not all(np.isfinite(e).all() for e in exact):
             return None
-        found = [weights_y @ e @ weights_x.T for e in exact]
-        # The worst places of a cubic lie between its nodes.
+        positions = [weights_y @ e @ weights_x.T for e in exact]
+        # The error of a cubic is largest between its nodes.
         at_y = np.linspace(0, len(rows) - 1, 5).astype(int)
         at_x = np.linspace(0, len(cols) - 1, 5).astype(int)
         checks = self._exact(*np.meshgrid(rows[at_y], cols[at_x], indexing="ij"))
-        for value, check in zip(found, checks, strict=True):
+        for value, check in zip(positions, checks, strict=True):
             if not np.abs(value[np.ix_(at_y, at_x)] - check).max() <= _EXACT / 10:
                 return None
-        return found[0], found[1]
+        return positions[0], positions[1]
 
     def ratios(self) -> tuple[float, float]:
         """The raster's pixels per pixel of the grid, down and across, in the grid's middle."""
@@ -141,7 +143,7 @@ def bilinear(
     total = np.zeros(ok.shape)
     weight = np.zeros(ok.shape)
     values = np.where(valid, pixels, 0).astype(np.float64)
-    whole = bool(valid.all())
+    all_valid = bool(valid.all())
     centre = [np.where(inside, c - 0.5, 0.0) for c in (rows, cols)]
     first = [np.floor(c - (r - 1)).astype(np.int64) for c, r in zip(centre, reach, strict=True)]
     steps = [range(math.ceil(2 * r) + (r > 1)) for r in reach]
@@ -149,18 +151,18 @@ def bilinear(
     for down, right in itertools.product(*steps):
         at = (first[0] + down, first[1] + right)
         share = np.ones(rows.shape)
-        for place, middle, r in zip(at, centre, reach, strict=True):
-            share = share * np.maximum(0.0, 1 - np.abs(place - middle) / r)
+        for pixel, middle, r in zip(at, centre, reach, strict=True):
+            share = share * np.maximum(0.0, 1 - np.abs(pixel - middle) / r)
         share[(at[0] < 0) | (at[0] >= height) | (at[1] < 0) | (at[1] >= width)] = 0.0
         y, x = np.clip(at[0], 0, height - 1), np.clip(at[1], 0, width - 1)
         total += share * values[:, y, x]
-        weight += share if whole else share * valid[:, y, x]
+        weight += share if all_valid else share * valid[:, y, x]
     mean = np.divide(total, weight, out=np.zeros_like(total), where=ok & (weight > 0))
     return mean, ok
 
 
 def in_type(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> Pixels:
-    """Interpolated values in the raster's number type; integers are rounded half up."""
+    """Interpolated values in the raster's dtype; integers are rounded half up."""
     return (values if dtype.kind == "f" else np.floor(values + 0.5)).astype(dtype)
 
 

@@ -26,18 +26,18 @@ def require_beside(path: Path, depth: int = 0) -> tuple[Path, ...]:
         root = ET.fromstring(text)
     except ET.ParseError as error:
         raise FormatError(f"{path}: cannot be read as VRT: {error}; restore the file") from error
-    found: list[Path] = []
+    files: list[Path] = []
     for element in root.iter():
         if element.tag in ("PixelFunctionCode", "PixelFunctionLanguage"):
             raise FormatError(f"{path}: a VRT with pixel functions of its own is not run")
         if element.tag not in _SOURCES:
             continue
         source = _resolved(path, (element.text or "").strip(), element.get("relativeToVRT") == "1")
-        if source not in found:
-            found.append(source)
+        if source not in files:
+            files.append(source)
             if source.suffix.lower() == ".vrt":
-                found += require_beside(source, depth + 1)
-    return tuple(found)
+                files += require_beside(source, depth + 1)
+    return tuple(files)
 
 
 def _resolved(vrt: Path, name: str, relative: bool) -> Path:

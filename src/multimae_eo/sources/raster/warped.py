@@ -53,9 +53,9 @@ class View:
     """One raster on a grid. ``path``: a file, or a link that GDAL opens. ``covers``: the grid's
     pixels that it may touch.
 
-    ``nodata``: declared raw values that replace the file's tag, None to heed it; ``known``: more
-    of them, of a legend or a catalogue, heeded where none are declared. ``names``: of all bands,
-    as declared. ``nearest``: take the nearest pixel (classes); otherwise bilinear.
+    ``nodata``: declared raw values that replace the file's tag, None to use it;
+    ``class_map_nodata``: those of the class map, used where none are declared. ``names``: of all
+    bands, as declared. ``nearest``: take the nearest pixel (classes); otherwise bilinear.
     """
 
     path: str
@@ -63,7 +63,7 @@ class View:
     covers: Window
     nodata: tuple[float, ...] | None
     nearest: bool
-    known: tuple[float, ...] = ()
+    class_map_nodata: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
 
     def read(self, bands: Sequence[int], window: Window) -> tuple[Pixels, Validity]:
@@ -99,12 +99,12 @@ class Mosaic:
             part = overlap(window, view.covers)
             if part is None:
                 continue
-            own, seen = view.read(self.bands[index], part)
+            pixels, seen = view.read(self.bands[index], part)
             if self.calibrations:
-                own = physical(own, self.calibrations[index])
+                pixels = physical(pixels, self.calibrations[index])
             at = _within(window, part)
             fresh = ~ok[at] & seen
-            values[at] = np.where(fresh, own, values[at])
+            values[at] = np.where(fresh, pixels, values[at])
             ok[at] |= fresh
         return values, ok[:1] if (ok == ok[:1]).all() else ok
 
@@ -131,7 +131,7 @@ def bounded_cache() -> Iterator[None]:
 
 
 def open_header(path: Path | str) -> RasterHeader:
-    """The header of a raster that has a place on the ground; FormatError without, or rotated."""
+    """The header of a georeferenced raster; FormatError without georeferencing, or when rotated."""
     with reading(path), open_dataset(path) as dataset:
         header = dataset_header(path, dataset)
     if header.crs is None:
@@ -157,7 +157,7 @@ def view_on(
     grid: Grid,
     *,
     nodata: Sequence[float] | None,
-    known: Sequence[float] = (),
+    class_map_nodata: Sequence[float] = (),
     names: Sequence[str] = (),
     nearest: bool,
 ) -> View | None:
@@ -171,7 +171,7 @@ def view_on(
     assert header.geometry is not None
     with reading(path):
         bounds = transform_bounds(header.crs, grid.crs, *header.geometry.bounds)
-    covers = grid.place(bounds) if np.isfinite(bounds).all() else None
+    covers = grid.window_of(bounds) if np.isfinite(bounds).all() else None
     if covers is None:
         return None
     return View(
@@ -179,7 +179,7 @@ def view_on(
         grid=grid,
         covers=covers,
         nodata=None if nodata is None else tuple(nodata),
-        known=tuple(known),
+        class_map_nodata=tuple(class_map_nodata),
         names=tuple(names),
         nearest=nearest,
     )
@@ -234,20 +234,20 @@ class _Open:
         pixels = np.zeros((len(at), window.height, window.width), self.header.dtype)
         ok = np.zeros(pixels.shape, dtype=bool)
         if self.shift is not None:
-            whole = Window(row=0, col=0, height=self.header.shape[0], width=self.header.shape[1])
+            extent = Window(row=0, col=0, height=self.header.shape[0], width=self.header.shape[1])
             row, col = window.row + self.shift[0], window.col + self.shift[1]
             asked = Window(row=row, col=col, height=window.height, width=window.width)
-            inside = overlap(asked, whole)
+            inside = overlap(asked, extent)
             if inside is not None:
-                place = _within(asked, inside)
-                pixels[place], ok[place] = self._observed(at, inside)
+                target = _within(asked, inside)
+                pixels[target], ok[target] = self._observed(at, inside)
         else:
             for tile in _tiles(window, self.side, self.view.grid):
                 part = overlap(tile, window)
                 if part is not None:
                     values, seen = _pool.tile(self, at, tile)
-                    cut, place = _within(tile, part), _within(window, part)
-                    pixels[place], ok[place] = values[cut], seen[cut]
+                    cut, target = _within(tile, part), _within(window, part)
+                    pixels[target], ok[target] = values[cut], seen[cut]
         return pixels, ok[:1] if (ok == ok[:1]).all() else ok
 
     def tile(self, at: tuple[int, ...], tile: Window) -> tuple[Pixels, Validity]:
@@ -264,8 +264,8 @@ class _Open:
             factors = block_factor(self.ratios[0]), block_factor(self.ratios[1])
         margin = [f * (2 + int(r / f)) for f, r in zip(factors, self.ratios, strict=True)]
         span = [
-            _span(place[near], size, more, step)
-            for place, size, more, step in zip(
+            _span(positions[near], size, more, step)
+            for positions, size, more, step in zip(
                 (rows, cols), (height, width), margin, factors, strict=True
             )
         ]
@@ -296,7 +296,9 @@ class _Open:
             if mask is not None and len(mask) > 1:
                 mask = mask[:-1]
             mask = clear if mask is None else mask & clear
-        ok = valid_pixels(pixels, self.header.unobserved(at, view.nodata, view.known), mask)
+        ok = valid_pixels(
+            pixels, self.header.unobserved(at, view.nodata, view.class_map_nodata), mask
+        )
         if ok is None:
             return pixels, np.ones((1, window.height, window.width), dtype=bool)
         pixels[~np.broadcast_to(ok, pixels.shape)] = 0
@@ -313,8 +315,8 @@ def _tiles(window: Window, side: int, grid: Grid) -> Iterator[Window]:
     """The tiles of the grid that a window touches, cut to the grid."""
     for row in range(window.row // side * side, window.row + window.height, side):
         for col in range(window.col // side * side, window.col + window.width, side):
-            whole = Window(row=row, col=col, height=side, width=side)
-            tile = overlap(whole, grid.whole)
+            tile_window = Window(row=row, col=col, height=side, width=side)
+            tile = overlap(tile_window, grid.extent)
             if tile is not None:
                 yield tile
 
@@ -336,9 +338,9 @@ def _shift(placement: Placement, grid: Grid) -> tuple[int, int] | None:
     """Rows and columns from the grid to the raster's own pixels, None where they differ."""
     if placement.crs != grid.crs:
         return None
-    own = placement.transform
-    col, row = ~own @ (grid.transform.c, grid.transform.f)
-    right, bottom = ~own @ (grid.transform @ (grid.width, grid.height))
+    raster = placement.transform
+    col, row = ~raster @ (grid.transform.c, grid.transform.f)
+    right, bottom = ~raster @ (grid.transform @ (grid.width, grid.height))
     shift = (round(row), round(col))
     ends = (row, col, bottom - grid.height, right - grid.width)
     if any(abs(e - s) > _TOLERANCE for e, s in zip(ends, shift * 2, strict=True)):

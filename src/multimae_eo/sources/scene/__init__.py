@@ -1,1 +1,1 @@
-"""Scenes: rasters of any grid that cover one place, and the chips cut from them."""
+"""Scenes: rasters on any grids that cover one area, and the chips cut from them."""

@@ -75,7 +75,7 @@ def _needed(start: int, length: int, rule: ChipRule) -> bool:
 
 
 def chip_rule(top: Section, modalities: ModalitySet) -> ChipRule | None:
-    """Read the ``chips:`` section, None where there is none; ConfigError tells what is wrong."""
+    """Read the ``chips:`` section, None where there is none; ConfigError names the invalid key."""
     if "chips" not in top:
         return None
     section = Section.of(f"{top.where}: chips", top.get("chips"), CHIP_KEYS)
@@ -160,17 +160,17 @@ def _split(section: Section) -> SplitRule:
     if not isinstance(value, Mapping) or "block" not in value or "train" in value:
         raise section.error("split", "expected {block: CHIPS, val: SHARE, test: SHARE}")
     shares = {str(n): as_number(s) for n, s in value.items() if n != "block"}
-    found = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
-    if not found or len(found) < len(shares) or sum(found.values()) >= 1:
+    valid = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
+    if not valid or len(valid) < len(shares) or sum(valid.values()) >= 1:
         raise section.error("split", "shares lie between 0 and 1 and leave some blocks for train")
-    inner = Section.of(f"{section.where}: split", value, ("block", *found))
-    return SplitRule(block=_count(inner, "block"), shares=found)
+    inner = Section.of(f"{section.where}: split", value, ("block", *valid))
+    return SplitRule(block=_count(inner, "block"), shares=valid)
 
 
 def split_by_blocks(windows: Sequence[Window], rule: ChipRule, name: str) -> list[str | None]:
     """The split of each chip; None for one that reaches over into a block of another split.
 
-    Blocks are drawn by a hash of ``name`` and their place, so that the draw is repeatable; every
+    Blocks are drawn by a hash of ``name`` and their position, so that the draw is repeatable; every
     split gets its share of the blocks, one at least. SplitError when there are too few blocks.
     """
     if rule.split is None:
@@ -188,11 +188,11 @@ def split_by_blocks(windows: Sequence[Window], rule: ChipRule, name: str) -> lis
             f"{name}: {len(blocks)} block(s) of {rule.split.block} × {rule.split.block} chips are "
             f"too few for train, {', '.join(rule.split.shares)}; make `block` smaller"
         )
-    found: list[str | None] = []
+    split_of: list[str | None] = []
     for mine in touched:
-        splits = {drawn.get(b, "train") for b in mine}
-        found.append(splits.pop() if len(splits) == 1 else None)
-    return found
+        of_blocks = {drawn.get(b, "train") for b in mine}
+        split_of.append(of_blocks.pop() if len(of_blocks) == 1 else None)
+    return split_of
 
 
 def _blocks(window: Window, side: int) -> list[tuple[int, int]]:

@@ -32,7 +32,7 @@ class Area(Protocol):
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in a window, which may reach over the edges."""
 
-    def wanted(self, window: Window) -> bool:
+    def contains_chip(self, window: Window) -> bool:
         """Whether a chip may lie here."""
 
     def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
@@ -42,7 +42,7 @@ class Area(Protocol):
 class SceneChips(Source):
     """The chips of an area, by the rule of its file. See docs/scenes.md.
 
-    Opening it reads the layers that the rule asks about once, to find the chips to keep.
+    Opening it reads the layers that the rule refers to once, to select the chips.
     ``skipped`` counts the others by reason. Keys are ``r<row>c<col>`` in pixels of the grid.
 
     Raises ConfigError without a ``chips:`` section or when a modality's ratio does not divide the
@@ -71,20 +71,20 @@ class SceneChips(Source):
         kept = [w for w in rule.windows(area.grid.height, area.grid.width) if self._keep(w)]
         if not kept:
             raise DataError(
-                f"{self.name}: no chip is left ({self._told()}); check the rasters' extents and "
-                "nodata, `min_valid` and `cloud`"
+                f"{self.name}: no chip is left ({self._skipped_text()}); check the rasters' "
+                "extents and nodata, `min_valid` and `cloud`"
             )
         placed = list(zip(kept, split_by_blocks(kept, rule, self.name), strict=True))
         self._windows = [w for w, split in placed if split is not None]
         self.skipped["across splits"] = len(kept) - len(self._windows)
         self.split_of = [split for _, split in placed if split is not None]
         self.keys = [f"r{w.row:05d}c{w.col:05d}" for w in self._windows]
-        wanted = ("train", *rule.split.shares) if rule.split else ()
-        for split in wanted:
+        splits = ("train", *rule.split.shares) if rule.split else ()
+        for split in splits:
             if split not in self.split_of:
                 raise SplitError(
-                    f"{self.name}: split {split!r} has no chip ({self._told()}); a stride below "
-                    "the size needs larger blocks"
+                    f"{self.name}: split {split!r} has no chip ({self._skipped_text()}); a stride "
+                    "below the size needs larger blocks"
                 )
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
@@ -101,16 +101,16 @@ class SceneChips(Source):
         """The label: indices of classes (H, W), -1 where none is valid."""
         name = self._rule.label
         ratio = self._area.ratios[name]
-        found = np.full((window.height // ratio, window.width // ratio), -1, dtype=np.int64)
+        indices = np.full((window.height // ratio, window.width // ratio), -1, dtype=np.int64)
         if name in sample.pixels:
             ids = sample.pixels[name][0]
             ok = sample.valid[name][0] if name in sample.valid else np.ones(ids.shape, dtype=bool)
-            for index, own in enumerate(self._area.modalities[name].class_ids):
-                found[ok & (ids == own)] = index
-        return found
+            for index, class_id in enumerate(self._area.modalities[name].class_ids):
+                indices[ok & (ids == class_id)] = index
+        return indices
 
     def _keep(self, window: Window) -> bool:
-        if not self._area.wanted(window):
+        if not self._area.contains_chip(window):
             return False
         asked = self._rule.min_valid
         sample = self._area.read(window, list(asked))
@@ -126,7 +126,7 @@ class SceneChips(Source):
                 return False
         return True
 
-    def _told(self) -> str:
+    def _skipped_text(self) -> str:
         return ", ".join(f"{count} {why}" for why, count in self.skipped.items())
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, ClassMapError, did_you_mean
+from multimae_eo.errors import ClassMapError, ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -67,10 +67,10 @@ class Scene:
     """A scene file (YAML), opened. ``read`` gives a window of it as a Sample.
 
     ``grid``: of the scene. ``ratios``: per modality, how many of the grid's pixels make one of
-    its own; all 1 unless ``native``, which heeds the modalities' ``ratio:``. ``chip_rule``: how
-    chips are cut, None where the file does not say.
+    its own; all 1 unless ``native``, which applies the modalities' ``ratio:``. ``chip_rule``: how
+    chips are cut, None where the file has no ``chips:``.
 
-    Raises ConfigError for what the file says, FormatError for rasters that cannot be used (no CRS,
+    Raises ConfigError for an invalid file, FormatError for rasters that cannot be used (no CRS,
     rotated, damaged), DataError for a raster that lies wholly elsewhere.
     """
 
@@ -85,7 +85,7 @@ class Scene:
             raise top.error("modalities", "name at least one modality")
         root = path.parent / top.text("root", ".")
         parsed = {str(name): _parse(top, str(name), r, root) for name, r in records.items()}
-        self._place(path, path.read_bytes(), parsed, native=native)
+        self._lay_out(path, path.read_bytes(), parsed, native=native)
         self.name = top.text("name", path.stem)
         self.time = _time(top)
         self.chip_rule = chip_rule(top, self.modalities)
@@ -109,7 +109,7 @@ class Scene:
         """A raster that holds the bands of all ``modalities``; see ``scene_raster``.
 
         ``ratios``: as the attribute. Raises BandError for bands that are not in it, ConfigError for
-        what it does not say, and as a scene file does for a raster that cannot be used.
+        an unknown level or scale, and the errors of a scene file for a raster that cannot be used.
         """
         rule = rule or RasterRule()
         parsed = {
@@ -121,14 +121,14 @@ class Scene:
             for name, spec in raster_specs(path, modalities, rule).items()
         }
         scene = cls.__new__(cls)
-        scene._place(path, f"{modalities.fingerprint} {rule}".encode(), parsed, native=True)
+        scene._lay_out(path, f"{modalities.fingerprint} {rule}".encode(), parsed, native=True)
         return scene
 
-    def _place(
-        self, path: Path, said: bytes, parsed: Mapping[str, _Parsed], *, native: bool
+    def _lay_out(
+        self, path: Path, identity: bytes, parsed: Mapping[str, _Parsed], *, native: bool
     ) -> None:
-        """Put the rasters on the grid. ``said``: what decides the scene beside their pixels."""
-        self.path, self._said = path, said
+        """Put the rasters on the grid. ``identity``: bytes that identify the scene."""
+        self.path, self._identity = path, identity
         self.name = path.stem
         self.grid = _grid_of([f.path for g in next(iter(parsed.values())).groups for f in g.files])
         self._layers = {
@@ -173,13 +173,13 @@ class Scene:
 
     def stamp(self) -> str:
         """16 hex digits that change with the scene's file, or when a raster is replaced."""
-        digest = hashlib.sha256(self._said)
+        digest = hashlib.sha256(self._identity)
         for layer in self._layers.values():
             for path in layer.stack.paths:
                 digest.update(f"\n{path} {stamp(path)}".encode())
         return digest.hexdigest()[:16]
 
-    def wanted(self, window: Window) -> bool:
+    def contains_chip(self, window: Window) -> bool:
         """Whether a chip may lie here: anywhere on the grid."""
         return window.row < self.grid.height and window.col < self.grid.width
 
@@ -245,19 +245,19 @@ def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, .
 
 def _grid_of(paths: Sequence[Path]) -> Grid:
     """The first raster's grid, extended over all of them."""
-    read_header(paths[0])  # tells when rasterio is missing
+    read_header(paths[0])  # raises ConfigError without rasterio
     from rasterio.warp import transform_bounds
 
     first, bounds = describe(paths[0])
-    found = [bounds]
+    extents = [bounds]
     for path in paths[1:]:
         read_header(path)
-        own, bounds = describe(path)
+        grid, bounds = describe(path)
         with reading(path):
-            found.append(
-                bounds if own.crs == first.crs else transform_bounds(own.crs, first.crs, *bounds)
+            extents.append(
+                bounds if grid.crs == first.crs else transform_bounds(grid.crs, first.crs, *bounds)
             )
-    return first.covering(found)
+    return first.covering(extents)
 
 
 def _layer(parsed: _Parsed, grid: Grid, ratio: int, path: Path) -> _Layer:
@@ -272,13 +272,13 @@ def _layer(parsed: _Parsed, grid: Grid, ratio: int, path: Path) -> _Layer:
 def check_classes(
     modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], where: str
 ) -> None:
-    """LegendError where a valid pixel of a class map is not in its legend; ``where`` leads it."""
+    """ClassMapError where a valid pixel is not in the class map; ``where`` starts the message."""
     if not modality.categorical:
         return
     foreign = sorted(set(np.unique(values[ok]).tolist()) - set(modality.class_ids))
     if foreign:
         raise ClassMapError(
-            f"{where}: {modality.name}: class id {foreign[0]} is not in the legend "
+            f"{where}: {modality.name}: class id {foreign[0]} is not in the class map "
             f"({', '.join(map(str, modality.class_ids))}); add it, or list it under nodata"
         )
 

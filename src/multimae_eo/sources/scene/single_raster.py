@@ -1,4 +1,4 @@
-"""A single raster as a scene: the bands of a model's inputs, found in it by name."""
+"""A single raster as a scene: the bands of a model's inputs, matched by name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 
 @dataclass(frozen=True, kw_only=True)
 class RasterRule:
-    """What a lone raster does not say of itself.
+    """The calibration and processing level of a single raster.
 
     ``level``: product level of its inputs that have several. ``scale``, ``offset``: physical =
-    raw · scale + offset (None: what the file's tags say, else that of the model's training data).
+    raw · scale + offset (None: the file's tags, else the calibration of the model's training data).
     """
 
     level: str = ""
@@ -35,7 +35,7 @@ def raster_specs(
 ) -> Mapping[str, ModalitySpec]:
     """How each of ``modalities`` is read from the raster.
 
-    Raises BandError where one is not in it, ConfigError where level or scale must be told.
+    Raises BandError where one is not in it, ConfigError where level or scale must be given.
     """
     header = read_header(path)
     return {name: _spec(header, modality, rule) for name, modality in modalities.items()}
@@ -78,7 +78,7 @@ def _spec(header: RasterHeader, modality: Modality, rule: RasterRule) -> Modalit
 def _calibration(
     header: RasterHeader, at: Sequence[int], modality: Modality, rule: RasterRule
 ) -> tuple[float | None, float | None]:
-    """Scale and offset as given, None for what the file's tags say; without tags, the model's."""
+    """Scale and offset as given, None for those of the file's tags; without tags, the model's."""
     bands = [header.bands[i] for i in at]
     if any(b.scale is not None or b.offset is not None for b in bands):
         return rule.scale, rule.offset

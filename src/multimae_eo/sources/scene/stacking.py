@@ -77,17 +77,17 @@ def group_files(spec: ModalitySpec, paths: Sequence[Path], *, pattern: bool) -> 
     """Which raster holds which bands. ``pattern``: the files were matched by a glob, which may
     take more of a product's bands than the modality has.
 
-    Raises BandError for a band that is missing, or files that do not say what they are.
+    Raises BandError for a band that is missing, or files whose bands have no names.
     """
     modality, rule = spec.modality, spec.rule
     headers = [read_header(p) for p in paths]
     silent = not rule.channels and not rule.file_bands
     apart = len(paths) > 1 and all(h.count == 1 for h in headers)
     if silent and apart and (pattern or modality.channels > 1):
-        found = [lone_band(h, modality, rule.band_names) for h in headers]
+        bands = [lone_band(h, modality, rule.band_names) for h in headers]
         # What a list names is meant: none of it is left out.
-        if any(b is not None for b in found) and (pattern or ANOTHER not in found):
-            return _stacked(modality, paths, headers, found)
+        if any(b is not None for b in bands) and (pattern or ANOTHER not in bands):
+            return _stacked(modality, paths, headers, bands)
     files = [
         BandFile(path=p, header=h, at=locate_bands(h, modality, rule))
         for p, h in zip(paths, headers, strict=True)
@@ -99,10 +99,10 @@ def _stacked(
     modality: Modality,
     paths: Sequence[Path],
     headers: Sequence[RasterHeader],
-    found: Sequence[int | None],
+    band_of_file: Sequence[int | None],
 ) -> list[BandGroup]:
     """A group for each band; files of other bands are left out."""
-    unnamed = [p for p, b in zip(paths, found, strict=True) if b is None]
+    unnamed = [p for p, b in zip(paths, band_of_file, strict=True) if b is None]
     if unnamed:
         raise BandError(
             f"{unnamed[0]}: {modality.name}: neither the file nor its only band is named after a "
@@ -112,11 +112,13 @@ def _stacked(
     for index, band in enumerate(modality.bands):
         files = tuple(
             BandFile(path=p, header=h, at=(0,))
-            for p, h, b in zip(paths, headers, found, strict=True)
+            for p, h, b in zip(paths, headers, band_of_file, strict=True)
             if b == index
         )
         if not files:
-            other = ", ".join(p.name for p, b in zip(paths, found, strict=True) if b == ANOTHER)
+            other = ", ".join(
+                p.name for p, b in zip(paths, band_of_file, strict=True) if b == ANOTHER
+            )
             raise BandError(
                 f"{paths[0].parent}: {modality.name}: no file of the pattern holds band "
                 f"{band.name!r}; other bands: {other[:120] or 'none'}; mend `path:`"
@@ -136,8 +138,8 @@ def stack_of(groups: Sequence[BandGroup], spec: ModalitySpec, grid: Grid, where:
     calibrations = [_calibrations(group, spec, where, first) for group in groups]
     one = common([c for group in calibrations for bands in group for c in bands])
     mosaics = tuple(
-        mosaic_on(group.files, grid, modality, spec, () if one else own)
-        for group, own in zip(groups, calibrations, strict=True)
+        mosaic_on(group.files, grid, modality, spec, () if one else of_group)
+        for group, of_group in zip(groups, calibrations, strict=True)
     )
     return BandStack(
         mosaics=mosaics,
@@ -173,13 +175,13 @@ def mosaic_on(
     for index, file in enumerate(files):
         if file.header.dtype != dtype:
             raise FormatError(
-                f"{file.path}: number type {file.header.dtype}, but {dtype} in {files[0].path.name}"
+                f"{file.path}: dtype {file.header.dtype}, but {dtype} in {files[0].path.name}"
             )
         view = view_on(
             file.path,
             grid,
             nodata=spec.nodata if spec else None,
-            known=modality.nodata if modality else (),
+            class_map_nodata=modality.nodata if modality else (),
             names=spec.rule.file_bands if spec else (),
             nearest=modality is None or modality.categorical,
         )

@@ -1,7 +1,8 @@
 """Scale and offset of STAC items, and a check that they are right.
 
 Since processing baseline 04.00 (January 2022) Sentinel-2's digital numbers are 1000 higher. Some
-catalogues say so in the raster extension, some do not, some have subtracted it and still say so.
+catalogues record this in the raster extension, some do not, and some have subtracted the offset
+and still record it.
 """
 
 from __future__ import annotations
@@ -27,79 +28,96 @@ _OFFSET_DN = -1000.0
 class Common:
     """One calibration for chips of many items. ``shift[item id]``: added to its raw values.
 
-    ``own[item id]`` where items differ otherwise: each band is made physical before it is stored.
-    ``bands[item id]``: the calibration of each band of the item.
+    ``by_item[item id]`` where items differ otherwise: each band is made physical before it is
+    stored. ``bands[item id]``: the calibration of each band of the item.
     """
 
     stored: Linear
     shift: Mapping[str, int]
-    own: Mapping[str, tuple[Linear, ...]] | None = None
+    by_item: Mapping[str, tuple[Linear, ...]] | None = None
     bands: Mapping[str, tuple[Linear, ...]] = field(default_factory=dict)
 
 
 def common_calibration(
-    items: Sequence[StacItem], assets: Mapping[str, Sequence[str]], wanted: StacModality, where: str
+    items: Sequence[StacItem],
+    assets: Mapping[str, Sequence[str]],
+    requested: StacModality,
+    where: str,
 ) -> Common:
     """The calibration that the items share, or are brought to.
 
     Integers stay integers where items differ by whole numbers (the lowest offset is kept, so that
     no value falls below 0). ConfigError where declared, extension and baseline disagree.
     """
-    if wanted.spec.modality.categorical:
+    if requested.spec.modality.categorical:
         return Common(stored=Linear(scale=1.0, offset=0.0), shift=dict.fromkeys(assets, 0))
-    found = {
-        item.id: tuple(band_calibration(item, key, wanted, where) for key in assets[item.id])
+    calibrations = {
+        item.id: tuple(band_calibration(item, key, requested, where) for key in assets[item.id])
         for item in items
     }
-    every = [linear for bands in found.values() for linear in bands]
+    every = [linear for bands in calibrations.values() for linear in bands]
     low = min(every, key=lambda c: c.offset)
     shifts = {c: (c.offset - low.offset) / low.scale for c in every}
     alike = all(
         math.isclose(c.scale, low.scale) and abs(s - round(s)) < 1e-6 for c, s in shifts.items()
     )
-    if alike and all(len(set(bands)) == 1 for bands in found.values()):
-        shift = {i: round(shifts[b[0]]) for i, b in found.items()}
-        return Common(stored=low, shift=shift, bands=found)
+    if alike and all(len(set(bands)) == 1 for bands in calibrations.values()):
+        shift = {i: round(shifts[b[0]]) for i, b in calibrations.items()}
+        return Common(stored=low, shift=shift, bands=calibrations)
     stored = Linear(scale=1.0, offset=0.0)
-    return Common(stored=stored, shift=dict.fromkeys(found, 0), own=found, bands=found)
+    return Common(
+        stored=stored,
+        shift=dict.fromkeys(calibrations, 0),
+        by_item=calibrations,
+        bands=calibrations,
+    )
 
 
-def band_calibration(item: StacItem, key: str, wanted: StacModality, where: str) -> Linear:
+def band_calibration(item: StacItem, key: str, requested: StacModality, where: str) -> Linear:
     """Scale and offset of one band of an item: declared, of the item's metadata or its baseline,
     else of the file's own tags."""
-    told_scale, told_offset = _extension(item, key)
-    declared_scale, declared_offset = wanted.spec.scale.default, wanted.spec.offset.default
-    if told_scale is None and declared_scale is None:
-        told_scale, tag = _tags(item, key)
-        told_offset = tag if told_offset is None else told_offset
-    scale = _agreed(declared_scale, told_scale, "scale", item, wanted, where)
-    expected = _baseline_offset(item, wanted, 1e-4 if scale is None else scale)
+    item_scale, item_offset = _extension(item, key)
+    declared_scale, declared_offset = requested.spec.scale.default, requested.spec.offset.default
+    if item_scale is None and declared_scale is None:
+        item_scale, tag = _tags(item, key)
+        item_offset = tag if item_offset is None else item_offset
+    scale = _agreed(declared_scale, item_scale, "scale", item, requested, where)
+    expected = _baseline_offset(item, requested, 1e-4 if scale is None else scale)
     if scale is None:
-        _require_scale(item, key, wanted, where)
+        _require_scale(item, key, requested, where)
         scale = 1.0
-    if not wanted.check or expected is None:
-        offset = _agreed(declared_offset, told_offset, "offset", item, wanted, where)
+    if not requested.check or expected is None:
+        offset = _agreed(declared_offset, item_offset, "offset", item, requested, where)
         return Linear(scale=scale, offset=offset or 0.0)
-    said = told_offset if declared_offset is None else declared_offset
-    if said is not None and not math.isclose(said, expected, abs_tol=1e-9):
-        source = "its metadata say" if declared_offset is None else "declared is"
+    given = item_offset if declared_offset is None else declared_offset
+    if given is not None and not math.isclose(given, expected, abs_tol=1e-9):
+        source = "metadata" if declared_offset is None else "declared"
         raise ConfigError(
-            f"{where}: item {item.id}: {source} offset {said:g}, but its baseline "
-            f"{_baseline(item)}{_flags(item)} means {expected:g}; look at dark pixels, then write "
+            f"{where}: item {item.id}: {source} offset {given:g}, but its baseline "
+            f"{_baseline(item)}{_flags(item)} means {expected:g}; examine dark pixels, then write "
             f"`offset: {expected:g}`, or the other one with `check_calibration: false`"
         )
     return Linear(scale=scale, offset=expected)
 
 
 def _agreed(
-    declared: Any, told: float | None, what: str, item: StacItem, wanted: StacModality, where: str
+    declared: Any,
+    recorded: float | None,
+    what: str,
+    item: StacItem,
+    requested: StacModality,
+    where: str,
 ) -> float | None:
     if declared is None:
-        return told
-    if wanted.check and told is not None and not math.isclose(declared, told, abs_tol=1e-12):
+        return recorded
+    if (
+        requested.check
+        and recorded is not None
+        and not math.isclose(declared, recorded, abs_tol=1e-12)
+    ):
         raise ConfigError(
-            f"{where}: item {item.id}: declared {what} {declared:g}, its metadata say {told:g}; "
-            f"mend it, or add `check_calibration: false`"
+            f"{where}: item {item.id}: declared {what} {declared:g}, its metadata have "
+            f"{recorded:g}; mend it, or add `check_calibration: false`"
         )
     return float(declared)
 
@@ -124,7 +142,7 @@ def _tags(item: StacItem, key: str) -> tuple[float | None, float | None]:
 
 
 def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """What STAC says of a band's raster: nodata, scale, offset, … without prefix."""
+    """STAC's metadata of a band's raster: nodata, scale, offset, … without prefix."""
     merged: dict[str, Any] = {}
     for part in (asset, _nth(asset.get("bands"), number)):
         for name in ("nodata", "data_type", "scale", "offset"):
@@ -137,8 +155,8 @@ def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def _nth(bands: Any, number: int) -> Mapping[str, Any]:
     listed = bands if isinstance(bands, list) else []
-    found = listed[number - 1] if len(listed) >= number else {}
-    return found if isinstance(found, Mapping) else {}
+    band = listed[number - 1] if len(listed) >= number else {}
+    return band if isinstance(band, Mapping) else {}
 
 
 def _baseline(item: StacItem) -> str:
@@ -150,13 +168,13 @@ def _applied(item: StacItem) -> bool | None:
 
 
 def _flags(item: StacItem) -> str:
-    told = {True: " (offset already applied)", False: " (offset not applied)", None: ""}
-    return told[_applied(item)]
+    text_of = {True: " (offset already applied)", False: " (offset not applied)", None: ""}
+    return text_of[_applied(item)]
 
 
-def _baseline_offset(item: StacItem, wanted: StacModality, scale: float) -> float | None:
+def _baseline_offset(item: StacItem, requested: StacModality, scale: float) -> float | None:
     """The offset that a Sentinel-2 item's baseline means; None where that is not known."""
-    if wanted.spec.modality.sensor != "sentinel2":
+    if requested.spec.modality.sensor != "sentinel2":
         return None
     try:
         baseline = float(_baseline(item))
@@ -166,12 +184,12 @@ def _baseline_offset(item: StacItem, wanted: StacModality, scale: float) -> floa
     return _OFFSET_DN * scale if shifted else 0.0
 
 
-def _require_scale(item: StacItem, key: str, wanted: StacModality, where: str) -> None:
+def _require_scale(item: StacItem, key: str, requested: StacModality, where: str) -> None:
     """Reflectance in integers without any scale would be thousands of times too large."""
     name, number = asset_of(item, key)
     kind = str(raster_record(item.assets[name], number).get("data_type", "int"))
-    if wanted.spec.modality.unit == "reflectance" and "int" in kind:
+    if requested.spec.modality.unit == "reflectance" and "int" in kind:
         raise ConfigError(
-            f"{where}: item {item.id}: its metadata tell no scale; write `scale:` (1.0e-4 for "
+            f"{where}: item {item.id}: its metadata have no scale; write `scale:` (1.0e-4 for "
             "most reflectance products)"
         )

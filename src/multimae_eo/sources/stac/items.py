@@ -1,4 +1,4 @@
-"""STAC items: found in an API or a static catalogue, counted before each filter."""
+"""STAC items: searched in an API or a static catalogue, counted before each filter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, MultiMAEError, did_you_mean
 from multimae_eo.modality import Modality
-from multimae_eo.sources.stac.stac_file import Search, StacModality
+from multimae_eo.sources.stac.stac_file import StacModality, StacSearch
 from multimae_eo.sources.yaml_section import one_line
 
 Box = tuple[float, float, float, float]
@@ -36,14 +36,14 @@ class StacItem:
     @property
     def properties(self) -> Mapping[str, Any]:
         """The item's properties."""
-        found: Mapping[str, Any] = self.document["properties"]
-        return found
+        properties: Mapping[str, Any] = self.document["properties"]
+        return properties
 
     @property
     def assets(self) -> Mapping[str, Mapping[str, Any]]:
         """Its assets by key."""
-        found: Mapping[str, Mapping[str, Any]] = self.document["assets"]
-        return found
+        assets: Mapping[str, Mapping[str, Any]] = self.document["assets"]
+        return assets
 
 
 def require_stac() -> None:
@@ -57,7 +57,7 @@ def require_stac() -> None:
             ) from error
 
 
-def find_items(search: Search, area: Mapping[str, Any], where: str) -> tuple[StacItem, ...]:
+def find_items(search: StacSearch, area: Mapping[str, Any], where: str) -> tuple[StacItem, ...]:
     """Items that match a search and touch the area's box, by time.
 
     Raises FormatError for a catalogue that cannot be read, and DataError when nothing is found,
@@ -65,19 +65,19 @@ def find_items(search: Search, area: Mapping[str, Any], where: str) -> tuple[Sta
     """
     box = box_of(area)
     counts: list[str] = []
-    with _searching(search.place):
-        found = _from_api(search, area) if search.is_api else _from_catalogue(search)
+    with _searching(search.catalogue):
+        candidates = _from_api(search, area) if search.is_api else _from_catalogue(search)
     if search.is_api:
-        counts.append(f"{len(found)} from the API for collections, dates and area")
+        counts.append(f"{len(candidates)} from the API for collections, dates and area")
     else:
-        counts.append(f"{len(found)} in the catalogue")
-        found = [i for i in found if not search.collections or i[1] in search.collections]
-        counts.append(f"{len(found)} in the collections")
-        found = [i for i in found if _overlaps(i[2], search.dates)]
-        counts.append(f"{len(found)} in the dates")
-        found = [i for i in found if _touch(i[0].bbox, box)]
-        counts.append(f"{len(found)} touch the area")
-    items = [i[0] for i in found]
+        counts.append(f"{len(candidates)} in the catalogue")
+        candidates = [i for i in candidates if not search.collections or i[1] in search.collections]
+        counts.append(f"{len(candidates)} in the collections")
+        candidates = [i for i in candidates if _overlaps(i[2], search.dates)]
+        counts.append(f"{len(candidates)} in the dates")
+        candidates = [i for i in candidates if _touch(i[0].bbox, box)]
+        counts.append(f"{len(candidates)} touch the area")
+    items = [i[0] for i in candidates]
     if search.max_cloud is not None:
         most = search.max_cloud
         items = [i for i in items if i.cloud is None or i.cloud <= most]
@@ -85,7 +85,7 @@ def find_items(search: Search, area: Mapping[str, Any], where: str) -> tuple[Sta
     if not items:
         first, last = (d.date().isoformat() for d in search.dates)
         raise DataError(
-            f"{where}: no item in {search.place} for area {[round(b, 4) for b in box]}, dates "
+            f"{where}: no item in {search.catalogue} for area {[round(b, 4) for b in box]}, dates "
             f"{first}/{last}, collections {', '.join(search.collections) or 'any'}: "
             f"{', '.join(counts)}"
         )
@@ -93,42 +93,44 @@ def find_items(search: Search, area: Mapping[str, Any], where: str) -> tuple[Sta
     for name in names:
         if names.count(name) > 1:
             raise DataError(
-                f"{where}: two items of {search.place} are called {name!r}; name one collection"
+                f"{where}: two items of {search.catalogue} are called {name!r}; name one collection"
             )
     return tuple(sorted(items, key=lambda i: (i.time, i.id)))
 
 
-Found = tuple[StacItem, str, tuple[datetime.datetime, datetime.datetime]]
+Candidate = tuple[StacItem, str, tuple[datetime.datetime, datetime.datetime]]
 """An item, its collection, its first and last moment."""
 
 
-def _from_catalogue(search: Search) -> list[Found]:
+def _from_catalogue(search: StacSearch) -> list[Candidate]:
     import pystac
 
-    place = search.place
-    if "://" not in place and not Path(place).is_file():
-        raise FormatError(f"{place}: no such catalogue; give its catalog.json or collection.json")
-    catalogue = pystac.read_file(place)
-    if not isinstance(catalogue, pystac.Catalog):
-        raise FormatError(f"{place}: is no STAC catalogue or collection, but an item")
-    return _plain(catalogue.get_items(recursive=True))
+    catalogue = search.catalogue
+    if "://" not in catalogue and not Path(catalogue).is_file():
+        raise FormatError(
+            f"{catalogue}: no such catalogue; give its catalog.json or collection.json"
+        )
+    root = pystac.read_file(catalogue)
+    if not isinstance(root, pystac.Catalog):
+        raise FormatError(f"{catalogue}: is no STAC catalogue or collection, but an item")
+    return _plain(root.get_items(recursive=True))
 
 
-def _from_api(search: Search, area: Mapping[str, Any]) -> list[Found]:
+def _from_api(search: StacSearch, area: Mapping[str, Any]) -> list[Candidate]:
     import pystac_client
 
     first, last = (d.astimezone(datetime.UTC).isoformat() for d in search.dates)
-    client = pystac_client.Client.open(search.place)
-    found = client.search(
+    client = pystac_client.Client.open(search.catalogue)
+    search_result = client.search(
         collections=list(search.collections) or None,
         intersects=dict(area),
         datetime=f"{first}/{last}",
     )
-    return _plain(found.items())
+    return _plain(search_result.items())
 
 
-def _plain(items: Iterable[Any]) -> list[Found]:
-    found: list[Found] = []
+def _plain(items: Iterable[Any]) -> list[Candidate]:
+    candidates: list[Candidate] = []
     for item in items:
         start, end = item.common_metadata.start_datetime, item.common_metadata.end_datetime
         moment = item.datetime or start or end
@@ -148,8 +150,8 @@ def _plain(items: Iterable[Any]) -> list[Found]:
             document={**document, "links": []},
         )
         span = (_utc(start or moment), _utc(end or moment))
-        found.append((plain, item.collection_id or "", span))
-    return found
+        candidates.append((plain, item.collection_id or "", span))
+    return candidates
 
 
 def _utc(moment: datetime.datetime) -> datetime.datetime:
@@ -189,7 +191,7 @@ def _overlaps(
 
 
 @contextmanager
-def _searching(place: str) -> Iterator[None]:
+def _searching(catalogue: str) -> Iterator[None]:
     try:
         yield
     except MultiMAEError:
@@ -197,22 +199,24 @@ def _searching(place: str) -> Iterator[None]:
     # pystac's and pystac-client's errors have no common base, and damaged JSON raises any.
     except Exception as error:
         what = one_line(error) or type(error).__name__
-        raise FormatError(f"{place}: cannot be read as STAC: {what}; check its address") from error
+        raise FormatError(
+            f"{catalogue}: cannot be read as STAC: {what}; check its address"
+        ) from error
 
 
-def locate_assets(item: StacItem, wanted: StacModality, where: str) -> tuple[str, ...]:
+def locate_assets(item: StacItem, requested: StacModality, where: str) -> tuple[str, ...]:
     """The asset of each band (``key`` or ``key.NUMBER`` for a band of it), in the bands' order.
 
-    ConfigError where one is missing or several answer, with the nearest.
+    ConfigError where one is missing or several match, with the nearest.
     """
-    modality = wanted.spec.modality
+    modality = requested.spec.modality
     keys = tuple(
-        wanted.assets.get(name) or _match(item, modality, band, where)
-        for band, name in enumerate(wanted.spec.rule.band_names)
+        requested.assets.get(name) or _match(item, modality, band, where)
+        for band, name in enumerate(requested.spec.rule.band_names)
     )
     if len(set(keys)) < len(keys):
         raise ConfigError(f"{where}: item {item.id}: two bands are one asset: {', '.join(keys)}")
-    for key in (*keys, *([wanted.mask.asset] if wanted.mask else [])):
+    for key in (*keys, *([requested.mask.asset] if requested.mask else [])):
         if asset_of(item, key)[0] not in item.assets:
             raise ConfigError(
                 f"{where}: item {item.id} has no asset {key!r}; {did_you_mean(key, item.assets)}"
@@ -235,9 +239,10 @@ def _match(item: StacItem, modality: Modality, index: int, where: str) -> str:
         hits = [k for k, a in item.assets.items() if any(band.matches(n) for n in _named(a))]
     if len(hits) == 1:
         return hits[0]
-    told = f"may be any of {', '.join(hits)}" if hits else f"not found among {list(item.assets)}"
+    reason = f"may be any of {', '.join(hits)}" if hits else f"not found among {list(item.assets)}"
     raise ConfigError(
-        f"{where}: item {item.id}: band {band.name!r} {told}; write `assets: {{{band.name}: KEY}}`"
+        f"{where}: item {item.id}: band {band.name!r} {reason}; write `assets: "
+        f"{{{band.name}: KEY}}`"
     )
 
 

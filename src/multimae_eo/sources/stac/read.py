@@ -1,8 +1,7 @@
 """Windows of STAC items: odc-stac finds the rasters, ``warped`` reads them.
 
-odc-stac's own reader warps each window for itself, which puts pixels elsewhere in different
-windows, and does not know of nodata that only STAC tells. This one gives a pixel the same value in
-any window.
+odc-stac's own reader warps each window for itself, which shifts pixels between windows, and ignores
+nodata that only STAC declares. This one gives a pixel the same value in any window.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ Slices = tuple[slice, slice]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How an item's bands are read. ``nodata``: replaces what files and STAC say, if not None.
+class ReadOptions:
+    """How an item's bands are read. ``nodata``: replaces the nodata of files and STAC, if not None.
 
-    ``known``: raw values that mean nodata in any case (a legend's). ``dtype``: a float
-    type that holds every raw value; NaN is where nothing was observed. ``raw``: the number type
-    that every raster must fit into, "" for any.
+    ``class_map_nodata``: raw values of the class map that mean nodata in any case. ``dtype``: a
+    float type that holds every raw value; NaN where nothing was observed. ``raw``: the dtype that
+    every raster must fit into, "" for any.
     """
 
     grid: Grid
     nodata: tuple[float, ...] | None
     nearest: bool
     dtype: str
-    known: tuple[float, ...] = ()
+    class_map_nodata: tuple[float, ...] = ()
     raw: str = ""
 
 
@@ -56,10 +55,10 @@ def read_item(
     item: StacItem,
     keys: Sequence[str],
     window: Window,
-    how: Reading,
+    options: ReadOptions,
     tags: Sequence[Linear] = (),
 ) -> npt.NDArray[Any]:
-    """Bands of an item in a window of ``how.grid``: raw values (C, H, W), NaN where invalid.
+    """Bands of an item in a window of ``options.grid``: raw values (C, H, W), NaN where invalid.
 
     ``tags``: each band's calibration, which the scale and offset tags of its file must not
     contradict; empty to ignore them. FormatError when a raster cannot be read, ConfigError for
@@ -70,7 +69,7 @@ def read_item(
         (str(item.assets[name]["href"]), number): linear
         for (name, number), linear in zip(bands, tags, strict=False)
     }
-    grid = how.grid
+    grid = options.grid
     origin = grid.transform @ type(grid.transform).translation(window.col, window.row)
     try:
         loaded = odc.stac.load(
@@ -79,9 +78,9 @@ def read_item(
             geobox=GeoBox((window.height, window.width), origin, grid.crs),
             groupby="id",
             nodata=math.nan,
-            dtype=how.dtype,
-            resampling="nearest" if how.nearest else "bilinear",
-            driver=_Driver(how, _stac_nodata(item, keys), expected),
+            dtype=options.dtype,
+            resampling="nearest" if options.nearest else "bilinear",
+            driver=_Driver(options, _stac_nodata(item, keys), expected),
         )
     except MultiMAEError:
         raise
@@ -91,9 +90,9 @@ def read_item(
             f"item {item.id}: cannot be loaded: {one_line(error)}; leave it out, or mend it"
         ) from error
     if not loaded.sizes.get("time"):
-        return np.full((len(keys), window.height, window.width), np.nan, dtype=how.dtype)
+        return np.full((len(keys), window.height, window.width), np.nan, dtype=options.dtype)
     values = np.stack([loaded[key].values[0] for key in keys])
-    for value in (*(how.nodata or ()), *how.known):
+    for value in (*(options.nodata or ()), *options.class_map_nodata):
         values[values == value] = np.nan
     return values
 
@@ -130,13 +129,13 @@ def _plain(item: StacItem, keys: Sequence[str]) -> pystac.Item:
 
 def _stac_nodata(item: StacItem, keys: Sequence[str]) -> dict[tuple[str, int], float]:
     """Nodata of the item's metadata, by link and band."""
-    found = {}
+    nodata = {}
     for key in keys:
         name, number = asset_of(item, key)
         value = as_number(raster_record(item.assets[name], number).get("nodata"))
         if value is not None:
-            found[str(item.assets[name]["href"]), number] = value
-    return found
+            nodata[str(item.assets[name]["href"]), number] = value
+    return nodata
 
 
 class _Driver(RioDriver):
@@ -144,56 +143,72 @@ class _Driver(RioDriver):
 
     def __init__(
         self,
-        how: Reading,
+        options: ReadOptions,
         nodata: Mapping[tuple[str, int], float],
         expected: Mapping[tuple[str, int], Linear],
     ) -> None:
         super().__init__()
-        self._how, self._nodata, self._expected = how, nodata, expected
+        self._options, self._nodata, self._expected = options, nodata, expected
 
     def open(  # type: ignore[override]  # RioDriver names its own class, the protocol none
         self, src: RasterSource, ctx: LocalLoadContext
     ) -> _Reader:
         """A reader of one band of one asset."""
         nodata = self._nodata.get((src.uri, src.band))
-        known = self._how.known if nodata is None else (nodata, *self._how.known)
-        return _Reader(src.uri, src.band, self._how, known, self._expected.get((src.uri, src.band)))
+        nodata_values = (
+            self._options.class_map_nodata
+            if nodata is None
+            else (nodata, *self._options.class_map_nodata)
+        )
+        return _Reader(
+            src.uri, src.band, self._options, nodata_values, self._expected.get((src.uri, src.band))
+        )
 
 
 class _Reader:
     """Reads a band of an asset into a part of a chip."""
 
     def __init__(
-        self, uri: str, band: int, how: Reading, known: tuple[float, ...], expected: Linear | None
+        self,
+        uri: str,
+        band: int,
+        options: ReadOptions,
+        nodata_values: tuple[float, ...],
+        expected: Linear | None,
     ) -> None:
-        self._uri, self._band, self._how, self._known = uri, band, how, known
+        self._uri, self._band, self._options, self._nodata_values = (
+            uri,
+            band,
+            options,
+            nodata_values,
+        )
         self._expected = expected
 
     def read(
         self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None
     ) -> tuple[Slices, npt.NDArray[Any]]:
         """The part of ``dst_geobox`` that the raster covers, and its pixels."""
-        how = self._how
-        header, view = _view(self._uri, stamp(self._uri), how, self._known)
+        options = self._options
+        header, view = _view(self._uri, stamp(self._uri), options, self._nodata_values)
         self._check(header)
-        col, row = ~how.grid.transform @ (dst_geobox.transform.c, dst_geobox.transform.f)
+        col, row = ~options.grid.transform @ (dst_geobox.transform.c, dst_geobox.transform.f)
         height, width = dst_geobox.shape
         asked = Window(row=round(row), col=round(col), height=height, width=width)
         part = None if view is None else overlap(asked, view.covers)
         if view is None or part is None:
-            return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), dtype=how.dtype)
+            return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), dtype=options.dtype)
         pixels, seen = view.read((self._band,), part)
-        values = np.where(seen[0], pixels[0], math.nan).astype(how.dtype)
+        values = np.where(seen[0], pixels[0], math.nan).astype(options.dtype)
         rows = slice(part.row - asked.row, part.row - asked.row + part.height)
         cols = slice(part.col - asked.col, part.col - asked.col + part.width)
         return (rows, cols), values
 
     def _check(self, header: RasterHeader) -> None:
-        """Number type and tags of this file, which may differ from those of the first item."""
-        raw = self._how.raw
+        """Check dtype and tags of this file, which may differ from those of the first item."""
+        raw = self._options.raw
         if raw and not np.can_cast(header.dtype, np.dtype(raw)):
             raise FormatError(
-                f"{self._uri}: number type {header.dtype}, but {raw} in the first item; narrow "
+                f"{self._uri}: dtype {header.dtype}, but {raw} in the first item; narrow "
                 "the dates or collections to one product"
             )
         expected = self._expected
@@ -206,18 +221,24 @@ class _Reader:
         ):
             if tag is not None and not math.isclose(tag, used, rel_tol=1e-6):
                 raise ConfigError(
-                    f"{self._uri}: the file's tag says {what} {tag:g}, the STAC item or file "
+                    f"{self._uri}: the file's tag has {what} {tag:g}, the STAC item or file "
                     f"{used:g}; mend it, or add `check_calibration: false`"
                 )
 
 
 @functools.lru_cache(maxsize=4096)
 def _view(
-    uri: str, written: int, how: Reading, known: tuple[float, ...]
+    uri: str, written: int, options: ReadOptions, nodata_values: tuple[float, ...]
 ) -> tuple[RasterHeader, View | None]:
     """A file's header, and its view on the grid.
 
-    ``written``: the file's ``stamp``, so that a replaced file is looked at again.
+    ``written``: the file's ``stamp``, so that a replaced file is read again.
     """
     header = open_header(uri)
-    return header, view_on(uri, how.grid, nodata=how.nodata, known=known, nearest=how.nearest)
+    return header, view_on(
+        uri,
+        options.grid,
+        nodata=options.nodata,
+        class_map_nodata=nodata_values,
+        nearest=options.nearest,
+    )

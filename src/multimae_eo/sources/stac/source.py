@@ -30,7 +30,7 @@ from multimae_eo.sources.stac.items import (
     locate_assets,
     require_stac,
 )
-from multimae_eo.sources.stac.stac_file import Search, StacModality, StacSpec, read_stac_file
+from multimae_eo.sources.stac.stac_file import StacModality, StacSearch, StacSpec, read_stac_file
 
 # Footprints in STAC are rounded; the rasters themselves decide.
 _MARGIN = 32
@@ -43,9 +43,9 @@ class _Layer:
     ``assets``: per item, the asset of each band. ``dtype``: of the pixels in the rasters.
     """
 
-    wanted: StacModality
+    requested: StacModality
     items: tuple[StacItem, ...]
-    places: tuple[Window, ...]
+    windows: tuple[Window, ...]
     assets: Mapping[str, tuple[str, ...]]
     calibration: Common
     dtype: np.dtype[Any]
@@ -54,10 +54,10 @@ class _Layer:
 class StacArea:
     """A STAC file (YAML), opened: everything is searched, nothing read but a few headers.
 
-    Attributes as ``Scene``'s, with ``ratios`` always heeded.
+    Attributes as ``Scene``'s, with ``ratios`` always applied.
 
-    Raises ConfigError for what the file says (or a library that is missing), DataError when
-    nothing is found, FormatError for a catalogue or raster that cannot be read.
+    Raises ConfigError for an invalid file (or a library that is missing), DataError when the search
+    has no result, FormatError for a catalogue or raster that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,13 +69,13 @@ class StacArea:
         self.ratios: Mapping[str, int] = {n: m.ratio for n, m in spec.modalities.items()}
         self.grid = _grid(spec)
         self._area = _on_grid(spec)
-        found: dict[Search, tuple[StacItem, ...]] = {}
+        items_of: dict[StacSearch, tuple[StacItem, ...]] = {}
         self._layers: dict[str, _Layer] = {}
-        for name, wanted in spec.modalities.items():
+        for name, requested in spec.modalities.items():
             where = f"{spec.file}: modalities.{name}"
-            if wanted.search not in found:
-                found[wanted.search] = find_items(wanted.search, spec.area, where)
-            self._layers[name] = _layer(found[wanted.search], wanted, self.grid, where)
+            if requested.search not in items_of:
+                items_of[requested.search] = find_items(requested.search, spec.area, where)
+            self._layers[name] = _layer(items_of[requested.search], requested, self.grid, where)
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in ``window``, as ``Scene.read``.
@@ -96,7 +96,7 @@ class StacArea:
             if not ok.all():
                 valid[name] = ok
             stored = layer.calibration.stored
-            level = str(layer.wanted.spec.level.default or "")
+            level = str(layer.requested.spec.level.default or "")
             calibration[name] = Calibration(scale=stored.scale, offset=stored.offset, level=level)
             times = times or sorted({item.time for item in used})
         return Sample(
@@ -108,7 +108,7 @@ class StacArea:
             time="/".join(dict.fromkeys((times[0], times[-1]))) if times else None,
         )
 
-    def wanted(self, window: Window) -> bool:
+    def contains_chip(self, window: Window) -> bool:
         """Whether a chip touches the area."""
         from odc.geo.geom import box
 
@@ -144,10 +144,10 @@ def _bounds(box: Bounds, crs: str, where: Path) -> Bounds:
     from rasterio.warp import transform_bounds
 
     with reading(where):
-        found: Bounds = transform_bounds("EPSG:4326", crs, *box)
-    if not all(math.isfinite(v) for v in found):
+        bounds: Bounds = transform_bounds("EPSG:4326", crs, *box)
+    if not all(math.isfinite(v) for v in bounds):
         raise DataError(f"{where}: the area cannot be placed in {crs}; choose the CRS of its zone")
-    return found
+    return bounds
 
 
 def _on_grid(spec: StacSpec) -> Any:
@@ -156,34 +156,36 @@ def _on_grid(spec: StacSpec) -> Any:
     return Geometry(dict(spec.area), "EPSG:4326").to_crs(spec.crs, resolution=0.01)
 
 
-def _layer(items: Sequence[StacItem], wanted: StacModality, grid: Grid, where: str) -> _Layer:
-    if wanted.composite == "least_cloudy":
+def _layer(items: Sequence[StacItem], requested: StacModality, grid: Grid, where: str) -> _Layer:
+    if requested.composite == "least_cloudy":
         items = sorted(items, key=lambda i: (i.cloud is None, i.cloud, i.time))
-    placed = [(i, grid.place(_bounds(i.bbox, grid.crs, Path(i.id)), margin=_MARGIN)) for i in items]
-    used = [(i, place) for i, place in placed if place is not None]
+    placed = [
+        (i, grid.window_of(_bounds(i.bbox, grid.crs, Path(i.id)), margin=_MARGIN)) for i in items
+    ]
+    used = [(i, window) for i, window in placed if window is not None]
     if not used:
         raise DataError(f"{where}: none of {len(items)} items touches the grid")
     kept = tuple(i for i, _ in used)
-    assets = {i.id: locate_assets(i, wanted, where) for i in kept}
+    assets = {i.id: locate_assets(i, requested, where) for i in kept}
     return _Layer(
-        wanted=wanted,
+        requested=requested,
         items=kept,
-        places=tuple(place for _, place in used),
+        windows=tuple(window for _, window in used),
         assets=assets,
-        calibration=common_calibration(kept, assets, wanted, where),
+        calibration=common_calibration(kept, assets, requested, where),
         dtype=_dtype(kept[0], assets[kept[0].id]),
     )
 
 
 def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[Any]:
-    """The number type of an item's bands, by their rasters' headers."""
-    found = [
+    """The dtype of an item's bands, by their rasters' headers."""
+    dtypes = [
         open_header(str(item.assets[key]["href"])).dtype
         for key in dict.fromkeys(asset_of(item, k)[0] for k in keys)
     ]
-    dtype = np.result_type(*found)
+    dtype = np.result_type(*dtypes)
     if dtype.kind not in "uif":
-        raise FormatError(f"item {item.id}: number type {dtype} cannot be a band")
+        raise FormatError(f"item {item.id}: dtype {dtype} cannot be a band")
     return dtype
 
 
@@ -195,21 +197,21 @@ def _merged(
     A pixel is taken from an item only where all bands are valid, so that no pixel mixes dates but
     in a median.
     """
-    wanted = layer.wanted
-    own = coarser_window(window, wanted.ratio, name)
-    shape = (wanted.spec.modality.channels, own.height, own.width)
+    requested = layer.requested
+    layer_window = coarser_window(window, requested.ratio, name)
+    shape = (requested.spec.modality.channels, layer_window.height, layer_window.width)
     values = np.full(shape, np.nan)
     stack: list[npt.NDArray[Any]] = []
     used: list[StacItem] = []
-    for item, place in zip(layer.items, layer.places, strict=True):
-        if overlap(place, window) is None:
+    for item, item_window in zip(layer.items, layer.windows, strict=True):
+        if overlap(item_window, window) is None:
             continue
-        read = _observed(layer, item, own, grid.coarser(wanted.ratio))
-        fresh = np.isfinite(read) & (np.isnan(values) if wanted.composite != "median" else True)
+        read = _observed(layer, item, layer_window, grid.coarser(requested.ratio))
+        fresh = np.isfinite(read) & (np.isnan(values) if requested.composite != "median" else True)
         if not fresh.any():
             continue
         used.append(item)
-        if wanted.composite == "median":
+        if requested.composite == "median":
             stack.append(read)
             continue
         values = np.where(fresh, read, values)
@@ -218,36 +220,36 @@ def _merged(
     ok: Validity = np.isfinite(values)[:1]
     if stack:
         ok = np.isfinite(np.stack(stack)[:, :1]).any(axis=0)
-        # nanmedian complains about pixels that no item has.
+        # nanmedian warns where no item has a value.
         values = np.nanmedian(np.where(ok, stack, 0.0), axis=0)
     return _stored(layer, values, ok, name), ok, used
 
 
 def _observed(layer: _Layer, item: StacItem, window: Window, grid: Grid) -> npt.NDArray[np.float64]:
     """An item's values (C, H, W) as they will be stored, NaN where not valid or masked."""
-    from multimae_eo.sources.stac.read import Reading, read_item
+    from multimae_eo.sources.stac.read import ReadOptions, read_item
 
-    wanted, modality = layer.wanted, layer.wanted.spec.modality
+    requested, modality = layer.requested, layer.requested.spec.modality
     exact = layer.dtype.itemsize <= 2 or layer.dtype == np.float32
-    how = Reading(
+    options = ReadOptions(
         grid=grid,
-        nodata=wanted.spec.nodata,
-        known=modality.nodata,
+        nodata=requested.spec.nodata,
+        class_map_nodata=modality.nodata,
         nearest=modality.categorical,
         dtype="float32" if exact else "float64",
         raw=str(layer.dtype),
     )
-    tags = layer.calibration.bands.get(item.id, ()) if wanted.check else ()
-    read = read_item(item, layer.assets[item.id], window, how, tags).astype(np.float64)
+    tags = layer.calibration.bands.get(item.id, ()) if requested.check else ()
+    read = read_item(item, layer.assets[item.id], window, options, tags).astype(np.float64)
     read[:, np.isnan(read).any(axis=0)] = np.nan
-    if wanted.mask is not None and np.isfinite(read).any():
-        classes = Reading(grid=grid, nodata=None, nearest=True, dtype="float64")
-        ids = read_item(item, [wanted.mask.asset], window, classes)[0]
-        read[:, np.isnan(ids) | np.isin(ids, wanted.mask.classes)] = np.nan
+    if requested.mask is not None and np.isfinite(read).any():
+        classes = ReadOptions(grid=grid, nodata=None, nearest=True, dtype="float64")
+        ids = read_item(item, [requested.mask.asset], window, classes)[0]
+        read[:, np.isnan(ids) | np.isin(ids, requested.mask.classes)] = np.nan
     common = layer.calibration
-    if common.own is not None:
+    if common.by_item is not None:
         scale, offset = (
-            np.array([getattr(c, part) for c in common.own[item.id]])[:, None, None]
+            np.array([getattr(c, part) for c in common.by_item[item.id]])[:, None, None]
             for part in ("scale", "offset")
         )
         return np.asarray(read * scale + offset)
@@ -256,16 +258,16 @@ def _observed(layer: _Layer, item: StacItem, window: Window, grid: Grid) -> npt.
 
 def _stored(layer: _Layer, values: npt.NDArray[np.float64], ok: Validity, name: str) -> Pixels:
     """Values in the type of the store, 0 where invalid."""
-    dtype = np.dtype(np.float32) if layer.calibration.own is not None else layer.dtype
-    whole = np.where(ok, values, 0.0)
+    dtype = np.dtype(np.float32) if layer.calibration.by_item is not None else layer.dtype
+    filled = np.where(ok, values, 0.0)
     if dtype.kind != "f":
-        whole = np.rint(whole)
+        filled = np.rint(filled)
         limits = np.iinfo(dtype.name)
-        if whole.min() < limits.min or whole.max() > limits.max:
+        if filled.min() < limits.min or filled.max() > limits.max:
             raise DataError(
-                f"{name}: values from {whole.min():g} to {whole.max():g} do not fit {dtype} once "
+                f"{name}: values from {filled.min():g} to {filled.max():g} do not fit {dtype} once "
                 "its items' offsets are made alike; narrow the dates to one processing baseline"
             )
-    pixels = whole.astype(dtype)
-    check_classes(layer.wanted.spec.modality, pixels, np.broadcast_to(ok, pixels.shape), name)
+    pixels = filled.astype(dtype)
+    check_classes(layer.requested.spec.modality, pixels, np.broadcast_to(ok, pixels.shape), name)
     return pixels

@@ -35,13 +35,13 @@ STAC_MODALITY_KEYS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """Where items are looked for, and which. ``place``: an API's URL, or a static catalogue.
+class StacSearch:
+    """A search of items. ``catalogue``: the URL of an API, or a static catalogue.
 
     ``dates``: first and last moment, UTC. ``max_cloud``: percent, None for any.
     """
 
-    place: str
+    catalogue: str
     is_api: bool
     collections: tuple[str, ...]
     dates: tuple[datetime.datetime, datetime.datetime]
@@ -61,7 +61,7 @@ class StacModality:
     """A modality of a STAC file. ``assets``: by band, as declared; empty to match by name."""
 
     spec: ModalitySpec
-    search: Search
+    search: StacSearch
     assets: Mapping[str, str]
     mask: MaskRule | None
     composite: Composite
@@ -83,7 +83,7 @@ class StacSpec:
 
 
 def read_stac_file(path: Path) -> StacSpec:
-    """Read and check a STAC file; ConfigError says which key is wrong and what is valid."""
+    """Read and check a STAC file; ConfigError names the invalid key and the valid ones."""
     top = Section.of(str(path), load_yaml(path), STAC_KEYS)
     records = top.get("modalities", {})
     if not isinstance(records, Mapping) or not records:
@@ -130,7 +130,7 @@ def _modality(top: Section, name: str, record: object, folder: Path) -> StacModa
     )
 
 
-def _search(top: Section, section: Section, folder: Path) -> Search:
+def _search(top: Section, section: Section, folder: Path) -> StacSearch:
     holder = section if "api" in section or "catalog" in section else top
     api, catalog = holder.text("api"), holder.text("catalog")
     if bool(api) == bool(catalog):
@@ -139,8 +139,8 @@ def _search(top: Section, section: Section, folder: Path) -> Search:
     if most is not None and not 0 <= most <= 100:
         raise section.error("max_cloud", "expected percent, 0 to 100")
     is_path = bool(catalog) and "://" not in catalog
-    return Search(
-        place=api or (str(folder / catalog) if is_path else catalog),
+    return StacSearch(
+        catalogue=api or (str(folder / catalog) if is_path else catalog),
         is_api=bool(api),
         collections=section.names("collections") or (),
         dates=_dates(top),
@@ -150,14 +150,16 @@ def _search(top: Section, section: Section, folder: Path) -> Search:
 
 def _assets(section: Section, spec: ModalitySpec) -> dict[str, str]:
     value = section.get("assets", {})
-    wanted = spec.rule.band_names
-    if isinstance(value, list) and len(value) == len(wanted):
-        value = dict(zip(wanted, value, strict=True))
+    band_names = spec.rule.band_names
+    if isinstance(value, list) and len(value) == len(band_names):
+        value = dict(zip(band_names, value, strict=True))
     if not isinstance(value, Mapping) or not all(isinstance(a, str) and a for a in value.values()):
-        raise section.error("assets", f"expected an asset for each of {', '.join(wanted)}")
+        raise section.error("assets", f"expected an asset for each of {', '.join(band_names)}")
     for band in value:
-        if str(band) not in wanted:
-            raise section.error("assets", f"no band {band!r}; {did_you_mean(str(band), wanted)}")
+        if str(band) not in band_names:
+            raise section.error(
+                "assets", f"no band {band!r}; {did_you_mean(str(band), band_names)}"
+            )
     return {str(band): asset for band, asset in value.items()}
 
 
@@ -188,12 +190,12 @@ def _moment(top: Section, value: object, *, last: bool) -> datetime.datetime:
     """A date means its first or last moment; times without a zone are UTC."""
     text = value.isoformat() if isinstance(value, datetime.date) else str(value).strip()
     try:
-        found = datetime.datetime.fromisoformat(text)
+        moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise top.error("dates", f"{text!r} is no date; write 2021-05-01") from error
     if last and len(text) == len("2021-05-01"):
-        found = datetime.datetime.combine(found.date(), datetime.time.max)
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+        moment = datetime.datetime.combine(moment.date(), datetime.time.max)
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def _area(top: Section, folder: Path) -> dict[str, Any]:
@@ -223,8 +225,8 @@ def _geojson(path: Path) -> dict[str, Any]:
     for shape in shapes:
         if not isinstance(shape, dict) or shape.get("type") not in ("Polygon", "MultiPolygon"):
             raise ConfigError(f"{path}: area: expected polygons in EPSG:4326")
-        own = shape["coordinates"]
-        polygons += [own] if shape["type"] == "Polygon" else own
+        coordinates = shape["coordinates"]
+        polygons += [coordinates] if shape["type"] == "Polygon" else coordinates
     if not polygons:
         raise ConfigError(f"{path}: area: holds no polygon")
     return {"type": "MultiPolygon", "coordinates": polygons}
