@@ -182,7 +182,7 @@ def test_splits_lie_in_separate_regions(source):
 
 @settings(max_examples=60, deadline=None)
 @given(chips=st.integers(3, 400), size=st.integers(1, 130))
-def test_any_number_of_chips_fits_its_world(chips, size):
+def test_any_number_of_chips_fits_its_landscape(chips, size):
     from multimae_eo.sources.synthetic import _Layout
 
     layout = _Layout.of(chips, size)
@@ -200,7 +200,7 @@ def test_chips_are_cut_in_the_modalities_band_order(source):
         "rgb", "ired", "sired", "ebands", "radar", "elevation", "landcover",
     ]  # fmt: skip
     window = source._layout.windows[5]
-    cut = source._world.sentinel2[:, window.row : window.row + 32, window.col : window.col + 32]
+    cut = source._landscape.sentinel2[:, window.row : window.row + 32, window.col : window.col + 32]
     for name in ("rgb", "ired", "sired", "ebands"):
         for band, pixels in zip(
             source.modalities[name].band_names, sample.pixels[name], strict=True

@@ -399,7 +399,7 @@ def test_a_scale_that_only_the_file_declares_is_not_dropped(world):
     assert source.read(0).calibration["rgb"] == Calibration(scale=1e-4, offset=0.0, level="l2a")
     ignored = opened(world, changed("rgb", scale=1))
     assert ignored.read(0).calibration["rgb"].scale == 1
-    with pytest.raises(BandError, match=r"data\.yaml declares scale 0\.001, the file's tag says 0"):
+    with pytest.raises(BandError, match=r"data\.yaml declares scale 0\.001, the file's tag is 0"):
         opened(world, changed("rgb", scale=1e-3))
 
 

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from multimae_eo.errors import FormatError
 from multimae_eo.sources.geobench import safe_pickle
 from multimae_eo.sources.geobench.safe_pickle import (
-    Inert,
+    OpaqueObject,
     StoredArray,
     load_pickle,
     load_pickle_text,
@@ -83,7 +83,7 @@ HOSTILE = {
 def test_hostile_pickles_are_refused_and_do_nothing(payload, tmp_path):
     done = tmp_path / "done"
     data = payload(str(done))
-    before = {n: dict(vars(getattr(safe_pickle, n))) for n in ("Inert", "StoredArray", "_Scalar")}
+    before = {n: dict(vars(getattr(safe_pickle, n))) for n in ("OpaqueObject", "StoredArray", "_Scalar")}
     for read in (
         lambda: load_pickle(data, "f.hdf5"),
         lambda: load_pickle_text(str(data), "f.hdf5"),
@@ -167,7 +167,7 @@ def test_classes_of_geobench_become_inert():
         "ccb.io.dataset", "Sentinel2", {"name": "02 - Blue", "wavelength": 0.49}, (1, "x")
     )
     found = load_pickle(pickled({"info": made, "x": 1}), "f")["info"]
-    assert type(found) is Inert
+    assert type(found) is OpaqueObject
     assert found.arguments == (1, "x")
     ordered = pickle.dumps(OrderedDict(a=1))
     assert load_pickle(ordered, "f") == OrderedDict(a=1)

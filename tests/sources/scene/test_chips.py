@@ -408,7 +408,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
         file.scales = (0.1,)
     assert open_scene(scene_file(folder)).read(0).calibration["elevation"].scale == 0.1
     elevation = {"path": "dem.tif", "sensor": "dem", "bands": ["elevation"], "scale": 0.5}
-    told(DataError, "declares scale 0.5, the file's tag says 0.1", modalities={
+    told(DataError, "declares scale 0.5, the file's tag is 0.1", modalities={
         "elevation": elevation})  # fmt: skip
 
 

@@ -358,18 +358,18 @@ def test_processing_baselines_become_one_calibration(folder: Path) -> None:
 def test_calibrations_that_disagree_are_refused(folder: Path) -> None:
     new = {"s2:processing_baseline": "05.09"}
     gone = new | {"earthsearch:boa_offset_applied": True}
-    with pytest.raises(ConfigError, match=r"say offset -0.1, but its baseline 05.09 .offset alr"):
+    with pytest.raises(ConfigError, match=r"metadata offset -0.1, but its baseline 05.09 .offset alr"):
         one_band(folder, [(2000, raster(1e-4, -0.1), gone)])
     assert one_band(folder, [(2000, raster(1e-4, -0.1), gone)], offset=0).read(
         Window(row=0, col=0, height=16, width=16)
     ).calibration["rgb"].offset == 0  # fmt: skip
-    with pytest.raises(ConfigError, match=r"declared is offset 0, but its baseline 05.09 means -0"):
+    with pytest.raises(ConfigError, match=r"declared offset 0, but its baseline 05.09 means -0"):
         one_band(folder, [(2000, {}, new)], scale=1e-4, offset=0)
     area = one_band(folder, [(2000, {}, new)], scale=1e-4, offset=0, check_calibration=False)
     assert area.read(whole(area)).calibration["rgb"].offset == 0
-    with pytest.raises(ConfigError, match=r"declared scale 0.001, its metadata say 0.0001"):
+    with pytest.raises(ConfigError, match=r"declared scale 0.001, its metadata have 0.0001"):
         one_band(folder, [(2000, raster(1e-4, 0.0), {})], scale=1e-3)
-    with pytest.raises(ConfigError, match="metadata tell no scale"):
+    with pytest.raises(ConfigError, match="metadata have no scale"):
         one_band(folder, [(2000, {}, {})])
     old = {"s2:processing_baseline": "03.01"}
     area = one_band(folder, [(65500, {}, old), (3000, {}, new)], scale=1e-4)
