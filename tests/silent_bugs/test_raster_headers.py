@@ -238,7 +238,7 @@ def test_an_image_stored_south_up_or_mirrored_lies_on_its_label(tmp_path, south_
     from PIL import Image
 
     Image.fromarray(label[0]).save(tmp_path / "m/x.png")
-    with pytest.raises(DataError, match="no georeferencing to say which way it lies"):
+    with pytest.raises(DataError, match="no georeferencing that gives its orientation"):
         chip(
             tmp_path, OPTICAL, "i/{id}.tif", labels="{mask: 'm/{id}.png', classes: [dark, bright]}"
         )
