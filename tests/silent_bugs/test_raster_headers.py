@@ -81,9 +81,7 @@ def test_an_undeclared_offset_is_applied_by_chips_and_scenes(tmp_path):
             how = read(tmp_path, entry).calibration["x"]
             assert (how.scale, how.offset) == (1e-4, -0.1)
     for read in (chip, scene):
-        with pytest.raises(
-            BandError, match=r"yaml declares offset -0\.2, the file's tag is -0\.1"
-        ):
+        with pytest.raises(BandError, match=r"yaml declares offset -0\.2, the file's tag is -0\.1"):
             read(tmp_path, OPTICAL + ", offset: -0.2")
         with pytest.raises(BandError, match="write `offset:` as well"):
             read(tmp_path, OPTICAL + ", scale: 1")

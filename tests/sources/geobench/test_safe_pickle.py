@@ -83,7 +83,9 @@ HOSTILE = {
 def test_hostile_pickles_are_refused_and_do_nothing(payload, tmp_path):
     done = tmp_path / "done"
     data = payload(str(done))
-    before = {n: dict(vars(getattr(safe_pickle, n))) for n in ("OpaqueObject", "StoredArray", "_Scalar")}
+    before = {
+        n: dict(vars(getattr(safe_pickle, n))) for n in ("OpaqueObject", "StoredArray", "_Scalar")
+    }
     for read in (
         lambda: load_pickle(data, "f.hdf5"),
         lambda: load_pickle_text(str(data), "f.hdf5"),

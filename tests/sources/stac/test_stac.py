@@ -358,7 +358,9 @@ def test_processing_baselines_become_one_calibration(folder: Path) -> None:
 def test_calibrations_that_disagree_are_refused(folder: Path) -> None:
     new = {"s2:processing_baseline": "05.09"}
     gone = new | {"earthsearch:boa_offset_applied": True}
-    with pytest.raises(ConfigError, match=r"metadata offset -0.1, but its baseline 05.09 .offset alr"):
+    with pytest.raises(
+        ConfigError, match=r"metadata offset -0.1, but its baseline 05.09 .offset alr"
+    ):
         one_band(folder, [(2000, raster(1e-4, -0.1), gone)])
     assert one_band(folder, [(2000, raster(1e-4, -0.1), gone)], offset=0).read(
         Window(row=0, col=0, height=16, width=16)
