@@ -26,6 +26,7 @@ FUNCTIONS = {
     "convert": "convert_checkpoint",
     "export": "export_model",
     "info": "describe",
+    "assess": "assess",
 }
 # Options of printing; --drop is another function; the suite is the function's name.
 OPTIONS_ONLY = {"json", "drop", "suite"}

@@ -17,6 +17,7 @@ import multimae_eo
 from multimae_eo.cli.completion import Shell, script
 from multimae_eo.cli.data_commands import DATA_COMMANDS
 from multimae_eo.cli.evaluation_commands import EVALUATION_COMMANDS
+from multimae_eo.cli.map_commands import MAP_COMMANDS
 from multimae_eo.cli.model_commands import MODEL_COMMANDS
 from multimae_eo.cli.parser import Subcommand, argument, make_parser, read_options
 from multimae_eo.cli.scene_commands import SCENE_COMMANDS
@@ -53,6 +54,7 @@ SUBCOMMANDS: dict[str, type[Subcommand]] = {
     **TRAINING_COMMANDS,
     **EVALUATION_COMMANDS,
     **SCENE_COMMANDS,
+    **MAP_COMMANDS,
     "demo": TOUR_COMMANDS["demo"],
     **MODEL_COMMANDS,
     "completion": Completion,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -138,6 +138,37 @@ def estimate_accuracy(sample: ReferenceSample) -> Accuracy:
         producers={c: totals.ratio(right * observed[c], observed[c]) for c in classes},
         area={c: totals.ratio(observed[c], ones) for c in classes},
     )
+
+
+def census_accuracy(classes: Sequence[int], counts: npt.NDArray[np.int64]) -> Accuracy:
+    """Accuracies and areas where every pixel has a reference class: without sampling error.
+
+    Args:
+        classes: class ids, ascending.
+        counts: pixels, map class x reference class, (C, C).
+    """
+    total, diagonal = counts.sum(), np.diag(counts)
+
+    def shares(numerators: npt.NDArray[Any], denominators: npt.NDArray[Any]) -> dict[int, Estimate]:
+        return {
+            c: _exact(float(n / d) if d else math.nan)
+            for c, n, d in zip(classes, numerators, denominators, strict=True)
+        }
+
+    return Accuracy(
+        classes=list(classes),
+        counts=counts,
+        proportions=counts / total,
+        overall=_exact(float(diagonal.sum() / total)),
+        users=shares(diagonal, counts.sum(axis=1)),
+        producers=shares(diagonal, counts.sum(axis=0)),
+        area=shares(counts.sum(axis=0), np.full(len(classes), total)),
+    )
+
+
+def _exact(value: float) -> Estimate:
+    error = math.nan if math.isnan(value) else 0.0
+    return Estimate(value=value, standard_error=error, half_width=error)
 
 
 def compare_accuracy(
