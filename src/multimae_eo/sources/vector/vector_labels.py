@@ -214,9 +214,7 @@ class VectorLabels:
         renamed = {raw: spec.rename.get(name, name) for raw, name in names.items()}
         self.classes = kept
         self.class_ids = self._ids_of(kept, renamed, carried=bool(spec.ids or spec.names))
-        return np.array(
-            [position.get(renamed.get(t, ""), _IGNORED) for t in texts], dtype=np.int64
-        )
+        return np.array([position.get(renamed.get(t, ""), _IGNORED) for t in texts], dtype=np.int64)
 
     def _named(self, features: Features, texts: Sequence[str]) -> dict[str, str]:
         """The class of each raw id, from the column of names."""
