@@ -13,7 +13,7 @@ import rasterio
 import shapely
 
 import multimae_eo
-from multimae_eo.errors import ConfigError, DataError, LegendError
+from multimae_eo.errors import ClassMapError, ConfigError, DataError
 from multimae_eo.evaluate.class_map_file import ClassMap
 from multimae_eo.evaluate.sample_design import SamplePlan, draw_sample
 from multimae_eo.metrics.design_based import ReferenceSample, estimate_accuracy
@@ -380,7 +380,7 @@ def test_errors_in_python(maps, tmp_path):
     multimae_eo.assess(maps[0], draw=40, out=tmp_path / "s.gpkg")
     with pytest.raises(DataError, match="label the sample first"):
         multimae_eo.assess(maps[0], reference=tmp_path / "s.gpkg", out=tmp_path / "a")
-    with pytest.raises(LegendError, match="no class of the map"):
+    with pytest.raises(ClassMapError, match="no class of the map"):
         _assess_with_foreign_class(maps[0], tmp_path)
 
 

@@ -70,7 +70,7 @@ def assess(
 
     Raises:
         ConfigError: neither or both of ``reference`` and ``draw``, unknown columns or classes.
-        FormatError, DataError: files that cannot be used. LegendError: a label that is no class of
+        FormatError, DataError: files that cannot be used. ClassMapError: a label that is no class of
         the map. OutputError: ``out`` cannot be written.
     """
     from multimae_eo.evaluate.assess import ReferenceFile, assess_features, assess_raster

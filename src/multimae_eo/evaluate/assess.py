@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from multimae_eo.errors import ConfigError, DataError, LegendError, did_you_mean
+from multimae_eo.errors import ClassMapError, ConfigError, DataError, did_you_mean
 from multimae_eo.evaluate.assess_page import assess_page
 from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMap, Ids, masked_ids
 from multimae_eo.evaluate.sample_design import LABEL_COLUMN, DrawnSample
@@ -73,7 +73,7 @@ def assess_features(
     """Accuracy and areas of a map by labelled points or polygons; see ``write_assessment``.
 
     ``other``: a second map, compared on the same pixels. Raises ConfigError, FormatError and
-    DataError for the files, LegendError for a label that is no class of the map.
+    DataError for the files, ClassMapError for a label that is no class of the map.
     """
     features = read_features(reference.path, layer=reference.layer, crs=reference.crs)
     if reference.column not in features.columns:
@@ -270,7 +270,7 @@ def _reference_ids(target: ClassMap, features: Features, reference: ReferenceFil
         except ValueError:
             number = math.nan
         if not number.is_integer() or number < 0:
-            raise LegendError(
+            raise ClassMapError(
                 f"{reference.path}: {reference.column}: {text!r} is no class of the map; "
                 f"{did_you_mean(text, by_name)}; write a class that the map lacks as a number"
             )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import DataError, FormatError
-from multimae_eo.modality import LegendClass
+from multimae_eo.modality import ClassMapEntry
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import open_dataset, read_header
 
@@ -67,12 +67,12 @@ class ClassMap:
         """A class's name, or its id where it has none."""
         return self.names.get(number, str(number))
 
-    def classes(self, ids: Any) -> tuple[LegendClass, ...]:
+    def classes(self, ids: Any) -> tuple[ClassMapEntry, ...]:
         """Classes of some ids, with colours by their names."""
         listed = [int(i) for i in ids]
         names = [self.name(i) for i in listed]
         return tuple(
-            LegendClass(id=i, name=n, color=c)
+            ClassMapEntry(id=i, name=n, color=c)
             for i, n, c in zip(listed, names, class_colors(names), strict=True)
         )
 

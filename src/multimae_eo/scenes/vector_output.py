@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, OutputError, did_you_mean
 from multimae_eo.files import reason_of, remove, replacing
-from multimae_eo.modality import LegendClass
+from multimae_eo.modality import ClassMapEntry
 
 VECTOR_OUTPUTS = {
     ".gpkg": "GPKG",
@@ -43,7 +43,7 @@ class Layer:
     crs: str
     shapes: npt.NDArray[np.object_]
     columns: Mapping[str, npt.NDArray[Any]]
-    classes: Sequence[LegendClass] = ()
+    classes: Sequence[ClassMapEntry] = ()
     class_column: str = ""
 
 

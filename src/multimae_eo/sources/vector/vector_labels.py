@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import DataError, LegendError, did_you_mean
+from multimae_eo.errors import ClassMapError, DataError, did_you_mean
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import class_ids
-from multimae_eo.sources.dataset.label_texts import number_of, sorted_classes, whole_number
+from multimae_eo.sources.dataset.label_texts import integer_text, number_of, sorted_classes
 from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.raster.grid import Bounds
 from multimae_eo.sources.vector.rasterize import Indices, rasterize_indices
@@ -96,7 +96,7 @@ class VectorLabels:
     with a label. ``indices``: the class of each, or the position of its value in ``values``.
     ``notes``: what was left out, a line each.
 
-    Raises ConfigError, FormatError and DataError as ``read_features``; LegendError for a class that
+    Raises ConfigError, FormatError and DataError as ``read_features``; ClassMapError for a class that
     is not declared.
     """
 
@@ -184,7 +184,7 @@ class VectorLabels:
                 continue
             number = number_of(text)
             if number is None:
-                raise LegendError(f"{where}: {text!r} is not a number; leave out `numeric: true`")
+                raise ClassMapError(f"{where}: {text!r} is not a number; leave out `numeric: true`")
             numbers[row] = number
         labelled = np.isfinite(numbers)
         values, inverse = np.unique(numbers[labelled], return_inverse=True)
@@ -205,7 +205,7 @@ class VectorLabels:
             names = {name: name for name in declared}
         for text in texts:
             if text and text not in names:
-                raise LegendError(
+                raise ClassMapError(
                     f"{where}: no class {text!r}; {did_you_mean(text, names)}; add it, or list it "
                     "under `ignore:`"
                 )
@@ -225,7 +225,7 @@ class VectorLabels:
         for raw, value in zip(texts, features.columns[spec.names], strict=True):
             name = _text(value) or raw
             if raw and names.setdefault(raw, name) != name:
-                raise LegendError(
+                raise ClassMapError(
                     f"{spec.path}: {spec.column} {raw} is {names[raw]!r} and {name!r} in column "
                     f"{spec.names!r}; write one"
                 )
@@ -235,13 +235,13 @@ class VectorLabels:
         spec = self.spec
         for old in spec.rename:
             if old not in declared:
-                raise LegendError(
+                raise ClassMapError(
                     f"{where}: rename: no class {old!r}; {did_you_mean(old, declared)}"
                 )
         renamed = tuple(dict.fromkeys(spec.rename.get(n, n) for n in declared))
         for name in spec.only:
             if name not in renamed:
-                raise LegendError(
+                raise ClassMapError(
                     f"{where}: only: no class {name!r}; {did_you_mean(name, renamed)}"
                 )
         return spec.only or renamed
@@ -288,4 +288,4 @@ class VectorLabels:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else whole_number(composed(str(value).strip()))
+    return "" if value is None else integer_text(composed(str(value).strip()))
