@@ -70,8 +70,8 @@ def assess(
 
     Raises:
         ConfigError: neither or both of ``reference`` and ``draw``, unknown columns or classes.
-        FormatError, DataError: files that cannot be used. ClassMapError: a label that is no class of
-        the map. OutputError: ``out`` cannot be written.
+        FormatError, DataError: files that cannot be used. ClassMapError: a label that is no class
+        of the map. OutputError: ``out`` cannot be written.
     """
     from multimae_eo.evaluate.assess import ReferenceFile, assess_features, assess_raster
     from multimae_eo.evaluate.class_map_file import ClassMap

@@ -96,8 +96,8 @@ class VectorLabels:
     with a label. ``indices``: the class of each, or the position of its value in ``values``.
     ``notes``: what was left out, a line each.
 
-    Raises ConfigError, FormatError and DataError as ``read_features``; ClassMapError for a class that
-    is not declared.
+    Raises ConfigError, FormatError and DataError as ``read_features``; ClassMapError for a class
+    that is not declared.
     """
 
     def __init__(self, spec: VectorSpec) -> None:
