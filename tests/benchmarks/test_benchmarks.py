@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import contended
 import curves
 import end_to_end
 import measure
@@ -96,3 +97,19 @@ def test_the_accelerators_script_runs_in_small(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     for name in ("step_cpu.json", "end_to_end_cpu.json", "scaling_cpu.json", "trace.json"):
         assert (tmp_path / name).is_file()
+
+
+@pytest.mark.release
+def test_training_beside_a_busy_process_is_a_share_of_the_idle_rate(tmp_path):
+    options = ["--rounds=1", "--epochs=1", "--chips=140", "--busy=1", "--policies=package"]
+    record = contended.run(contended.arguments([*options, f"--out={tmp_path}"]))
+    rows = record["rows"]
+    assert set(rows) == {f"package, {c.name}" for c in contended.conditions([1])}
+    assert rows["package, idle"]["share_of_idle"] == 1
+    assert all(row["samples_per_s"] > 0 for row in rows.values())
+
+
+def test_busy_processes_end_with_the_measurement():
+    with contended.busy_processes(2) as running:
+        assert all(process.poll() is None for process in running)
+    assert all(process.poll() is not None for process in running)
