@@ -82,7 +82,7 @@ def assess_features(
             + did_you_mean(reference.column, features.columns)
         )
     grid = target.grid
-    on_map = on_crs(features, grid.crs, grid.footprint(grid.whole).bounds, "the map")
+    on_map = on_crs(features, grid.crs, grid.footprint(grid.extent).bounds, "the map")
     pixels = _labelled_pixels(target, on_map, reference)
     return write_assessment(target, pixels, str(reference.path), out=out, other=other)
 

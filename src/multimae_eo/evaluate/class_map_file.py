@@ -42,7 +42,7 @@ class ClassMap:
         are not whole.
         """
         header = read_header(path)
-        if header.geometry is None or header.turned or header.rotated:
+        if header.geometry is None or header.flipped or header.rotated:
             raise FormatError(f"{path}: has no CRS, or is not north-up; warp it first")
         if header.count != 1 or header.dtype.kind not in "iu":
             raise FormatError(

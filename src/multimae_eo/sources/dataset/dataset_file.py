@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands
 from multimae_eo.sources.base import Source
+from multimae_eo.sources.dataset.chip_features import ChipFeatures
 from multimae_eo.sources.dataset.chip_files import (
     UNLISTED,
     ChipFiles,
@@ -48,6 +50,7 @@ from multimae_eo.sources.raster.calibration import (
 )
 from multimae_eo.sources.raster.header import RasterHeader, require_upright, same_crs
 from multimae_eo.sources.raster.reading import Layout, Raster, read_header, read_raster
+from multimae_eo.sources.vector.vector_labels import VectorLabels
 from multimae_eo.sources.yaml_section import as_number
 
 
@@ -142,12 +145,18 @@ class DatasetFileSource(Source):
         self.modalities = ModalitySet(p.modality for p in self._plans.values())
         self._time = self._resolved(spec.time, "time", numeric=False)
         self._labels: ChipLabels | None = None
-        if spec.labels:
+        self._features: ChipFeatures | None = None
+        if spec.labels and spec.labels.vector:
+            labels = VectorLabels(spec.labels.vector)
+            self._features = ChipFeatures(labels, spec.root, self._finest_files())
+            self.class_names, self.class_ids = labels.classes, labels.class_ids
+        elif spec.labels:
             main = files[spec.chips or _pattern_of(spec, spec.modalities[0])]
             self._labels = ChipLabels.of(spec, main, self.keys, self._table)
             self.class_names, self.class_ids = self._labels.classes, self._labels.class_ids
         self.split_of = self._splits(_main_pattern(spec), keys)
         self.notes = tuple(left_out(spec, files, self.keys, self._labels))
+        self.notes += self._features.labels.notes if self._features else ()
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one chip; every file is read once.
@@ -191,9 +200,24 @@ class DatasetFileSource(Source):
             calibration=calibration,
             geometry=files.geometry,
             time=self._time.of(key),
-            label=self._labels.read(key, files.open) if self._labels else None,
+            label=self._label(key, files),
         )
         return squared(sample)
+
+    def _label(self, key: str, files: _Files) -> Any:
+        """The label of a chip, None where it has none."""
+        if self._features is not None:
+            return self._features.read(key)
+        return self._labels.read(key, files.open) if self._labels else None
+
+    def _finest_files(self) -> dict[str, str]:
+        """The file of each chip that has the most pixels: of the first modality among equals."""
+        plans = sorted(self._plans.values(), key=lambda p: -p.first.shape[0] * p.first.shape[1])
+        files: dict[str, str] = {}
+        for plan in plans:
+            for key in plan.having:
+                files.setdefault(key, plan.having[key])
+        return {key: files[key] for key in self.keys if key in files}
 
     def _plan(self, spec: ModalitySpec, having: ChipFiles) -> _Plan:
         name = spec.modality.name
@@ -269,7 +293,7 @@ class DatasetFileSource(Source):
                 spec.draw,
                 where=f"{spec.file}: splits",
                 classes=labels.class_of_chips() if labels and spec.draw.stratify else None,
-                groups=self._groups(spec.draw.group),
+                groups=self._groups(spec.draw.group) or self._polygon_groups(),
             )
         elif spec.split_table is None:
             drawn = [""] * len(self.keys)
@@ -283,6 +307,10 @@ class DatasetFileSource(Source):
         return [
             UNLISTED if k in dropped else split for k, split in zip(self.keys, drawn, strict=True)
         ]
+
+    def _polygon_groups(self) -> Mapping[str, str] | None:
+        """Chips that share a polygon stay together, so that none is in two splits."""
+        return None if self._features is None else self._features.groups(self.keys)
 
     def _groups(self, column: str) -> Mapping[str, str] | None:
         """The group of each chip: a column of the table, or its folder."""

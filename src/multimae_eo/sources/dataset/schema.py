@@ -24,6 +24,7 @@ from multimae_eo.sources.dataset.split_draw import SplitDraw
 from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.raster.reading import Layout
+from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
 from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
 
 DATASET_KEYS = (
@@ -37,7 +38,7 @@ MODALITY_KEYS = (
 )  # fmt: skip
 LABEL_KEYS = (
     "column", "folder", "mask", "classes", "ignore", "ids", "optional", "numeric", "separator",
-    "nodata", "only", "rename",
+    "nodata", "only", "rename", "vector",
 )  # fmt: skip
 
 Size = tuple[int, int]
@@ -80,7 +81,7 @@ class ModalitySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpec:
-    """Where labels come from: exactly one of ``column``, ``folder``, ``mask``.
+    """Where labels come from: exactly one of ``column``, ``folder``, ``mask``, ``vector``.
 
     ``ids``: raw mask id → class index, -1 for ignored ones. ``separator``: splits a column's text
     into several classes (multi-label). ``numeric``: the column or mask holds values, not classes.
@@ -92,6 +93,7 @@ class LabelSpec:
     column: str = ""
     folder: bool = False
     mask: Pattern | None = None
+    vector: VectorSpec | None = None
     classes: tuple[str, ...] = ()
     ids: Mapping[int, int] = field(default_factory=dict)
     optional: bool = False
@@ -146,7 +148,7 @@ def read_dataset_file(path: Path) -> DatasetSpec:
         size=_size(top),
         time=_per_chip(top, "time"),
         modalities=specs,
-        labels=_labels(top) if "labels" in top else None,
+        labels=_labels(top, root) if "labels" in top else None,
         split_table=split_table,
         draw=draw,
         table=table,
@@ -393,11 +395,14 @@ _ONLY_WITH = {"separator": ("column",), "numeric": ("column", "mask"), "ids": ("
               }  # fmt: skip
 
 
-def _labels(top: Section) -> LabelSpec:
+def _labels(top: Section, root: Path) -> LabelSpec:
+    record = top.get("labels")
+    if isinstance(record, Mapping) and "vector" in record:
+        return LabelSpec(vector=vector_spec(f"{top.where}: labels", record, root))
     section = Section.of(f"{top.where}: labels", top.get("labels"), LABEL_KEYS)
     given = [k for k in ("column", "folder", "mask") if k in section]
     if len(given) != 1:
-        raise ConfigError(f"{section.where}: give one of column, folder, mask; got {given}")
+        raise ConfigError(f"{section.where}: give one of column, folder, mask, vector; got {given}")
     classes = section.names("classes") or ()
     mask = _pattern(section, "mask")
     values = section.flag("numeric")

@@ -35,10 +35,17 @@ class CloudRule:
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
     """Splits by square blocks of ``block`` × ``block`` chips. ``shares``: of the blocks, by split;
-    the rest is train."""
+    the rest is train.
 
-    block: int
-    shares: Mapping[str, float]
+    Of scenes with vector labels: ``polygons``: by polygon instead. ``folds``: equal parts, of which
+    number ``fold``, from 0, is the test split.
+    """
+
+    block: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)
+    polygons: bool = False
+    folds: int = 0
+    fold: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,7 @@ def chip_rule(top: Section, modalities: ModalitySet) -> ChipRule | None:
         stride=_count(section, "stride", size),
         min_valid=_min_valid(section, modalities),
         cloud=_cloud(section, modalities) if "cloud" in section else None,
-        split=_split(section) if "split" in section else None,
+        split=_split(section, vector="labels" in top) if "split" in section else None,
         label=_label(section, modalities),
         columns=_columns(section),
     )
@@ -155,16 +162,39 @@ def _cloud(section: Section, modalities: ModalitySet) -> CloudRule:
     )
 
 
-def _split(section: Section) -> SplitRule:
+_FEATURE_KEYS = ("polygons", "folds", "fold")
+"""Keys of ``split:`` that scenes with vector labels have."""
+
+
+def _split(section: Section, *, vector: bool) -> SplitRule:
     value = section.get("split")
-    if not isinstance(value, Mapping) or "block" not in value or "train" in value:
-        raise section.error("split", "expected {block: CHIPS, val: SHARE, test: SHARE}")
-    shares = {str(n): as_number(s) for n, s in value.items() if n != "block"}
+    known = ("block", *_FEATURE_KEYS) if vector else ("block",)
+    form = "{block: CHIPS, val: SHARE, test: SHARE}"
+    if not isinstance(value, Mapping) or "train" in value:
+        raise section.error("split", f"expected {form}")
+    if not vector and any(k in value for k in _FEATURE_KEYS):
+        raise section.error("split", "polygons and folds are those of vector `labels:`")
+    options = Section(f"{section.where}: split", value)
+    polygons = options.flag("polygons") if vector else False
+    if polygons == ("block" in options):
+        raise section.error("split", f"expected {form}")
+    shares = {str(n): as_number(s) for n, s in value.items() if n not in known}
     valid = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
-    if not valid or len(valid) < len(shares) or sum(valid.values()) >= 1:
+    folds = _count(options, "folds") if vector and "folds" in options else 0
+    if len(valid) < len(shares) or sum(valid.values()) >= 1 or not (valid or folds):
         raise section.error("split", "shares lie between 0 and 1 and leave some blocks for train")
-    inner = Section.of(f"{section.where}: split", value, ("block", *valid))
-    return SplitRule(block=_count(inner, "block"), shares=valid)
+    if folds == 1 or (folds and "test" in valid):
+        raise section.error("split", "folds are two or more; one of them is the test split")
+    fold = options.get("fold", 0)
+    if type(fold) is not int or not 0 <= fold < max(folds, 1):
+        raise options.error("fold", "expected the number of a fold, from 0")
+    return SplitRule(
+        block=0 if polygons else _count(options, "block"),
+        shares=valid,
+        polygons=polygons,
+        folds=folds,
+        fold=fold,
+    )
 
 
 def split_by_blocks(windows: Sequence[Window], rule: ChipRule, name: str) -> list[str | None]:

@@ -36,11 +36,12 @@ from multimae_eo.sources.scene.stacking import (
     mosaic_on,
     stack_of,
 )
+from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
 from multimae_eo.sources.yaml_section import Section, load_yaml
 
 __all__ = ["Grid", "Scene", "require_scene_modalities"]
 
-SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "modalities")
+SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "labels", "modalities")
 _ONLY_DATASETS = ("optional", "size", "exclude", "layout")
 SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
 
@@ -68,7 +69,8 @@ class Scene:
 
     ``grid``: of the scene. ``ratios``: per modality, how many of the grid's pixels make one of
     its own; all 1 unless ``native``, which applies the modalities' ``ratio:``. ``chip_rule``: how
-    chips are cut, None where the file has no ``chips:``.
+    chips are cut, None where the file has no ``chips:``. ``labels``: the vector labels of its
+    chips, None where it has none.
 
     Raises ConfigError for an invalid file, FormatError for rasters that cannot be used (no CRS,
     rotated, damaged), DataError for a raster that lies wholly elsewhere.
@@ -76,6 +78,7 @@ class Scene:
 
     time: str | None = None
     chip_rule: ChipRule | None = None
+    labels: VectorSpec | None = None
     _cloud: Mosaic | None = None
 
     def __init__(self, path: Path, *, native: bool = False) -> None:
@@ -89,6 +92,8 @@ class Scene:
         self.name = top.text("name", path.stem)
         self.time = _time(top)
         self.chip_rule = chip_rule(top, self.modalities)
+        if "labels" in top:
+            self.labels = vector_spec(f"{path}: labels", top.get("labels"), root)
         cloud = self.chip_rule.cloud if self.chip_rule else None
         if cloud is not None and cloud.paths:
             files = [

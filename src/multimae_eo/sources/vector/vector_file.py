@@ -102,16 +102,19 @@ def read_features(
     )
 
 
-def on_crs(features: Features, crs: str, bounds: Bounds, area: str) -> Features:
+def on_crs(features: Features, crs: str, bounds: Bounds | None, area: str) -> Features:
     """The features with coordinates in ``crs``.
 
-    ``bounds``: the area, in ``crs``, that some feature has to touch; ``area``: its name. Raises
+    ``bounds``: the area, in ``crs``, that some feature has to touch, if given; ``area``: its
+    name. Raises
     DataError where none does: what is known of the reason is in the message.
     """
     _require_degrees(features)
     shapely = _shapely()
-    box = shapely.box(*bounds)
     shapes = _transformed(features.shapes, features.crs, crs)
+    if bounds is None:
+        return replace(features, crs=crs, shapes=shapes)
+    box = shapely.box(*bounds)
     if shapely.intersects(shapely.box(*shapely.bounds(shapes).T), box).any():
         return replace(features, crs=crs, shapes=shapes)
     swapped = shapely.transform(features.shapes, lambda xy: xy[:, ::-1])
@@ -188,7 +191,7 @@ def _crs_of(path: Path, text: str, *, given: bool) -> str:
         raise FormatError(f"{path}: declares no CRS; name it with `crs:`, as in EPSG:4326")
     try:
         crs = CRS.from_user_input(text)
-    except RasterioError as error:
+    except (RasterioError, ValueError) as error:
         if given:
             raise ConfigError(f"crs: {text!r} is no CRS; write it as in EPSG:4326") from error
         raise FormatError(f"{path}: its CRS cannot be read; name it with `crs:`") from error

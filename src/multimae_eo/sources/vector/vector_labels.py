@@ -128,8 +128,7 @@ class VectorLabels:
         import shapely
 
         if geometry.crs not in self._on_crs:
-            everywhere = (-np.inf, -np.inf, np.inf, np.inf)
-            moved = on_crs(self.features, geometry.crs, everywhere, "any chip")
+            moved = on_crs(self.features, geometry.crs, None, "the chips")
             self._on_crs[geometry.crs] = moved, shapely.STRtree(moved.shapes)
         _, tree = self._on_crs[geometry.crs]
         rows: Indices = np.sort(tree.query(shapely.box(*geometry.bounds), predicate="intersects"))
