@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _VECTOR = (
-    "is a vector file ({name}), not a raster; burn its polygons into a GeoTIFF on the images' grid "
-    "(gdal_rasterize, or rasterio.features.rasterize)"
+    "is a vector file ({name}), not a raster; as labels name it in the dataset or scene file: "
+    "`labels: {{vector: FILE, column: NAME}}`"
 )
 _CUBE = (
     "is {name}; write the variable and date you need as a GeoTIFF "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,7 @@ class LabelledWindows:
                 if (np.isfinite(label) if label.dtype.kind == "f" else label >= 0).any():
                     yield window, split
 
-    def read(self, window: Window, split: str) -> npt.NDArray[np.generic]:
+    def read(self, window: Window, split: str) -> npt.NDArray[Any]:
         """The label of a window, of the features of a split: see ``VectorLabels.read``."""
         shape = (window.height, window.width)
         return self.labels.read(self.grid.footprint(window), shape, self.splits == split)
