@@ -166,6 +166,22 @@ def test_values_without_mean_and_variance_are_refused_with_the_chips_name(value)
     assert found.moments["elevation"][""].count[0] == 0, "what was refused left no trace"
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("part", ["count", "mean", "m2", "minimum"])
+def test_statistics_that_are_not_finite_are_neither_written_read_nor_used(part, value):
+    statistics = of(HEIGHTS, [heights("a", np.array([[[1.0, 2.0], [3.0, 4.0]]]))])
+    record = statistics.to_dict()
+    record["continuous"]["elevation"][""][part] = [value]
+    with pytest.raises(DataError, match=r"statistics of elevation: .* NaN or infinite"):
+        Statistics.from_dict(HEIGHTS, json.loads(json.dumps(record)))
+    getattr(statistics.moments["elevation"][""], part)[:] = value
+    with pytest.raises(DataError, match=r"statistics of elevation: .* NaN or infinite"):
+        statistics.to_dict()
+    if part == "mean":
+        with pytest.raises(DataError, match=r"'elevation': .* NaN or infinite"):
+            statistics.mean_std("elevation")
+
+
 def test_huge_values_that_have_a_variance_are_kept_and_survive_json():
     pixels = np.array([[[1.0, 3e38], [3.0, -3e38]]], np.float32)
     found = of(HEIGHTS, [heights("a", pixels)])

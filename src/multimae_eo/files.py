@@ -38,6 +38,8 @@ _NAME_BYTES = 200
 LOCK = ".lock"
 JSON_BYTES = 1 << 28
 """Of a JSON file that is read as one; a store of millions of chips has a header of 10 MB."""
+METRICS_BYTES = 1 << 28
+"""Of a run's ``metrics.csv`` that is read as one."""
 # A lock is touched this often; one of another machine that was not for so long is stale.
 _TOUCH_SECONDS, _STALE_SECONDS = 20.0, 120.0
 # Folders below an output in which leftovers are looked for.
@@ -179,10 +181,12 @@ def require_regular(path: Path, kind: type[MultiMAEError]) -> None:
         raise kind(f"{path}: is {what}; give a file")
 
 
-def read_text(path: Path, kind: type[MultiMAEError], *, limit: int, remedy: str) -> str:
+def read_text(
+    path: Path, kind: type[MultiMAEError], *, limit: int, remedy: str, form: str = ""
+) -> str:
     """A text file of at most ``limit`` bytes, UTF-8; a ``kind`` otherwise."""
     require_regular(path, kind)
-    with reading(path, kind, remedy):
+    with reading(path, kind, remedy, form=form):
         size = path.stat().st_size
         if size > limit:
             raise kind(f"{path}: has {size} bytes, at most {limit} are read; {remedy}")
@@ -195,11 +199,29 @@ def read_json(
     *,
     limit: int = JSON_BYTES,
     remedy: str = "restore the file",
+    form: str = "JSON",
+    object_hook: Callable[[dict[str, Any]], object] | None = None,
 ) -> Any:
-    """A JSON document of bounded size and depth; a ``kind`` that names the file otherwise."""
-    text = read_text(path, kind, limit=limit, remedy=remedy)
-    with reading(path, kind, remedy):
-        return json.loads(text)
+    """A JSON document of bounded size and depth; a ``kind`` that names the file otherwise.
+
+    ``object_hook``: replaces each object as it is parsed, as of ``json.loads``.
+    """
+    text = read_text(path, kind, limit=limit, remedy=remedy, form=form)
+    return parse_json(text, path, kind, remedy=remedy, form=form, object_hook=object_hook)
+
+
+def parse_json(
+    text: str | bytes,
+    where: Path | str,
+    kind: type[MultiMAEError],
+    *,
+    remedy: str = "restore the file",
+    form: str = "JSON",
+    object_hook: Callable[[dict[str, Any]], object] | None = None,
+) -> Any:
+    """The JSON document in ``text``; a ``kind`` that names ``where`` otherwise."""
+    with reading(where, kind, remedy, form=form):
+        return json.loads(text, object_hook=object_hook)
 
 
 def reason_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import OutputError
-from multimae_eo.files import LOCK, single_writer, write_file
+from multimae_eo.files import LOCK, read_text, single_writer, write_file
 
 GIVEN = ("rgb", "ired", "sired", "ebands")
 """Inputs of the model: the optical bands. Radar, elevation and land cover are masked."""
@@ -107,7 +107,8 @@ def _claim(out: Path, plan: dict[str, int]) -> None:
     mark = out / "quickstart.json"
     text = json.dumps(plan) + "\n"
     if mark.is_file():
-        if (there := mark.read_text(encoding="utf-8")) != text:
+        there = read_text(mark, OutputError, limit=1 << 16, remedy="choose another --out")
+        if there != text:
             raise OutputError(
                 f"{out}: holds another quickstart ({there.strip()} there, {text.strip()} here); "
                 "choose another --out, or delete it"

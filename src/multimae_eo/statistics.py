@@ -197,6 +197,7 @@ class Statistics:
         ]
         mean = np.stack([r[0] for r in rows])
         std = np.stack([r[1] for r in rows])
+        _require_finite(f"modality {name!r}", mean, std)
         floor = 1e-6 * np.maximum(np.abs(mean), 1e-6)
         return mean, np.where(std > floor, std, 1.0)
 
@@ -206,7 +207,11 @@ class Statistics:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; ``from_dict`` is its inverse, bit for bit."""
+        """A JSON-ready dictionary; ``from_dict`` is its inverse, bit for bit.
+
+        Raises DataError for statistics that are NaN or infinite.
+        """
+        self._require_finite()
         return {
             "continuous": {
                 name: {level: _moments_to_dict(m) for level, m in levels.items()}
@@ -217,14 +222,35 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, modalities: ModalitySet, record: Mapping[str, Any]) -> Statistics:
-        """Rebuild statistics written by ``to_dict``."""
-        return cls(
+        """Rebuild statistics written by ``to_dict``; DataError where they are not finite."""
+        statistics = cls(
             modalities,
             {
                 name: {level: _moments_from_dict(m) for level, m in levels.items()}
                 for name, levels in record["continuous"].items()
             },
             {name: np.asarray(c, np.float64) for name, c in record["categorical"].items()},
+        )
+        statistics._require_finite()
+        return statistics
+
+    def _require_finite(self) -> None:
+        for name, levels in self.moments.items():
+            for level, m in levels.items():
+                where = f"statistics of {name}{f' ({level})' if level else ''}"
+                _require_finite(where, m.count, m.mean, m.m2)
+                # Without a pixel they are ±inf; with one they are numbers.
+                _require_finite(where, m.minimum[m.count > 0], m.maximum[m.count > 0])
+        for name, counts in self.class_counts.items():
+            _require_finite(f"class counts of {name}", counts)
+
+
+def _require_finite(where: str, *numbers: Array) -> None:
+    """DataError for numbers that are NaN or infinite."""
+    if not all(np.isfinite(n).all() for n in numbers):
+        raise DataError(
+            f"{where}: holds numbers that are NaN or infinite; declare what is no measurement as "
+            "nodata, then compute them again"
         )
 
 

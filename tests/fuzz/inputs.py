@@ -83,6 +83,21 @@ def recipe(folder: Path) -> None:
     )
 
 
+def begun_run(folder: Path) -> None:
+    """A run that ended before its first step."""
+    from unittest import mock
+
+    from multimae_eo.cli import main
+    from multimae_eo.errors import TrainingError
+    from multimae_eo.train import pretrain
+
+    recipe(folder)
+    arguments = [str(folder / a) if a in ("recipe.yaml", "store", "run") else a for a in RESUME]
+    with mock.patch.object(pretrain, "fit", side_effect=TrainingError("ended")):
+        assert main(arguments) == 1
+    (folder / "run/metrics.csv").write_text("step,train/loss\n1,0.5\n2,0.4\n")
+
+
 def scene(folder: Path) -> None:
     copied("model", "scene", "scene.yaml")(folder)
 
@@ -145,6 +160,7 @@ def stac(folder: Path) -> None:
     )
 
 
+RESUME = ("pretrain", "--recipe", "recipe.yaml", "--data", "store", "--out", "run")
 EMBED = ("embed", "--model", "model", "--device", "cpu", "--out", "OUT")
 PREPARE = ("--out", "OUT")
 KINDS: dict[str, Kind] = {
@@ -207,6 +223,9 @@ KINDS: dict[str, Kind] = {
         stac, ("cat/**/*.json",), ("prepare", "stac.yaml", *PREPARE), "json"
     ),
     "stac-yaml": Kind(stac, ("stac.yaml",), ("prepare", "stac.yaml", *PREPARE), "yaml"),
+    "resumed-run": Kind(
+        begun_run, ("run/recipe.yaml", "run/statistics.json", "run/metrics.csv"), RESUME, "yaml"
+    ),
     "run-recipe": Kind(copied("run"), ("run/recipe.yaml",), ("info", "run"), "yaml"),
     "run-metrics": Kind(
         lambda f: (copied("run")(f), (f / "run/metrics.csv").write_text(

@@ -1,12 +1,11 @@
 """Broken input of every kind: exit code 0, or 1 with one line; within 10 s and 2 GB.
 
 ``FUZZ_CASES`` cases in all (300; ``make fuzz``: 5,000), ``FUZZ_SEED`` the first seed. What fell
-once is in ``corpus/``: one JSON file per finding with the kind, the file and its content.
+once is in ``corpus/``: one JSON file per finding, which ``python -m tests.fuzz.keep`` writes.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from pathlib import Path
@@ -20,6 +19,7 @@ pytest.importorskip("rasterio")
 
 from tests.fuzz.harness import Bench, run_case
 from tests.fuzz.inputs import KINDS
+from tests.fuzz.keep import content_of
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -42,7 +42,7 @@ def _quick(monkeypatch) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_broken_input(name, tmp_path):
     bench = Bench(name, tmp_path / "input")
-    clean = name not in ("recipe-yaml", "checkpoint-pth")  # they stop after reading
+    clean = name not in ("recipe-yaml", "resumed-run", "checkpoint-pth")  # they stop after reading
     assert not (problem := run_case(bench.folder, bench.kind.command, clean=clean)), problem
     findings = []
     for seed in range(SEED, SEED + -(-CASES // len(KINDS))):
@@ -57,10 +57,6 @@ def test_broken_input(name, tmp_path):
 def test_past_finding(case, tmp_path):
     record = json.loads(case.read_text())
     bench = Bench(record["kind"], tmp_path / "input")
-    content = (
-        record["text"].encode("utf-8", "surrogatepass")
-        if "text" in record
-        else base64.b64decode(record["base64"])
-    )
     path = next(p for p in bench.files if p.match(record["file"]))
+    content = content_of(record, path, bench.folder)
     assert not (problem := bench.problem(path, content)), problem

@@ -155,6 +155,44 @@ def test_hdf5_that_points_out_of_itself(tmp_path, kind):
         open_hdf5(path)
 
 
+def test_hdf5_groups_are_looked_through(tmp_path):
+    import h5py
+
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["a/b/data"] = [1, 2]
+        file["a/b/itself"] = file["a"]
+    open_hdf5(path).close()
+    with h5py.File(path, "a") as file:
+        file["a/b/x"] = h5py.ExternalLink("other.h5", "/x")
+    with pytest.raises(FormatError, match=r"a\.h5: 'x' is a link"):
+        open_hdf5(path)
+
+
+def test_exported_graphs_geojson_and_vrt_are_read_through_doors(tmp_path):
+    from multimae_eo.export.files import read_record
+    from multimae_eo.sources.raster import vrt
+    from multimae_eo.sources.stac.stac_file import _geojson
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="is a pipe"):
+        read_record(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is a pipe"):
+        _geojson(tmp_path / "pipe")
+    area = tmp_path / "area.json"
+    for text in ('{"type": "FeatureCollection", "features": [1]}', "[" * 5000, "[1]", "null",
+                 '{"type": "Polygon"}'):  # fmt: skip
+        area.write_text(text)
+        with pytest.raises(ConfigError, match=r"area\.json: ") as caught:
+            _geojson(area)
+        assert "\n" not in str(caught.value)
+    huge = tmp_path / "huge.vrt"
+    with huge.open("wb") as file:
+        file.truncate(vrt._MOST_BYTES + 1)
+    with pytest.raises(FormatError, match="a VRT of more than"):
+        vrt.require_beside(huge)
+
+
 def png(width: int, height: int) -> bytes:
     """The header of a picture, and next to no pixels."""
 

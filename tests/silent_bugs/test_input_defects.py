@@ -122,6 +122,28 @@ def test_what_a_pattern_leaves_out_is_counted(tmp_path: Path) -> None:
     assert source.notes == ("c/{id}.tif leaves out 3 other files (.png 2, .txt 1), first c/a.png",)
 
 
+def test_links_that_lead_outside_are_reported(tmp_path: Path, run) -> None:
+    root, other = tmp_path / "data", tmp_path / "other"
+    for name in ("1", "2"):
+        raster(root / f"c/{name}.tif")
+    raster(other / "secret.tif")
+    raster(other / "folder/5.tif")
+    (root / "c/3.tif").symlink_to("1.tif")
+    assert open_source(dataset(root, chips="c/{id}.tif")).outward_links == ()
+    (root / "c/4.tif").symlink_to(other / "secret.tif")
+    (root / "c/more").symlink_to(other / "folder")
+    file = dataset(root, chips="c/{id}.tif")
+    (links,) = open_source(file).outward_links
+    assert links.startswith("c/{id}.tif: 2 of its files are links that lead outside")
+    assert links.endswith(f"first c/4.tif -> {other / 'secret.tif'}")
+    code, out, _ = run("inspect", str(file))
+    assert code == 0
+    assert "links that lead outside" in out
+    code, _, errors = run("prepare", str(file), "--out", str(tmp_path / "store"))
+    assert code == 0
+    assert f"{links}\n" in errors
+
+
 # Labels ---------------------------------------------------------------------------------------
 
 

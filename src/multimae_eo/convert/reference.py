@@ -7,7 +7,6 @@ The file holds a pickled ``argparse.Namespace`` beside the tensors. It is read w
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import re
 import warnings
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from multimae_eo import catalog
 from multimae_eo.errors import CheckpointError, ConfigError, did_you_mean
-from multimae_eo.files import require_regular
+from multimae_eo.files import read_json, require_regular
 from multimae_eo.modality import ClassMapEntry, Modality, ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
@@ -209,10 +208,7 @@ def _check_positions(path: Path, weights: Mapping[str, Tensor], model: MultiMAE)
 
 
 def _read_statistics(path: Path, modalities: ModalitySet) -> Statistics:
-    try:
-        stats = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    stats = read_json(path, CheckpointError, remedy="give MMEarth's band_stats.json")
     statistics = Statistics(modalities)
     for name, modality in modalities.items():
         if modality.categorical:

@@ -17,6 +17,7 @@ from multimae_eo.metrics.reconstruction_scores import class_index
 from multimae_eo.modality import Band, ClassMapEntry, Modality
 from multimae_eo.reports.pictures import Look, Stretch, look_of, picture, stretch_of
 from multimae_eo.sources.raster.grid import overlap
+from multimae_eo.sources.raster.reading import open_dataset
 from multimae_eo.sources.raster.warped import reading
 from multimae_eo.sources.scene.scene import Scene
 
@@ -212,11 +213,10 @@ class FileLayer:
     def __init__(
         self, path: Path, modality: Modality | None = None, stretch: Stretch | None = None
     ) -> None:
-        import rasterio
         from rasterio.warp import transform_bounds
 
         self.path = path
-        with reading(path), rasterio.open(path) as file:
+        with reading(path), open_dataset(path) as file:
             if file.crs is None:
                 raise FormatError(f"{path}: has no CRS, so it cannot be shown on a map")
             self.modality = modality or modality_of(file, path.stem)
@@ -237,14 +237,13 @@ class FileLayer:
 
     def warp(self, frame: Frame) -> Array:
         """See ``MapLayer``."""
-        import rasterio
         from rasterio.vrt import WarpedVRT
         from rasterio.warp import Resampling
 
         resampling = Resampling.nearest if self.modality.categorical else Resampling.bilinear
         with (
             reading(self.path),
-            rasterio.open(self.path) as file,
+            open_dataset(self.path) as file,
             WarpedVRT(
                 file, crs=MERCATOR, transform=frame.transform, height=frame.height,
                 width=frame.width, resampling=resampling, add_alpha=file.nodata is None,

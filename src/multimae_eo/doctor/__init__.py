@@ -61,6 +61,7 @@ def inspect(
     scaled_rightly = not any(f.severity == "error" for f in scales)
     findings = [
         *reader.findings(),
+        *_outward_links(source),
         *_left_out(source),
         *scales,
         *(level_findings(values.results) if scaled_rightly else ()),
@@ -97,6 +98,21 @@ def _left_out(source: Source) -> list[Finding]:
             remedy="nothing to do if they are no chips; else mend the pattern",
         )
         for note in source.notes
+    ]
+
+
+def _outward_links(source: Source) -> list[Finding]:
+    """Files of the data set that lie elsewhere, one finding per pattern."""
+    return [
+        Finding(
+            check="links",
+            severity="warning",
+            where="",
+            what=links,
+            evidence={},
+            remedy="nothing to do if they are yours; of others' data, copy the files in",
+        )
+        for links in source.outward_links
     ]
 
 

@@ -6,7 +6,6 @@ either end, and a stratified bootstrap over the seeds of every data set.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
+from multimae_eo.files import read_json
 
 CUT = 0.25
 RESAMPLES = 100
@@ -38,14 +38,9 @@ def load_normaliser(path: Path) -> dict[str, tuple[float, float]]:
 
     Raises ConfigError where it is missing, FormatError where it is no such object.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file; it lies beside the benchmark's data sets"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: cannot be read as JSON: {error}; download it again") from error
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; it lies beside the benchmark's data sets")
+    record = read_json(path, FormatError, remedy="download it again")
     if not isinstance(record, Mapping) or not record:
         raise FormatError(f"{path}: expected an object {{data set: [min, max]}}")
     for name, span in record.items():

@@ -24,6 +24,7 @@ from multimae_eo.metrics.task_metrics import (
     all_scores,
     chip_outcomes,
 )
+from multimae_eo.network.finite import require_finite_output
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import LabelKind, kind_of
 from multimae_eo.reports.score_card import Cost, card
@@ -190,6 +191,10 @@ def _predict(
         )
     device = next(predictor.parameters()).device
     outputs = resized_outputs(predictor.predict(batch.to(device), names), labels).float()
+    require_finite_output(
+        predictor, "predictions", outputs, batch.keys[0],
+        lambda: predictor.predict(batch.to(device), names),
+    )  # fmt: skip
     probabilities = predictor.answers(outputs).cpu()
     truth = labels.numpy()
     if kind == "map":

@@ -28,7 +28,13 @@ from multimae_eo.export.graphs import (
     random_images,
 )
 from multimae_eo.export.quantize import Quantization, quantize
-from multimae_eo.files import single_writer, write_file
+from multimae_eo.files import (
+    JSON_BYTES,
+    parse_json,
+    require_regular,
+    single_writer,
+    write_file,
+)
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.version import __version__
@@ -114,17 +120,21 @@ def read_record(path: Path) -> dict[str, Any]:
     """The record that an exported file holds of itself; FormatError where there is none."""
     import zipfile
 
+    require_regular(path, FormatError)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                name = next(n for n in archive.namelist() if n.endswith(RECORD))
-                record: Any = json.loads(archive.read(name))
+                entry = next(e for e in archive.infolist() if e.filename.endswith(RECORD))
+                if entry.file_size > JSON_BYTES:
+                    raise FormatError(f"{path}: {RECORD} has {entry.file_size} bytes")
+                record: Any = parse_json(archive.read(entry), path, FormatError)
         else:
             _require("onnx")
             import onnx
 
             graph = onnx.load(path, load_external_data=False)
-            record = json.loads({p.key: p.value for p in graph.metadata_props}[RECORD])
+            text = {p.key: p.value for p in graph.metadata_props}[RECORD]
+            record = parse_json(text, path, FormatError)
     except ConfigError:
         raise
     except Exception as error:

@@ -17,6 +17,7 @@ from multimae_eo.errors import ConfigError, DataError, did_you_mean
 from multimae_eo.inference.computing import device_of
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.network.features import Features
+from multimae_eo.network.finite import require_finite_output
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.windows import ChipWindow, chip_windows
 from multimae_eo.sample import Batch
@@ -75,8 +76,12 @@ def encoder_features(
                 count[rows] += 1
         if total is None or bool((count == 0).any()):
             # Full chips; or one in which nothing was observed, which this reports.
-            return _array(_pooled(model, batch, inputs, kind))
-        return _array(total / count)
+            total, count = _pooled(model, batch, inputs, kind), torch.ones(1)
+        values, name = total / count, f"features ({kind})"
+        require_finite_output(
+            model, name, values, batch.keys[0], lambda: _pooled(model, batch, inputs, kind)
+        )
+        return _array(values)
 
     return compute
 
@@ -100,10 +105,10 @@ def encoder_grids(
         windows = chip_windows(model.config.sizes, batch, overlap=0.0)
         batch = batch.to(device_of(model))
         if not windows:
-            return _array(_grid(model, batch, inputs, kind))
+            return _array(_finite_grid(model, batch, inputs, kind))
         total, count = None, None
         for window in windows:
-            part = _grid(model, batch.cut(window), inputs, kind)
+            part = _finite_grid(model, batch.cut(window), inputs, kind)
             rows, columns, shape = _cells(window, names[0], batch, part)
             if total is None or count is None:
                 total = part.new_zeros(len(batch), part.shape[1], *shape)
@@ -167,6 +172,15 @@ def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKin
                     tokens = F.interpolate(grid, size=finest, mode="nearest")
                     values[rows.cpu(), block, column] = tokens.float().cpu()
     return values.flatten(1, 3)
+
+
+def _finite_grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKind) -> Tensor:
+    """``_grid``; ContractError where it is not finite."""
+    grid, name = _grid(model, batch, inputs, kind), f"features ({kind})"
+    require_finite_output(
+        model, name, grid, batch.keys[0], lambda: _grid(model, batch, inputs, kind)
+    )
+    return grid
 
 
 def _array(values: Tensor) -> Array:

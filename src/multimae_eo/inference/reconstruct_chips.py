@@ -18,6 +18,7 @@ from multimae_eo.errors import ConfigError, DataError, did_you_mean
 from multimae_eo.files import single_writer, write_file
 from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.reconstruction_scores import PredictedPixels, ReconstructionScores
+from multimae_eo.network.finite import require_finite_output
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
 from multimae_eo.reports.html import Report
@@ -87,6 +88,13 @@ def reconstruct_chips(
             draws=chosen.draws,
             seed=chosen.seed,
         )
+        for name, pixels in predictions.items():
+            require_finite_output(
+                model, name, pixels.mean, batch.keys[0],
+                lambda batch=batch: model.reconstruct(  # type: ignore[misc]
+                    batch.to(chosen.device), list(inputs), outputs=outputs
+                ),
+            )  # fmt: skip
         tally.add(batch, predictions, chosen.limit)
         if chosen.arrays:
             _write_arrays(out, batch, predictions)

@@ -7,8 +7,9 @@ from typing import Any
 
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.export.files import read_record
-from multimae_eo.files import reading
+from multimae_eo.files import reading, require_regular
 from multimae_eo.loading.open_source import open_source
+from multimae_eo.sources.raster.reading import open_dataset
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg")
 YAML = (".yaml", ".yml")
@@ -40,8 +41,9 @@ def _raster(path: Path) -> dict[str, Any]:
         import rasterio
     except ImportError as error:
         raise ConfigError(f"{path}: rasters need pip install 'multimae-eo[geo]'") from error
+    require_regular(path, FormatError)
     try:
-        with rasterio.open(path) as file:
+        with open_dataset(path) as file:
             tags = {k.lower(): v for k, v in file.tags().items() if not k.startswith("AREA_OR")}
             return {
                 "what": "raster",
@@ -63,6 +65,7 @@ def _embeddings(path: Path) -> dict[str, Any]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    require_regular(path, FormatError)
     with reading(path, FormatError, form="Parquet"):
         file = pq.ParquetFile(path)
         fields = file.schema_arrow

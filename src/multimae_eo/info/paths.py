@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import ConfigError, FormatError
-from multimae_eo.files import read_text, reading
+from multimae_eo.files import METRICS_BYTES, read_text, reading
 from multimae_eo.info.files import describe_file
 from multimae_eo.model_folder.folder import is_predictor, model_hash
 from multimae_eo.network.multimae import MultiMAE
@@ -15,7 +15,6 @@ from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.store.reader import ChipStore
 
-METRICS_BYTES = 1 << 28
 _METRICS_REMEDY = "delete it, or restore it"
 
 

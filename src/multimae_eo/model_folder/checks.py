@@ -13,6 +13,7 @@ from torch import nn
 
 from multimae_eo.errors import CheckpointError
 from multimae_eo.files import require_regular
+from multimae_eo.network.finite import non_finite_weight
 
 _MOST = {"depth": 1 << 10, "heads": 1 << 12, "width": 1 << 16, "size": 1 << 16, "patch": 1 << 12,
          "stride": 1 << 12, "class_width": 1 << 12}  # fmt: skip
@@ -52,11 +53,11 @@ def require_sizes(config: Mapping[str, Any], weights: Path) -> None:
 
 def require_finite(model: nn.Module) -> None:
     """CheckpointError naming the first weight or statistic that is NaN or infinite."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in named.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(
-                f"{name}: {count} of {tensor.numel()} numbers are NaN or infinite; train again, or "
-                "take an earlier checkpoint"
-            )
+    weight = non_finite_weight(model)
+    if weight is not None:
+        name, tensor = weight
+        count = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(
+            f"{name}: {count} of {tensor.numel()} numbers are NaN or infinite; train again, or "
+            "take an earlier checkpoint"
+        )

@@ -44,8 +44,11 @@ def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
     """Write a MultiMAE, or a Predictor, under a temporary name, then rename it.
 
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
-    text appended to the generated README. Raises OutputError when it cannot be written.
+    text appended to the generated README. Raises CheckpointError for weights that are NaN or
+    infinite, OutputError when it cannot be written.
     """
+    with _damage(folder):
+        require_finite(model)
     if isinstance(model, Predictor):
         record = {
             **config_record(model.encoder),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from multimae_eo.errors import FormatError
+from multimae_eo.files import read_text
 from multimae_eo.reports.html import Report
 from multimae_eo.reports.plots import Curve, curve_figure
 from multimae_eo.reports.run_page import loss_curves, read_metrics
+from multimae_eo.sources.yaml_section import YAML_BYTES
 
 
 def finetune_page(run: Path, metric: str) -> Report:
@@ -39,5 +42,6 @@ def finetune_page(run: Path, metric: str) -> Report:
         "The baseline predicts the shares of the training labels, without looking at a chip. "
         "Training losses include label smoothing and mixed chips; validation losses do not."
     )
-    text = (run / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+    recipe = run / "recipe.yaml"
+    text = read_text(recipe, FormatError, limit=YAML_BYTES, remedy="restore the file")
     return page.heading("Recipe").code(text, "The recipe as it was run")

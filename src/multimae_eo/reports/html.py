@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimae_eo.errors import FormatError
-from multimae_eo.files import write_file
+from multimae_eo.files import require_regular, write_file
 from multimae_eo.reports.tables import format_value
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def _picture_bytes(picture: Path | Figure) -> tuple[str, bytes, str]:
     if kind is None:
         raise FormatError(f"{picture}: not a picture; expected one of {', '.join(_TYPES)}")
     try:
+        require_regular(picture, FormatError)
         content = picture.read_bytes()
         return kind, content, "" if kind == "svg+xml" else _size_of(content)
     except OSError as error:  # Pillow's "cannot identify" is one too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import FormatError
+from multimae_eo.files import METRICS_BYTES, read_text, reading
 from multimae_eo.reports.html import Report
 from multimae_eo.reports.plots import Curve, Role, curve_figure
+from multimae_eo.sources.yaml_section import YAML_BYTES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,25 +66,23 @@ def read_metrics(path: Path) -> Metrics:
     """
     by_step: dict[str, dict[float, float]] = {}
     dropped = 0
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "step" not in (rows.fieldnames or ()):
-                raise FormatError(f"{path}: no column 'step'; expected a run's metrics.csv")
-            for row in rows:
-                step = float(row["step"] or "nan")
-                for name, cell in row.items():
-                    if name in ("step", None) or not isinstance(cell, str) or not cell.strip():
-                        continue
-                    value = float(cell)
-                    if np.isfinite(value) and np.isfinite(step):
-                        by_step.setdefault(name, {})[step] = value
-                    else:
-                        dropped += 1
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: not there; is {path.parent} a run folder?") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise FormatError(f"{path}: cannot be read as metrics: {error}") from error
+    if not path.exists():
+        raise FormatError(f"{path}: not there; is {path.parent} a run folder?")
+    text = read_text(path, FormatError, limit=METRICS_BYTES, remedy="restore the file")
+    with reading(path, FormatError, form="metrics"):
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if "step" not in (rows.fieldnames or ()):
+            raise FormatError(f"{path}: no column 'step'; expected a run's metrics.csv")
+        for row in rows:
+            step = float(row["step"] or "nan")
+            for name, cell in row.items():
+                if name in ("step", None) or not isinstance(cell, str) or not cell.strip():
+                    continue
+                value = float(cell)
+                if np.isfinite(value) and np.isfinite(step):
+                    by_step.setdefault(name, {})[step] = value
+                else:
+                    dropped += 1
     columns = {n: np.array(sorted(v.items()), np.float64).T for n, v in by_step.items()}
     return Metrics(columns, dropped)
 
@@ -113,7 +114,8 @@ def run_page(run: Path) -> Report:
     recipe = run / "recipe.yaml"
     if recipe.is_file():
         page.heading("Recipe").code(
-            recipe.read_text(encoding="utf-8", errors="replace"), "The recipe as it was run"
+            read_text(recipe, FormatError, limit=YAML_BYTES, remedy="restore the file"),
+            "The recipe as it was run",
         )
     return page
 

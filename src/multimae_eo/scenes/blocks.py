@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
-from multimae_eo.files import output_error, put_in_place, remove, temporary_path, write_file
+from multimae_eo.files import (
+    output_error,
+    put_in_place,
+    read_json,
+    remove,
+    temporary_path,
+    write_file,
+)
 from multimae_eo.scenes.blend import BlendedRows
 from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.raster_output import rows_at_once
@@ -129,8 +136,10 @@ class BlockWriter:
 
 def _require_equal(folder: Path, plan: Mapping[str, Any]) -> None:
     try:
-        stored = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except ValueError:
+        stored = read_json(folder / "plan.json", OutputError)
+    except OutputError:
+        stored = None
+    if not isinstance(stored, dict):
         stored = {}
     ours = json.loads(json.dumps(plan))
     keys = [k for k in ours if stored.get(k) != ours[k]]

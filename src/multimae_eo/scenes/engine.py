@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from multimae_eo.network.finite import require_finite_output
 from multimae_eo.runtime import limit_threads
 from multimae_eo.sample import Batch, collate
 from multimae_eo.scenes.blend import BlendedRows, WindowBlender
@@ -26,7 +27,7 @@ from multimae_eo.scenes.raster_output import tagged, write_raster
 from multimae_eo.scenes.sharing import by_dask, by_processes
 from multimae_eo.scenes.threads import WriteQueue, prefetch
 from multimae_eo.scenes.tiling import Tiling
-from multimae_eo.scenes.window_model import WindowModel
+from multimae_eo.scenes.window_model import WindowModel, WindowPredictions
 from multimae_eo.scenes.window_reader import SceneWindow, read_windows
 from multimae_eo.sources.raster.warped import bounded_cache
 from multimae_eo.sources.scene.chips import Area
@@ -183,6 +184,7 @@ def _predict_batch(
         if len(windows) == 1:
             raise
     else:
+        _require_finite(model, windows, batch, predictions)
         return [
             PredictedWindow(
                 window=windows[row], fields={n: v[i] for n, v in predictions.fields.items()}
@@ -195,6 +197,22 @@ def _predict_batch(
     return _predict_batch(model, windows[:half], batch.take(first)) + _predict_batch(
         model, windows[half:], batch.take(second)
     )
+
+
+def _require_finite(
+    model: WindowModel, windows: list[SceneWindow], batch: Batch, predictions: WindowPredictions
+) -> None:
+    """ContractError where a field of the predictions is not finite."""
+    import torch
+
+    network = getattr(model, "network", None)
+    if not isinstance(network, torch.nn.Module):
+        network = torch.nn.Module()
+    for name, values in predictions.fields.items():
+        if values.dtype.kind == "f":
+            where = windows[predictions.rows[0]].sample.key
+            tensor = torch.from_numpy(values)
+            require_finite_output(network, name, tensor, where, lambda: model(batch))
 
 
 @contextmanager

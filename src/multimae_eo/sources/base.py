@@ -39,7 +39,8 @@ class Source(ABC):
     per chip, in order. ``split_of``: the split of each key ("" for none), aligned with ``keys``.
     ``class_names``: names of label classes, empty where there are no class labels. ``class_ids``:
     the ids of the classes in the user's files, empty where an id is its position in the list.
-    ``notes``: what was left out on opening, a line each.
+    ``notes``: what was left out on opening, a line each. ``outward_links``: of the symbolic links
+    among the files that lead outside the data set, a line each.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source(ABC):
     class_names: tuple[str, ...] = ()
     class_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    outward_links: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
@@ -153,6 +155,7 @@ class ConcatSource(Source):
         ids = {s.class_ids for s in sources if s.class_names}
         self.class_ids = ids.pop() if self._labelled and len(ids) == 1 else ()
         self.notes = tuple(f"{s.name}: {note}" for s in sources for note in s.notes)
+        self.outward_links = tuple(f"{s.name}: {x}" for s in sources for x in s.outward_links)
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read from the source that holds the chip, with that source's calibration."""

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 _SAME_SUFFIXES = ((".tif", ".tiff"), (".jpg", ".jpeg"), (".yaml", ".yml"))
@@ -71,6 +71,25 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         if real in above:  # a link back to a parent would never end
             continue
         yield from _walk(entry.path, (*above, real or os.path.join(above[-1], entry.name)))
+
+
+def links_outside(root: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Which of the files, relative to ``root`` or absolute, a symbolic link takes out of ``root``,
+    with the target of each. Absolute names elsewhere are no links and count as declared."""
+    base = os.path.realpath(root)
+    folders: dict[str, str] = {}
+    for name in names:
+        path = os.path.join(root, name)
+        folder = os.path.dirname(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        if not os.path.islink(path) and folders[folder] == os.path.abspath(folder):
+            continue
+        target = os.path.realpath(path)
+        declared = os.path.abspath(path)
+        lies_inside = declared.startswith(os.path.join(os.path.abspath(root), ""))
+        if lies_inside and not target.startswith(os.path.join(base, "")):
+            yield name, target
 
 
 def matching_files(root: Path, text: str) -> tuple[list[Path], list[Path]]:

@@ -39,16 +39,23 @@ def opened_hdf5(path: Path) -> Iterator[Any]:
 
 def _require_no_links(path: Path, file: Any) -> None:
     """FormatError for links to other names and files, and for data kept elsewhere."""
-    for name in file:
-        link = file.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise FormatError(
-                f"{path}: {name[:60]!r} is a link to other data, which is not followed; copy the "
-                "data into the file"
-            )
-        item = file[name]
-        if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-            raise FormatError(
-                f"{path}: {name[:60]!r} keeps its data in other files, which are not read; copy "
-                "the data into the file"
-            )
+    groups, seen = [file], set()
+    while groups:
+        group = groups.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise FormatError(
+                    f"{path}: {name[:60]!r} is a link to other data, which is not followed; copy "
+                    "the data into the file"
+                )
+            item = group[name]
+            if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+                raise FormatError(
+                    f"{path}: {name[:60]!r} keeps its data in other files, which are not read; "
+                    "copy the data into the file"
+                )
+            # Hard links may make a group its own member.
+            address = h5py.h5o.get_info(item.id).addr
+            if isinstance(item, h5py.Group) and address not in seen:
+                seen.add(address)
+                groups.append(item)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from multimae_eo import catalog
 from multimae_eo.errors import ClassMapError, ConfigError, DataError, FormatError, SplitError
+from multimae_eo.files import read_json
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -28,6 +28,8 @@ LEVELS = ("l1c", "l2a")
 BIOMES = tuple(f"biome {i}" for i in range(1, 15))
 _ID_FIELDS = ("tile_id", "meta_id")
 GSD_M = 10.0
+# ``tile_info`` of 1.2 million tiles is nearly a gigabyte.
+_JSON_BYTES = 1 << 33
 _METRES_PER_DEGREE = 111_320.0
 
 
@@ -307,13 +309,11 @@ def _has_biome(path: Path, file: Any, size: int) -> bool:
 
 
 def _read_json(path: Path, hook: Callable[[dict[str, Any]], object] | None = None) -> Any:
-    try:
-        with path.open(encoding="utf-8") as stream:
-            record = json.load(stream, object_hook=hook)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: cannot be read as JSON: {error}; download it again") from error
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file")
+    record = read_json(
+        path, FormatError, limit=_JSON_BYTES, remedy="download it again", object_hook=hook
+    )
     if not isinstance(record, Mapping):
         raise FormatError(f"{path}: expected a JSON object that is not empty")
     return record
@@ -324,12 +324,13 @@ def _splits(path: Path, size: int) -> list[str]:
     for name, indices in _read_json(path).items():
         if not isinstance(indices, list) or not all(type(i) is int for i in indices):
             raise FormatError(f"{path}: {name}: expected a list of row numbers")
-        rows = np.array(indices, dtype=np.int64)
-        outside = rows[(rows < 0) | (rows >= size)]
-        if len(outside):
+        outside = next((i for i in indices if not 0 <= i < size), None)
+        if outside is not None:
             raise SplitError(
-                f"{path}: {name}: row {outside[0]} is out of range; the file has {size} tiles"
+                f"{path}: {name}: row {str(outside)[:20]} is out of range; the file has {size} "
+                "tiles"
             )
+        rows = np.array(indices, dtype=np.int64)
         again = rows[split_of[rows] != ""]
         if len(again) or len(np.unique(rows)) != len(rows):
             raise SplitError(f"{path}: {name}: a row is listed twice, in it or in another split")

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.errors import ConfigError, DataError, did_you_mean
-from multimae_eo.files import remove, replacing, single_writer
+from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
+from multimae_eo.files import reading, remove, replacing, require_regular, single_writer
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
@@ -160,7 +160,12 @@ def _index(store: ChipStore, addition: ChipStore) -> bytes:
     import pyarrow.parquet as pq
 
     # An interrupted run may have left the new index beside the old header.
-    tables = [pq.read_table(s.path / layout.INDEX).slice(0, len(s)) for s in (store, addition)]
+    tables = []
+    for each in (store, addition):
+        path = each.path / layout.INDEX
+        require_regular(path, FormatError)
+        with reading(path, FormatError, "delete the store and prepare it again", form="Parquet"):
+            tables.append(pq.read_table(path).slice(0, len(each)))
     buffer = io.BytesIO()
     # The labels' column of a store without any has the type null.
     table = pa.concat_tables(tables, promote_options="default")

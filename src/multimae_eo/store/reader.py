@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import FormatError, MultiMAEError
+from multimae_eo.errors import DataError, FormatError, MultiMAEError
 from multimae_eo.files import reason_of, require_regular
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
@@ -94,6 +94,10 @@ class ChipStore(Source):
             raise ValueError("splits do not sum to the count")
         if set(self.arrays) - set(self.modalities):
             raise ValueError("arrays of an unknown modality")
+        types = [dtype for _, dtype in self.arrays.values()]
+        types += [] if self._label_type is None else [self._label_type]
+        if any(dtype.kind not in "biuf" for dtype in types):
+            raise ValueError("arrays or labels that are no real numbers")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -221,7 +225,10 @@ class ChipStore(Source):
         found = Statistics(self.modalities)
         for split in sorted(counts):
             record = self.header["statistics"][split]
-            found = found.merge(Statistics.from_dict(self.modalities, record))
+            try:
+                found = found.merge(Statistics.from_dict(self.modalities, record))
+            except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+                raise self._damaged(self.path / layout.HEADER, error) from error
         return found
 
     def verify(self) -> list[str]:
@@ -268,6 +275,8 @@ class ChipStore(Source):
         if name not in self._columns:
             try:
                 column = self._index_file.read(columns=[name])[name]
+                if len(column) < self._count:
+                    raise ValueError(f"has {len(column)} rows, {self._count} chips are declared")
                 column = column.slice(0, self._count).combine_chunks()
                 _require_type(name, column)
                 self._columns[name] = column
@@ -360,5 +369,7 @@ def _require_type(name: str, column: Any) -> None:
     else:
         fits = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
         fits, nulls = fits or what == "geometry", what in ("left", "bottom", "right", "top")
+    if what in ("scale", "offset") and not np.isfinite(column.to_numpy()).all():
+        raise ValueError(f"column {name} holds numbers that are NaN or infinite")
     if not fits or (column.null_count and not nulls and what != "geometry"):
         raise ValueError(f"column {name} is {kind} with {column.null_count} nulls")

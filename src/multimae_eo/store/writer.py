@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +31,8 @@ from multimae_eo.store import layout
 from multimae_eo.store.layout import LABELS, Plan
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.version import __version__
+
+_log = logging.getLogger(__name__)
 
 Arrays = dict[str, dict[str, Any]]
 """Shape and type of a chip's array per modality (and ``LABELS``), and the first chip with one."""
@@ -66,6 +69,8 @@ def prepare(
         return ChipStore(out)  # without a lock: it may lie where nothing can be written
     if out.is_file():
         raise OutputError(f"{out}: is a file and no chip store; choose another --out")
+    for links in source.outward_links:
+        _log.warning("%s: %s", source.name, links)
     with output_lock(out):
         _prepare(source, out, plan, workers, progress)
     return ChipStore(out)

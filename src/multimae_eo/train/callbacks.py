@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_avg_fn
 from tqdm import tqdm
 
-from multimae_eo.files import write_file
+from multimae_eo.errors import FormatError
+from multimae_eo.files import METRICS_BYTES, read_text, reading, write_file
 
 
 class MetricsCsv(Logger):
@@ -32,8 +33,10 @@ class MetricsCsv(Logger):
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
+            remedy = "delete it to resume without its past"
+            text = read_text(path, FormatError, limit=METRICS_BYTES, remedy=remedy)
+            with reading(path, FormatError, remedy):
+                for row in csv.DictReader(io.StringIO(text, newline="")):
                     step = int(row.pop("step"))
                     self.rows[step] = {k: float(v) for k, v in row.items() if v}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from multimae_eo.errors import ConfigError, ContractError, FormatError
-from multimae_eo.files import write_file
+from multimae_eo.errors import ConfigError, ContractError, DataError, FormatError
+from multimae_eo.files import read_json, reading, write_file
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
@@ -87,10 +87,13 @@ def train_statistics(
     At most ``limit`` chips, evenly spaced, are read; a store brings its own.
     """
     if kept.exists():
-        try:
-            return Statistics.from_dict(modalities, json.loads(kept.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{kept}: damaged; delete it to compute it again") from error
+        remedy = "delete it to compute it again"
+        record = read_json(kept, FormatError, remedy=remedy)
+        with reading(kept, FormatError, remedy):
+            try:
+                return Statistics.from_dict(modalities, record)
+            except DataError as error:
+                raise FormatError(f"{kept}: {error}") from error
     chosen = train
     if len(train) > limit:
         chosen = train[np.linspace(0, len(train) - 1, limit).astype(np.int64)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from multimae_eo.errors import CheckpointError, ConfigError
-from multimae_eo.files import write_file
+from multimae_eo.files import require_regular, write_file
 from multimae_eo.runtime import limit_threads, resolve_device, resolve_precision
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.yaml_section import load_yaml
@@ -52,9 +51,10 @@ def with_precision(run: RunKind, out: Path) -> RunKind:
     requested: str = run.precision
     path = out / "recipe.yaml"
     if requested == "auto" and path.exists():
-        before = _filled(load_yaml(path), {"run": {"precision": requested}})
-        if isinstance(before, dict):
-            requested = before["run"]["precision"]
+        before = load_yaml(path)
+        options = before.get("run") if isinstance(before, dict) else None
+        if isinstance(options, dict):
+            requested = options.get("precision", requested)
     kind = {"auto": "auto", "gpu": "auto", "tpu": "cpu"}.get(run.accelerator, run.accelerator)
     return replace(run, precision=resolve_precision(requested, resolve_device(kind)))  # type: ignore[arg-type]
 
@@ -84,6 +84,8 @@ def claim_run(
     path = out / "recipe.yaml"
     if path.exists():
         before = _filled(with_current_names(load_yaml(path)), defaults or {})
+        if not isinstance(before, dict):
+            raise ConfigError(f"{path}: is no recipe; restore it, or delete {out}")
         free = (*_FREE, *_SPLIT) if (out / "checkpoints" / LAST).exists() else _FREE
         differing = _differences(before, record, free)
         if differing:
@@ -147,17 +149,21 @@ def last_checkpoint(out: Path) -> str | None:
 
 def read_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
     """A checkpoint's record; CheckpointError for a damaged file."""
+    damage = f"{path}: damaged; delete it to start again, or replace it by best.ckpt"
+    require_regular(path, CheckpointError)
     try:
         # torch does not compare the checksums that it writes.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise EOFError(damaged)
-        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (EOFError, RuntimeError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: damaged; delete it to start again, or replace it by best.ckpt"
-        ) from error
+        record = torch.load(path, map_location=device, weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged archives raise nearly anything
+        raise CheckpointError(damage) from error
+    if not isinstance(record, dict) or not isinstance(record.get("global_step"), int):
+        raise CheckpointError(damage)
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from multimae_eo.errors import ConfigError, DataError, SplitError, did_you_mean
-from multimae_eo.files import require_regular
+from multimae_eo.files import read_text, reading
 from multimae_eo.sources.base import split_name
 from multimae_eo.sources.file_names import (
     composed,
@@ -24,6 +25,7 @@ from multimae_eo.sources.yaml_section import one_line
 
 Row = Mapping[str, str]
 
+_TABLE_BYTES = 1 << 30
 UNLISTED = "unlisted"
 """The split of a chip that a split table does not name: readable, but never trained on."""
 
@@ -141,19 +143,16 @@ def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Ta
     without its folder. Raises SplitError for ids without files, ids listed twice and an empty
     table, ConfigError for a file that cannot be read or has neither column.
     """
-    require_regular(path, ConfigError)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, restval="", strict=True)
-            columns = tuple(composed(one_line(name)) for name in reader.fieldnames or ())
-            reader.fieldnames = list(columns)
-            lines = [
-                {k: composed((v or "").strip()) for k, v in row.items() if k} for row in reader
-            ]
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; mend `splits:` or `table:`") from error
-    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV: {one_line(error)}") from error
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; mend `splits:` or `table:`")
+    remedy = "write it as CSV, in UTF-8"
+    text = read_text(path, ConfigError, limit=_TABLE_BYTES, remedy=remedy, form="CSV")
+    text = text.removeprefix("\ufeff")
+    with reading(path, ConfigError, remedy, form="CSV"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True)
+        columns = tuple(composed(one_line(name)) for name in reader.fieldnames or ())
+        reader.fieldnames = list(columns)
+        lines = [{k: composed((v or "").strip()) for k, v in row.items() if k} for row in reader]
     by = "id" if "id" in columns else "file"
     if by not in columns:
         raise ConfigError(f"{path}: needs a column `id` or `file`; it has: {', '.join(columns)}")

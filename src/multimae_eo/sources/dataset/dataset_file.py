@@ -30,7 +30,7 @@ from multimae_eo.sources.dataset.chip_files import (
     require_files,
 )
 from multimae_eo.sources.dataset.labels import ChipLabels
-from multimae_eo.sources.dataset.left_out import left_out
+from multimae_eo.sources.dataset.left_out import left_out, outward_links
 from multimae_eo.sources.dataset.schema import (
     DatasetSpec,
     ModalitySpec,
@@ -157,6 +157,7 @@ class DatasetFileSource(Source):
         self.split_of = self._splits(_main_pattern(spec), keys)
         self.notes = tuple(left_out(spec, files, self.keys, self._labels))
         self.notes += self._features.labels.notes if self._features else ()
+        self.outward_links = tuple(outward_links(spec, files, self._labels))
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         """Read one chip; every file is read once.

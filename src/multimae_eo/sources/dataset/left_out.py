@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from multimae_eo.sources.dataset.chip_files import ChipFiles, Pattern
 from multimae_eo.sources.dataset.labels import ChipLabels
 from multimae_eo.sources.dataset.schema import DatasetSpec
-from multimae_eo.sources.file_names import counted
+from multimae_eo.sources.file_names import counted, links_outside
 
 _SIDECARS = (
     ".aux.xml", ".ovr", ".msk", ".prj", ".tfw", ".tifw", ".wld", ".pgw", ".jgw", ".rpb", ".ini",
@@ -41,6 +41,26 @@ def left_out(
         if others:
             yield f"{pattern.text} leaves out {counted(others)}, first {others[0]}"
     yield from _without_chip(spec, groups, set(keys))
+
+
+def outward_links(
+    spec: DatasetSpec, files: Mapping[Pattern, ChipFiles], labels: ChipLabels | None
+) -> Iterator[str]:
+    """Lines such as ``{id}.tif: 2 files are links that lead outside data, first a.tif -> /x.tif``:
+    with them a data set of others reads any file that its reader may read."""
+    groups = dict(files)
+    if labels is not None and spec.labels and spec.labels.mask:
+        groups[spec.labels.mask] = labels.masks
+    named = {pattern.text: list(group.values()) for pattern, group in groups.items()}
+    tables = [t for t in (spec.table, spec.split_table) if t is not None]
+    named |= {table.name: [str(table)] for table in tables}
+    for text, names in named.items():
+        if links := list(links_outside(spec.root, names)):
+            name, target = links[0]
+            yield (
+                f"{text}: {len(links)} of its files are links that lead outside {spec.root}, "
+                f"first {name} -> {target}"
+            )
 
 
 def _without_chip(

@@ -6,7 +6,6 @@ inside each file, and is read without running it (``sources/safe_pickle.py``).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from multimae_eo import catalog
 from multimae_eo.errors import ClassMapError, ConfigError, FormatError, SplitError, did_you_mean
+from multimae_eo.files import read_json
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
@@ -225,10 +225,7 @@ def _partition(folder: Path, name: str) -> tuple[list[str], list[str]]:
     if not path.is_file():
         have = sorted(p.name.removesuffix(PARTITION) for p in folder.glob(f"*{PARTITION}"))
         raise ConfigError(f"{folder}: no partition {name!r}; {did_you_mean(name, have)}")
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: cannot be read as JSON: {error}; download it again") from error
+    listed = read_json(path, FormatError, remedy="download it again")
     if not isinstance(listed, Mapping) or set(listed) - set(_SPLITS):
         raise FormatError(f"{path}: expected an object with the lists {', '.join(_SPLITS)}")
     for split, ids in listed.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from multimae_eo.errors import FormatError
 
 _SOURCES = {"SourceFilename", "SourceDataset", "KeyedFilename"}
-_DEEPEST = 8
+_DEEPEST, _MOST_BYTES = 8, 1 << 26
 
 
 def require_beside(path: Path, depth: int = 0) -> tuple[Path, ...]:
@@ -19,6 +19,8 @@ def require_beside(path: Path, depth: int = 0) -> tuple[Path, ...]:
     """
     if depth > _DEEPEST:
         raise FormatError(f"{path}: VRT files nested more than {_DEEPEST} deep; write one of them")
+    if path.stat().st_size > _MOST_BYTES:
+        raise FormatError(f"{path}: a VRT of more than {_MOST_BYTES} bytes is not read; split it")
     text = path.read_bytes()
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         raise FormatError(f"{path}: a VRT with a document type is not read")

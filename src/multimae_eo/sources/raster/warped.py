@@ -192,7 +192,7 @@ def grid_crs(text: str, where: str) -> str:
 
     try:
         return crs_text(CRS.from_user_input(text))
-    except CRSError as error:
+    except (CRSError, ValueError) as error:  # "EPSG:x" makes rasterio convert x to a number
         raise ConfigError(
             f"{where}: {text!r} is no CRS; write an authority code such as EPSG:32630"
         ) from error

@@ -65,7 +65,7 @@ def find_items(search: StacSearch, area: Mapping[str, Any], where: str) -> tuple
     """
     box = box_of(area)
     counts: list[str] = []
-    with _searching(search.catalogue):
+    with item_errors(search.catalogue):
         candidates = _from_api(search, area) if search.is_api else _from_catalogue(search)
     if search.is_api:
         counts.append(f"{len(candidates)} from the API for collections, dates and area")
@@ -191,7 +191,8 @@ def _overlaps(
 
 
 @contextmanager
-def _searching(catalogue: str) -> Iterator[None]:
+def item_errors(catalogue: str) -> Iterator[None]:
+    """Whatever goes wrong with the documents of a catalogue is a FormatError of its address."""
     try:
         yield
     except MultiMAEError:

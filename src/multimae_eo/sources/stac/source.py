@@ -27,6 +27,7 @@ from multimae_eo.sources.stac.items import (
     asset_of,
     box_of,
     find_items,
+    item_errors,
     locate_assets,
     require_stac,
 )
@@ -75,7 +76,10 @@ class StacArea:
             where = f"{spec.file}: modalities.{name}"
             if requested.search not in items_of:
                 items_of[requested.search] = find_items(requested.search, spec.area, where)
-            self._layers[name] = _layer(items_of[requested.search], requested, self.grid, where)
+            items = items_of[requested.search]
+            # Items of others: any key may be missing or of another type.
+            with item_errors(requested.search.catalogue):
+                self._layers[name] = _layer(items, requested, self.grid, where)
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in ``window``, as ``Scene.read``.

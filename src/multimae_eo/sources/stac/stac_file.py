@@ -6,7 +6,6 @@ Nothing is searched or read here but the GeoJSON of the area.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from multimae_eo.errors import ConfigError, did_you_mean
+from multimae_eo.files import read_json, reading
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sources.dataset.schema import ModalitySpec, modality_spec
 from multimae_eo.sources.raster.warped import grid_crs
 from multimae_eo.sources.scene.chip_rule import ChipRule, chip_rule
-from multimae_eo.sources.yaml_section import Section, as_number, load_yaml, one_line
+from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
 
 Composite = Literal["first", "least_cloudy", "median"]
 COMPOSITES: tuple[Composite, ...] = ("first", "least_cloudy", "median")
@@ -214,10 +214,13 @@ def _area(top: Section, folder: Path) -> dict[str, Any]:
 
 
 def _geojson(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as GeoJSON: {one_line(error)}") from error
+    record = read_json(path, ConfigError, remedy="write polygons in EPSG:4326", form="GeoJSON")
+    with reading(path, ConfigError, "write polygons in EPSG:4326", form="GeoJSON"):
+        return _polygons(path, record)
+
+
+def _polygons(path: Path, record: Any) -> dict[str, Any]:
+    """The polygons of a GeoJSON document as one."""
     kind = record.get("type") if isinstance(record, dict) else None
     features = record.get("features", []) if kind == "FeatureCollection" else [record]
     shapes = [f.get("geometry") if f.get("type") == "Feature" else f for f in features if f]
