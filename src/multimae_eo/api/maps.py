@@ -11,6 +11,7 @@ from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
 from multimae_eo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from multimae_eo.inference.vector_codes import Dtype
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
     from multimae_eo.scenes.job import SceneOptions
@@ -190,6 +191,7 @@ def embed(
     out: str | Path,
     inputs: Sequence[str] | None = None,
     per: Literal["chip", "patch"] = "chip",
+    dtype: Dtype = "float32",
     half: bool = False,
     level: str = "",
     scale: float | None = None,
@@ -199,16 +201,20 @@ def embed(
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> int:
-    """Write embeddings of a scene or of a source's chips as GeoParquet.
+    """Write embeddings of a scene or of a source's chips as GeoParquet, or a scene's as a raster.
 
     Args:
         model: A pre-trained model, or its folder.
         data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
         scene: A scene, a scene file (YAML), or a raster that holds all inputs.
-        out: GeoParquet file to write: key, time, footprint, and a vector of the encoder's width.
+        out: GeoParquet file to write: key, time, footprint, and a vector of the encoder's width,
+            in Hilbert order of the footprints. Of a scene also ``EMB.tif``: a Cloud-Optimised
+            GeoTIFF with a band per dimension and a pixel per patch (or chip).
         inputs: Modalities to use (default: all that model and data share).
         per: A vector per chip, or per patch.
-        half: Write vectors as float16 instead of float32.
+        dtype: float32, float16 (GeoParquet only), or int8 with a scale and offset of each
+            dimension in the file's metadata.
+        half: The same as ``dtype="float16"``.
         level, scale, offset, batch_size, device, precision: As for ``predict``.
         progress: Called with the pixels (of a scene) or chips done and in all.
 
@@ -219,21 +225,28 @@ def embed(
         ConfigError: unknown inputs, neither or both of ``data`` and ``scene``. DataError: nothing
         is observed. OutputError: ``out`` cannot be written.
     """
+    from multimae_eo.inference.vector_codes import require_dtype
     from multimae_eo.scenes.embed import embed_scene, embed_source
+    from multimae_eo.scenes.embedding_raster import embed_raster
     from multimae_eo.sources.scene.single_raster import RasterRule
 
-    rule = RasterRule(level=level, scale=scale, offset=offset)
+    rule, out = RasterRule(level=level, scale=scale, offset=offset), Path(out)
+    dtype = require_dtype(dtype, half=half)
+    raster = out.suffix.lower() in (".tif", ".tiff")
+    if raster and scene is None:
+        raise ConfigError(f"{out}: only a scene's embeddings are a raster; name it EMB.parquet")
     loaded = load_pretrained(_either(data, scene, model))
     options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.0)
     if scene is not None:
         opened = _open_scene(loaded.model, scene, inputs, rule)
-        return embed_scene(
-            loaded.model, opened, Path(out), inputs=inputs, per=per, half=half, options=options
+        write = embed_raster if raster else embed_scene
+        return write(
+            loaded.model, opened, out, inputs=inputs, per=per, dtype=dtype, options=options
         )
     assert data is not None
     source, _ = load_source(data)
     return embed_source(
-        loaded.model, source, Path(out), inputs=inputs, per=per, half=half, options=options
+        loaded.model, source, out, inputs=inputs, per=per, dtype=dtype, options=options
     )
 
 

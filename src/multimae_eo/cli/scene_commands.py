@@ -172,21 +172,23 @@ class Reconstruct(_Inference):
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(_Inference):
-    """Write embeddings of chips or patches as GeoParquet.
+    """Write embeddings of chips or patches as GeoParquet or as a raster.
 
     Args:
         model: model folder
         data: SOURCE
         scene: scene file (YAML), or a raster that holds all inputs
         inputs: modalities, m1,m2 (default: all)
-        out: GeoParquet file to write
+        out: GeoParquet file to write; of a scene also a GeoTIFF, EMB.tif, with a band per dimension
         per: a vector per chip, or per patch
-        half: write vectors as float16
+        dtype: of the vectors; int8 has a scale and offset of each dimension in the file's metadata
+        half: the same as --dtype float16
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "embed --model runs/first/model --scene scene.yaml --out scene.parquet",
-        "embed --model runs/first/model --data store --out store.parquet --half",
+        "embed --model runs/first/model --scene scene.yaml --per patch --dtype int8 --out scene.tif",
+        "embed --model runs/first/model --data store --out store.parquet --dtype float16",
     )
     model: str
     data: str | None = None
@@ -194,6 +196,7 @@ class Embed(_Inference):
     inputs: str | None = None
     out: str
     per: Literal["chip", "patch"] = "chip"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
     half: bool = False
 
     def run(self) -> None:
@@ -211,6 +214,7 @@ class Embed(_Inference):
                 out=self.out,
                 inputs=names_in(self.inputs),
                 per=self.per,
+                dtype=self.dtype,
                 half=self.half,
                 level=self.level,
                 scale=self.scale,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
 from multimae_eo.files import reading, require_regular
+from multimae_eo.inference.vector_codes import VectorCodes, metadata_record
 
 Array = npt.NDArray[np.float32]
 _COLUMNS = ("key", "bbox", "time", "vector")
@@ -137,18 +138,19 @@ def _groups(path: Path) -> Iterator[_Group]:
             )
         if not file.metadata.num_rows:
             raise DataError(f"{path}: holds no embeddings; write one with multimae-eo embed")
+        decode = _decoder(file, str(path))
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, columns=list(_COLUMNS))
             corners = [
                 pc.struct_field(table["bbox"], n).fill_null(np.nan).to_numpy()
                 for n in ("xmin", "ymin", "xmax", "ymax")
             ]
-            vectors = pc.list_flatten(table["vector"]).to_numpy()
+            flat = pc.list_flatten(table["vector"]).to_numpy()
             group = _Group(
                 keys=[str(key) for key in table["key"].to_pylist()],
                 times=table["time"].to_pylist(),
                 boxes=np.stack(corners, axis=1),
-                vectors=vectors.astype(np.float32).reshape(table.num_rows, -1),
+                vectors=decode(flat.reshape(table.num_rows, -1)),
             )
             if not np.isfinite(group.vectors).all():
                 row = int(np.flatnonzero(~np.isfinite(group.vectors).all(axis=1))[0])
@@ -157,3 +159,12 @@ def _groups(path: Path) -> Iterator[_Group]:
                     "a model whose weights are"
                 )
             yield group
+
+
+def _decoder(file: Any, where: str) -> Callable[[npt.NDArray[Any]], Array]:
+    """What makes stored vectors (n, D) float32. FormatError for int8 without its scale."""
+    kind = file.schema_arrow.field("vector").type
+    if str(getattr(kind, "value_type", "")) != "int8":
+        return lambda vectors: vectors.astype(np.float32)
+    width = getattr(kind, "list_size", -1)
+    return VectorCodes.of_record(metadata_record(file.metadata.metadata), where, width).decode

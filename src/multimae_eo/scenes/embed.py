@@ -16,6 +16,7 @@ from multimae_eo.geo import Geometry
 from multimae_eo.inference.extraction import encoder_features
 from multimae_eo.inference.input_check import check_source
 from multimae_eo.inference.reconstruct_chips import chip_batches
+from multimae_eo.inference.vector_codes import Dtype
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
@@ -45,7 +46,7 @@ def embed_scene(
     *,
     inputs: Sequence[str] | None = None,
     per: Per = "chip",
-    half: bool = False,
+    dtype: Dtype = "float32",
     options: SceneOptions | None = None,
 ) -> int:
     """Write a GeoParquet file of a scene's embeddings; returns how many.
@@ -60,7 +61,7 @@ def embed_scene(
     embedder = WindowEmbedder(
         network=model.to(options.device),
         inputs=require_inputs(model.modalities, scene, inputs),
-        per=_require_per(per),
+        per=require_per(per),
     )
     tiling = scene_tiling(embedder.sizes, scene, embedder.inputs, options)
     check_scene(model, scene, embedder.inputs, tiling)
@@ -77,10 +78,9 @@ def embed_scene(
         if options.progress is not None:
             options.progress(height * width, height * width)
 
+    writer = _writer(out, embedder, dtype, options.model_hash, scene.name)
     with computing(options), bounded_cache():
-        return _write(
-            embeddings(), embedder, out, half=half, model_hash=options.model_hash, name=scene.name
-        )
+        return _write(embeddings(), embedder, writer, scene.name)
 
 
 @single_writer(folder=False)
@@ -91,7 +91,7 @@ def embed_source(
     *,
     inputs: Sequence[str] | None = None,
     per: Per = "chip",
-    half: bool = False,
+    dtype: Dtype = "float32",
     options: SceneOptions | None = None,
 ) -> int:
     """Write a GeoParquet file of the embeddings of a source's chips; returns how many.
@@ -112,7 +112,7 @@ def embed_source(
     embedder = WindowEmbedder(
         network=model.to(options.device),
         inputs=source.modalities.select(names),
-        per=_require_per(per),
+        per=require_per(per),
         larger_chips=True,
     )
     check_source(model.modalities, model.statistics, source, range(len(source)), inputs=names)
@@ -128,13 +128,13 @@ def embed_source(
             if options.progress is not None:
                 options.progress(done, len(source))
 
+    writer = _writer(out, embedder, dtype, options.model_hash, source.name)
     with computing(options):
-        return _write(
-            embeddings(), embedder, out, half=half, model_hash=options.model_hash, name=source.name
-        )
+        return _write(embeddings(), embedder, writer, source.name)
 
 
-def _require_per(per: str) -> Per:
+def require_per(per: str) -> Per:
+    """What a vector is of: a chip or a patch; ConfigError."""
     if per == "chip":
         return "chip"
     if per == "patch":
@@ -142,17 +142,21 @@ def _require_per(per: str) -> Per:
     raise ConfigError(f"per must be chip or patch, got {per!r}")
 
 
+def _writer(
+    out: Path, embedder: WindowEmbedder, dtype: Dtype, model_hash: str, name: str
+) -> EmbeddingWriter:
+    return EmbeddingWriter(
+        out,
+        embedder.network.config.encoder.width,
+        dtype=dtype,
+        model_hash=model_hash,
+        details={"inputs": list(embedder.inputs), "per": embedder.per, "name": name},
+    )
+
+
 def _write(
-    embeddings: Iterable[Embedding],
-    embedder: WindowEmbedder,
-    out: Path,
-    *,
-    half: bool,
-    model_hash: str,
-    name: str,
+    embeddings: Iterable[Embedding], embedder: WindowEmbedder, writer: EmbeddingWriter, name: str
 ) -> int:
-    width = embedder.network.config.encoder.width
-    writer = EmbeddingWriter(out, width, half=half, model_hash=model_hash)
     try:
         for item in embeddings:
             writer.add(item.key, item.geometry, item.time, item.vector)

@@ -43,30 +43,43 @@ def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
     Raises OutputError where the results cannot be written, or an interrupted map of another job is
     in the way.
     """
+    with finished_blocks(job, folder / keep) as blocks:
+        tags = job_tags(job)
+        paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
+        for layer, path in zip(job.layers, paths, strict=True):
+            grid = job.tiling.grid.coarser(layer.ratio)
+            rows = blocks.rows(layer, grid, len(job.tiling.blocks))
+            write_raster(path, grid, tagged(layer.profile, tags), rows)
+            quick_look(path, layer)
+    return paths
+
+
+@contextmanager
+def finished_blocks(job: SceneJob, folder: Path) -> Iterator[Blocks]:
+    """All blocks of a job, computed where they are not there yet; removed after the context.
+
+    ``folder``: where they are kept. An error in the context leaves them. Raises as ``run``.
+    """
     limit_threads()
-    blocks = Blocks(folder / keep, _plan(job) if job.options.model_hash else None)
+    blocks = Blocks(folder, _plan(job) if job.options.model_hash else None)
     try:
         _finish_blocks(job, blocks)
-        tags = {
-            "software": f"multimae-eo {__version__}",
-            "precision": job.options.precision,
-        }
-        if job.options.model_hash:
-            tags["model_hash"] = job.options.model_hash
-        if job.warning:
-            tags["input_warning"] = job.warning
-        paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
         with bounded_cache():
-            for layer, path in zip(job.layers, paths, strict=True):
-                grid = job.tiling.grid.coarser(layer.ratio)
-                rows = blocks.rows(layer, grid, len(job.tiling.blocks))
-                write_raster(path, grid, tagged(layer.profile, tags), rows)
-                quick_look(path, layer)
+            yield blocks
     except BaseException:
         blocks.leave()
         raise
     blocks.delete()
-    return paths
+
+
+def job_tags(job: SceneJob) -> dict[str, str]:
+    """Tags of every raster of a job: the software, precision, model, and what looks wrong."""
+    tags = {"software": f"multimae-eo {__version__}", "precision": job.options.precision}
+    if job.options.model_hash:
+        tags["model_hash"] = job.options.model_hash
+    if job.warning:
+        tags["input_warning"] = job.warning
+    return tags
 
 
 def _plan(job: SceneJob) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""Embeddings as GeoParquet 1.1, written batch by batch and renamed when complete.
+"""Embeddings as GeoParquet 1.1, in Hilbert order, renamed when complete.
 
 Columns: ``key``; ``geometry`` (WKB polygons in longitude and latitude, EPSG:4326) with its
 ``bbox``; ``crs`` and ``bounds`` (left, bottom, right, top) as they were; ``time``; ``model_hash``;
-``vector``. Embeddings without a footprint have nulls there.
+``vector``. Embeddings without a footprint have nulls there, and are last. The metadata
+``multimae_eo`` is a JSON record of the vectors' dtype, of what was embedded, and of int8's scale
+and offset.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,13 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, OutputError
 from multimae_eo.files import output_errors, put_in_place, remove, temporary_path
 from multimae_eo.geo import Geometry
+from multimae_eo.inference.vector_codes import METADATA_KEY, CodeLoss, Dtype, VectorCodes
+from multimae_eo.scenes.hilbert import hilbert_order
 
 Array = npt.NDArray[np.float64]
 WGS84 = "EPSG:4326"
 _GROUP = 4096
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _POLYGON = np.dtype(
     [("order", "u1"), ("type", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("xy", "<f8", (5, 2))]
 )
@@ -30,117 +36,198 @@ _POLYGON = np.dtype(
 class EmbeddingWriter:
     """Takes vectors with their footprints; ``finish`` names the file, ``discard`` removes it.
 
-    ``width``: of a vector. ``half``: float16 rather than float32. ``model_hash``: of the model.
+    Rows are ordered along a Hilbert curve over their footprints, so that a row group is an area.
+    Until then they wait on disk, beside ``path``; memory holds their keys only.
+
+    ``width``: of a vector. ``dtype``: of its numbers. ``model_hash``: of the model. ``details``:
+    JSON-ready, for the file's metadata.
     """
 
-    def __init__(self, path: Path, width: int, *, half: bool, model_hash: str) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self.path, self.model_hash, self.rows = path, model_hash, 0
-        self._temporary = temporary_path(path)
-        self._number = pa.float16() if half else pa.float32()
-        self._width = width
-        corner = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
-        columns: dict[str, pa.DataType] = {
-            "key": pa.string(),
-            "geometry": pa.binary(),
-            "bbox": corner,
-            "crs": pa.string(),
-            "bounds": pa.list_(pa.float64(), 4),
-            "time": pa.string(),
-            "model_hash": pa.string(),
-            "vector": pa.list_(self._number, width),
-        }
-        self._schema = pa.schema(columns)
-        self._waiting: list[tuple[str, Geometry | None, str | None]] = []
-        self._vectors: list[npt.NDArray[np.float32]] = []
-        self._extent = np.array([np.inf, np.inf, -np.inf, -np.inf])
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        *,
+        dtype: Dtype = "float32",
+        model_hash: str,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self.model_hash, self.rows, self.dtype = path, model_hash, 0, dtype
+        self._details = dict(details or {})
+        self._row = np.dtype(
+            [("polygon", _POLYGON), ("box", "<f8", 4), ("bounds", "<f8", 4), ("crs", "<i4"),
+             ("time", "<i4"), ("vector", "<f4", width)]
+        )  # fmt: skip
+        self._keys: list[str] = []
+        self._texts: dict[str | None, int] = {None: -1}
+        self._waiting: list[tuple[Geometry | None, str | None]] = []
+        self._vectors: list[npt.NDArray[Any]] = []
+        self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
+        self._folder = temporary_path(path)
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not Arrow's own stream, which gives no error where the disk is full when it closes.
-            self._stream = self._temporary.open("wb")
-        self._file = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
+            self._folder.mkdir()
+            self._stream = (self._folder / "rows").open("wb")
 
     def add(
         self, key: str, geometry: Geometry | None, time: str | None, vector: npt.NDArray[Any]
     ) -> None:
         """Add one vector (width,)."""
-        self._waiting.append((key, geometry, time))
+        self._keys.append(key)
+        self._waiting.append((geometry, time))
         self._vectors.append(vector)
         self.rows += 1
         if len(self._waiting) == _GROUP:
             self._flush()
 
     def finish(self) -> Path:
-        """Write what is left and the metadata, then rename the file."""
+        """Write the rows in their order and the metadata, then rename the file."""
         self._flush()
-        column: dict[str, Any] = {
-            "encoding": "WKB",
-            "geometry_types": ["Polygon"],
-            "orientation": "counterclockwise",
-            "edges": "planar",
-            "covering": {
-                "bbox": {n: ["bbox", n] for n in ("xmin", "ymin", "xmax", "ymax")},
-            },
-        }
-        if np.isfinite(self._extent).all():
-            column["bbox"] = self._extent.tolist()
-        # No "crs": GeoParquet's default is longitude and latitude on WGS 84.
-        geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
         with output_errors(self.path):
-            self._file.add_key_value_metadata({"geo": json.dumps(geo)})
-            self._file.close()
             self._stream.close()
-            put_in_place(self._temporary, self.path)
+            rows: npt.NDArray[Any] = np.zeros(0, self._row)
+            if self.rows:
+                rows = np.memmap(self._folder / "rows", self._row, mode="r")
+            self._write(rows, self._folder / "file.parquet")
+            put_in_place(self._folder / "file.parquet", self.path)
+        remove(self._folder)
         return self.path
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        try:
-            self._file.close()
+        with suppress(OSError):  # what is left in the buffer has no room either
             self._stream.close()
-        except OSError:  # what is left in the buffer has no room either
-            pass
-        remove(self._temporary)
+        remove(self._folder)
+
+    def _text(self, text: str | None) -> int:
+        return self._texts.setdefault(text, len(self._texts) - 1)
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
         if not self._waiting:
             return
-        keys, geometries, times = zip(*self._waiting, strict=True)
-        polygons, boxes = on_the_globe(geometries)
-        lacking = np.array([g is None for g in geometries])
-        self._extent[:2] = np.fmin(self._extent[:2], np.fmin.reduce(boxes[:, :2]))
-        self._extent[2:] = np.fmax(self._extent[2:], np.fmax.reduce(boxes[:, 2:]))
-        bounds = [None if g is None else list(g.bounds) for g in geometries]
-        corners = pa.StructArray.from_arrays(
-            [pa.array(boxes[:, i]) for i in range(4)],
-            fields=list(self._schema.field("bbox").type),
-            mask=pa.array(lacking),
-        )
-        flat = np.concatenate(self._vectors).astype(self._number.to_pandas_dtype())
-        if not np.isfinite(flat).all():
-            row = int(np.flatnonzero(~np.isfinite(flat).reshape(len(keys), -1).all(axis=1))[0])
+        geometries = [g for g, _ in self._waiting]
+        rows = np.zeros(len(geometries), self._row)
+        rows["vector"] = self._vectors
+        with np.errstate(over="ignore"):
+            stored = rows["vector"] if self.dtype != "float16" else _half(rows["vector"])
+        if not np.isfinite(stored).all():
+            row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+            key = self._keys[self.rows - len(rows) + row]
             raise OutputError(
-                f"{self.path}: the embedding of {keys[row]!r} is not finite in {self._number}; "
-                "check the model's inputs there, or write without --half"
+                f"{self.path}: the embedding of {key!r} is not finite in {self.dtype}; "
+                "check the model's inputs there, or write float32"
             )
-        columns = [
-            pa.array(keys, pa.string()),
-            pa.array([None if n else p.tobytes() for n, p in zip(lacking, polygons, strict=True)],
-                     pa.binary()),
-            corners,
-            pa.array([None if g is None else g.crs for g in geometries], pa.string()),
-            pa.array(bounds, self._schema.field("bounds").type),
-            pa.array(times, pa.string()),
-            pa.array([self.model_hash] * len(keys), pa.string()),
-            pa.FixedSizeListArray.from_arrays(pa.array(flat, self._number), self._width),
-        ]  # fmt: skip
+        rows["polygon"], rows["box"] = on_the_globe(geometries)
+        rows["bounds"] = [(np.nan,) * 4 if g is None else g.bounds for g in geometries]
+        rows["crs"] = [self._text(None if g is None else g.crs) for g in geometries]
+        rows["time"] = [self._text(time) for _, time in self._waiting]
+        self._low = np.minimum(self._low, rows["vector"].min(axis=0))
+        self._high = np.maximum(self._high, rows["vector"].max(axis=0))
         with output_errors(self.path):
-            self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+            rows.tofile(self._stream)
         self._waiting, self._vectors = [], []
+
+    def _write(self, rows: npt.NDArray[Any], path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        width = self._row["vector"].shape[0]
+        number = pa.type_for_alias(self.dtype)
+        schema = _schema(pa.list_(number, width))
+        codes = VectorCodes.of_range(self._low, self._high) if self.dtype == "int8" else None
+        loss, keys, texts = CodeLoss(), np.array(self._keys, object), list(self._texts)[1:]
+        order = hilbert_order(np.array(rows["box"]))
+        # Not Arrow's own stream, which gives no error where the disk is full when it closes.
+        with path.open("wb") as stream, pq.ParquetWriter(
+            stream, schema, compression="zstd"
+        ) as file:
+            for start in range(0, len(order), _GROUP):
+                part = order[start : start + _GROUP]
+                block = rows[part]
+                vectors = block["vector"]
+                if codes is not None:
+                    vectors = codes.encode(block["vector"])
+                    loss.add(block["vector"], codes.decode(vectors))
+                flat = vectors.astype(self.dtype).ravel()
+                columns = [
+                    *_columns(keys[part].tolist(), block, texts),
+                    pa.array([self.model_hash] * len(part), pa.string()),
+                    pa.FixedSizeListArray.from_arrays(pa.array(flat, number), width),
+                ]
+                file.write_table(pa.Table.from_arrays(columns, schema=schema))
+            record = {"dtype": self.dtype, "model_hash": self.model_hash, **self._details}
+            if codes is not None:
+                record |= {**codes.record(), **loss.record()}
+            file.add_key_value_metadata(
+                {"geo": json.dumps(_geo_record(rows["box"])), METADATA_KEY: json.dumps(record)}
+            )
+
+
+def _half(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return vectors.astype(np.float16)
+
+
+def _schema(vector: Any) -> Any:
+    import pyarrow as pa
+
+    columns: dict[str, pa.DataType] = {
+        "key": pa.string(),
+        "geometry": pa.binary(),
+        "bbox": pa.struct([(n, pa.float64()) for n in _CORNERS]),
+        "crs": pa.string(),
+        "bounds": pa.list_(pa.float64(), 4),
+        "time": pa.string(),
+        "model_hash": pa.string(),
+        "vector": vector,
+    }
+    return pa.schema(columns)
+
+
+def _columns(keys: list[str], rows: npt.NDArray[Any], texts: list[str | None]) -> list[Any]:
+    """``key`` to ``time`` of some rows; ``texts``: CRS and times by number, null for -1."""
+    import pyarrow as pa
+
+    polygons, boxes = footprint_columns(rows["polygon"], rows["box"])
+    lacking = rows["crs"] < 0
+    bounds = [None if n else b for n, b in zip(lacking, rows["bounds"].tolist(), strict=True)]
+    return [
+        pa.array(keys, pa.string()),
+        polygons,
+        boxes,
+        pa.array([None if i < 0 else texts[i] for i in rows["crs"]], pa.string()),
+        pa.array(bounds, pa.list_(pa.float64(), 4)),
+        pa.array([None if i < 0 else texts[i] for i in rows["time"]], pa.string()),
+    ]
+
+
+def footprint_columns(polygons: npt.NDArray[Any], boxes: Array) -> tuple[Any, Any]:
+    """The columns ``geometry`` and ``bbox`` of polygons and boxes; see ``on_the_globe``."""
+    import pyarrow as pa
+
+    lacking = np.isnan(boxes).any(axis=1).tolist()
+    corners = pa.StructArray.from_arrays(
+        [pa.array(np.ascontiguousarray(boxes[:, i])) for i in range(4)],
+        fields=[pa.field(n, pa.float64()) for n in _CORNERS],
+        mask=pa.array(lacking),
+    )
+    records = [None if n else p.tobytes() for n, p in zip(lacking, polygons, strict=True)]
+    return pa.array(records, pa.binary()), corners
+
+
+def _geo_record(boxes: Array) -> dict[str, Any]:
+    """GeoParquet's metadata. No "crs": its default is longitude and latitude on WGS 84."""
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "orientation": "counterclockwise",
+        "edges": "planar",
+        "covering": {"bbox": {n: ["bbox", n] for n in _CORNERS}},
+    }
+    located = boxes[np.isfinite(boxes).all(axis=1)]
+    if len(located):
+        low, high = located[:, :2].min(axis=0), located[:, 2:].max(axis=0)
+        column["bbox"] = [*low.tolist(), *high.tolist()]
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
 def on_the_globe(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST, _LEAST = 1024, 420
+_EMBEDDING_MOST = 256
 _DPI = 100
 _LINE = 20
 _MARGIN = 12
@@ -59,6 +60,38 @@ def quick_look(path: Path, layer: OutputLayer) -> Path:
         values = dataset.read(out_shape=(dataset.count, *shape))
         ok = np.isfinite(values) if values.dtype.kind == "f" else values != dataset.nodata
     return save_figure(_figure(_draw(layer, values, ok)), path.with_name(path.name + ".png"))
+
+
+def embedding_look(path: Path) -> Path:
+    """Draw the first three principal components of the raster of embeddings at ``path`` as red,
+    green and blue, at most 256 px a side, as ``path`` + ``.png``."""
+    import rasterio
+
+    with rasterio.open(path) as dataset:
+        scale = max(1, -(-max(dataset.shape) // _EMBEDDING_MOST))
+        shape = (-(-dataset.height // scale), -(-dataset.width // scale))
+        raw = dataset.read(out_shape=(dataset.count, *shape), masked=True)
+        scales, offsets = np.array(dataset.scales), np.array(dataset.offsets)
+    vectors = raw.filled(0).reshape(len(raw), -1).T * scales + offsets
+    ok = ~np.ma.getmaskarray(raw).any(axis=0).ravel() & np.isfinite(vectors).all(axis=1)
+    image = np.full((len(vectors), 3), 255, np.uint8)
+    image[ok] = _components(vectors[ok])
+    caption = "first three principal components"
+    drawing = _Drawing(image.reshape(*shape, 3), caption)
+    return save_figure(_figure(drawing), path.with_name(path.name + ".png"))
+
+
+def _components(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The first three principal components (n, 3), each between its 2nd and 98th percentile."""
+    centred = vectors - vectors.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    axes = axes[:, ::-1][:, :3]
+    # An eigenvector has no sign: its largest entry is made positive.
+    signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0))
+    parts = centred @ (axes * signs)
+    low, high = np.percentile(parts, (2, 98), axis=0)
+    share = (parts - low) / np.where(high > low, high - low, 1.0)
+    return np.asarray(np.clip(share, 0, 1) * 255, np.uint8)
 
 
 def _draw(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Drawing:

@@ -21,13 +21,19 @@ _CHUNK_BYTES = 1 << 25
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A raster's band names, dtype, nodata, colours by value, and tags."""
+    """A raster's band names, dtype, nodata, colours by value, and tags.
+
+    ``scales``, ``offsets``: of each band, none where empty. ``block``: side of its tiles in pixels.
+    """
 
     bands: tuple[str, ...]
     dtype: str
     nodata: float
     colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    block: int = 512
 
 
 def profile_of(modality: Modality, *, uncertainty: bool = False) -> Profile:
@@ -87,6 +93,8 @@ class RowWriter:
                 self._file.set_band_description(i, name)
             if profile.colors and profile.dtype == "uint8":
                 self._file.write_colormap(1, {k: (*c, 255) for k, c in profile.colors.items()})
+            if profile.scales:
+                self._file.scales, self._file.offsets = profile.scales, profile.offsets
             self._file.update_tags(**profile.tags)
 
     def write(self, rows: npt.NDArray[Any]) -> None:
@@ -111,6 +119,7 @@ class RowWriter:
                 self._plain,
                 cog,
                 driver="COG",
+                BLOCKSIZE=self.profile.block,
                 COMPRESS="DEFLATE",
                 PREDICTOR="YES",
                 OVERVIEW_RESAMPLING="AVERAGE" if floating else "NEAREST",

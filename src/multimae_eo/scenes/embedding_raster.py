@@ -1,0 +1,209 @@
+"""Embeddings of a scene as a raster: a band per dimension, a pixel per patch or chip.
+
+Chips lie side by side from the scene's upper left, the last ones reach over its edges, so that
+patches form one grid. As int8 each band has GDAL's scale and offset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.files import single_writer
+from multimae_eo.inference.vector_codes import NODATA_CODE, CodeLoss, Dtype, VectorCodes
+from multimae_eo.modality import Band, Modality, ModalitySet
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.sample import Batch
+from multimae_eo.scenes.blocks import Blocks
+from multimae_eo.scenes.embed import Per, WindowEmbedder, require_per
+from multimae_eo.scenes.engine import finished_blocks, job_tags
+from multimae_eo.scenes.job import SceneJob, SceneOptions
+from multimae_eo.scenes.output_layers import OutputLayer
+from multimae_eo.scenes.quick_look import embedding_look
+from multimae_eo.scenes.raster_output import tagged, write_raster
+from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
+from multimae_eo.scenes.tiling import Tiling, tiling_in_cells
+from multimae_eo.scenes.window_model import WindowPredictions
+from multimae_eo.sources.scene.scene import Scene
+
+FIELD = "embedding"
+_SMALL_BLOCK = 128
+_MANY_BANDS = 32
+
+
+@single_writer(folder=False)
+def embed_raster(
+    model: MultiMAE,
+    scene: Scene,
+    out: Path,
+    *,
+    inputs: Sequence[str] | None = None,
+    per: Per = "patch",
+    dtype: Dtype = "float32",
+    options: SceneOptions | None = None,
+) -> int:
+    """Write a scene's embeddings as a Cloud-Optimised GeoTIFF; returns how many pixels have one.
+
+    ``out``: a ``.tif`` of as many bands as the encoder is wide; float32 with NaN, or int8 with
+    scale, offset and nodata -128. ``<out>.png`` shows its first three principal components.
+    Vectors are those of ``embed_scene`` where its chips lie on the same grid.
+
+    Raises as ``reconstruct_scene``; ConfigError for float16, which GeoTIFF readers lack; DataError
+    where nothing is observed at all.
+    """
+    if dtype == "float16":
+        raise ConfigError(f"{out}: a raster of embeddings is float32 or int8, not float16")
+    options = replace(options or SceneOptions(), overlap=0.0)
+    embedder = WindowEmbedder(
+        network=model.to(options.device),
+        inputs=require_inputs(model.modalities, scene, inputs),
+        per=require_per(per),
+    )
+    tiling = _tiling(embedder, scene, options)
+    bands = tuple(Band(name=f"e{i:04d}") for i in range(model.config.encoder.width))
+    layer = OutputLayer(
+        stem=out.stem,
+        kind="value",
+        field=FIELD,
+        ratio=tiling.ratios[FIELD],
+        modality=Modality(name=FIELD, bands=bands),
+    )
+    settings = {"subcommand": "embed", "inputs": list(embedder.inputs), "per": per}
+    job = SceneJob(
+        scene=scene,
+        tiling=tiling,
+        model=CellEmbedder(embedder=embedder),
+        layers=(layer,),
+        settings=settings,
+        options=options,
+        warning=check_scene(model, scene, embedder.inputs, tiling),
+    )
+    tags = {"per": per, "inputs": json.dumps(list(embedder.inputs)), "scene": scene.name}
+    if scene.time:
+        tags["time"] = scene.time
+    with finished_blocks(job, out.parent / f".{out.name}.partial") as blocks:
+        count = _write(out, job, blocks, dtype, {**job_tags(job), **tags})
+        if count:
+            embedding_look(out)
+    if not count:
+        raise DataError(f"{scene.name}: nothing is observed in {', '.join(embedder.inputs)}")
+    return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellEmbedder:
+    """Encodes windows: one field (B, D, rows, columns), NaN where a patch has no token."""
+
+    embedder: WindowEmbedder
+
+    @property
+    def inputs(self) -> ModalitySet:
+        """See ``WindowModel``."""
+        return self.embedder.inputs
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """See ``WindowModel``."""
+        return self.embedder.sizes
+
+    def __call__(self, batch: Batch) -> WindowPredictions:
+        """See ``WindowModel``."""
+        predictions = self.embedder(batch)
+        if not predictions.rows:
+            return predictions
+        if self.embedder.per == "chip":
+            field = predictions.fields["vector"][:, :, None, None]
+        else:
+            vectors, seen = predictions.fields["vectors"], predictions.fields["seen"]
+            field = np.where(seen[..., None], vectors, np.nan).transpose(0, 3, 1, 2)
+        fields = {FIELD: np.ascontiguousarray(field, np.float32)}
+        return WindowPredictions(rows=predictions.rows, fields=fields)
+
+    def to(self, device: str) -> CellEmbedder:
+        """See ``WindowModel``."""
+        return replace(self, embedder=self.embedder.to(device))
+
+
+def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Tiling:
+    """Windows side by side from the upper left, and the cell of an embedding in grid pixels."""
+    tiling = scene_tiling(embedder.sizes, scene, embedder.inputs, options)
+    tiling = tiling_in_cells(tiling, FIELD, 0.0)
+    if embedder.per == "chip":
+        return tiling
+    configs = {n: embedder.network.config.inputs[n] for n in embedder.inputs}
+    sizes = embedder.sizes
+    rows = max(config.grid(sizes[n], sizes[n])[0] for n, config in configs.items())
+    if tiling.chip % rows:
+        raise ConfigError(
+            f"a raster of {rows} patches on {tiling.chip} px of the scene's grid is not whole "
+            "pixels; write GeoParquet (--out EMB.parquet)"
+        )
+    return replace(tiling, ratios={**tiling.ratios, FIELD: tiling.chip // rows})
+
+
+def _write(
+    out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping[str, str]
+) -> int:
+    """Write the raster of the finished blocks, none where there is no vector; how many."""
+    layer = job.layers[0]
+    grid = job.tiling.grid.coarser(layer.ratio)
+    profile = tagged(layer.profile, {**tags, "dtype": dtype})
+    if len(profile.bands) > _MANY_BANDS:
+        profile = replace(profile, block=_SMALL_BLOCK)
+
+    def rows() -> Iterator[npt.NDArray[Any]]:
+        return blocks.rows(layer, grid, len(job.tiling.blocks))
+
+    low, high, count = _range(rows(), len(profile.bands))
+    if count and dtype == "float32":
+        write_raster(out, grid, profile, rows())
+    if not count or dtype == "float32":
+        return count
+    codes, loss = VectorCodes.of_range(low, high), CodeLoss()
+    for part in rows():
+        vectors, observed = _vectors(part)
+        loss.add(vectors[observed], codes.decode(codes.encode(vectors[observed])))
+    profile = replace(
+        tagged(profile, {name: str(value) for name, value in loss.record().items()}),
+        dtype="int8",
+        nodata=float(NODATA_CODE),
+        scales=tuple(codes.scale.tolist()),
+        offsets=tuple(codes.offset.tolist()),
+    )
+    write_raster(out, grid, profile, (_coded(part, codes) for part in rows()))
+    return count
+
+
+def _vectors(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Rows (D, n, W) as vectors (n * W, D), and which of them are observed."""
+    vectors = rows.reshape(len(rows), -1).T
+    return vectors, np.isfinite(vectors).all(axis=1)
+
+
+def _range(
+    parts: Iterator[npt.NDArray[Any]], width: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
+    """Least and greatest value of each dimension, and how many vectors there are."""
+    low, high, count = np.full(width, np.inf), np.full(width, -np.inf), 0
+    for part in parts:
+        vectors, observed = _vectors(part)
+        if observed.any():
+            count += int(observed.sum())
+            low = np.minimum(low, vectors[observed].min(axis=0))
+            high = np.maximum(high, vectors[observed].max(axis=0))
+    return low, high, count
+
+
+def _coded(rows: npt.NDArray[Any], codes: VectorCodes) -> npt.NDArray[np.int8]:
+    """Rows (D, n, W) as int8, -128 where not observed."""
+    vectors, observed = _vectors(rows)
+    coded = np.full(vectors.shape, NODATA_CODE, np.int8)
+    coded[observed] = codes.encode(vectors[observed])
+    return coded.T.reshape(rows.shape)
