@@ -77,6 +77,8 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "scenes.reconstruct": ("reconstruct_scene",),
             "scenes.predict": ("predict_scene",),
             "scenes.embed": ("embed_scene", "embed_source"),
+            "scenes.embedding_raster": ("embed_raster",),
+            "scenes.compare": ("compare_embeddings", "compare_scenes"),
             "inference.search": ("search",),
         },
     ),

@@ -30,6 +30,7 @@ _MODULE_OF = {
     "assess": "api.accuracy",
     "backbone": "inference.backbone",
     "benchmark": "api.scores",
+    "compare": "api.maps",
     "convert_checkpoint": "api.models",
     "describe": "api.models",
     "embed": "api.maps",
@@ -51,16 +52,16 @@ _MODULE_OF = {
 
 __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
-    "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "convert_checkpoint",
-    "describe", "embed", "evaluate", "evaluate_subsets", "export_model", "finetune", "inspect",
-    "make_world", "open_source", "predict", "prepare", "pretrain", "probe", "reconstruct",
-    "search", "study",
+    "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
+    "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_subsets", "export_model",
+    "finetune", "inspect", "make_world", "open_source", "predict", "prepare", "pretrain", "probe",
+    "reconstruct", "search", "study",
     "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from multimae_eo.api.accuracy import assess
-    from multimae_eo.api.maps import embed, predict, reconstruct, search
+    from multimae_eo.api.maps import compare, embed, predict, reconstruct, search
     from multimae_eo.api.models import convert_checkpoint, describe, export_model
     from multimae_eo.api.runs import finetune, pretrain
     from multimae_eo.api.scores import benchmark, evaluate, evaluate_subsets, probe, study

@@ -1,4 +1,5 @@
-"""Models applied to scenes and chips: ``predict``, ``reconstruct``, ``embed`` and ``search``."""
+"""Models applied to scenes and chips: ``predict``, ``reconstruct``, ``embed``, ``search`` and
+``compare``."""
 
 from __future__ import annotations
 
@@ -276,6 +277,59 @@ def search(
     from multimae_eo.inference.search import search as run
 
     return run(Path(embeddings), at=at, key=key, k=k)
+
+
+def compare(
+    before: Scene | str | Path,
+    after: Scene | str | Path,
+    *,
+    out: str | Path,
+    model: MultiMAE | str | Path | None = None,
+    inputs: Sequence[str] | None = None,
+    per: Literal["chip", "patch"] = "patch",
+    level: str = "",
+    scale: float | None = None,
+    offset: float | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare two dates: the cosine distance of their embeddings at every location.
+
+    Args:
+        before: A file that ``embed`` wrote (GeoParquet or GeoTIFF); with ``model`` a scene.
+        after: The same of the other date, of the same model and grid.
+        out: Folder to write: ``change.tif`` (cosine distance, 0 to 2) with its quick-look,
+            ``change.parquet`` (the largest change first) and ``summary.json``; of scenes also their
+            embeddings, ``before.tif`` and ``after.tif``.
+        model: A pre-trained model, or its folder, that embeds two scenes.
+        inputs, per, level, scale, offset, batch_size, device, precision, progress: As for
+            ``embed``, of two scenes.
+
+    Returns:
+        The summary: number of locations, statistics and largest distances, and notes on what could
+        not be matched.
+
+    Raises:
+        ConfigError: files of two kinds, or scenes without a model. ContractError: two models or
+        grids that differ. DataError: nothing matches. OutputError: ``out`` cannot be written.
+    """
+    from multimae_eo.scenes.compare import compare_embeddings, compare_scenes
+    from multimae_eo.sources.scene.single_raster import RasterRule
+
+    if model is None:
+        if not all(isinstance(path, (str, Path)) for path in (before, after)):
+            raise ConfigError("compare: two scenes need a model")
+        return compare_embeddings(Path(str(before)), Path(str(after)), Path(out))
+    loaded = load_pretrained(model)
+    rule = RasterRule(level=level, scale=scale, offset=offset)
+    scenes = [_open_scene(loaded.model, scene, inputs, rule) for scene in (before, after)]
+    options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.0)
+    paths = compare_scenes(
+        loaded.model, scenes[0], scenes[1], Path(out), inputs=inputs, per=per, options=options
+    )
+    return compare_embeddings(*paths, Path(out))
 
 
 def _either(data: object, scene: object, model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Subcommands of scenes and embeddings: predict, reconstruct, embed, search."""
+"""Subcommands of scenes and embeddings: predict, reconstruct, embed, search, compare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from multimae_eo.cli.output import counter, names_in, print_json
-from multimae_eo.cli.parser import Subcommand
+from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import Precision
 
@@ -263,6 +263,53 @@ class Search:
             sys.stdout.write(line.rstrip() + "\n")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compare(_Inference):
+    """Compare two dates by their embeddings: change as a raster, a table and a summary.
+
+    Args:
+        before: file of embed (.parquet or .tif); with --model a scene
+        after: the same of another date
+        out: folder to write
+        model: model folder, which embeds two scenes
+        inputs: modalities of two scenes, m1,m2 (default: all)
+        per: a distance per patch, or per chip, of two scenes
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "compare 2021.tif 2022.tif --out change",
+        "compare 2021.yaml 2022.yaml --model runs/first/model --out change",
+    )
+    before: str = argument(positional=True)
+    after: str = argument(positional=True)
+    out: str
+    model: str | None = None
+    inputs: str | None = None
+    per: Literal["chip", "patch"] = "patch"
+
+    def run(self) -> None:
+        """Print the summary as JSON."""
+        from multimae_eo.api.maps import compare
+
+        with counter("px", scaled=True) as progress:
+            summary = compare(
+                self.before,
+                self.after,
+                out=self.out,
+                model=self.model,
+                inputs=names_in(self.inputs),
+                per=self.per,
+                level=self.level,
+                scale=self.scale,
+                offset=self.offset,
+                batch_size=self.batch_size,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        print_json(summary)
+
+
 def lon_lat(text: str | None) -> tuple[float, float] | None:
     """``-4.1,52.4`` as numbers. Raises ConfigError for anything else."""
     if text is None:
@@ -279,4 +326,5 @@ SCENE_COMMANDS: dict[str, type[Subcommand]] = {
     "reconstruct": Reconstruct,
     "embed": Embed,
     "search": Search,
+    "compare": Compare,
 }

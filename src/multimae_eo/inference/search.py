@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
 from multimae_eo.files import reading, require_regular
-from multimae_eo.inference.vector_codes import VectorCodes, metadata_record
+from multimae_eo.inference.vector_codes import vector_decoder
 
 Array = npt.NDArray[np.float32]
 _COLUMNS = ("key", "bbox", "time", "vector")
@@ -138,7 +138,7 @@ def _groups(path: Path) -> Iterator[_Group]:
             )
         if not file.metadata.num_rows:
             raise DataError(f"{path}: holds no embeddings; write one with multimae-eo embed")
-        decode = _decoder(file, str(path))
+        decode = vector_decoder(file, str(path))
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, columns=list(_COLUMNS))
             corners = [
@@ -160,11 +160,3 @@ def _groups(path: Path) -> Iterator[_Group]:
                 )
             yield group
 
-
-def _decoder(file: Any, where: str) -> Callable[[npt.NDArray[Any]], Array]:
-    """What makes stored vectors (n, D) float32. FormatError for int8 without its scale."""
-    kind = file.schema_arrow.field("vector").type
-    if str(getattr(kind, "value_type", "")) != "int8":
-        return lambda vectors: vectors.astype(np.float32)
-    width = getattr(kind, "list_size", -1)
-    return VectorCodes.of_record(metadata_record(file.metadata.metadata), where, width).decode

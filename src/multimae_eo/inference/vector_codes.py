@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,3 +110,15 @@ def metadata_record(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def vector_decoder(file: Any, where: str) -> Callable[[npt.NDArray[Any]], Array]:
+    """What makes the vectors (n, D) of an open Parquet file float32, by its column ``vector``.
+
+    FormatError for int8 without its scale.
+    """
+    kind = file.schema_arrow.field("vector").type
+    if str(getattr(kind, "value_type", "")) != "int8":
+        return lambda vectors: vectors.astype(np.float32)
+    width = getattr(kind, "list_size", -1)
+    return VectorCodes.of_record(metadata_record(file.metadata.metadata), where, width).decode

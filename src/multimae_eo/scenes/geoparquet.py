@@ -27,7 +27,7 @@ from multimae_eo.scenes.hilbert import hilbert_order
 Array = npt.NDArray[np.float64]
 WGS84 = "EPSG:4326"
 _GROUP = 4096
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _POLYGON = np.dtype(
     [("order", "u1"), ("type", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("xy", "<f8", (5, 2))]
 )
@@ -159,7 +159,7 @@ class EmbeddingWriter:
             if codes is not None:
                 record |= {**codes.record(), **loss.record()}
             file.add_key_value_metadata(
-                {"geo": json.dumps(_geo_record(rows["box"])), METADATA_KEY: json.dumps(record)}
+                {"geo": json.dumps(geo_record(rows["box"])), METADATA_KEY: json.dumps(record)}
             )
 
 
@@ -173,7 +173,7 @@ def _schema(vector: Any) -> Any:
     columns: dict[str, pa.DataType] = {
         "key": pa.string(),
         "geometry": pa.binary(),
-        "bbox": pa.struct([(n, pa.float64()) for n in _CORNERS]),
+        "bbox": pa.struct([(n, pa.float64()) for n in CORNERS]),
         "crs": pa.string(),
         "bounds": pa.list_(pa.float64(), 4),
         "time": pa.string(),
@@ -204,24 +204,24 @@ def footprint_columns(polygons: npt.NDArray[Any], boxes: Array) -> tuple[Any, An
     """The columns ``geometry`` and ``bbox`` of polygons and boxes; see ``on_the_globe``."""
     import pyarrow as pa
 
-    lacking = np.isnan(boxes).any(axis=1).tolist()
+    lacking = [bool(np.isnan(box).any()) for box in boxes]
     corners = pa.StructArray.from_arrays(
         [pa.array(np.ascontiguousarray(boxes[:, i])) for i in range(4)],
-        fields=[pa.field(n, pa.float64()) for n in _CORNERS],
+        fields=[pa.field(n, pa.float64()) for n in CORNERS],
         mask=pa.array(lacking),
     )
     records = [None if n else p.tobytes() for n, p in zip(lacking, polygons, strict=True)]
     return pa.array(records, pa.binary()), corners
 
 
-def _geo_record(boxes: Array) -> dict[str, Any]:
+def geo_record(boxes: Array) -> dict[str, Any]:
     """GeoParquet's metadata. No "crs": its default is longitude and latitude on WGS 84."""
     column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": ["Polygon"],
         "orientation": "counterclockwise",
         "edges": "planar",
-        "covering": {"bbox": {n: ["bbox", n] for n in _CORNERS}},
+        "covering": {"bbox": {n: ["bbox", n] for n in CORNERS}},
     }
     located = boxes[np.isfinite(boxes).all(axis=1)]
     if len(located):

@@ -81,6 +81,21 @@ def embedding_look(path: Path) -> Path:
     return save_figure(_figure(drawing), path.with_name(path.name + ".png"))
 
 
+def distance_look(path: Path, caption: str) -> Path:
+    """Draw the raster of distances at ``path``, from 0 to its 98th percentile, as ``path`` +
+    ``.png``."""
+    import rasterio
+
+    with rasterio.open(path) as dataset:
+        scale = max(1, -(-max(dataset.shape) // _MOST))
+        shape = (-(-dataset.height // scale), -(-dataset.width // scale))
+        values = dataset.read(1, out_shape=shape)
+    finite = values[np.isfinite(values)]
+    end = float(np.percentile(finite, 98)) if finite.size else 0.0
+    drawing = _ramp(values, "magma", (0.0, end if end > 0 else 1.0), caption, "")
+    return save_figure(_figure(drawing), path.with_name(path.name + ".png"))
+
+
 def _components(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The first three principal components (n, 3), each between its 2nd and 98th percentile."""
     centred = vectors - vectors.mean(axis=0)
