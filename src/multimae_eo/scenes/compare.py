@@ -39,26 +39,26 @@ def compare_embeddings(before: Path, after: Path, out: Path) -> dict[str, Any]:
 
     Raises as ``embedding_pairs.distances``; OutputError.
     """
-    found = distances(before, after)
-    for note in found.notes:
+    change = distances(before, after)
+    for note in change.notes:
         _log.warning("%s", note)
-    order = np.argsort(-found.distance, kind="stable")
-    _write_table(found, order, out / "change.parquet")
+    order = np.argsort(-change.distance, kind="stable")
+    _write_table(change, order, out / "change.parquet")
     summary = {
         "before": str(before),
         "after": str(after),
-        "times": list(found.times),
-        "model_hash": found.model_hash,
-        "compared": len(found.distance),
-        "unmatched": list(found.unmatched),
-        "cosine_distance": _statistics(found.distance),
-        "largest": _largest(found, order),
+        "times": list(change.times),
+        "model_hash": change.model_hash,
+        "compared": len(change.distance),
+        "unmatched": list(change.unmatched),
+        "cosine_distance": _statistics(change.distance),
+        "largest": _largest(change, order),
         "table": "change.parquet",
-        "raster": None if found.grid is None else "change.tif",
-        "notes": list(found.notes),
+        "raster": None if change.grid is None else "change.tif",
+        "notes": list(change.notes),
     }
-    if found.grid is not None:
-        _write_raster(found, out / "change.tif")
+    if change.grid is not None:
+        _write_raster(change, out / "change.tif")
     write_file(out / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -90,17 +90,17 @@ def _statistics(distance: npt.NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _largest(found: Distances, order: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def _largest(change: Distances, order: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
     """The locations of the largest change: key, distance, longitude and latitude."""
     first = [int(i) for i in order[:_LARGEST]]
-    _, boxes = on_the_globe([found.geometries[i] for i in first])
+    _, boxes = on_the_globe([change.geometries[i] for i in first])
     records = []
     for i, box in zip(first, boxes.tolist(), strict=True):
         located = bool(np.isfinite(box).all())
         records.append(
             {
-                "key": found.keys[i],
-                "distance": round(float(found.distance[i]), 6),
+                "key": change.keys[i],
+                "distance": round(float(change.distance[i]), 6),
                 "lon": round((box[0] + box[2]) / 2, 6) if located else None,
                 "lat": round((box[1] + box[3]) / 2, 6) if located else None,
             }
@@ -108,15 +108,15 @@ def _largest(found: Distances, order: npt.NDArray[np.int64]) -> list[dict[str, A
     return records
 
 
-def _write_raster(found: Distances, path: Path) -> None:
-    grid = found.grid
+def _write_raster(change: Distances, path: Path) -> None:
+    grid = change.grid
     assert grid is not None
     values = np.full((1, grid.height, grid.width), np.nan, np.float32)
-    values[0, found.cells[:, 0], found.cells[:, 1]] = found.distance
+    values[0, change.cells[:, 0], change.cells[:, 1]] = change.distance
     tags = {"software": f"multimae-eo {__version__}", "unit": "cosine distance"}
-    tags |= {n: t for n, t in zip(("before", "after"), found.times, strict=True) if t}
-    if found.model_hash:
-        tags["model_hash"] = found.model_hash
+    tags |= {n: t for n, t in zip(("before", "after"), change.times, strict=True) if t}
+    if change.model_hash:
+        tags["model_hash"] = change.model_hash
     profile = Profile(bands=("cosine distance",), dtype="float32", nodata=float("nan"), tags=tags)
 
     def rows() -> Iterator[npt.NDArray[Any]]:
@@ -125,11 +125,11 @@ def _write_raster(found: Distances, path: Path) -> None:
             yield values[:, top : top + step]
 
     write_raster(path, grid, profile, rows())
-    between = " to ".join(t for t in found.times if t)
+    between = " to ".join(t for t in change.times if t)
     distance_look(path, f"cosine distance {between}".strip())
 
 
-def _write_table(found: Distances, order: npt.NDArray[np.int64], path: Path) -> None:
+def _write_table(change: Distances, order: npt.NDArray[np.int64], path: Path) -> None:
     """GeoParquet, the largest distance first; ``percentile``: share of smaller ones, in %."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -142,18 +142,18 @@ def _write_table(found: Distances, order: npt.NDArray[np.int64], path: Path) -> 
         "percentile": pa.float64(),
     }
     schema, extents = pa.schema(columns), []
-    ranked = np.sort(found.distance)
+    ranked = np.sort(change.distance)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         with pq.ParquetWriter(stream, schema, compression="zstd") as file:
             for start in range(0, len(order), _GROUP):
                 part = order[start : start + _GROUP]
-                polygons, boxes = on_the_globe([found.geometries[int(i)] for i in part])
+                polygons, boxes = on_the_globe([change.geometries[int(i)] for i in part])
                 extents.append(boxes)
-                distance = found.distance[part]
+                distance = change.distance[part]
                 smaller = np.searchsorted(ranked, distance) / len(ranked) * 100
                 geometry, box = footprint_columns(polygons, boxes)
                 arrays = [
-                    pa.array([found.keys[int(i)] for i in part], pa.string()),
+                    pa.array([change.keys[int(i)] for i in part], pa.string()),
                     geometry,
                     box,
                     pa.array(distance, pa.float64()),
