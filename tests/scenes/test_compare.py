@@ -139,7 +139,7 @@ def test_grids_are_matched_or_refused(make_model, dates, tmp_path, caplog):
         multimae_eo.compare(before, tmp_path / "chips.tif", out=tmp_path / "other")
     with rasterio.open(shifted, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
         file.crs = "EPSG:32631"
-    with pytest.raises(ContractError, match="EPSG:32630.*EPSG:32631"):
+    with pytest.raises(ContractError, match=r"EPSG:32630.*EPSG:32631"):
         multimae_eo.compare(before, shifted, out=tmp_path / "other")
     assert not (tmp_path / "other/summary.json").exists()
 

@@ -159,4 +159,3 @@ def _groups(path: Path) -> Iterator[_Group]:
                     "a model whose weights are"
                 )
             yield group
-

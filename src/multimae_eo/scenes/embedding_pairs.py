@@ -77,7 +77,9 @@ def _one_model(paths: Sequence[Path], hashes: Sequence[str]) -> tuple[str, tuple
             f"{hashes[1]}) cannot be compared; embed both with one model"
         )
     lacking = [str(p) for p, h in zip(paths, hashes, strict=True) if not h]
-    note = f"{' and '.join(lacking)}: no model_hash is recorded; that one model made both is assumed"
+    note = (
+        f"{' and '.join(lacking)}: no model_hash is recorded; that one model made both is assumed"
+    )
     return next((h for h in hashes if h), ""), (note,) if lacking else ()
 
 

@@ -148,9 +148,7 @@ def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Ti
     return replace(tiling, ratios={**tiling.ratios, FIELD: tiling.chip // rows})
 
 
-def _write(
-    out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping[str, str]
-) -> int:
+def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping[str, str]) -> int:
     """Write the raster of the finished blocks, none where there is no vector; how many."""
     layer = job.layers[0]
     grid = job.tiling.grid.coarser(layer.ratio)

@@ -138,9 +138,10 @@ class EmbeddingWriter:
         loss, keys, texts = CodeLoss(), np.array(self._keys, object), list(self._texts)[1:]
         order = hilbert_order(np.array(rows["box"]))
         # Not Arrow's own stream, which gives no error where the disk is full when it closes.
-        with path.open("wb") as stream, pq.ParquetWriter(
-            stream, schema, compression="zstd"
-        ) as file:
+        with (
+            path.open("wb") as stream,
+            pq.ParquetWriter(stream, schema, compression="zstd") as file,
+        ):
             for start in range(0, len(order), _GROUP):
                 part = order[start : start + _GROUP]
                 block = rows[part]
