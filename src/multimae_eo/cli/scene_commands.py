@@ -187,7 +187,7 @@ class Embed(_Inference):
 
     examples: ClassVar[tuple[str, ...]] = (
         "embed --model runs/first/model --scene scene.yaml --out scene.parquet",
-        "embed --model runs/first/model --scene scene.yaml --per patch --dtype int8 --out scene.tif",
+        "embed --model runs/first/model --scene s.yaml --per patch --dtype int8 --out scene.tif",
         "embed --model runs/first/model --data store --out store.parquet --dtype float16",
     )
     model: str

@@ -1,4 +1,4 @@
-"""Change between two dates: the cosine distance of embeddings, as a raster, a table and a summary."""
+"""Change between two dates: the cosine distance of embeddings as raster, table and summary."""
 
 from __future__ import annotations
 
@@ -143,22 +143,25 @@ def _write_table(change: Distances, order: npt.NDArray[np.int64], path: Path) ->
     }
     schema, extents = pa.schema(columns), []
     ranked = np.sort(change.distance)
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        with pq.ParquetWriter(stream, schema, compression="zstd") as file:
-            for start in range(0, len(order), _GROUP):
-                part = order[start : start + _GROUP]
-                polygons, boxes = on_the_globe([change.geometries[int(i)] for i in part])
-                extents.append(boxes)
-                distance = change.distance[part]
-                smaller = np.searchsorted(ranked, distance) / len(ranked) * 100
-                geometry, box = footprint_columns(polygons, boxes)
-                arrays = [
-                    pa.array([change.keys[int(i)] for i in part], pa.string()),
-                    geometry,
-                    box,
-                    pa.array(distance, pa.float64()),
-                    pa.array(smaller, pa.float64()),
-                ]
-                file.write_table(pa.Table.from_arrays(arrays, schema=schema))
-            record = geo_record(np.concatenate(extents))
-            file.add_key_value_metadata({"geo": json.dumps(record)})
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd") as file,
+    ):
+        for start in range(0, len(order), _GROUP):
+            part = order[start : start + _GROUP]
+            polygons, boxes = on_the_globe([change.geometries[int(i)] for i in part])
+            extents.append(boxes)
+            distance = change.distance[part]
+            smaller = np.searchsorted(ranked, distance) / len(ranked) * 100
+            geometry, box = footprint_columns(polygons, boxes)
+            arrays = [
+                pa.array([change.keys[int(i)] for i in part], pa.string()),
+                geometry,
+                box,
+                pa.array(distance, pa.float64()),
+                pa.array(smaller, pa.float64()),
+            ]
+            file.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        record = geo_record(np.concatenate(extents))
+        file.add_key_value_metadata({"geo": json.dumps(record)})

@@ -100,7 +100,7 @@ def _of_rasters(before: Path, after: Path) -> Distances:
         require_regular(path, FormatError)
     grids = [describe(p)[0] for p in paths]
     shift = _shift(paths, grids)
-    shared = overlap(grids[0].whole, Window(
+    shared = overlap(grids[0].extent, Window(
         row=shift[0], col=shift[1], height=grids[1].height, width=grids[1].width
     ))  # fmt: skip
     if shared is None:
@@ -116,7 +116,7 @@ def _of_rasters(before: Path, after: Path) -> Distances:
         _one_width(paths, [f.count for f in files])
         values = np.concatenate(list(_strips(files, shared, shift)))
         counts = [_observed(f) for f in files]
-    if any(g.whole != shared for g in grids):
+    if any(g.extent != shared for g in grids):
         notes = (*notes, f"compared on the {shared.height} × {shared.width} pixels of both rasters")
     rows, cols = np.nonzero(np.isfinite(values))
     if not len(rows):
@@ -151,7 +151,7 @@ def _shift(paths: Sequence[Path], grids: Sequence[Grid]) -> tuple[int, int]:
     col, row = ~first.transform @ (second.transform.c, second.transform.f)
     if max(abs(col - round(col)), abs(row - round(row))) > _SNAP:
         raise ContractError(
-            f"{paths[0]} and {paths[1]}: grids are shifted by {row:.3f} rows and {col:.3f} columns, "
+            f"{paths[0]} and {paths[1]}: shifted by {row:.3f} rows and {col:.3f} columns, "
             f"which are not whole pixels; {remedy}"
         )
     return round(row), round(col)
@@ -216,7 +216,7 @@ class _Cells(Sequence[Geometry | None]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """Rows of a GeoParquet file of embeddings; ``ids``: footprints, or keys where there are none."""
+    """A GeoParquet file of embeddings; ``ids``: footprints, or keys where there are none."""
 
     path: Path
     keys: list[str]
