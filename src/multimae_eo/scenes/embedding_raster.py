@@ -99,9 +99,14 @@ def embed_raster(
 
 @dataclass(frozen=True, kw_only=True)
 class CellEmbedder:
-    """Encodes windows: one field (B, D, rows, columns), NaN where a patch has no token."""
+    """Encodes windows: one field (B, D, rows, columns), zeros where a patch has no token."""
 
     embedder: WindowEmbedder
+
+    @property
+    def network(self) -> MultiMAE:
+        """The encoder."""
+        return self.embedder.network
 
     @property
     def inputs(self) -> ModalitySet:
@@ -122,7 +127,7 @@ class CellEmbedder:
             field = predictions.fields["vector"][:, :, None, None]
         else:
             vectors, seen = predictions.fields["vectors"], predictions.fields["seen"]
-            field = np.where(seen[..., None], vectors, np.nan).transpose(0, 3, 1, 2)
+            field = np.where(seen[..., None], vectors, 0.0).transpose(0, 3, 1, 2)
         fields = {FIELD: np.ascontiguousarray(field, np.float32)}
         return WindowPredictions(rows=predictions.rows, fields=fields)
 
@@ -157,7 +162,9 @@ def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping
         profile = replace(profile, block=_SMALL_BLOCK)
 
     def rows() -> Iterator[npt.NDArray[Any]]:
-        return blocks.rows(layer, grid, len(job.tiling.blocks))
+        for part in blocks.rows(layer, grid, len(job.tiling.blocks)):
+            without_token = (part == 0).all(axis=0)
+            yield np.where(without_token, np.float32(np.nan), part)
 
     low, high, count = _range(rows(), len(profile.bands))
     if count and dtype == "float32":
