@@ -15,10 +15,11 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 if [ "${2:-}" = --smoke ]; then
   device=cpu size="--encoder nano --batch 2" rounds=1 steps=2 chips=8 workers=0 side=128 points=2
-  compile="" precision=fp32 axes=modalities,visible
+  compile="" precision=fp32 precisions=fp32 axes=modalities profiled=1
 else
   device=cuda size="--encoder base --batch 256" rounds=20 steps=60 chips=8192 workers=8 side=8192
-  points=6 compile="--compile" precision=bf16 axes=modalities,visible,encoder
+  points=6 compile="--compile" precision=bf16 precisions=fp32,bf16
+  axes=modalities,visible,encoder profiled=5
 fi
 failed=0
 part() {
@@ -31,11 +32,13 @@ part() {
 cd "$root/benchmarks"
 # shellcheck disable=SC2086
 {
-  part 150 step step.py --device $device $size --rounds $rounds --ceiling $side $compile --out "$out"
+  part 150 step step.py --device $device $size --precision $precisions --rounds $rounds \
+    --ceiling $side $compile --out "$out"
   part 120 end_to_end end_to_end.py --device $device $size --steps $steps --chips $chips \
-    --workers $workers $compile --no-naive --out "$out"
-  part 60 profile profile_step.py --device $device $size --out "$out"
-  part 90 graphs profile_step.py --device $device $size --graphs --out "$out"
+    --workers $workers --precision $precisions $compile --no-naive --out "$out"
+  part 60 profile profile_step.py --device $device $size --precision $precision \
+    --steps $profiled --out "$out"
+  part 90 graphs profile_step.py --device $device $size --precision $precision --graphs --out "$out"
   part 120 scaling scaling.py --device $device $size --precision $precision --rounds $rounds \
     --axes $axes --points $points --out "$out"
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Calibration, Sample
 from multimae_eo.statistics import Statistics
+from tests.support.made_once import longest_first, made_once
 
 SIZE = 16
 
@@ -34,20 +34,19 @@ class Tour:
     epochs: int
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    longest_first(items, config.rootpath)
+
+
 @pytest.fixture(scope="session")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
-    """Made by whichever process of a parallel run comes first; the others wait."""
     from multimae_eo.quickstart import quickstart
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out, chips, epochs = shared / "tour", 140, 30
-    with (shared / "tour.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        report = out / "report.html"
-        if not report.is_file():
-            quickstart(out, chips=chips, epochs=epochs)
-    return Tour(out=out, report=report, chips=chips, epochs=epochs)
+    chips, epochs = 140, 24
+    out = made_once(
+        tmp_path_factory, "tour", lambda out: quickstart(out, chips=chips, epochs=epochs)
+    )
+    return Tour(out=out, report=out / "report.html", chips=chips, epochs=epochs)
 
 
 @pytest.fixture(scope="session", autouse=True)

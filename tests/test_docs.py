@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 
 from multimae_eo.cli.main import SUBCOMMANDS, main
 from multimae_eo.cli.parser import Parser, add_options
+from tests.support.made_once import made_once
 from tests.support.paths import ROOT, SHARED
 
 PAGES = [
@@ -238,11 +240,17 @@ def few_chips(example: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory) -> Path:
-    """A quickstart of toy size: what is learnt in it is tested in test_quickstart.py."""
+    """A quickstart of toy size: what is learnt in it is tested in test_quickstart.py.
+
+    Made once, and copied: pages write into it.
+    """
     from multimae_eo.quickstart import quickstart
 
-    out = tmp_path_factory.mktemp("tour") / "quickstart"
-    quickstart(out, chips=64, epochs=1)
+    made = made_once(
+        tmp_path_factory, "tour_of_docs", lambda out: quickstart(out, chips=64, epochs=1)
+    )
+    out: Path = tmp_path_factory.mktemp("tour") / "quickstart"
+    shutil.copytree(made, out)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import curves
 import end_to_end
 import measure
 import numpy as np
+import profile_step
 import pytest
 import report
 import scaling
@@ -19,20 +21,22 @@ import torch
 
 from tests.support.paths import ROOT
 
+TINY = ("--encoder=nano", "--batch=2")
+END_TO_END = (*TINY, "--steps=2", "--chips=8", "--workers=0")
+
 
 @pytest.fixture(scope="module")
 def records():
-    tiny = ["--encoder=nano", "--batch=2"]
     return {
         "step_cpu": step.run(
-            step.arguments([*tiny, "--rounds=1", "--ceiling=64", "--precision=fp32"])
+            step.arguments([*TINY, "--rounds=1", "--ceiling=64", "--precision=fp32"])
         ),
         "scaling_cpu": scaling.run(
-            scaling.arguments([*tiny, "--rounds=1", "--points=3", "--axes=modalities"])
+            scaling.arguments([*TINY, "--rounds=1", "--points=3", "--axes=modalities"])
         ),
         "curves": curves.run(curves.arguments(["--steps=6", "--chips=24", "--batch=4"])),
         "end_to_end_cpu": end_to_end.run(
-            end_to_end.arguments([*tiny, "--steps=2", "--chips=8", "--workers=0"])
+            end_to_end.arguments([*END_TO_END, "--precision=fp32"])
         ),
     }
 
@@ -58,10 +62,32 @@ def test_the_curves_of_both_steps_coincide(records):
     assert record["largest_relative_difference"] < record["of_other_masks"] / 10
 
 
-def test_end_to_end_counts_what_it_waits(records):
-    for row in records["end_to_end_cpu"]["rows"].values():
+def check_waiting(rows):
+    for row in rows.values():
         assert 0 < row["waiting_share"] < 1
         assert row["samples_per_s"] > 0
+
+
+def test_end_to_end_counts_what_it_waits(records):
+    rows = records["end_to_end_cpu"]["rows"]
+    assert set(rows) == {"naive, fp32", "ours, fp32"}
+    check_waiting(rows)
+
+
+@pytest.mark.release
+def test_end_to_end_in_mixed_precision():
+    """Apart: a processor without bfloat16 arithmetic takes several times as long for it."""
+    rows = end_to_end.run(end_to_end.arguments([*END_TO_END, "--precision=bf16"]))["rows"]
+    assert set(rows) == {"naive, bf16", "ours, bf16"}
+    check_waiting(rows)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_step_and_the_encoder_are_profiled(tmp_path, graphs):
+    options = [*TINY, "--precision=fp32", "--steps=1", "--rounds=2", f"--out={tmp_path}"]
+    text = profile_step.run(profile_step.arguments([*options, *["--graphs"] * graphs]))
+    assert re.search(r"eager: [\d.]+ ms" if graphs else r"1 steps took [\d.]+ s", text)
+    assert (tmp_path / "trace.json").is_file() is not graphs
 
 
 def test_results_are_drawn(records, tmp_path):
@@ -85,16 +111,37 @@ def test_what_backward_keeps_is_counted_once():
     assert np.isfinite(measure.ceiling("cpu", torch.float32, side=32))
 
 
-@pytest.mark.slow
-def test_the_accelerators_script_runs_in_small(tmp_path):
+def accelerator_script(out, *options, python=sys.executable):
     done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks/gpu.sh"), str(tmp_path), "--smoke"],
-        env={**os.environ, "PYTHON": sys.executable},
+        ["bash", str(ROOT / "benchmarks/gpu.sh"), str(out), *options],
+        env={**os.environ, "PYTHON": str(python)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("options", [(), ("--smoke",)], ids=["whole", "smoke"])
+def test_the_accelerators_script_gives_options_that_exist(tmp_path, options):
+    """Its Python is one that notes its arguments; what they run is tested above."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    python.chmod(0o755)
+    accelerator_script(tmp_path / "out", *options, python=python)
+    programs = {m.__file__.rpartition("/")[2]: m for m in (step, end_to_end, profile_step, scaling)}
+    called = [line.split() for line in calls.read_text().splitlines()]
+    assert {c[0] for c in called} == set(programs)
+    for program, *given in called:
+        found = programs[program].arguments(given)
+        assert found.device == ("cpu" if options else "cuda")
+        assert found.out == tmp_path / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.release
+def test_the_accelerators_script_runs_in_small(tmp_path):
+    accelerator_script(tmp_path, "--smoke")
     for name in ("step_cpu.json", "end_to_end_cpu.json", "scaling_cpu.json", "trace.json"):
         assert (tmp_path / name).is_file()
 

@@ -1,0 +1,54 @@
+"""Folders that the processes of a parallel run share, and the order that keeps all of them busy."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+LONGEST_FIRST = (
+    "tests/test_quickstart.py",
+    "tests/test_docs.py",
+    "tests/evaluate/",
+    "tests/test_notebooks.py",
+    "tests/train/",
+    "tests/export/",
+    "tests/benchmarks/",
+    "tests/demo/",
+    "tests/properties/",
+    "tests/scenes/",
+    "tests/fuzz/",
+)
+"""Where the long tests are. xdist gives each process a run of neighbouring tests, and one that has
+finished takes from the end of another's: what comes first is never left for the end."""
+
+
+def made_once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
+) -> Path:
+    """The folder ``name``, by ``make(folder)`` in the process that comes first; others wait.
+
+    It is shared: tests leave it as it is.
+    """
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_file():
+            make(folder)
+            done.touch()
+    return folder
+
+
+def longest_first(items: list[pytest.Item], root: Path) -> None:
+    """Order tests by ``LONGEST_FIRST``, otherwise as they are."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(root).as_posix()
+        return next((i for i, p in enumerate(LONGEST_FIRST) if path.startswith(p)), 99)
+
+    items.sort(key=rank)
