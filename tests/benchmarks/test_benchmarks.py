@@ -35,9 +35,7 @@ def records():
             scaling.arguments([*TINY, "--rounds=1", "--points=3", "--axes=modalities"])
         ),
         "curves": curves.run(curves.arguments(["--steps=6", "--chips=24", "--batch=4"])),
-        "end_to_end_cpu": end_to_end.run(
-            end_to_end.arguments([*END_TO_END, "--precision=fp32"])
-        ),
+        "end_to_end_cpu": end_to_end.run(end_to_end.arguments([*END_TO_END, "--precision=fp32"])),
     }
 
 

@@ -26,9 +26,7 @@ LONGEST_FIRST = (
 finished takes from the end of another's: what comes first is never left for the end."""
 
 
-def made_once(
-    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
-) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """The folder ``name``, by ``make(folder)`` in the process that comes first; others wait.
 
     It is shared: tests leave it as it is.
