@@ -15,21 +15,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 
 CLIENTS, ROUNDS = 20, 1
+Request = tuple[str, float, int]
 
 
-def walk(address: str, number: int, about: dict, bounds: list[float]) -> list[tuple]:
+def walk(address: str, number: int, about: dict[str, Any], bounds: list[float]) -> list[Request]:
     """One client's requests: (kind, seconds, status)."""
     rng = np.random.default_rng(number)
-    seen: list[tuple] = []
+    seen: list[Request] = []
     headers = {"x-client": f"client-{number}"}
     with httpx.Client(base_url=address, headers=headers, timeout=60) as client:
 
-        def ask(kind: str, method: str, path: str, **more) -> None:
+        def ask(kind: str, method: str, path: str, **more: Any) -> None:
             begun = time.perf_counter()
             answer = client.request(method, path, **more)
             seen.append((kind, time.perf_counter() - begun, answer.status_code))

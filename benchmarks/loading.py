@@ -24,7 +24,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def main() -> None:
             )
             return iter(loader)
 
-        ways = {
+        ways: dict[str, Callable[[int], Iterator[Any]]] = {
             "store": lambda r: ours(store, r),
             "hdf5": lambda r: ours(source, r),
             "plain": lambda _: iter(plain_loader(PlainDataset(path, chosen), options.workers)),

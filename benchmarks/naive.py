@@ -11,6 +11,7 @@ and gradients can be compared one by one (tests/benchmarks/test_naive.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,30 +50,33 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         return x.view(size, x.shape[1], heads, head).permute(0, 2, 1, 3)
 
     weights = split(query) @ split(key).transpose(-2, -1) / head**0.5
-    mixed = weights.softmax(dim=-1) @ split(value)
+    mixed: Tensor = weights.softmax(dim=-1) @ split(value)
     return mixed.permute(0, 2, 1, 3).contiguous().view(size, length, width)
 
 
-def block(layer: torch.nn.Module, x: Tensor) -> Tensor:
+def block(layer: Any, x: Tensor) -> Tensor:
     """A transformer block over (B, K, D)."""
     own = layer.attn
     query, key, value = own.qkv(layer.norm1(x)).chunk(3, dim=-1)
     x = x + own.proj(attention(query, key, value, own.heads))
     hidden = F.gelu(layer.mlp.fc1(layer.norm2(x)))
-    return x + layer.mlp.fc2(hidden)
+    out: Tensor = x + layer.mlp.fc2(hidden)
+    return out
 
 
 def embedded(model: MultiMAE, patches: Patches) -> Tensor:
     """Every patch of every modality: (B, L, D)."""
     parts = []
     for name, values in patches.values.items():
-        embed = model.embeddings[name]
+        embed: Any = model.embeddings[name]
         if isinstance(embed, ClassEmbedding):
             vectors = class_vectors(embed, values)
         else:
             vectors = embed.projection(values)
         grid = patches.layout.grids[name]
-        parts.append(vectors + positions(model.positions.table, grid, embed.interpolation))
+        parts.append(
+            vectors + positions(model.positions.get_buffer("table"), grid, embed.interpolation)
+        )
     return torch.cat(parts, dim=1)
 
 
@@ -101,7 +105,7 @@ def predict(model: MultiMAE, patches: Patches, states: Tensor) -> dict[str, Tens
     x = torch.cat([x, model.global_tokens.expand(len(x), -1, -1)], dim=1)
     for layer in model.encoder.blocks:
         x = block(layer, x)
-    table = model.decoder_positions.table
+    table = model.decoder_positions.get_buffer("table")
     grids = patches.layout.grids.values()
     places = torch.cat([positions(table, grid, "bilinear") for grid in grids])
     where = torch.stack(tokens)
@@ -112,7 +116,7 @@ def decode(
     model: MultiMAE, task: str, x: Tensor, where: Tensor, layout: TokenLayout, places: Tensor
 ) -> Tensor:
     """One task's decoder."""
-    own = model.decoders[task]
+    own: Any = model.decoders[task]
     count = where.shape[1]
     context = own.context(x)
     here = torch.cat([places[s] + own.modality[n] for n, s in layout.slices.items()])
@@ -130,7 +134,8 @@ def decode(
     y = y + own.mlp.fc2(F.gelu(own.mlp.fc1(own.out_norm(y))))
     for layer in own.blocks:
         y = block(layer, y)
-    return own.out(y)
+    predicted: Tensor = own.out(y)
+    return predicted
 
 
 def losses(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import measure
@@ -57,7 +58,7 @@ def graphed(bench: step.Bench, options: argparse.Namespace) -> str:
             encoded: torch.Tensor = model.encoder(x)
             return encoded
 
-    ways = {"eager": forward}
+    ways: dict[str, Callable[[], object]] = {"eager": forward}
     if options.device == "cuda":
         forward()
         graph = torch.cuda.CUDAGraph()

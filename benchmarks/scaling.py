@@ -22,7 +22,9 @@ import made
 import measure
 import numpy as np
 import torch
+from torch.multiprocessing.spawn import spawn
 
+from multimae_eo.sample import Batch
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.optim import build_adamw
 from multimae_eo.train.recipe import Recipe
@@ -81,7 +83,7 @@ def processes(options: argparse.Namespace) -> list[dict[str, Any]]:
     for count in AXES["processes"][: options.points]:
         with tempfile.TemporaryDirectory() as folder:
             shared = Path(folder)
-            torch.multiprocessing.spawn(_process, (count, options, shared), nprocs=count)
+            spawn(_process, (count, options, shared), nprocs=count)
             times = [float(p.read_text()) for p in shared.glob("rank*")]
         found.append({"processes": count, "samples_per_s": count * options.batch / max(times)})
     return found
@@ -96,7 +98,11 @@ def _process(rank: int, count: int, options: argparse.Namespace, shared: Path) -
     source = made.MadeSource(modalities, chips=options.batch, size=56)
     model = made.make_model(source, encoder=options.encoder)
     module = PretrainModule(model, Recipe(), steps=1000, warmup=0, lr=1e-4)
-    module.forward = lambda batch: module._losses(batch, 0)[0].total
+
+    def forward(batch: Batch) -> torch.Tensor:
+        return module._losses(batch, 0)[0].total
+
+    setattr(module, "forward", forward)  # noqa: B010
     shared_model = torch.nn.parallel.DistributedDataParallel(module)
     optimizer = build_adamw(model, Recipe().optim, lr=1e-4)
     batch = source.batch(source.keys)

@@ -138,7 +138,7 @@ class Bench:
         if row.fetch:
             for value in by_task.values():
                 value.item()
-        return total.detach()
+        return float(total.detach())
 
 
 @contextmanager
@@ -188,14 +188,16 @@ def _convolved(self: ClassEmbedding, patches: Tensor) -> Tensor:
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
     mask = None if real is None else real[:, None, None, :]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    mixed: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return mixed
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if real is not None:
         scores = scores.masked_fill(~real[:, None, None, :], float("-inf"))
-    return scores.softmax(dim=-1) @ value
+    mixed: Tensor = scores.softmax(dim=-1) @ value
+    return mixed
 
 
 def rows(options: argparse.Namespace) -> dict[str, tuple[Row, torch.dtype]]:

@@ -76,7 +76,7 @@ def modalities() -> ModalitySet:
 def make_sample(modalities: ModalitySet) -> Callable[..., Sample]:
     def make(seed: int, *, names: tuple[str, ...] | None = None, size: int = SIZE) -> Sample:
         rng = np.random.default_rng(seed)
-        pixels = {
+        pixels: dict[str, np.ndarray] = {
             "rgb": rng.integers(1, 4000, (3, size, size)).astype(np.uint16),
             "elevation": rng.integers(-20, 900, (1, size, size)).astype(np.int16),
             "landcover": rng.choice([10, 30, 50, 80], (1, size, size)).astype(np.uint8),

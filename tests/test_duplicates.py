@@ -140,7 +140,8 @@ def _lines(run: list[Statement]) -> int:
 def shared(statements: list[Statement]) -> list[Duplicate]:
     """Pairs of functions with more than MAX_LINES lines in equal statements, adjoining or not."""
     owners: dict[str, dict[int, Statement]] = defaultdict(dict)
-    function, start = 0, {}
+    function = 0
+    start: dict[int, Statement] = {}
     for s in statements:
         if not s.text:
             function += 1

@@ -207,7 +207,7 @@ def test_where_nothing_can_be_written_it_is_one_line(tmp_path):
 def test_a_door_makes_one_line_of_whatever_is_raised():
     expected = r"^a\.h5: cannot be read: 'x' is missing"
     with pytest.raises(FormatError, match=expected), reading("a.h5", FormatError):
-        _ = {}["x"]
+        raise KeyError("x")
     expected = r"^a: cannot be read: not good; rest"
     with pytest.raises(FormatError, match=expected) as caught, reading("a", FormatError):
         raise RuntimeError("not good\nsecond")

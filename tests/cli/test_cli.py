@@ -19,6 +19,7 @@ from multimae_eo.cli.main import SUBCOMMANDS, main
 from multimae_eo.cli.parser import summary
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.loading.loader import make_loader
+from multimae_eo.store.reader import ChipStore
 from tests.support.mmearth_files import write_mmearth
 
 
@@ -247,7 +248,7 @@ def test_a_store_that_prepare_did_not_finish_says_so(made, run, refused, tmp_pat
     ):
         assert "`prepare` was interrupted; run it again" in refused(*arguments)
     assert run("prepare", made / "world/dataset.yaml", "--out", str(store))[0] == 0
-    assert open_source(store).verify() == []
+    assert ChipStore(store).verify() == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.99])

@@ -17,7 +17,7 @@ def case():
     return np.r_[a, b], np.array([True] * 7 + [False] * 5), rng.normal(size=(200, 12))
 
 
-def by_hand(examples, labels, everywhere, prior):
+def by_hand(examples, labels, everywhere, *, prior):
     """In the space of weights: scikit-learn's optimum, and the inverse of the whole Hessian."""
     scale = 1 / np.sqrt(examples.shape[1])
     X = np.c_[examples * scale, np.ones(len(examples))]
@@ -33,7 +33,7 @@ def by_hand(examples, labels, everywhere, prior):
 @pytest.mark.parametrize("ridge", [0.3, 1.0, 10.0])
 def test_equals_the_full_laplace_approximation(case, ridge):
     output = few_shot(*case, ridge=ridge)
-    assert np.abs(output.probability - by_hand(*case, 0.1 * ridge)).max() < 1e-4
+    assert np.abs(output.probability - by_hand(*case, prior=0.1 * ridge)).max() < 1e-4
 
 
 def test_entropy_is_that_of_the_probability_in_bits(case):

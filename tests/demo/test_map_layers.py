@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -157,7 +159,8 @@ def test_a_predictors_map_is_an_overlay(model, scene, tmp_path):
     predictor = Predictor(model, target, HeadConfig())
     service = MapService(model, scene, tmp_path, predictor=predictor)
     overlay = service.overlays["o0"]
-    layer = service._predict(overlay.job._make.args[0], lambda a, b: None)
+    make: Any = overlay.job._make
+    layer = service._predict(make.args[0], lambda a, b: None)
     assert layer.modality.class_names == ("dry", "wet")
     values = layer.warp(frame_over(layer.bounds, 50))
     assert set(np.unique(values[np.isfinite(values)])) <= {0.0, 1.0}

@@ -8,10 +8,12 @@ import concurrent.futures
 import io
 import json
 from contextlib import asynccontextmanager
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 pytest.importorskip("fastapi")
 rasterio = pytest.importorskip("rasterio")
@@ -271,7 +273,7 @@ def test_a_client_that_leaves_frees_its_place(on_scene):
             asyncio.run(asyncio.sleep(0.01))
 
     with pytest.raises(SupersededError):
-        asyncio.run(run_job(Gone(), queue, work))
+        asyncio.run(run_job(cast("Request", Gone()), queue, work))
     with pytest.raises(SupersededError):
         cancellations[0].check()
     queue.close()

@@ -13,8 +13,8 @@ from multimae_eo.doctor import inspect
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration
+from tests.support.paths import DATA
 from tests.support.planting import (
-    DATA,
     EUROSAT,
     EXAMPLES,
     STANDARD,

@@ -99,7 +99,7 @@ def test_complaints(tmp_path):
         aggregate({"m-eurosad": [0.5]}, SPANS)
     for scores in ([], [float("nan")], [[0.1]]):
         with pytest.raises(DataError, match="m-so2sat"):
-            aggregate({"m-so2sat": scores}, SPANS)
+            aggregate({"m-so2sat": scores}, SPANS)  # type: ignore[dict-item]
     for call in (lambda: aggregate({}, SPANS), lambda: interquartile_mean([])):
         with pytest.raises(DataError, match="no scores"):
             call()

@@ -252,7 +252,7 @@ class Relabelled(SyntheticSource):
         sample = super().read(index)
         red = sample.pixels["rgb"][0].astype(np.float32) * 1e-4
         if self.kind == "value":
-            label = np.float32(red.mean())
+            label: object = np.float32(red.mean())
         elif self.kind == "labels":
             label = np.array([(red < 0.03).any(), (red > 0.1).any()], np.float32)
         else:
@@ -336,7 +336,7 @@ def test_absent_inputs_leave_features_of_one_width(modalities, make_sample):
 
 def test_options_out_of_range_are_told(model, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'layers'"):
-        ProbeOptions(features="layer")
+        ProbeOptions(features="layer")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="above 0 and up to 100, got 0"):
         ProbeOptions(fractions=(0,))
     with pytest.raises(ConfigError, match="seeds: expected ≥ 1"):

@@ -89,7 +89,11 @@ def test_many_inputs_are_sampled_by_size():
 
 
 def test_curve_of_the_subsets():
-    rows = [{"inputs": 2, "mIoU": 0.8}, {"inputs": 1, "mIoU": 0.4}, {"inputs": 1, "mIoU": 0.6}]
+    rows: list[dict[str, object]] = [
+        {"inputs": 2, "mIoU": 0.8},
+        {"inputs": 1, "mIoU": 0.4},
+        {"inputs": 1, "mIoU": 0.6},
+    ]
     assert curve(rows, "mIoU") == {1: (0.5, 0.4, 0.6), 2: (0.8, 0.8, 0.8)}
 
 

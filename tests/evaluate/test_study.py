@@ -101,7 +101,10 @@ def test_test_chips_decide_nothing(about, tmp_path, monkeypatch):
     monkeypatch.setattr(type(about.source), "read", moved)
     (other,) = set_trials(about, tried, tmp_path / "b", label="rgb", inputs=["rgb"])
     assert (other.chosen, other.validation) == (honest.chosen, honest.validation)
-    np.testing.assert_array_equal(other.predictions[0].predicted, honest.predictions[0].predicted)
+    ours, theirs = other.predictions[0], honest.predictions[0]
+    assert isinstance(ours, Predictions)
+    assert isinstance(theirs, Predictions)
+    np.testing.assert_array_equal(ours.predicted, theirs.predicted)
     assert values_of(other.predictions[0]) != values_of(honest.predictions[0])
 
 

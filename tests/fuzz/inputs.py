@@ -145,7 +145,7 @@ def stac(folder: Path) -> None:
     bands = {"raster:bands": [{"nodata": 0, "scale": 0.0001, "offset": 0.0}]}
     item.add_asset("red", pystac.Asset(str(raster), roles=["data"], extra_fields=bands))
     extent = pystac.Extent(
-        pystac.SpatialExtent([[-180, -90, 180, 90]]), pystac.TemporalExtent([[None, None]])
+        pystac.SpatialExtent([-180, -90, 180, 90]), pystac.TemporalExtent([None, None])
     )
     collection = pystac.Collection("s2", "s2", extent)
     collection.add_item(item)

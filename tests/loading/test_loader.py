@@ -25,7 +25,7 @@ from multimae_eo.store.writer import prepare
 from tests.support.tiny_source import SIDES, TinySource, assert_same_batch
 
 CHIPS = 23
-TRAIN = {"train": True, "batch_size": 4, "chip": 8, "seed": 5, "turns": True}
+TRAIN: dict[str, Any] = {"train": True, "batch_size": 4, "chip": 8, "seed": 5, "turns": True}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,8 @@ def test_the_fast_path_equals_the_slow_one(tmp_path, monkeypatch, labels, chip, 
 def test_a_store_with_absent_modalities_equals_its_source(tmp_path):
     source = TinySource(CHIPS, labels="index")
     store = prepare(source, tmp_path / "store", shard_chips=6)
-    for options in (TRAIN, {"batch_size": 3}, {"batch_size": 1, "chip": 4}):
+    others: list[dict[str, Any]] = [{"batch_size": 3}, {"batch_size": 1, "chip": 4}]
+    for options in (TRAIN, *others):
         assert_same_batches(load(store, **options), load(source, **options))
     for batch in load(store, batch_size=3, modalities=["landcover", "rgb"]):
         assert batch.modalities.names == ("landcover", "rgb")
@@ -185,10 +186,10 @@ def test_every_epoch_and_seed_differs_and_repeats(store):
 def test_the_global_generators_are_left_alone(store):
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002 - the global one is what is tested
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
     load(store, **TRAIN)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]  # noqa: NPY002
 
 
 def test_training_drops_a_smaller_last_batch_unless_it_is_the_only_one(store):
@@ -265,8 +266,8 @@ def test_what_cannot_be_loaded_is_said(store):
         load(store, batch_size=2, modalities=["elevaton"])
     for indices, world in (([], 1), ([4], 2)):
         with pytest.raises(DataError, match="chips to train on"):
-            load(store, np.array(indices, np.int64), batch_size=2, train=True, world=world)
-    assert load(store, np.array([], np.int64), batch_size=2) == []
+            load(store, list(indices), batch_size=2, train=True, world=world)
+    assert load(store, [], batch_size=2) == []
 
 
 def test_sizes_are_those_of_the_fixture(store):

@@ -204,7 +204,7 @@ def test_what_makes_no_interval_is_told():
     with pytest.raises(ConfigError, match=r"level: a share between 0 and 1, got 95"):
         score_interval(score, 2, level=95)
     with pytest.raises(ConfigError, match="no interval method 'normal'"):
-        score_interval(score, 2, method="normal")
+        score_interval(score, 2, method="normal")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="same chips"):
         permutation_test([1, 2, 3], [1, 2])
     with pytest.raises(DataError, match="finite"):

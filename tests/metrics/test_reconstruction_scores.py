@@ -151,7 +151,7 @@ def test_a_perfect_reconstruction_scores_one() -> None:
         for n, t in truths.items()
         if t is not None and n != "landcover"
     }
-    one_hot = np.moveaxis(np.eye(11)[truths["landcover"].values[:, 0]], -1, 1)  # type: ignore[union-attr]
+    one_hot = np.moveaxis(np.eye(11)[truths["landcover"].values[:, 0]], -1, 1)
     said["landcover"] = SimpleNamespace(mean=torch.from_numpy(one_hot), spread=None)
     score = ReconstructionScores(SET)
     score.update(batch, said)

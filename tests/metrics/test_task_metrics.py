@@ -24,6 +24,7 @@ from multimae_eo.metrics.task_metrics import (
 def predictions(kind: str, seed: int = 0, chips: int = 30) -> Predictions:
     rng = np.random.default_rng(seed)
     probability = None
+    truth: np.ndarray
     if kind == "classification":
         truth = rng.integers(0, 4, chips)
         probability = rng.dirichlet(np.ones(4), chips)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,6 @@ from multimae_eo import MultiMAE, Predictor
 from multimae_eo.catalog import make_modality
 from multimae_eo.errors import CheckpointError, ConfigError, ContractError, OutputError
 from multimae_eo.modality import ModalitySet
-from multimae_eo.model_folder import folder as folders
 from multimae_eo.model_folder import migrations
 from multimae_eo.model_folder.folder import load_either, model_hash
 from multimae_eo.network.config import HeadConfig
@@ -218,5 +218,5 @@ def test_the_hash_is_the_same_everywhere(made, tmp_path, capsys):
         assert main(["info", path, "--json"]) == 0
         record = json.loads(capsys.readouterr().out)
         assert digest in (record.get("hash"), record.get("model_hash"))
-    readme = (folders.Path(model) / "README.md").read_text(encoding="utf-8")
+    readme = (Path(model) / "README.md").read_text(encoding="utf-8")
     assert f"`{digest}`" in readme

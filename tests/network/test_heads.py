@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from multimae_eo.errors import CheckpointError, ConfigError, ContractError
 from multimae_eo.modality import ModalitySet, rename
 from multimae_eo.network.adapt import adapt
 from multimae_eo.network.config import POOLS, EncoderConfig, HeadConfig, InputConfig
-from multimae_eo.network.heads import build_head
+from multimae_eo.network.heads import ChipHead, build_head
 from multimae_eo.network.target import Target, TargetScan
 from multimae_eo.sample import collate
 from multimae_eo.statistics import Statistics
@@ -113,7 +114,8 @@ def test_dense_heads_give_a_map_of_the_chip_and_reach_the_encoder(make_model, la
     outputs.square().sum().backward()
     missing = [n for n, p in predictor.head.named_parameters() if p.grad is None]
     assert not missing
-    assert predictor.encoder.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    first: Any = predictor.encoder.encoder.blocks[0]
+    assert first.attn.qkv.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -159,6 +161,7 @@ def test_larger_chips_are_averaged_over_windows(make_model, make_sample, modalit
     windows = chip_windows(predictor.encoder.config.sizes, batch, 0.0)
     assert len(windows) == 4
     pooled = torch.stack([predictor.encoder.encode(batch.cut(w)).pooled for w in windows])
+    assert isinstance(predictor.head, ChipHead)
     with torch.no_grad():
         expected = predictor.head.predict(pooled.mean(dim=0))
     assert torch.allclose(predictor.predict(batch), expected, atol=1e-5)
@@ -230,7 +233,8 @@ def measured(modalities: ModalitySet) -> Statistics:
 
 
 def by_band(model: MultiMAE, name: str) -> torch.Tensor:
-    weight = model.embeddings[name].projection.weight
+    embedding: Any = model.embeddings[name]
+    weight: torch.Tensor = embedding.projection.weight
     return weight.reshape(len(weight), model.modalities[name].channels, -1)
 
 
@@ -278,11 +282,13 @@ def test_another_unit_or_kind_starts_anew(make_model):
 
 def test_encoder_weights_are_copied_not_shared(make_model, modalities):
     model = make_model(encoder=EncoderConfig(width=32, depth=1, heads=2))
-    before = model.encoder.blocks[0].mlp.fc1.weight.clone()
+    original: Any = model.encoder.blocks[0]
+    before = original.mlp.fc1.weight.clone()
     adapted = adapt(model, modalities.select(["rgb"]), {"rgb": 16}, measured)
+    copied: Any = adapted.encoder.encoder.blocks[0]
     with torch.no_grad():
-        adapted.encoder.encoder.blocks[0].mlp.fc1.weight.zero_()
-    assert torch.equal(model.encoder.blocks[0].mlp.fc1.weight, before)
+        copied.mlp.fc1.weight.zero_()
+    assert torch.equal(original.mlp.fc1.weight, before)
 
 
 # labels -------------------------------------------------------------------------------------

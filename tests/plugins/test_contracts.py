@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -98,6 +99,8 @@ def test_terratorch_finds_bands_by_name(terratorch, folder):
 @pytest.fixture
 def bench(stand_in):
     class BenchModel(nn.Module):
+        _forward_patch_features: Callable[[torch.Tensor], torch.Tensor]
+
         def __init__(self, bands, normalization):
             super().__init__()
             assert normalization == "identity"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,9 @@ def test_a_torchgeo_data_set_is_a_source():
     from multimae_eo.catalog import make_modality
     from multimae_eo.sources.torchgeo import ImageKey, TorchGeoSource
 
-    class Made(datasets.NonGeoDataset):
+    base: Any = datasets.NonGeoDataset
+
+    class Made(base):
         def __len__(self):
             return 3
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_a_model_folder_cut_at_any_byte_is_refused(tiny_model, tmp_path_factory,
 
 def places(record: object, path: tuple = ()) -> list[tuple]:
     """Every path into JSON data."""
-    inside = record.items() if isinstance(record, dict) else enumerate(record)
+    inside = record.items() if isinstance(record, dict) else enumerate(cast("list[object]", record))
     return [
         p
         for key, value in inside

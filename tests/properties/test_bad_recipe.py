@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.train.recipe import Recipe, check_keys, load_recipe, parse_recipe
+from multimae_eo.train.options import check_keys
+from multimae_eo.train.recipe import Recipe, load_recipe, parse_recipe
 
 JUNK = st.one_of(st.text(max_size=5), st.booleans(), st.none(), st.lists(st.integers(), max_size=2),
                  st.floats(), st.integers(-5, 5), st.dictionaries(st.text(max_size=3), st.none(),

@@ -178,7 +178,7 @@ def test_a_run_report_tells_losses_beside_the_baseline(tmp_path: Path) -> None:
     assert "name: a & b" in words
     assert "1 recorded values were not finite" in words
     pictures = [a for tag, a in found.seen if tag == "img"]
-    assert [a["width"] for a in pictures if a["src"].startswith("data:image/png")] == ["10"]  # type: ignore[union-attr]
+    assert [a["width"] for a in pictures if a["src"].startswith("data:image/png")] == ["10"]
     assert "step-10.png" in words
     assert len(pictures) == 2 + 1 + 2  # losses, the reconstruction, speed
 

@@ -40,7 +40,10 @@ def classified(source: SyntheticSource, chips: int = 20) -> Predictions:
 
 def of_kind(kind: str, source: SyntheticSource) -> Predictions:
     rng = np.random.default_rng(0)
-    keys, names, probability = tuple(source.keys[:9]), ("land", "water & <ice>"), None
+    keys, probability = tuple(source.keys[:9]), None
+    names: tuple[str, ...] = ("land", "water & <ice>")
+    truth: np.ndarray
+    predicted: np.ndarray
     if kind == "multilabel":
         truth, probability = rng.integers(0, 2, (9, 2)), rng.random((9, 2))
         predicted = (probability > 0.5).astype(int)

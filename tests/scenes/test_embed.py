@@ -218,7 +218,7 @@ def test_what_cannot_be_is_told(make_model, scene, tmp_path):
     out = tmp_path / "emb.parquet"
     model = make_model().eval()
     with pytest.raises(ConfigError, match="per must be chip or patch"):
-        embed_scene(model, scene, out, per="pixel")
+        embed_scene(model, scene, out, per="pixel")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="did you mean 'rgb'"):
         embed_scene(model, scene, out, inputs=["rbg"])
     empty = tmp_path / "empty"

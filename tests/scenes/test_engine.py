@@ -17,7 +17,7 @@ from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.scenes.blend import WindowBlender
+from multimae_eo.scenes.blend import BlendedRows, WindowBlender
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.predict import predict_scene
 from multimae_eo.scenes.reconstruct import reconstruct_scene
@@ -39,7 +39,7 @@ def blended(image: np.ndarray, *, chip: int, overlap: float, function, ratio: in
     height, width = image.shape
     sizes, given = {"x": chip, "y": chip // ratio}, {"x": 1}
     tiling = make_tiling(grid(height, width), sizes, given, overlap=overlap)
-    rows = []
+    rows: list[BlendedRows] = []
     for block in tiling.blocks:
         blender = WindowBlender(tiling, block, {"y": ratio}, rows.append)
         for tile in tiling.tiles(block):
@@ -217,7 +217,7 @@ def test_predictions_over_scenes_of_any_size(tmp_path, shape):
 
 def test_values_are_mapped_as_float_with_nan(tmp_path):
     class Value(Fake):
-        class_names = ()
+        class_names: tuple[str, ...] = ()
 
         def predict(self, batch, inputs=None):
             return self.red(batch) * 7.5

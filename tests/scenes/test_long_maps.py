@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_finished_blocks_are_not_computed_again(tall, tmp_path):
                 raise KeyboardInterrupt
             return super().reconstruct(batch, *a, **k)
 
-    def go(model: Fake, **changes: object) -> list[Path]:
+    def go(model: Fake, **changes: Any) -> list[Path]:
         return reconstruct_scene(
             model, Scene(tall), inputs=["rgb"], outputs=["elevation"], out=tmp_path / "out",
             options=SceneOptions(model_hash="one", **changes),

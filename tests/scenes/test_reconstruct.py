@@ -21,6 +21,7 @@ from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.reports.views import chip_views
 from multimae_eo.sample import Batch, Sample
 from multimae_eo.sources.base import Source
+from tests.support.scene_files import StandIn
 
 RADAR = catalog.modality("sentinel1")
 ELEVATION = catalog.modality("elevation")
@@ -47,7 +48,7 @@ class Memory(Source):
         return sample if names is None else sample.select(names)
 
 
-class Oracle:
+class Oracle(StandIn):
     """Says the truth plus two metres; remembers what it was asked."""
 
     def __init__(self, source: Source) -> None:

@@ -157,6 +157,7 @@ def test_nodata_is_not_observed(root):
 def test_class_numbers_are_the_files(root):
     for name, data in DATASETS.items():
         source = open_source(f"geobench:{root}/{name}")
+        assert isinstance(source, GeoBenchSource)
         for i in range(len(source)):
             label = source.read(i).label
             if data.label == "class":

@@ -107,8 +107,8 @@ def test_another_baseline_in_a_later_file_is_harmonised_or_refused(tmp_path):
     with pytest.raises(BandError, match=r"b\.tif is tagged with scale 0\.0001, .*a\.tif with none"):
         chip(tmp_path, OPTICAL, "c/{id}.tif", index=1)
     known = OPTICAL + ", scale: 1.0e-4"
-    both = [physical(chip(tmp_path, known, "c/{id}.tif", index=i)) for i in (0, 1)]
-    np.testing.assert_allclose(*both, atol=1e-9)
+    first, second = (physical(chip(tmp_path, known, "c/{id}.tif", index=i)) for i in (0, 1))
+    np.testing.assert_allclose(first, second, atol=1e-9)
     tif(tmp_path / "t1.tif", pixels, RGB)
     east = rasterio.Affine(10, 0, 500_160, 0, -10, 5_600_000)
     tif(tmp_path / "t2.tif", pixels + 1000, RGB, transform=east, **new)
@@ -332,8 +332,9 @@ def test_an_offset_without_a_scale_is_a_baseline_too(tmp_path):
     assert (
         chip(tmp_path, OPTICAL + ", offset: 0", "c/{id}.tif", index=1).calibration["x"].offset == 0
     )
-    for band, tags in (("B04", {"scales": [1e-4]}), ("B03", {}), ("B02", {})):
-        tif(tmp_path / f"s/t_{band}.tif", dn(1, 16, 16), **tags)
+    tif(tmp_path / "s/t_B04.tif", dn(1, 16, 16), scales=[1e-4])
+    for band in ("B03", "B02"):
+        tif(tmp_path / f"s/t_{band}.tif", dn(1, 16, 16))
     with pytest.raises(BandError, match=r"B03\.tif with none"):
         scene(tmp_path, OPTICAL, "s/*.tif")
 

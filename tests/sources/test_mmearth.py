@@ -23,7 +23,7 @@ from tests.support.mmearth_files import BANDS, write_mmearth
 CHIPS, SIZE, STEM = 12, 16, "data_100k_v001"
 
 # Where the facts of the data set say that a modality's bands are, and what is never observed.
-EXPECTED = {
+EXPECTED: dict[str, tuple[str, list[str] | list[int]]] = {
     "rgb": ("sentinel2", ["B4", "B3", "B2"]),
     "ired": ("sentinel2", ["B5", "B6", "B7"]),
     "sired": ("sentinel2", ["B11", "B12"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import pytest
 
 from multimae_eo import files
 from multimae_eo.errors import FormatError
-from multimae_eo.store import writer
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
 from tests.support.paths import ROOT
@@ -123,7 +123,7 @@ def test_stopped_before_any_write_it_ends_byte_identical(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, "replace", replace)
             patched.setattr(files, "remove", lambda path: None)
-            patched.setattr(files.os, "getpid", lambda: ENDED)
+            patched.setattr(os, "getpid", lambda: ENDED)
             try:
                 prepare(source, out, shard_chips=3)
                 break
@@ -136,7 +136,7 @@ def test_stopped_before_any_write_it_ends_byte_identical(tmp_path, monkeypatch):
 def test_killed_between_the_index_and_the_clean_up(tmp_path, expected, monkeypatch):
     source = TinySource(CHIPS, labels="map")
     with monkeypatch.context() as patched:
-        patched.setattr(writer.shutil, "rmtree", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        patched.setattr(shutil, "rmtree", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             prepare(source, tmp_path / "store", shard_chips=SHARD)
     assert ChipStore(tmp_path / "store").read(0).key == "chip-0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.sources.raster.grid import Grid
 
 CRS = "EPSG:32630"
+StandIn: Any = object
+"""Base of classes that stand in for a model: they pass for one in type checks."""
 
 
 def grid(height: int, width: int) -> Grid:
@@ -39,12 +42,12 @@ def write(path: Path, pixels: np.ndarray, names: tuple[str, ...], **profile: obj
 
 
 def optical_scene(
-    folder: Path, height: int, width: int, *, seed: int = 1, hole: object = None
+    folder: Path, height: int, width: int, *, seed: int = 1, hole: tuple[slice, slice] | None = None
 ) -> Path:
     """``scene.yaml`` with one modality, rgb; ``hole``: slices without data."""
     red = np.random.default_rng(seed).integers(500, 4000, (3, height, width)).astype(np.uint16)
     if hole is not None:
-        red[(slice(None), *hole)] = 0
+        red[:, hole[0], hole[1]] = 0
     write(folder / "s2.tif", red, ("B4", "B3", "B2"))
     np.save(folder / "red.npy", red)
     path = folder / "scene.yaml"
@@ -55,10 +58,10 @@ def optical_scene(
     return path
 
 
-class Fake:
+class Fake(StandIn):
     """Predicts elevation = 100 × the first optical band, and class by threshold."""
 
-    class_names = ("land", "water")
+    class_names: tuple[str, ...] = ("land", "water")
 
     def __init__(self, size: int = 16) -> None:
         self.modalities = ModalitySet(

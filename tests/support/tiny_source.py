@@ -51,7 +51,7 @@ class TinySource(Source):
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
         time.sleep(self.delay)
         rng = np.random.default_rng((17, index))
-        pixels = {
+        pixels: dict[str, np.ndarray] = {
             "rgb": rng.integers(1, 4000, (3, 16, 16)).astype(np.uint16),
             "elevation": rng.normal(300, 50, (1, 8, 8)).astype(np.float32),
             "landcover": rng.choice([10, 30, 50, 80], (1, 16, 16)).astype(np.uint8),

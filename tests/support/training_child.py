@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from multimae_eo.sample import Batch
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.pretrain import pretrain
@@ -54,7 +55,7 @@ def record(out: Path, stop: int | None) -> None:
     """Make training steps tell what they are given."""
     original = PretrainModule.training_step
 
-    def told(self: PretrainModule, batch: object, batch_idx: int) -> torch.Tensor:
+    def told(self: PretrainModule, batch: Batch, batch_idx: int) -> torch.Tensor:
         with out.with_name(f"{out.name}.keys-{self.global_rank}").open("a") as file:
             file.write(f"{self.current_epoch} {' '.join(batch.keys)}\n")
         if stop == self.global_step and self.global_rank == 0:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -214,8 +214,8 @@ def test_gradients_are_clipped_in_mixed_precision_too(source, tmp_path):
     options = ("--run.precision=bf16-mixed", "--run.epochs=1", "--optim.clip=0.5")
     maps = Relabelled(source, cover, ("tree", "water", "other"))
     finetune(recipe(*options), source, tmp_path / "classes", model=None)
-    options = (*options, "--task=segmentation", "--head.name=dpt")
-    finetune(recipe(*options), maps, tmp_path / "maps", model=None)
+    of_maps = (*options, "--task=segmentation", "--head.name=dpt")
+    finetune(recipe(*of_maps), maps, tmp_path / "maps", model=None)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
@@ -294,7 +294,7 @@ def test_frozen_stages_and_layerwise_rates(pretrained):
         recipe("--freeze=1", "--optim.layer_decay=0.5", "--optim.drop_path=0.2"),
         steps=4, warmup=0, lr=0.1,
     )  # fmt: skip
-    optimizer = module.configure_optimizers()["optimizer"]
+    optimizer = cast("dict[str, Any]", module.configure_optimizers())["optimizer"]
     names = {id(p): n for n, p in module.named_parameters()}
     rates = {names[id(p)]: g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     assert rates["predictor.head.project.weight"] == pytest.approx(0.1)

@@ -14,7 +14,7 @@ import torch
 
 from multimae_eo import MultiMAE
 from multimae_eo.errors import CheckpointError, ConfigError, TrainingError
-from multimae_eo.sample import Calibration, Sample
+from multimae_eo.sample import Batch, Calibration, Sample
 from multimae_eo.sources.base import ConcatSource
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.modules import PretrainModule
@@ -105,7 +105,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     original = PretrainModule.training_step
     accumulate = made.run.accumulate
 
-    def crash(self: PretrainModule, batch: object, batch_idx: int) -> torch.Tensor:
+    def crash(self: PretrainModule, batch: Batch, batch_idx: int) -> torch.Tensor:
         if self.global_step == stop and batch_idx % accumulate == 0:
             raise RuntimeError("power cut")
         return original(self, batch, batch_idx)

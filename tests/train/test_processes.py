@@ -18,6 +18,7 @@ import torch
 from multimae_eo import MultiMAE
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.info.paths import describe
+from multimae_eo.sample import Batch
 from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.run import read_checkpoint
@@ -120,7 +121,7 @@ def test_sigterm_saves_exits_0_and_is_continued_bit_for_bit(one, tmp_path, monke
     out = tmp_path / "run"
     original = PretrainModule.training_step
 
-    def signalled(self: PretrainModule, batch: object, batch_idx: int) -> torch.Tensor:
+    def signalled(self: PretrainModule, batch: Batch, batch_idx: int) -> torch.Tensor:
         if self.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch, batch_idx)

@@ -41,7 +41,7 @@ def gradients(module: PretrainModule, batch) -> tuple[torch.Tensor, dict[str, to
 
 def test_recomputed_activations_give_the_same_gradients(make_model, batch):
     """And fewer of them are kept."""
-    kept = []
+    kept: list[int] = []
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         kept[-1] += tensor.numel()

@@ -138,11 +138,11 @@ class _Descent:
             else:
                 fault = F.binary_cross_entropy_with_logits(values, y, reduction="sum")
             total = (fault + weight.square().sum() / (2 * strength)) / len(x)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             return total
 
         with torch.enable_grad():
-            optimiser.step(objective)  # type: ignore[no-untyped-call]
+            optimiser.step(objective)
         full_weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype)
         full_bias = torch.full((y.shape[1],), -1e3, dtype=x.dtype)
         full_weight[:, occurring], full_bias[occurring] = weight.detach(), bias.detach()

@@ -191,7 +191,7 @@ class Ema(WeightAveraging):
     """Exponential moving average of the weights, used in validation and saved at the end."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, avg_fn=get_ema_avg_fn(decay))  # type: ignore[no-untyped-call]
+        super().__init__(use_buffers=False, avg_fn=get_ema_avg_fn(decay))
 
 
 class Pictures(Callback):

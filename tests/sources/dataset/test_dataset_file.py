@@ -22,6 +22,7 @@ from multimae_eo.loading.open_source import open_source
 from multimae_eo.sample import Calibration, collate, crop
 from multimae_eo.sources.base import ConcatSource
 from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
+from multimae_eo.sources.raster.reading import read_raster
 from tests.support.paths import DATA, ROOT
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
@@ -337,7 +338,9 @@ def test_class_labels_from_columns_folders_and_numbers(world):
 
 
 def test_mask_labels_map_ids_and_ignore(world):
-    labels = {"mask": "mask/{id}.png", "classes": ["land", "water"], "ignore": [255]}
+    labels: dict[str, object] = {
+        "mask": "mask/{id}.png", "classes": ["land", "water"], "ignore": [255],
+    }  # fmt: skip
     source = opened(world, spec(labels=labels))
     label = source.read(0).label
     assert label.dtype == np.int64
@@ -381,7 +384,7 @@ def test_files_are_read_once_a_sample(world, monkeypatch):
     record = changed("rgb", bands=["B4"])
     record["modalities"]["nir"] = {"sensor": "s2", "bands": ["B8"], "level": "l2a"}
     source = opened(world, record)
-    read, paths = dataset_file.read_raster, []
+    read, paths = read_raster, []
     monkeypatch.setattr(
         dataset_file, "read_raster", lambda p, **layout: paths.append(p.name) or read(p, **layout)
     )

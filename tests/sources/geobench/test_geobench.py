@@ -211,7 +211,7 @@ def test_a_store_of_a_data_set_holds_the_same(root, tmp_path, name):
             np.testing.assert_array_equal(pixels, theirs.pixels[modality])
             ok = [np.broadcast_to(s.valid.get(modality, np.True_), pixels.shape)
                   for s in (mine, theirs)]  # fmt: skip
-            np.testing.assert_array_equal(*ok)
+            np.testing.assert_array_equal(ok[0], ok[1])
 
 
 def test_geometry_is_the_chips_and_crs_is_readable(root):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ from tests.support.paths import ROOT
 rasterio = pytest.importorskip("rasterio")
 
 from rasterio.enums import Resampling  # noqa: E402
+from rasterio.io import DatasetReader  # noqa: E402
 from rasterio.vrt import WarpedVRT  # noqa: E402
 from rasterio.warp import transform, transform_bounds  # noqa: E402
 
@@ -36,8 +38,8 @@ LEFT, TOP = 500000.0, 5800000.0
 ABERYSTWYTH = ROOT.parent / "shared/data/scene_aberystwyth"
 
 
-def utm(col: float = 0, row: float = 0, gsd: float = 10) -> rasterio.Affine:
-    return rasterio.Affine(gsd, 0, LEFT + 10 * col, 0, -gsd, TOP - 10 * row)
+def utm(col: float = 0, row: float = 0, gsd: float = 10) -> Affine:
+    return Affine(gsd, 0, LEFT + 10 * col, 0, -gsd, TOP - 10 * row)
 
 
 def write(path: Path, pixels: np.ndarray, names: tuple[str, ...] = (), **profile: object) -> None:
@@ -51,7 +53,7 @@ def write(path: Path, pixels: np.ndarray, names: tuple[str, ...] = (), **profile
             file.descriptions = names
 
 
-def degrees(height: int, width: int) -> rasterio.Affine:
+def degrees(height: int, width: int) -> Affine:
     """Pixels in EPSG:4326 that cover the made-up scene (70 × 90 px at 10 m) with a margin."""
     west, south, east, north = transform_bounds(
         UTM, "EPSG:4326", LEFT - 300, TOP - 1000, LEFT + 1200, TOP + 300
@@ -134,7 +136,7 @@ def together(source: SceneChips, name: str, grid: Grid) -> tuple[np.ndarray, np.
     return pixels, ok
 
 
-def sources_of(file: rasterio.DatasetReader, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def sources_of(file: DatasetReader, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Where in a file each pixel's centre lies: rows and columns, (H · W) each."""
     rows, cols = np.mgrid[0 : grid.height, 0 : grid.width] + 0.5
     xs = grid.transform.c + cols * grid.transform.a

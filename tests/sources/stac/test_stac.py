@@ -8,6 +8,7 @@ import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from multimae_eo.store.writer import prepare
 from tests.support.paths import DATA
 
 rasterio = pytest.importorskip("rasterio")
-pystac = pytest.importorskip("pystac")
+pytest.importorskip("pystac")
 pystac_client = pytest.importorskip("pystac_client")
 pytest.importorskip("odc.stac")
 
+import pystac  # noqa: E402
 from rasterio.enums import Resampling  # noqa: E402
 from rasterio.vrt import WarpedVRT  # noqa: E402
 from rasterio.warp import transform, transform_bounds  # noqa: E402
@@ -69,7 +71,7 @@ def catalogue_of(folder: Path, items: dict[str, list[pystac.Item]]) -> Path:
     """A static catalogue with a collection for each key."""
     catalogue = pystac.Catalog("c", "a test's own")
     extent = pystac.Extent(
-        pystac.SpatialExtent([[-180, -90, 180, 90]]), pystac.TemporalExtent([[None, None]])
+        pystac.SpatialExtent([-180, -90, 180, 90]), pystac.TemporalExtent([None, None])
     )
     for name, members in items.items():
         collection = pystac.Collection(name, name, extent)
@@ -135,7 +137,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stac_file(folder: Path, name: str = "rgb", top: dict | None = None, **changes: object) -> Path:
+def stac_file(folder: Path, name: str = "rgb", top: dict | None = None, **changes: Any) -> Path:
     """The test's STAC file with keys of the top, or of one modality, replaced (None: removed)."""
     record = yaml.safe_load(FILE)
     for where, new in ((record, top or {}), (record["modalities"][name], changes)):
@@ -306,7 +308,7 @@ def test_nodata_that_only_stac_tells_does_not_bleed(folder: Path) -> None:
     assert set(np.unique(sample.pixels["rgb"][ok])) == {3000}
 
 
-def one_band(folder: Path, items: list[tuple[int, dict, dict]], **changes: object) -> StacArea:
+def one_band(folder: Path, items: list[tuple[int, dict, dict]], **changes: Any) -> StacArea:
     """A modality of red alone over items of a constant raw value, raster fields, properties."""
     made = []
     for number, (value, fields, properties) in enumerate(items):
@@ -380,7 +382,7 @@ def test_calibrations_that_disagree_are_refused(folder: Path) -> None:
 
 
 def test_nothing_found_says_what_was_left_after_each_filter(folder: Path) -> None:
-    def told(match: str, top: dict | None = None, **changes: object) -> None:
+    def told(match: str, top: dict | None = None, **changes: Any) -> None:
         with pytest.raises(DataError, match=match) as caught:
             StacArea(stac_file(folder, top=top, **changes))
         assert "\n" not in str(caught.value)
@@ -403,7 +405,7 @@ def test_items_of_one_name_are_not_mixed_up(folder: Path) -> None:
 
 
 def test_mistakes_are_told_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(error: type[Exception], match: str, top: dict | None = None, **changes: object):
+    def told(error: type[Exception], match: str, top: dict | None = None, **changes: Any):
         with pytest.raises(error, match=match) as caught:
             StacArea(stac_file(folder, top=top, **changes))
         assert "\n" not in str(caught.value)
@@ -433,11 +435,13 @@ def test_mistakes_are_told_in_one_line(folder: Path, monkeypatch: pytest.MonkeyP
 def test_an_api_is_asked_once_for_each_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = list(pystac.read_file(str(folder / "cat/catalog.json")).get_items(recursive=True))
+    items = list(
+        pystac.Catalog.from_file(str(folder / "cat/catalog.json")).get_items(recursive=True)
+    )
     asked: list[dict] = []
 
     class Client:
-        def search(self, **query: object) -> SimpleNamespace:
+        def search(self, **query: Any) -> SimpleNamespace:
             asked.append(query)
             wanted = [i for i in items if i.collection_id in query["collections"]]
             return SimpleNamespace(items=lambda: iter(wanted))
