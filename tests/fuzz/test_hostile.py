@@ -212,3 +212,18 @@ def png(width: int, height: int) -> bytes:
 def test_a_picture_of_absurd_size(tmp_path, size):
     bench = Bench("png", tmp_path / "input")
     assert not (problem := bench.problem(bench.files[0], png(*size))), problem
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.geojson", "a.shp", "a.fgb", "a.parquet"])
+def test_a_vector_file_that_names_others_is_not_opened(tmp_path, name):
+    from multimae_eo.sources.vector.vector_file import read_features
+
+    path = tmp_path / name
+    source = "<OGRVRTDataSource><OGRVRTLayer name='x'><SrcDataSource>/etc/passwd</SrcDataSource>"
+    path.write_text(source + "</OGRVRTLayer></OGRVRTDataSource>")
+    with pytest.raises(FormatError, match="is no GeoPackage, GeoJSON"):
+        read_features(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FormatError, match="is a pipe"):
+        read_features(path)

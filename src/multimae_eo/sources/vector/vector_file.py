@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
-from multimae_eo.files import reading
+from multimae_eo.files import parse_json, reading, require_regular
 from multimae_eo.sources.raster.grid import Bounds
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".parquet", ".geoparquet", ".shp", ".fgb")
 """Names of files that hold features."""
 _PARQUET = (".parquet", ".geoparquet")
 _FORMATS = "GeoPackage, GeoJSON, GeoParquet, Shapefile or FlatGeobuf"
+_SIGNATURES = (b"SQLite format 3", b"{", b"PAR1", b"\x00\x00\x27\x0a", b"fgb")
 _FULL_TURN = 360.0
 
 Shapes = npt.NDArray[np.object_]
@@ -81,6 +82,7 @@ def read_features(
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file; name a {_FORMATS}")
+    _require_format(path)
     with reading(path, FormatError, f"restore it, or save it as {_FORMATS}", form="features"):
         if path.suffix.lower() in _PARQUET:
             declared, wkb, values = _read_parquet(path, columns)
@@ -134,6 +136,18 @@ def on_crs(features: Features, crs: str, bounds: Bounds | None, area: str) -> Fe
     )
 
 
+def _require_format(path: Path) -> None:
+    """FormatError unless the first bytes are those of a format named here.
+
+    GDAL goes by content, and some of its formats name other files and addresses.
+    """
+    require_regular(path, FormatError)
+    with reading(path, FormatError), path.open("rb") as stream:
+        start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(_SIGNATURES):
+        raise FormatError(f"{path}: is no {_FORMATS}; restore it, or save it as one")
+
+
 def _read_layer(
     path: Path, columns: Sequence[str] | None, layer: str
 ) -> tuple[str, Any, dict[str, Any]]:
@@ -163,7 +177,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[str, Any, 
     metadata = (schema.metadata or {}).get(b"geo")
     if metadata is None:
         raise FormatError(f"{path}: is Parquet without geometries (no `geo` metadata)")
-    geo = json.loads(metadata)
+    geo = parse_json(metadata, path, FormatError)
     geometry = str(geo.get("primary_column", "geometry"))
     entry = geo["columns"][geometry]
     if entry.get("encoding") != "WKB":
