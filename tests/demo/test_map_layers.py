@@ -23,6 +23,7 @@ from multimae_eo.demo.map_layers import (  # noqa: E402
     tile_frame,
 )
 from multimae_eo.demo.map_service import MapService  # noqa: E402
+from multimae_eo.demo.zonal import _outline, rectangle_area, zonal_statistics  # noqa: E402
 from multimae_eo.errors import ConfigError, DataError, FormatError  # noqa: E402
 from multimae_eo.geo import Window  # noqa: E402
 
@@ -60,18 +61,108 @@ def test_a_warped_layer_has_the_scenes_own_values(scene):
     assert not np.isfinite(values.ravel()[~inside]).mean() > 0.02
 
 
-def test_areas_are_those_on_the_ground(scene, service):
-    """The whole scene in UTM: as many hectares per class as its pixels have."""
+WORLD = (-2.0e7, -2.0e7, 2.0e7, 2.0e7)
+
+
+def centres(grid) -> tuple[np.ndarray, np.ndarray]:
+    """Web-Mercator coordinates of the pixels' centres, (height, width)."""
+    rows, cols = np.mgrid[: grid.height, : grid.width]
+    xs, ys = grid.transform @ (cols + 0.5, rows + 0.5)
+    x, y = transform(grid.crs, MERCATOR, np.ravel(xs), np.ravel(ys))
+    return np.reshape(x, rows.shape), np.reshape(y, rows.shape)
+
+
+def rectangles(scene) -> list[tuple[float, float, float, float]]:
+    west, south, east, north = scene_bounds(scene)
+    w, h = east - west, north - south
+    return [
+        WORLD, (west, south, east, north),
+        (west + 0.213 * w, south + 0.377 * h, east - 0.311 * w, north - 0.101 * h),
+        (west - w, south - h, west + 0.5 * w, south + 0.25 * h),
+        (west + 0.4 * w, south + 0.4 * h, west + 0.43 * w, south + 0.41 * h),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_areas_are_counted_to_the_pixel(scene, service, number):
+    """Every pixel whose centre lies in the rectangle, by hand, and its area in the projection."""
+    bounds = rectangles(scene)[number]
     key = f"s{scene.modalities.index('landcover')}"
-    result = service.area(key, scene_bounds(scene))
-    pixel = abs(scene.grid.transform.a * scene.grid.transform.e)
-    truth = scene.read(scene.grid.extent, ["landcover"]).pixels["landcover"]
-    assert result["hectares"] == pytest.approx(truth.size * pixel / 1e4, rel=0.01)
+    grid = service.layers[key].grid
+    result = service.area(key, bounds)
+    truth = scene.read(scene.grid.extent, ["landcover"]).pixels["landcover"][0]
+    x, y = centres(grid)
+    inside = (x > bounds[0]) & (x < bounds[2]) & (y > bounds[1]) & (y < bounds[3])
+    hectares = abs(grid.transform.a * grid.transform.e) / 1e4
+    assert truth.shape == inside.shape
+    assert inside.any()
+    assert not result["estimated"]
+    assert result["pixels"] == inside.sum()
+    assert result["hectares"] == pytest.approx(inside.sum() * hectares, rel=1e-12)
     names = {c.id: c.name for c in scene.modalities["landcover"].classes}
-    told_of = {c["name"]: c["hectares"] for c in result["classes"]}
-    for i, count in zip(*np.unique(truth, return_counts=True), strict=True):
-        assert told_of[names[int(i)]] == pytest.approx(count * pixel / 1e4, rel=0.05, abs=2)
+    ids, counts = np.unique(truth[inside], return_counts=True)
+    expected = {names[int(i)]: int(n) for i, n in zip(ids, counts, strict=True)}
+    assert {c["name"]: c["pixels"] for c in result["classes"]} == expected
+    for c in result["classes"]:
+        assert c["hectares"] == pytest.approx(c["pixels"] * hectares, rel=1e-12)
     assert sum(c["share"] for c in result["classes"]) == pytest.approx(1)
+    assert 0 < result["share"] <= 1
+
+
+def test_areas_of_a_map_are_rasterios_zonal_count(tmp_path, scene):
+    from rasterio.mask import raster_geometry_mask
+
+    grid, path = scene.grid, tmp_path / "map.tif"
+    pixels = np.random.default_rng(0).integers(0, 4, (1, grid.height, grid.width)).astype(np.uint8)
+    with rasterio.open(path, "w", driver="GTiff", width=grid.width, height=grid.height, count=1,
+                       dtype="uint8", nodata=0, crs=grid.crs,
+                       transform=grid.transform) as file:  # fmt: skip
+        file.write(pixels)
+        file.update_tags(class_1="water", class_2="land", class_3="ice")
+    layer, bounds = FileLayer(path), rectangles(scene)[2]
+    statistics = zonal_statistics(layer, bounds)
+    ring = _outline(bounds, grid.crs)
+    with rasterio.open(path) as file:
+        outside, _, _ = raster_geometry_mask(file, [{"type": "Polygon", "coordinates": [ring]}])
+    expected = np.bincount(pixels[0][~outside], minlength=4)[1:]
+    assert statistics.counts.tolist() == expected.tolist()
+    assert statistics.pixels == expected.sum()
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", MERCATOR, "EPSG:32632", "EPSG:2225"])
+def test_areas_are_those_on_the_ground(tmp_path, crs):
+    """Of degrees, Web Mercator, metres and feet, against the ellipsoid's."""
+    rows = cols = 40
+    left, bottom, right, top = transform_bounds("EPSG:4326", crs, 8.9, 40.0, 9.1, 40.2)
+    if crs == "EPSG:2225":
+        left, bottom, right, top = transform_bounds("EPSG:4326", crs, -122.1, 40.0, -121.9, 40.2)
+    at = rasterio.transform.from_bounds(left, bottom, right, top, cols, rows)
+    with rasterio.open(tmp_path / "m.tif", "w", driver="GTiff", width=cols, height=rows, count=1,
+                       dtype="float32", crs=crs, transform=at) as file:  # fmt: skip
+        file.write(np.ones((1, rows, cols), np.float32))
+    layer = FileLayer(tmp_path / "m.tif")
+    statistics = zonal_statistics(layer, WORLD)
+    assert statistics.pixels == rows * cols
+    # 0.2° × 0.2° at 40.1° N are 379.0 km² (Geod of PROJ, WGS 84); the projected boxes are larger.
+    expected = rectangle_area(layer.bounds)
+    assert expected == pytest.approx(379.0e6, rel=0.03)
+    assert statistics.area == pytest.approx(expected, rel=0.03)
+    if crs in ("EPSG:4326", MERCATOR):
+        assert statistics.area == pytest.approx(379.0e6, rel=1e-3)
+
+
+def test_of_very_many_pixels_a_coarse_copy_is_counted_and_called_an_estimate(
+    scene, service, monkeypatch
+):
+    from multimae_eo.demo import zonal
+
+    key = f"s{scene.modalities.index('landcover')}"
+    exact = [service.area(key, b) for b in rectangles(scene)[1:3]]
+    monkeypatch.setattr(zonal, "EXACT", 100)
+    for before, bounds in zip(exact, rectangles(scene)[1:3], strict=True):
+        result = service.area(key, bounds)
+        assert result["estimated"]
+        assert result["hectares"] == pytest.approx(before["hectares"], rel=0.05)
 
 
 def test_numbers_of_a_rectangle_are_those_of_its_pixels(scene, service):

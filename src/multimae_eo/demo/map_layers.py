@@ -16,7 +16,7 @@ from multimae_eo.geo import Window
 from multimae_eo.metrics.reconstruction_scores import class_index
 from multimae_eo.modality import Band, ClassMapEntry, Modality
 from multimae_eo.reports.pictures import Look, Stretch, look_of, picture, stretch_of
-from multimae_eo.sources.raster.grid import overlap
+from multimae_eo.sources.raster.grid import Grid, overlap
 from multimae_eo.sources.raster.reading import open_dataset
 from multimae_eo.sources.raster.warped import reading
 from multimae_eo.sources.scene.scene import Scene
@@ -28,7 +28,6 @@ MERCATOR = "EPSG:3857"
 HALF = math.pi * 6378137.0
 TILE = 256
 _OVERVIEW = 1024
-_ECCENTRICITY2 = 0.00669437999014
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,6 @@ class Frame:
 
         return Affine(self.step, 0, self.west, 0, -self.step, self.north)
 
-    @property
-    def pixel_areas(self) -> npt.NDArray[np.float64]:
-        """Square metres on the WGS 84 ellipsoid of a pixel in each row: (height, 1)."""
-        y = self.north - (np.arange(self.height) + 0.5) * self.step
-        lat = np.arctan(np.sinh(y / 6378137.0))
-        w2 = 1 - _ECCENTRICITY2 * np.sin(lat) ** 2
-        area = self.step**2 * np.cos(lat) ** 2 * (1 - _ECCENTRICITY2) / w2**2
-        return np.asarray(area[:, None], np.float64)
-
 
 def tile_frame(z: int, x: int, y: int) -> Frame:
     """A tile of the usual web pyramid."""
@@ -79,9 +69,11 @@ def frame_over(bounds: Bounds, most: int, least_step: float = 0.0) -> Frame:
 
 
 class MapLayer(Protocol):
-    """A raster that can be warped to any frame. ``modality``: its bands, unit or classes."""
+    """A raster that can be warped to any frame. ``modality``: its bands, unit or classes.
+    ``grid``: of its pixels. ``pixel``: their side in Web Mercator's metres."""
 
     modality: Modality
+    grid: Grid
     pixel: float
 
     @property
@@ -90,6 +82,12 @@ class MapLayer(Protocol):
 
     def warp(self, frame: Frame) -> Array:
         """(C, H, W) physical values or class indices, NaN for nodata."""
+
+    def read(self, window: Window) -> Array:
+        """The same of a window of ``grid``, pixel by pixel."""
+
+    def thinned(self) -> tuple[Array, Grid]:
+        """The same of every n-th pixel, at most about 1000 a side, and their grid."""
 
 
 def observed(values: Array) -> npt.NDArray[np.bool_]:
@@ -124,6 +122,7 @@ class SceneLayer:
     def __init__(self, scene: Scene, modality: Modality) -> None:
         self.modality, self._scene = modality, scene
         self._ratio = scene.ratios[modality.name]
+        self.grid = scene.grid.coarser(self._ratio)
         self._lock = threading.Lock()
         self._coarse: tuple[Array, int] | None = None
         self._stretch: Stretch | None = None
@@ -153,6 +152,17 @@ class SceneLayer:
             values, factor = self._overview()
             return self._warped(values, Window(row=0, col=0, height=0, width=0), factor, frame)
         return self._warped(*self._read(window, self._ratio), self._ratio, frame)
+
+    def read(self, window: Window) -> Array:
+        """See ``MapLayer``."""
+        sides = ("row", "col", "height", "width")
+        scaled = Window(**{side: getattr(window, side) * self._ratio for side in sides})
+        return self._read(scaled, self._ratio)[0]
+
+    def thinned(self) -> tuple[Array, Grid]:
+        """See ``MapLayer``."""
+        coarse, factor = self._overview()
+        return coarse, self._scene.grid.coarser(factor)
 
     def _read(self, window: Window, unit: int) -> tuple[Array, Window]:
         """Values of at least a window, at the layer's own resolution."""
@@ -222,6 +232,8 @@ class FileLayer:
             self.modality = modality or modality_of(file, path.stem)
             self.bounds = transform_bounds(file.crs, MERCATOR, *file.bounds)
             self.pixel = (self.bounds[2] - self.bounds[0]) / file.width
+            crs, shape = file.crs.to_wkt(), {"height": file.height, "width": file.width}
+            self.grid = Grid(crs=crs, transform=file.transform, **shape)
         if stretch is None:
             values = self.warp(frame_over(self.bounds, 512))
             ok = observed(values)[None]
@@ -249,7 +261,30 @@ class FileLayer:
                 width=frame.width, resampling=resampling, add_alpha=file.nodata is None,
             ) as warped,
         ):  # fmt: skip
-            values = warped.read(list(range(1, self.modality.channels + 1)), masked=True)
+            return self._values(warped.read(self._bands, masked=True))
+
+    @property
+    def _bands(self) -> list[int]:
+        return list(range(1, self.modality.channels + 1))
+
+    def read(self, window: Window) -> Array:
+        """See ``MapLayer``."""
+        from rasterio.windows import Window as RasterWindow
+
+        part = RasterWindow(window.col, window.row, window.width, window.height)
+        with reading(self.path), open_dataset(self.path) as file:
+            return self._values(file.read(self._bands, window=part, masked=True))
+
+    def thinned(self) -> tuple[Array, Grid]:
+        """See ``MapLayer``."""
+        factor = -(-max(self.grid.height, self.grid.width) // _OVERVIEW)
+        grid = self.grid.coarser(factor)
+        shape = (self.modality.channels, grid.height, grid.width)
+        with reading(self.path), open_dataset(self.path) as file:
+            return self._values(file.read(self._bands, out_shape=shape, masked=True)), grid
+
+    def _values(self, values: Any) -> Array:
+        """Masked raw values as those of ``MapLayer``."""
         ok = ~np.ma.getmaskarray(values)
         raw = values.filled(0)
         if self.modality.categorical:

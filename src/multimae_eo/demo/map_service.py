@@ -20,11 +20,11 @@ from multimae_eo.demo.map_layers import (
     MapLayer,
     SceneLayer,
     draw,
-    frame_over,
     scene_bounds,
     tile_frame,
     value_range,
 )
+from multimae_eo.demo.zonal import plain, zonal_statistics
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
@@ -37,7 +37,6 @@ from multimae_eo.sources.scene.scene import Scene
 Progress = Callable[[int, int], None]
 
 _TILES = 1024
-_AREA = 512
 
 
 @dataclass
@@ -148,49 +147,27 @@ class MapService:
             {"name": b, "value": float(v)} for b, v in zip(modality.band_names, values, strict=True)
         ]
 
-    def area(self, key: str, bounds: tuple[float, float, float, float]) -> dict[str, Any]:
-        """Statistics of a layer in a rectangle (Web-Mercator metres).
+    def area(
+        self,
+        key: str,
+        bounds: tuple[float, float, float, float],
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Statistics of a layer in a rectangle (Web-Mercator metres), of its own pixels.
 
-        ``hectares`` observed and ``share`` of the rectangle; per class ``hectares`` and ``share``,
-        or per band mean, std, minimum and maximum. Sampled at most 512 × 512 times.
+        ``pixels`` and ``hectares`` observed, and ``share`` of the rectangle; per class the same, or
+        per band mean, std, minimum and maximum. ``estimated``: of a coarse copy, where there are
+        more than 16 million pixels. ``check``: called between parts.
         """
         west, south, east, north = bounds
         if not (west < east and south < north):
             raise ConfigError("the rectangle is empty: west < east and south < north are needed")
         layer = self.layer(key)
-        frame = frame_over(bounds, _AREA, layer.pixel / 4)
-        values = layer.warp(frame)
-        ok = np.isfinite(values).all(axis=0)
-        areas = np.broadcast_to(frame.pixel_areas, ok.shape)
-        # The last row and column may reach over the rectangle's edge.
-        areas = areas * ((east - west) * (north - south)
-                         / (frame.step**2 * frame.height * frame.width))  # fmt: skip
-        observed = float(areas[ok].sum())
-        statistics: dict[str, Any] = {
-            "hectares": observed / 1e4,
-            "share": observed / float(areas.sum()),
-            "samples": int(ok.sum()),
-            "unit": layer.modality.unit,
-            "classes": [],
-            "bands": [],
-        }
-        if not ok.any():
-            return statistics
-        if layer.modality.categorical:
-            sums = np.bincount(values[0][ok].astype(int), areas[ok], len(layer.modality.classes))
-            statistics["classes"] = [
-                {**entry, "hectares": float(s) / 1e4, "share": float(s) / observed}
-                for entry, s in zip(class_entries(layer.modality), sums, strict=True)
-                if s > 0
-            ]
-            return statistics
-        for name, band in zip(layer.modality.band_names, values, strict=True):
-            pixels = band[ok].astype(np.float64)
-            statistics["bands"].append(
-                {"name": name, "mean": float(np.average(pixels, weights=areas[ok])),
-                 "std": float(pixels.std()), "least": float(pixels.min()),
-                 "greatest": float(pixels.max())}
-            )  # fmt: skip
+        statistics = plain(zonal_statistics(layer, bounds, check), layer, bounds)
+        entries = class_entries(layer.modality)
+        statistics["classes"] = [
+            {**entries[record.pop("index")], **record} for record in statistics["classes"]
+        ]
         return statistics
 
     def layer(self, key: str) -> MapLayer:

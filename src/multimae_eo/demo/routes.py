@@ -157,7 +157,7 @@ def map_routes(app: FastAPI, services: Services) -> None:
             await run_job(
                 request,
                 services.drawing,
-                lambda _: service().area(body.layer, bounds),
+                lambda cancellation: service().area(body.layer, bounds, cancellation.check),
                 key=client_key(request, f"area {body.layer}"),
             )
         )

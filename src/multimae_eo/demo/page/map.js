@@ -69,8 +69,9 @@ async function area(bounds) {
 const hectares = (value) => (value >= 1000 ? `${formatNumber(value / 100)} km²` : `${formatNumber(value)} ha`);
 
 function areaTable(title, statistics) {
-  const head = el("p", {}, el("b", {}, title), ` · ${hectares(statistics.hectares)}`);
-  if (!statistics.samples) return [el("p", {}, el("b", {}, title), ": nothing is observed here.")];
+  const about = statistics.estimated ? "about " : "";
+  const head = el("p", {}, el("b", {}, title), ` · ${about}${hectares(statistics.hectares)}`);
+  if (!statistics.pixels) return [el("p", {}, el("b", {}, title), ": nothing is observed here.")];
   const classes = [...statistics.classes].sort((a, b) => b.share - a.share);
   const rows = classes.length
     ? classes.map((c) => [c.name, hectares(c.hectares), percent(c.share)])
