@@ -335,10 +335,28 @@ def test_the_command_loads_everything_and_answers(made, capsys):
     (["--data", "STORE", "--port", "99999"], "--port"),
     (["--data", "STORE", "--runs", "STORE"], "no run folder"),
     (["--data", "STORE", "--threads", "-1"], "--threads"),
+    (["--data", "STORE", "--allow_host", "http://a.example"], "--allow_host http://a.example: ex"),
+    (["--data", "STORE", "--allow-host", "a.example:80"], "without scheme and port"),
 ])  # fmt: skip
 def test_user_errors_are_told_in_one_line(made, refused, more, output):
     words = [made / "store" if m == "STORE" else m for m in more]
     assert output in refused("demo", "--model", made / "run/model", *words)
+
+
+@pytest.mark.parametrize(("arguments", "hosts", "own_address"), [
+    ([], (), False),
+    (["--host", "192.168.7.7"], ("192.168.7.7",), False),
+    (["--host", "fe80::1"], ("[fe80::1]",), False),
+    (["--host", "0.0.0.0"], (), True),
+    (["--host", "0.0.0.0", "--allow-host", "A.example", "--allow_host", "b"], ("a.example", "b"),
+     True),
+])  # fmt: skip
+def test_names_that_the_command_serves(arguments, hosts, own_address):
+    from multimae_eo.cli.main import parse
+    from multimae_eo.demo.guard import LOOPBACK
+
+    limits = parse(["demo", "--model", "m", "--data", "d", *arguments])._limits()
+    assert (set(limits.hosts), limits.own_address) == ({*LOOPBACK, *hosts}, own_address)
 
 
 def test_a_missing_extra_is_named(made, refused, monkeypatch):

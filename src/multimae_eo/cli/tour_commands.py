@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from multimae_eo.cli.parser import Subcommand
+from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.errors import ConfigError
 
 
@@ -51,7 +52,8 @@ class Demo:
         predictor: folder of a fine-tuned model
         map: a raster to show over the scene
         runs: a run folder, or a folder of them
-        host: address to listen on
+        host: address to listen on; 0.0.0.0 are all of this machine's
+        allow_host: a name by which browsers reach the page, beside the address; repeatable
         port: port (0: any free one)
         threads: worker threads of the model (default: number of cores)
         check: load everything, serve one request and exit
@@ -67,6 +69,7 @@ class Demo:
     map: str | None = None
     runs: str | None = None
     host: str = "127.0.0.1"
+    allow_host: tuple[str, ...] | None = argument(default=None, aliases=("--allow-host",))
     port: int = 8000
     threads: int | None = None
     check: bool = False
@@ -81,7 +84,8 @@ class Demo:
             raise ConfigError("the demo needs more: pip install 'multimae-eo[demo]'") from error
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port: expected 0 … 65535, got {self.port}")
-        app = self._app()
+        limits = self._limits()
+        app = self._app(limits)
         if self.check:
             _check(app)
             print(f"ready after {time.perf_counter() - start:.1f} s")
@@ -91,17 +95,33 @@ class Demo:
         address = f"[{host}]" if ":" in host else host
         print(f"loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
         print(f"http://{address}:{port}/", flush=True)
+        from multimae_eo.demo.connections import bounded_protocol
+
         config = uvicorn.Config(
-            app, log_level="warning", server_header=False, limit_concurrency=256
-        )
+            app, http=bounded_protocol(limits), ws="none", log_level="warning",
+            server_header=False, limit_concurrency=limits.half_open + 256,
+        )  # fmt: skip
         uvicorn.Server(config).run(sockets=[socket])
 
-    def _app(self) -> Any:
+    def _limits(self) -> Any:
+        """Which names are served; an address that others use is checked, too."""
+        from multimae_eo.demo.guard import LOOPBACK, Limits
+
+        names = tuple(name.lower() for name in self.allow_host or ())
+        for name in names:
+            if not re.fullmatch(r"[a-z0-9.-]+|\[[0-9a-f:.]+\]", name):
+                raise ConfigError(
+                    f"--allow_host {name}: expected a host name or address, without scheme and port"
+                )
+        every = self.host in ("0.0.0.0", "::")
+        own = () if every else (f"[{self.host}]" if ":" in self.host else self.host.lower(),)
+        return Limits(hosts=(*LOOPBACK, *own, *names), own_address=every)
+
+    def _app(self, limits: Any) -> Any:
         import os
 
         import torch
 
-        from multimae_eo.demo.guard import LOOPBACK, Limits
         from multimae_eo.demo.server import create_app
         from multimae_eo.demo.services import DemoData
         from multimae_eo.loading.open_source import open_source
@@ -124,11 +144,6 @@ class Demo:
             predictor=None if predictor is None else Predictor.from_pretrained(predictor),
             map=None if self.map is None else Path(self.map),
         )
-        limits = Limits()
-        if self.host not in LOOPBACK:
-            # The names by which others reach this host are theirs; an address is checked.
-            every = self.host in ("0.0.0.0", "::")
-            limits = Limits(hosts=() if every else (*LOOPBACK, self.host))
         return create_app(model, shown, threads=threads, limits=limits)
 
 

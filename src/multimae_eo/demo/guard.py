@@ -31,16 +31,21 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``hosts``: host names that are served (empty: any). ``body``: bytes of a request.
-    ``rate``, ``burst``: requests per second and address, over time and at once. ``waiting``:
-    jobs in the queue of model work.
+    """``hosts``: host names that are served; with ``own_address`` also the address that a request
+    reached. ``body``: bytes of a request. ``rate``, ``burst``: requests per second and address,
+    over time and at once. ``waiting``: jobs in the queue of model work. ``header_seconds``,
+    ``body_seconds``: time for a client to send either; ``half_open``: connections that do.
     """
 
     hosts: tuple[str, ...] = LOOPBACK
+    own_address: bool = False
     body: int = 1 << 16
     rate: float = 60.0
     burst: int = 240
     waiting: int = 64
+    header_seconds: float = 10.0
+    body_seconds: float = 20.0
+    half_open: int = 128
 
 
 @dataclass
@@ -90,8 +95,12 @@ class Guard:
         self, scope: MutableMapping[str, Any], headers: dict[str, str]
     ) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if not _names(host, self.limits.hosts):
-            return 400, "unknown host"
+        hosts = self.limits.hosts
+        if self.limits.own_address:
+            address = str((scope.get("server") or ("",))[0])
+            hosts = (*hosts, f"[{address}]" if ":" in address else address)
+        if not _names(host, hosts):
+            return 400, "unknown host; demo --allow_host NAME serves it by this name"
         origin = headers.get("origin")
         if origin is not None and urlsplit_host(origin) != host.lower():
             return 403, "this server serves its own page only"
@@ -119,12 +128,10 @@ class Guard:
 
 def _names(host: str, hosts: Collection[str]) -> bool:
     """Whether a Host header names one of ``hosts``, at any port."""
-    if not hosts:
-        return True
     bare = host.lower()
     if not bare.endswith("]") and ":" in bare and (port := bare.rpartition(":"))[2].isdigit():
         bare = port[0]
-    return bare in hosts
+    return bool(bare) and bare in hosts
 
 
 def urlsplit_host(origin: str) -> str:
