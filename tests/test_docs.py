@@ -267,7 +267,22 @@ def data(tour, tmp_path_factory) -> Path:
         write_geobench(here / "ROOT", name, size=32)
     write_mmearth(here / "data_1M_v001_64", chips=16, size=64, seed=0, stem="data_1M_v001_64")
     (here / "STORE").symlink_to(tour / "store")
+    class_folders(here / "EuroSAT_MS")
     return here
+
+
+def class_folders(folder: Path) -> None:
+    """Class folders without a table: EuroSAT's where they are there, else of synthetic chips."""
+    from tests.support.class_folder_files import write_class_folders
+
+    real = SHARED / "data/eurosat_ms"
+    if not real.is_dir():
+        write_class_folders(folder)
+        return
+    for kind in sorted(p for p in real.iterdir() if p.is_dir()):
+        (folder / kind.name).mkdir(parents=True)
+        for chip in sorted(kind.iterdir())[:KEPT]:
+            (folder / kind.name / chip.name).symlink_to(chip)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ _MODULE_OF = {
     "evaluate_subsets": "api.scores",
     "export_model": "api.models",
     "finetune": "api.runs",
+    "init": "api.stores",
     "inspect": "api.stores",
     "make_world": "quickstart",
     "open_source": "loading.open_source",
@@ -54,7 +55,8 @@ __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
     "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
     "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_subsets", "export_model",
-    "finetune", "inspect", "make_world", "open_source", "predict", "prepare", "pretrain", "probe",
+    "finetune", "init", "inspect", "make_world", "open_source", "predict", "prepare", "pretrain",
+    "probe",
     "reconstruct", "search", "study",
     "__version__",
 ]  # fmt: skip
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from multimae_eo.api.models import convert_checkpoint, describe, export_model
     from multimae_eo.api.runs import finetune, pretrain
     from multimae_eo.api.scores import benchmark, evaluate, evaluate_subsets, probe, study
-    from multimae_eo.api.stores import inspect, prepare
+    from multimae_eo.api.stores import init, inspect, prepare
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.inference.backbone import backbone
     from multimae_eo.loading.open_source import open_source

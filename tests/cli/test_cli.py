@@ -67,7 +67,7 @@ def test_version(run):
     [
         ((), "subcommand"),
         (("prepar",), "did you mean 'prepare'"),
-        (("xyzzy",), "no subcommand 'xyzzy'; valid: quickstart, inspect, prepare"),
+        (("xyzzy",), "no subcommand 'xyzzy'; valid: quickstart, init, inspect, prepare"),
         (("info",), "path"),
         (("info", "a", "--jsn"), "jsn"),
         (("prepare", "a"), "out"),
@@ -144,7 +144,7 @@ def test_wrong_usage_exits_with_2_and_says_why(run, arguments, message):
         ("info {0}/nowhere", "nowhere: no such file or folder"),
         ("info {0}/world", "neither a chip store"),
         ("prepare {0}/nowhere.yaml --out {1}", "no such file or folder; a source is"),
-        ("prepare {0}/world --out {1}", "neither a dataset file"),
+        ("prepare {0}/world --out {1}", "dataset.yaml: name that file"),
         ("prepare mmearth:{0}/world --out {1}", "world"),
         ("prepare {0}/world/dataset.yaml --out {1} --workers 0", "workers and shard_chips"),
         ("prepare {0}/world/dataset.yaml --out {0}/run", "exists and is no chip store"),

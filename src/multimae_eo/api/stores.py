@@ -1,17 +1,47 @@
-"""Sources examined and prepared: ``inspect`` and ``prepare``."""
+"""Sources drafted, examined and prepared: ``init``, ``inspect`` and ``prepare``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimae_eo.api.loading import load_source
+from multimae_eo.errors import OutputError
+from multimae_eo.files import write_file
 
 if TYPE_CHECKING:
     from multimae_eo.doctor.finding import Diagnosis
     from multimae_eo.sources.base import Source
+    from multimae_eo.sources.draft.yaml_draft import Draft
     from multimae_eo.store.reader import ChipStore
+
+
+def init(paths: str | Path | Sequence[str | Path], *, out: str | Path | None = None) -> Draft:
+    """Draft a dataset or scene file from the files that are there.
+
+    Args:
+        paths: Folders or files: class folders, images and masks, tables, rasters of an area.
+        out: File to write (YAML); paths in it are relative to its folder. None writes nothing.
+
+    Returns:
+        The draft: ``text()`` is the file, ``evidence`` what was recognised and from what, and
+        ``blanks`` the keys that the files leave open, which are ``???`` in the file.
+
+    Raises:
+        ConfigError: no such path. DataError: nothing that is recognised. FormatError: an image
+        that cannot be read. OutputError: ``out`` exists, or cannot be written.
+    """
+    from multimae_eo.sources.draft.drafting import draft_of
+
+    listed = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    target = None if out is None else Path(out)
+    if target is not None and target.exists():
+        raise OutputError(f"{target}: exists; remove it, or choose another --out")
+    draft = draft_of([Path(path) for path in listed])
+    if target is not None:
+        write_file(target, draft.text(target.parent).encode())
+    return draft
 
 
 def inspect(

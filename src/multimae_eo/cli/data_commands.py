@@ -1,14 +1,48 @@
-"""Subcommands of data: inspect, prepare."""
+"""Subcommands of data: init, inspect, prepare."""
 
 from __future__ import annotations
 
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from multimae_eo.cli.output import counter, print_json
 from multimae_eo.cli.parser import Subcommand, argument
+from multimae_eo.sources.yaml_section import BLANK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """Draft a dataset or scene file from the files that are there.
+
+    Args:
+        paths: folders or files: class folders, images and masks, tables, rasters of an area
+        out: file to write, dataset.yaml or scene.yaml (default: print it)
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "init chips --out dataset.yaml",
+        "init S2_L2A.tif elevation.tif --out scene.yaml",
+    )
+    paths: tuple[str, ...] = argument(positional=True)
+    out: str | None = None
+
+    def run(self) -> None:
+        """Print the draft; of a file that is written, what was recognised and the blanks."""
+        from multimae_eo.api.stores import init
+
+        draft = init(self.paths, out=self.out)
+        if self.out is None:
+            print(draft.text(Path()), end="")
+            return
+        for line in (*draft.evidence, *(f"decide: {d}" for d in draft.doubts)):
+            print(line)
+        lines = Path(self.out).read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if line.endswith(f": {BLANK}"):
+                print(f"{self.out}, line {number}: fill in `{line.strip()}`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +120,8 @@ class Prepare:
         print(f"{self.out}: {len(store)} chips, {', '.join(store.modalities)}")
 
 
-DATA_COMMANDS: dict[str, type[Subcommand]] = {"inspect": Inspect, "prepare": Prepare}
+DATA_COMMANDS: dict[str, type[Subcommand]] = {
+    "init": Init,
+    "inspect": Inspect,
+    "prepare": Prepare,
+}

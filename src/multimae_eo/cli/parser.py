@@ -21,8 +21,8 @@ from multimae_eo.errors import did_you_mean
 
 PROGRAM = "multimae-eo"
 SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, mmearth:DIR or geobench:ROOT/NAME; "
-    "several separated by commas become one"
+    "a dataset, scene or STAC file (YAML), a chip store, a folder of chips (see init), mmearth:DIR "
+    "or geobench:ROOT/NAME; several separated by commas become one"
 )
 _OVERRIDES = "overrides"
 
@@ -174,6 +174,8 @@ def add_options(parser: Parser, kind: type[Subcommand]) -> None:
             continue
         options = _typed(hints[field.name]) | {"help": helps.get(field.name, "")}
         if field.metadata.get("positional"):
+            if options.pop("action", "") == "append":
+                options["nargs"] = "+"
             parser.option(field.name, **options)
             continue
         required = field.default is MISSING and field.default_factory is MISSING

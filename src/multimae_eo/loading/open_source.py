@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from multimae_eo.errors import ConfigError
+from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.sources.base import ConcatSource, Source
 from multimae_eo.sources.file_kind import other_kind
 
@@ -15,7 +15,8 @@ _YAML_KINDS = ("scene", "stac")
 def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
     """Open a source, whatever it is.
 
-    A dataset, scene or STAC file (YAML), a chip store, an MMEarth or a GEO-Bench folder.
+    A dataset, scene or STAC file (YAML), a chip store, an MMEarth or a GEO-Bench folder; a folder
+    of chips or rasters whose layout, sensor, level and scale the files themselves show (``init``).
 
     ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
     ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities;
@@ -53,6 +54,11 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         )
     if path.is_file() and (kind in _YAML_KINDS or path.suffix.lower() in (".yaml", ".yml")):
         return _open_yaml(path, kind if kind in _YAML_KINDS else _yaml_kind(path))
+    return _marked_folder(path) or _open_drafted(path, text)
+
+
+def _marked_folder(path: Path) -> Source | None:
+    """A folder that a file in it identifies: a chip store, an MMEarth or a GEO-Bench one."""
     if (path / "store.json").is_file() or (path / "plan.json").is_file():
         from multimae_eo.store.reader import ChipStore
 
@@ -65,15 +71,33 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
         from multimae_eo.sources.geobench.source import GeoBenchSource
 
         return GeoBenchSource(path)
+    return None
+
+
+def _open_drafted(path: Path, spec: str) -> Source:
+    """A folder that needs no dataset or scene file, for its files leave nothing open."""
+    from multimae_eo.sources.draft.drafting import required_text
+
     if what := other_kind(path):
         raise ConfigError(
-            f"{text}: {what}. A source is a dataset, scene or STAC file (YAML), a chip store, "
+            f"{spec}: {what}. A source is a dataset, scene or STAC file (YAML), a chip store, "
             "mmearth:DIR or geobench:ROOT/NAME"
         )
-    raise ConfigError(
-        f"{text}: is neither a dataset file (YAML), a chip store (no store.json), "
-        "an MMEarth folder (no *_tile_info.json), nor a GEO-Bench one (no default_partition.json)"
-    )
+    try:
+        draft, text = required_text(path)
+    except DataError as error:
+        raise ConfigError(
+            f"{error}; nor is it a chip store (no store.json), an MMEarth folder (no "
+            "*_tile_info.json) or a GEO-Bench one (no default_partition.json)"
+        ) from error
+    if draft.kind == "scene":
+        from multimae_eo.sources.scene.chips import SceneChips
+        from multimae_eo.sources.scene.scene import Scene
+
+        return SceneChips(Scene(path, native=True, text=text))
+    from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
+
+    return DatasetFileSource(path, text)
 
 
 def _yaml_kind(path: Path) -> str:

@@ -12,6 +12,7 @@ from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.tiling import Tiling, make_tiling
+from multimae_eo.sources.draft.drafting import required_text
 from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
 from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES, RasterRule
 
@@ -26,7 +27,8 @@ def open_for(
     inputs: Sequence[str] | None = None,
     rule: RasterRule | None = None,
 ) -> Scene:
-    """Open a scene file, or a single raster that holds all ``inputs`` (default: the model's).
+    """Open a scene file, a folder of rasters whose sensor, level and scale the files show, or a
+    single raster that holds all ``inputs`` (default: the model's).
 
     Modalities are read at the resolutions of the model's training: all on one grid, or native.
     ``rule``: what a raster does not declare itself. Raises as ``Scene`` and ``Scene.of_raster``;
@@ -36,11 +38,20 @@ def open_for(
     if path.suffix.lower() not in RASTER_SUFFIXES:
         if rule not in (None, RasterRule()):
             raise ConfigError(f"{path}: level and scale of its rasters stand in the scene file")
-        return Scene(path, native=len(set(sizes.values())) > 1)
+        native = len(set(sizes.values())) > 1
+        return Scene(path, native=native, text=_drafted(path) if path.is_dir() else None)
     modalities = model.modalities.select(inputs or list(model.modalities))
     side = max(sizes[n] for n in modalities)
     ratios = {n: side // sizes[n] for n in modalities if side % sizes[n] == 0}
     return Scene.of_raster(path, modalities, rule, ratios=ratios)
+
+
+def _drafted(path: Path) -> str:
+    """The scene file of a folder of rasters that leave nothing open; ConfigError otherwise."""
+    draft, text = required_text(path)
+    if draft.kind != "scene":
+        raise ConfigError(f"{path}: {draft.evidence[0]}: a data set (SOURCE), not a scene")
+    return text
 
 
 def require_inputs(

@@ -19,6 +19,8 @@ from multimae_eo.sources.file_names import composed
 
 YAML_BYTES, YAML_NODES = 1 << 23, 1_000_000
 """Most bytes of a YAML file, and most values that it may stand for."""
+BLANK = "???"
+"""A value that the user has to fill in, as a drafted file has it where the data leave it open."""
 
 
 def one_line(text: object, limit: int = 160) -> str:
@@ -80,6 +82,7 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         if _expanded(node, {}) > YAML_NODES:
             raise ConfigError(f"{where}: YAML: aliases make more than {YAML_NODES} values of it")
+        _require_filled(node, text, where)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -109,6 +112,35 @@ def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
             below = [part for pair in node.value for part in pair]
         size = sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in below)
     return size
+
+
+def _require_filled(top: yaml.Node, text: str, where: str) -> None:
+    """ConfigError naming the first line with a blank, and the comment above it."""
+    blanks: list[tuple[int, str]] = []
+    seen: set[int] = set()
+    nodes = [("", top)]
+    for key, node in nodes:  # breadth first, so that a merged value is named where it is written
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            nodes += [(f"{key}.{k.value}".strip("."), v) for k, v in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += [(key, v) for v in node.value]
+        elif isinstance(node, yaml.ScalarNode) and node.style is None and node.value == BLANK:
+            blanks.append((node.start_mark.line, key))
+    if not blanks:
+        return
+    line, key = min(blanks)
+    above: list[str] = []
+    lines = text.splitlines()
+    for comment in reversed(lines[:line]):
+        if not comment.lstrip().startswith("#"):
+            break
+        above.insert(0, comment.strip().lstrip("#").strip())
+    more = f" ({len(blanks)} blanks in all)" if len(blanks) > 1 else ""
+    remedy = one_line(" ".join(above), 300) or "write its value"
+    raise ConfigError(f"{where}, line {line + 1}: {key}: replace {BLANK}{more}: {remedy}")
 
 
 @dataclass(frozen=True)

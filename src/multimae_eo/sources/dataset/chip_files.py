@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from multimae_eo.errors import ConfigError, DataError, SplitError, did_you_mean
-from multimae_eo.files import read_text, reading
+from multimae_eo.files import read_text, reading, require_regular
 from multimae_eo.sources.base import split_name
 from multimae_eo.sources.file_names import (
     composed,
@@ -112,7 +112,7 @@ class ChipFiles(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with a row per chip, by id. ``path`` is for messages."""
+    """A CSV or Parquet file with a row per chip, by id. ``path`` is for messages."""
 
     path: Path
     columns: tuple[str, ...]
@@ -137,7 +137,7 @@ class Table:
 
 
 def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Table:
-    """Read a CSV whose column ``id`` or ``file`` names the chips.
+    """Read a CSV or Parquet file whose column ``id`` or ``file`` names the chips.
 
     A ``file`` is matched against ``pattern``; failing that, taken without its extension, then
     without its folder. Raises SplitError for ids without files, ids listed twice and an empty
@@ -145,14 +145,7 @@ def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Ta
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file; mend `splits:` or `table:`")
-    remedy = "write it as CSV, in UTF-8"
-    text = read_text(path, ConfigError, limit=_TABLE_BYTES, remedy=remedy, form="CSV")
-    text = text.removeprefix("\ufeff")
-    with reading(path, ConfigError, remedy, form="CSV"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True)
-        columns = tuple(composed(one_line(name)) for name in reader.fieldnames or ())
-        reader.fieldnames = list(columns)
-        lines = [{k: composed((v or "").strip()) for k, v in row.items() if k} for row in reader]
+    columns, lines = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
     by = "id" if "id" in columns else "file"
     if by not in columns:
         raise ConfigError(f"{path}: needs a column `id` or `file`; it has: {', '.join(columns)}")
@@ -175,6 +168,45 @@ def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Ta
             f"{_zeros_hint(lost, keys)}mend the table, `root:` or `chips:`"
         )
     return Table(path, columns, rows)
+
+
+def _csv_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Columns and rows of a CSV file; ConfigError where it cannot be read."""
+    remedy = "write it as CSV, in UTF-8"
+    text = read_text(path, ConfigError, limit=_TABLE_BYTES, remedy=remedy, form="CSV")
+    text = text.removeprefix("\ufeff")
+    with reading(path, ConfigError, remedy, form="CSV"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True)
+        columns = tuple(composed(one_line(name)) for name in reader.fieldnames or ())
+        reader.fieldnames = list(columns)
+        lines: list[Row] = [
+            {k: composed((v or "").strip()) for k, v in row.items() if k} for row in reader
+        ]
+    return columns, lines
+
+
+def _parquet_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Columns and rows of a Parquet file, as text; null is empty, columns of geometry are left out.
+
+    ConfigError where it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_regular(path, ConfigError)
+    with reading(path, ConfigError, "write it as Parquet or CSV", form="Parquet"):
+        table = pq.read_table(path)
+    kept = [
+        f.name for f in table.schema
+        if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type))
+    ]  # fmt: skip
+    values = [["" if v is None else str(v).strip() for v in table[n].to_pylist()] for n in kept]
+    columns = tuple(composed(one_line(name)) for name in kept)
+    rows: list[Row] = [
+        {c: composed(t) for c, t in zip(columns, row, strict=True)}
+        for row in zip(*values, strict=True)
+    ]
+    return columns, rows
 
 
 def _zeros_hint(lost: Sequence[str], keys: Collection[str]) -> str:

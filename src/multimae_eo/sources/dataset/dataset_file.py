@@ -14,13 +14,14 @@ from multimae_eo.errors import (
     ConfigError,
     DataError,
     FormatError,
+    SplitError,
     did_you_mean,
 )
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands
-from multimae_eo.sources.base import Source
+from multimae_eo.sources.base import Source, split_name
 from multimae_eo.sources.dataset.chip_features import ChipFeatures
 from multimae_eo.sources.dataset.chip_files import (
     UNLISTED,
@@ -128,12 +129,13 @@ class DatasetFileSource(Source):
 
     Chips that the split table does not name have the split ``unlisted``: they can be read, and are
     never trained on. A modality that is nowhere valid in a chip is absent from its sample.
+    ``text``: the YAML, instead of the file's; ``path`` is then for messages.
 
     Raises ConfigError for what the dataset file gets wrong, DataError and its kinds for the files.
     """
 
-    def __init__(self, path: Path) -> None:
-        spec = read_dataset_file(Path(path))
+    def __init__(self, path: Path, text: str | None = None) -> None:
+        spec = read_dataset_file(Path(path), text)
         self.name = spec.name
         self._spec = spec
         files, keys = _discover(spec)
@@ -146,15 +148,15 @@ class DatasetFileSource(Source):
         self._time = self._resolved(spec.time, "time", numeric=False)
         self._labels: ChipLabels | None = None
         self._features: ChipFeatures | None = None
+        main = files[spec.chips or _pattern_of(spec, spec.modalities[0])]
         if spec.labels and spec.labels.vector:
             labels = VectorLabels(spec.labels.vector)
             self._features = ChipFeatures(labels, spec.root, self._finest_files())
             self.class_names, self.class_ids = labels.classes, labels.class_ids
         elif spec.labels:
-            main = files[spec.chips or _pattern_of(spec, spec.modalities[0])]
             self._labels = ChipLabels.of(spec, main, self.keys, self._table)
             self.class_names, self.class_ids = self._labels.classes, self._labels.class_ids
-        self.split_of = self._splits(_main_pattern(spec), keys)
+        self.split_of = self._splits(_main_pattern(spec), keys, main)
         self.notes = tuple(left_out(spec, files, self.keys, self._labels))
         self.notes += self._features.labels.notes if self._features else ()
         self.outward_links = tuple(outward_links(spec, files, self._labels))
@@ -286,9 +288,16 @@ class DatasetFileSource(Source):
                 )
         return replace(value, chips=numbers)
 
-    def _splits(self, pattern: Pattern | None, keys: frozenset[str]) -> list[str]:
+    def _splits(self, pattern: Pattern | None, keys: frozenset[str], files: ChipFiles) -> list[str]:
         spec, labels = self._spec, self._labels
-        if spec.draw is not None:
+        if spec.split_folders:
+            drawn = [_split_folder(files.get(key, key)) for key in self.keys]
+            if set(drawn) == {UNLISTED}:
+                raise SplitError(
+                    f"{spec.file}: splits: no folder of {self.keys[0]!r} is named train, val or "
+                    "test; write a split table, or fractions"
+                )
+        elif spec.draw is not None:
             drawn = draw_splits(
                 self.keys,
                 spec.draw,
@@ -377,6 +386,12 @@ class DatasetFileSource(Source):
                 f"{plan.first.path} one; tag both alike, or list it under `exclude:`"
             )
         return pixels, linear
+
+
+def _split_folder(path: str) -> str:
+    """The split that the first such folder of a chip's path is named after."""
+    names = (split_name(part) for part in PurePosixPath(path).parts[:-1])
+    return next((n for n in names if n in ("train", "val", "test")), UNLISTED)
 
 
 def _pattern_of(spec: DatasetSpec, modality: ModalitySpec) -> Pattern:

@@ -25,7 +25,7 @@ from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.raster.reading import Layout
 from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
-from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
+from multimae_eo.sources.yaml_section import Section, as_number, load_yaml, parse_yaml
 
 DATASET_KEYS = (
     "name", "root", "chips", "size", "time", "file_bands", "modalities", "labels", "splits",
@@ -42,6 +42,10 @@ LABEL_KEYS = (
 )  # fmt: skip
 
 Size = tuple[int, int]
+CLASS_MAP_KEY = "legend"
+"""The key of a modality's class map."""
+FOLDER_SPLITS = "folder"
+"""The value of ``splits:`` by which folders name the splits."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class LabelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A whole dataset file. ``draw`` and ``split_table`` exclude each other."""
+    """A whole dataset file. ``draw``, ``split_table`` and ``split_folders`` (the first folder of a
+    chip's path that is named after a split) exclude each other."""
 
     file: Path
     name: str
@@ -121,11 +126,16 @@ class DatasetSpec:
     draw: SplitDraw | None
     table: Path | None
     exclude: frozenset[str]
+    split_folders: bool = False
 
 
-def read_dataset_file(path: Path) -> DatasetSpec:
-    """Read and check a dataset file; ConfigError names the invalid key and the valid ones."""
-    top = Section.of(str(path), load_yaml(path), DATASET_KEYS)
+def read_dataset_file(path: Path, text: str | None = None) -> DatasetSpec:
+    """Read and check a dataset file; ConfigError names the invalid key and the valid ones.
+
+    ``text``: the YAML, instead of the file's; ``path`` is then for messages.
+    """
+    content = load_yaml(path) if text is None else parse_yaml(text, str(path))
+    top = Section.of(str(path), content, DATASET_KEYS)
     records = top.get("modalities", {})
     if not isinstance(records, Mapping) or not records:
         raise top.error("modalities", "name at least one modality")
@@ -153,6 +163,7 @@ def read_dataset_file(path: Path) -> DatasetSpec:
         draw=draw,
         table=table,
         exclude=frozenset(top.names("exclude") or ()),
+        split_folders=top.get("splits") == FOLDER_SPLITS,
     )
 
 
@@ -248,7 +259,7 @@ def _categorical(section: Section, name: str) -> tuple[Modality, tuple[str, ...]
     """A class map where ``legend`` is given, or the catalogue has one under this name."""
     catalogued = catalog.MODALITIES.get(name)
     bare = not any(k in section for k in ("legend", "band", "bands", "sensor"))
-    value = section.get("legend")
+    value = section.get(CLASS_MAP_KEY)
     if value is None and not (bare and catalogued is not None and catalogued.categorical):
         return None
     if section.get("kind", "categorical") != "categorical":
@@ -290,7 +301,7 @@ def _sensor_of(section: Section, asked: tuple[str | float, ...]) -> str:
     if not all(isinstance(b, str) for b in asked):
         raise section.error("sensor", "a wavelength needs `sensor:`")
     if str(asked[0]) in catalog.CLASS_MAPS:
-        raise section.error("legend", f"a class map needs `legend: {asked[0]}`")
+        raise section.error(CLASS_MAP_KEY, f"a class map needs `legend: {asked[0]}`")
     return catalog.find_band(str(asked[0]))[0].name
 
 
@@ -371,6 +382,8 @@ _DRAW_KEYS = ("stratify", "group", "seed")
 
 def _splits(top: Section, root: Path) -> tuple[Path | None, SplitDraw | None]:
     value = top.get("splits")
+    if value == FOLDER_SPLITS:
+        return None, None
     if value is None or isinstance(value, str):
         return (existing_path(root, value) if value else None), None
     if not isinstance(value, Mapping) or not value:

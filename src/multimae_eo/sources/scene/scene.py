@@ -37,7 +37,7 @@ from multimae_eo.sources.scene.stacking import (
     stack_of,
 )
 from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
-from multimae_eo.sources.yaml_section import Section, load_yaml
+from multimae_eo.sources.yaml_section import Section, load_yaml, parse_yaml
 
 __all__ = ["Grid", "Scene", "require_scene_modalities"]
 
@@ -70,7 +70,8 @@ class Scene:
     ``grid``: of the scene. ``ratios``: per modality, how many of the grid's pixels make one of
     its own; all 1 unless ``native``, which applies the modalities' ``ratio:``. ``chip_rule``: how
     chips are cut, None where the file has no ``chips:``. ``labels``: the vector labels of its
-    chips, None where it has none.
+    chips, None where it has none. ``text``: the YAML, instead of the file's; ``path`` is then for
+    messages.
 
     Raises ConfigError for an invalid file, FormatError for rasters that cannot be used (no CRS,
     rotated, damaged), DataError for a raster that lies wholly elsewhere.
@@ -81,14 +82,16 @@ class Scene:
     labels: VectorSpec | None = None
     _cloud: Mosaic | None = None
 
-    def __init__(self, path: Path, *, native: bool = False) -> None:
-        top = Section.of(str(path), load_yaml(path), SCENE_KEYS)
+    def __init__(self, path: Path, *, native: bool = False, text: str | None = None) -> None:
+        content = load_yaml(path) if text is None else parse_yaml(text, str(path))
+        top = Section.of(str(path), content, SCENE_KEYS)
         records = top.get("modalities", {})
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
         root = path.parent / top.text("root", ".")
         parsed = {str(name): _parse(top, str(name), r, root) for name, r in records.items()}
-        self._lay_out(path, path.read_bytes(), parsed, native=native)
+        given = path.read_bytes() if text is None else text.encode()
+        self._lay_out(path, given, parsed, native=native)
         self.name = top.text("name", path.stem)
         self.time = _time(top)
         self.chip_rule = chip_rule(top, self.modalities)

@@ -1,0 +1,1 @@
+"""Drafts of dataset and scene files, from the files that are there."""

@@ -1,0 +1,83 @@
+"""``draft_of``: what some files are, as a draft of a dataset or scene file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.sources.draft.area_layouts import area_draft
+from multimae_eo.sources.draft.chip_layouts import chip_draft
+from multimae_eo.sources.draft.file_groups import FolderFiles
+from multimae_eo.sources.draft.yaml_draft import Draft
+
+_MOST_AREA_FILES = 200
+_WRITTEN = ("dataset.yaml", "dataset.yml", "scene.yaml", "scene.yml")
+"""A file of these names describes the folder that it lies in."""
+
+
+def draft_of(paths: Sequence[Path]) -> Draft:
+    """Recognise what is in a folder, or in several files or folders.
+
+    ConfigError where nothing is there, DataError where it is nothing that is recognised,
+    FormatError for an image that cannot be read.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file or folder")
+    files = _files(paths)
+    draft = chip_draft(files)
+    if draft is None and len(files.rasters) <= _MOST_AREA_FILES:
+        draft = area_draft(files)
+    if draft is None:
+        raise DataError(
+            f"{', '.join(map(str, paths))}: {_seen(files)}; recognised are class folders, folders "
+            "of images and masks, a folder per sensor, chips of one size, georeferenced rasters "
+            "and band files"
+        )
+    return draft
+
+
+def required_text(path: Path) -> tuple[Draft, str]:
+    """The draft of a folder that is used as it is, and its YAML.
+
+    ConfigError where a value is blank or something is in doubt; otherwise as ``draft_of``.
+    """
+    for name in _WRITTEN:
+        if (path / name).is_file():
+            raise ConfigError(
+                f"{path}: is a folder; its description is {path / name}: name that file"
+            )
+    draft = draft_of([path])
+    if draft.blanks or draft.doubts:
+        open_points = ", ".join(draft.blanks) or draft.doubts[0]
+        raise ConfigError(
+            f"{path}: {draft.evidence[0]}, but {open_points} cannot be determined from the files; "
+            f"run `multimae-eo init {path} --out {draft.kind}.yaml`, fill in its blanks, and use "
+            "that file"
+        )
+    return draft, draft.text()
+
+
+def _files(paths: Sequence[Path]) -> FolderFiles:
+    """All files of one folder, or those of several paths below their common folder."""
+    if len(paths) == 1 and paths[0].is_dir():
+        return FolderFiles.of(paths[0])
+    listed: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inner = FolderFiles.of(path)
+            listed += [path / n for n in (*inner.rasters, *inner.tables, *inner.vectors)]
+        else:
+            listed.append(path)
+    parents = [str((p if p.is_dir() else p.parent).resolve()) for p in paths]
+    folder = Path(os.path.commonpath(parents))
+    return FolderFiles.of(folder, [p.resolve() for p in listed])
+
+
+def _seen(files: FolderFiles) -> str:
+    if not files.rasters:
+        return "no image is in it"
+    folders = len(files.by_folder)
+    return f"{len(files.rasters)} images in {folders} folder{'s' if folders > 1 else ''}"
