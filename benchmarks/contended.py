@@ -95,7 +95,7 @@ def rate(policy: str, condition: Condition, arguments: Sequence[str], out: Path)
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; the record that is written."""
     from multimae_eo import open_source
-    from multimae_eo.quickstart import make_world
+    from multimae_eo.quickstart import make_synthetic_data
     from multimae_eo.store.writer import prepare
 
     about = measure.machine("cpu")
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset = make_world(folder / "data", chips=options.chips)
+        dataset = make_synthetic_data(folder / "data", chips=options.chips)
         store = prepare(open_source(dataset), folder / "store").path
         command = [
             "pretrain", "--recipe", "quickstart", "--data", str(store),

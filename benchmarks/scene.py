@@ -110,7 +110,7 @@ def pure_rate(model: MultiMAE, scene: Scene, options: SceneOptions, seconds: flo
         for turn in range(1_000_000):
             if turn == 2:  # after warming up
                 done, start = 0, time.perf_counter()
-            said = model.reconstruct(batch, ["optical"], draws=0)
+            said = model.reconstruct(batch, ["optical"], samples=0)
             said["elevation"].mean.cpu()
             done += len(batch)
             if turn > 4 and time.perf_counter() - start > seconds:

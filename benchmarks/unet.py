@@ -1,7 +1,7 @@
 """A U-Net trained from scratch on maps: what a model for one input configuration reaches.
 
 The comparison for fine-tuned segmentation: the same chips, splits, normalisation, augmentation
-(flips and quarter turns), loss (cross-entropy), choice of the best epoch on validation and metrics;
+(flips and rot90), loss (cross-entropy), choice of the best epoch on validation and metrics;
 only the network is another. Prints a JSON record per seed, and means over seeds with intervals.
 
     python benchmarks/unet.py --data STORE --inputs optical,elevation [--seeds 3] [--epochs 60]
@@ -154,7 +154,7 @@ def train(
             train=True,
             seed=seed,
             epoch=epoch,
-            turns=True,
+            rot90=True,
             chip=options.chip,
         )
         for batch in loader:

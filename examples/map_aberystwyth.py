@@ -93,7 +93,7 @@ def main() -> None:
         )
     run(
         f"reconstruct --model {out}/pretrained/model --scene {SCENE} --inputs optical "
-        f"--outputs elevation --draws 4 --error --device cpu --out {out}/relief"
+        f"--outputs elevation --samples 4 --error --device cpu --out {out}/relief"
     )
     found = east(Scene(SCENE), out)
     (out / "scores.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

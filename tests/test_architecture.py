@@ -82,6 +82,17 @@ def test_the_map_of_rooms_in_the_docs_is_current() -> None:
     assert rooms_table(GRAPH, ROOMS) in page, "run python docs/figures/rooms.py"
 
 
+def test_every_class_name_is_defined_once() -> None:
+    """Private ones included, and with or without the underscore before them."""
+    definitions: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                name = node.name.removeprefix("_")
+                definitions.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert {n: paths for n, paths in definitions.items() if len(paths) > 1} == {}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_functions_stay_small(path: Path) -> None:
     assert path.name != "utils.py"

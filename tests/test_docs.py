@@ -59,13 +59,13 @@ TOY = {
     "benchmark": f"{ONE_EPOCH} --features mean --seeds 1",
     "inspect": "--chips 60",
     "probe": "--features mean",
-    "reconstruct": "--limit 1 --draws 1",
+    "reconstruct": "--limit 1 --samples 1",
 }
 # Of the reader's own data, where the real ones are only larger.
 QUICK = "--data quickstart/store"
 # Beside ``TOY``: by the subcommand and a word after it.
 ADDED = {
-    ("quickstart", "--world_only"): "--chips 40",
+    ("quickstart", "--data_only"): "--chips 40",
     ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto",
     ("pretrain", "paper-mmearth64"): "--model.encoder nano --data.batch_size 4 "
     "--data.workers 0 --data.val_fraction 0.3",

@@ -94,7 +94,7 @@ def test_pictures_are_pictures(tour):
 
 
 def test_what_was_hidden_is_predicted_better_than_its_mean(tour):
-    scores = json.loads((tour.out / "reconstruction/scores.json").read_text())["scores"]["hidden"]
+    scores = json.loads((tour.out / "reconstruction/scores.json").read_text())["scores"]["masked"]
     assert set(scores) == {"radar", "elevation", "landcover"}
     for name in ("radar", "elevation"):
         assert scores[name]["r2"] > 0.05, "the mean scores 0"
@@ -115,7 +115,7 @@ def test_the_report_stands_alone_and_tells_the_numbers(tour):
     page = tour.report.read_text(encoding="utf-8")
     assert not re.search(r'(?:src|href)="(?!data:|#)', page), "nothing is loaded from elsewhere"
     assert not re.search(r"\b(nan|None|inf)\b", re.sub(r"data:[^\"]+", "", page))
-    scores = json.loads((tour.out / "reconstruction/scores.json").read_text())["scores"]["hidden"]
+    scores = json.loads((tour.out / "reconstruction/scores.json").read_text())["scores"]["masked"]
     for name in scores:
         assert name in page
     assert "95 % bootstrap" in page

@@ -44,14 +44,14 @@ def test_a_window_beside_pixel_edges_names_chip_and_modality():
         crop(two_resolutions(), top=1 / 12, left=0, size=0.5)
 
 
-@given(across=st.booleans(), down=st.booleans(), turns=st.integers(0, 7))
-def test_flips_and_turns_move_pixels_validity_and_label_maps_alike(across, down, turns):
+@given(across=st.booleans(), down=st.booleans(), rot90=st.integers(0, 7))
+def test_flips_and_rot90_move_pixels_validity_and_label_maps_alike(across, down, rot90):
     whole = two_resolutions(label=np.arange(144).reshape(12, 12))
-    moved = flip(whole, horizontal=across, vertical=down, turns=turns)
+    moved = flip(whole, horizontal=across, vertical=down, rot90=rot90)
     assert np.array_equal(moved.label, moved.pixels["fine"][0])
     assert np.array_equal(moved.valid["fine"], moved.pixels["fine"] % 7 > 0)
     assert sorted(moved.pixels["fine"].ravel()) == list(range(144))
-    back = flip(flip(moved, horizontal=False, turns=-turns), horizontal=across, vertical=down)
+    back = flip(flip(moved, horizontal=False, rot90=-rot90), horizontal=across, vertical=down)
     assert np.array_equal(back.pixels["fine"], whole.pixels["fine"])
 
 

@@ -40,7 +40,7 @@ _MODULE_OF = {
     "finetune": "api.runs",
     "init": "api.stores",
     "inspect": "api.stores",
-    "make_world": "quickstart",
+    "make_synthetic_data": "quickstart",
     "open_source": "loading.open_source",
     "predict": "api.maps",
     "prepare": "api.stores",
@@ -55,10 +55,8 @@ __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
     "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
     "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_subsets", "export_model",
-    "finetune", "init", "inspect", "make_world", "open_source", "predict", "prepare", "pretrain",
-    "probe",
-    "reconstruct", "search", "study",
-    "__version__",
+    "finetune", "init", "inspect", "make_synthetic_data", "open_source", "predict", "prepare",
+    "pretrain", "probe", "reconstruct", "search", "study", "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -74,12 +72,16 @@ if TYPE_CHECKING:
     from multimae_eo.modality import Band, Modality, ModalitySet, Task
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
-    from multimae_eo.quickstart import make_world
+    from multimae_eo.quickstart import make_synthetic_data
     from multimae_eo.sample import Batch, Sample
     from multimae_eo.statistics import Statistics
 
 
+_FORMER_NAMES = {"make_world": "make_synthetic_data"}
+
+
 def __getattr__(name: str) -> Any:
+    name = _FORMER_NAMES.get(name, name)
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'multimae_eo' has no attribute {name!r}")
     return getattr(importlib.import_module(f"multimae_eo.{_MODULE_OF[name]}"), name)

@@ -90,13 +90,13 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            put_in_place(temporary, path, durable=durable)
+            sync_and_rename(temporary, path, durable=durable)
         except BaseException:
             remove(temporary)
             raise
 
 
-def put_in_place(temporary: Path, path: Path, *, durable: bool = True) -> None:
+def sync_and_rename(temporary: Path, path: Path, *, durable: bool = True) -> None:
     """Sync a temporary file, or a folder's files, and rename it to ``path``; raises OSError.
 
     A folder does not replace another one.
@@ -175,7 +175,7 @@ def require_regular(path: Path, kind: type[MultiMAEError]) -> None:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return  # whoever opens it says why
+        return  # opening it reports the reason
     if not stat.S_ISREG(mode):
         what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise kind(f"{path}: is {what}; give a file")
@@ -297,7 +297,7 @@ _held_guard = threading.Lock()
 def output_lock(out: Path, *, folder: bool = True) -> Iterator[None]:
     """Hold the lock of an output, and first sweep what ended runs left of it.
 
-    ``folder``: the output is a folder, made here and holding its lock; else the lock is a hidden
+    ``folder``: the output is a folder, made here and holding its lock; else the lock is a dot
     file beside it. A thread may take a lock again. The lock of an ended process is taken over
     with a log message. Of several processes that train together only the first takes it.
 

@@ -90,7 +90,8 @@ DECIBEL_NEGATIVE = 0.02
 
 
 def looks_lifted(*, lowest: float, blue: float, cirrus: float, level: str) -> bool:
-    """Whether reflectances are about 0.1 too bright in every band, by their darkest pixels.
+    """Whether reflectances are too bright by approximately 0.1 in every band, by their darkest
+    pixels.
 
     ``lowest``: of all bands but cirrus; all are 1st percentiles, NaN where there is no such band.
     """
@@ -114,20 +115,20 @@ def level_seen(*, blue: float, red: float) -> str:
 
 
 def sentinel_message(values: npt.NDArray[Any], dtype: np.dtype[Any] | None = None) -> str:
-    """Says which value of numeric labels is a fill value that nobody declared; "" for none.
+    """The message for an undeclared fill value among numeric labels; "" where there is none.
 
     A well-known fill value (-9999, the least float, …) counts where it lies further from all other
     values than they do from one another, or is the only value. So does the largest byte beside
     others that differ, where ``dtype`` is that of bytes.
     """
-    known = values[np.isfinite(values)].astype(np.float64)
-    if not known.size:
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
         return ""
-    for value in (float(known.min()), float(known.max())):
+    for value in (float(finite.min()), float(finite.max())):
         byte = dtype == np.uint8 and value == 255.0
         if not (byte or is_fill_value(value)):
             continue
-        others = known[known != value]
+        others = finite[finite != value]
         if byte and (not others.size or others.min() == others.max()):
             continue
         low, high = (float(others.min()), float(others.max())) if others.size else (value, value)
@@ -136,8 +137,9 @@ def sentinel_message(values: npt.NDArray[Any], dtype: np.dtype[Any] | None = Non
             continue
         between = f", the others lie between {low:g} and {high:g}" if others.size else ""
         return (
-            f"{int((known == value).sum())} of {known.size} values are {value:g}{between}: a fill "
-            f"value? declare `labels: {{nodata: {value:g}}}`, or `nodata: []` if it was measured"
+            f"{int((finite == value).sum())} of {finite.size} values are {value:g}{between}: a "
+            f"fill value? declare `labels: {{nodata: {value:g}}}`, or `nodata: []` if it was "
+            "measured"
         )
     return ""
 

@@ -51,7 +51,7 @@ def _watch() -> None:
 def starting_children() -> Iterator[None]:
     """Processes started inside never receive Ctrl-C, not even while they import.
 
-    The signal goes to every process of a terminal; the parent alone answers it.
+    The signal goes to every process of a terminal; only the parent handles it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield  # Windows: they ignore it once they run
@@ -72,7 +72,7 @@ def starting_children() -> Iterator[None]:
 def _deferred_interrupts() -> Iterator[None]:
     """Raise a Ctrl-C that another thread receives only at the end.
 
-    A child that was started by half has nothing to read, and says so with a traceback.
+    A partly started child has nothing to read and prints a traceback.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

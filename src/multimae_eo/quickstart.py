@@ -25,7 +25,7 @@ CHIPS = 600
 
 
 @dataclass
-class _Tour:
+class _Steps:
     """Announces steps on stderr and keeps how long each took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class _Tour:
         self.seconds[name] = time.perf_counter() - start
 
 
-def make_world(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
+def make_synthetic_data(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
     """Write a synthetic data set, chips and a scene, to ``out/world``; returns its dataset file.
 
     Raises OutputError when ``out`` holds something else.
@@ -69,29 +69,29 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     from multimae_eo.train.pretrain import pretrain
     from multimae_eo.train.recipe import load_recipe
 
-    tour = _Tour()
-    with tour.step("making synthetic data"):
-        dataset = make_world(out, seed=seed, chips=chips)
-    with tour.step("preparing a chip store"):
+    steps = _Steps()
+    with steps.step("making synthetic data"):
+        dataset = make_synthetic_data(out, seed=seed, chips=chips)
+    with steps.step("preparing a chip store"):
         store = prepare(open_source(dataset), out / "store")
     overrides = [f"--run.seed={seed}", *([f"--run.epochs={epochs}"] if epochs else [])]
     recipe = load_recipe("quickstart", overrides)
-    with tour.step("pre-training"):
+    with steps.step("pre-training"):
         run = pretrain(recipe, store, out / "run", spec=str(out / "store"))
     model = MultiMAE.from_pretrained(run.model)
     model.save_pretrained(out / "model")
-    with tour.step("reconstructing masked modalities"):
+    with steps.step("reconstructing masked modalities"):
         reconstruction = reconstruct_chips(
             model,
             store,
             inputs=list(GIVEN),
             out=out / "reconstruction",
             split="test",
-            options=ReconstructOptions(limit=4, draws=4),
+            options=ReconstructOptions(limit=4, samples=4),
         )
-    with tour.step("probing against a random encoder"):
+    with steps.step("probing against a random encoder"):
         rows = probe(model, store, inputs=list(GIVEN), out=out / "probe", seed=seed)
-    with tour.step("mapping a scene"):
+    with steps.step("mapping a scene"):
         maps = reconstruct_scene(
             model,
             Scene(dataset.with_name("scene.yaml")),
@@ -99,7 +99,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
             outputs=["landcover", "elevation"],
             out=out / "scene",
         )
-    return _report(out, reconstruction, rows, maps, tour)
+    return _report(out, reconstruction, rows, maps, steps)
 
 
 def _claim(out: Path, plan: dict[str, int]) -> None:
@@ -124,7 +124,7 @@ def _report(
     reconstruction: dict[str, Any],
     rows: list[dict[str, Any]],
     maps: list[Path],
-    tour: _Tour,
+    steps: _Steps,
 ) -> Path:
     from multimae_eo.reports.html import Report
 
@@ -134,7 +134,7 @@ def _report(
         "both decide what optical sensors and radar measure. It was then given optical bands only.",
     )
     page.heading("Masked modalities, predicted from optical bands alone")
-    scores = reconstruction["scores"]["hidden"]
+    scores = reconstruction["scores"]["masked"]
     page.table(
         [
             {
@@ -156,5 +156,5 @@ def _report(
     for path in maps:
         page.picture(path.with_suffix(path.suffix + ".png"), path.name, f"Map {path.stem}")
     page.heading("Time")
-    page.table([{"step": k, "seconds": round(v, 1)} for k, v in tour.seconds.items()], "")
+    page.table([{"step": k, "seconds": round(v, 1)} for k, v in steps.seconds.items()], "")
     return page.write(out / "report.html")

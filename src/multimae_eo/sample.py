@@ -117,15 +117,16 @@ def crop(sample: Sample, *, top: float, left: float, size: float) -> Sample:
     )
 
 
-def flip(sample: Sample, *, horizontal: bool, vertical: bool = False, turns: int = 0) -> Sample:
-    """Flip and rotate all modalities and a label map alike. ``turns``: times of rot90."""
+def flip(sample: Sample, *, horizontal: bool, vertical: bool = False, rot90: int = 0) -> Sample:
+    """Flip and rotate all modalities and a label map alike. ``rot90``: number of rotations by
+    90°."""
 
     def move(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if horizontal:
             array = array[..., ::-1]
         if vertical:
             array = array[..., ::-1, :]
-        return np.rot90(array, turns, axes=(-2, -1)) if turns % 4 else array
+        return np.rot90(array, rot90, axes=(-2, -1)) if rot90 % 4 else array
 
     label = sample.label
     if isinstance(label, np.ndarray) and label.ndim == 2:

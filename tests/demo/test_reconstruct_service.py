@@ -75,10 +75,10 @@ def test_the_observed_is_told_in_physical_units(service, location, chips):
 
 def test_what_is_predicted_is_what_the_model_says(service, location, model, chips):
     """A chip of the model's own size needs no windows: the plain forward pass is the answer."""
-    asked = MaskOptions(inputs=["rgb"], masks=masks(service, location), draws=1)
+    asked = MaskOptions(inputs=["rgb"], masks=masks(service, location), samples=1)
     result = service.reconstruct(location, asked)["modalities"]["elevation"]["values"]
     batch = chips.batch([chips.keys[location]], list(model.modalities))
-    truth = model.reconstruct(batch, ["rgb"], outputs=["elevation"], draws=0)["elevation"].mean
+    truth = model.reconstruct(batch, ["rgb"], outputs=["elevation"], samples=0)["elevation"].mean
     assert np.abs(unpacked(result) - truth[0].numpy()).max() < 0.01 * float(truth.std()) + 1e-4
 
 
@@ -86,7 +86,7 @@ def test_hidden_pixels_cannot_change_the_answer(service, location, monkeypatch):
     from dataclasses import replace
 
     hidden = masks(service, location, rgb=range(1, 16), elevation=range(16), landcover=range(16))
-    asked = MaskOptions(inputs=["rgb", "elevation"], masks=hidden, draws=2)
+    asked = MaskOptions(inputs=["rgb", "elevation"], masks=hidden, samples=2)
     before = service.reconstruct(location, asked)
     sample = service.locations.read(location)
     changed = {n: p.copy() for n, p in sample.pixels.items()}
@@ -120,7 +120,7 @@ def test_scores_are_of_hidden_pixels_only(service, location):
 @pytest.mark.parametrize(("visible", "inputs"), [(1, ["rgb"]), (9, ["rgb", "elevation"]),
                                                  (30, ["elevation", "landcover"])])  # fmt: skip
 def test_exactly_as_many_tokens_as_asked_are_shown(service, location, visible, inputs):
-    result = service.reconstruct(location, MaskOptions(inputs=inputs, visible=visible, draws=1))
+    result = service.reconstruct(location, MaskOptions(inputs=inputs, visible=visible, samples=1))
     assert result["visible"] == visible
     shown = {n: m.count("0") for n, m in result["masks"].items()}
     assert sum(shown.values()) == visible
@@ -129,7 +129,7 @@ def test_exactly_as_many_tokens_as_asked_are_shown(service, location, visible, i
 
 def test_a_seed_draws_the_same_mask_and_another_another(service, location):
     drawn = [
-        service.reconstruct(location, MaskOptions(inputs=["rgb"], visible=5, seed=s, draws=1))[
+        service.reconstruct(location, MaskOptions(inputs=["rgb"], visible=5, seed=s, samples=1))[
             "masks"
         ]
         for s in (1, 1, 2)
@@ -139,7 +139,7 @@ def test_a_seed_draws_the_same_mask_and_another_another(service, location):
 
 def test_a_scene_is_seen_through_overlapping_windows(model, scene):
     service = ReconstructService(model, SceneLocations(scene, model))
-    result = service.reconstruct(4, MaskOptions(inputs=["rgb"], visible=40, draws=1))
+    result = service.reconstruct(4, MaskOptions(inputs=["rgb"], visible=40, samples=1))
     assert result["tokens"] == 3 * 64
     sizes = {n: v["values"]["shape"][1:] for n, v in result["modalities"].items()}
     assert sizes == {"rgb": [64, 64], "elevation": [64, 64], "landcover": [64, 64]}

@@ -40,7 +40,7 @@ def asked(client, **more):
         "location": about["strip"][0]["location"],
         "inputs": ["rgb"],
         "visible": 9,
-        "draws": 1,
+        "samples": 1,
     } | more
 
 
@@ -63,7 +63,7 @@ def test_the_page_is_whole_and_comes_from_here_only(on_scene):
 def test_a_reconstruction_comes_with_pictures_and_scores(on_scene):
     result = on_scene.post("/api/reconstruct", json=asked(on_scene)).json()
     assert result["visible"] == 9
-    for kind in ("filled", "prediction", "spread", "error"):
+    for kind in ("filled", "prediction", "std", "error"):
         data = result["modalities"]["elevation"][kind]["src"].split(",")[1]
         assert picture(base64.b64decode(data)).shape == (64, 64, 3)
     assert set(result["scores"]) == {"rgb", "elevation", "landcover"}
@@ -228,7 +228,7 @@ def test_too_much_is_refused(on_scene):
 @pytest.mark.parametrize("change", [
     {"location": "1"}, {"location": -1}, {"location": 1.5}, {"location": 2**40}, {"inputs": []},
     {"inputs": "rgb"}, {"inputs": ["rgb"] * 40}, {"masks": {"rgb": "2"}}, {"masks": {"rgb": ""}},
-    {"visible": 0}, {"alpha": 0.0}, {"draws": 9}, {"draws": True}, {"path": "/etc/passwd"},
+    {"visible": 0}, {"alpha": 0.0}, {"samples": 9}, {"samples": True}, {"path": "/etc/passwd"},
 ])  # fmt: skip
 def test_malformed_requests_are_refused_in_one_line(on_scene, change):
     answer = on_scene.post("/api/reconstruct", json=asked(on_scene, **change))

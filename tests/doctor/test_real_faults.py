@@ -151,14 +151,14 @@ def test_geobench_brick_kiln_labels():
     assert pictures.where == "s2/B10, s2/B11, s2/B12"
 
 
-def test_hidden_nodata(tmp_path):
+def test_undeclared_nodata(tmp_path):
     def edit(pixels, i):
         if i % 4 == 0:
             pixels[:7, :40, :40] = 0
             pixels[HLS_ELEVATION, :40, :40] = -9999
 
     diagnosis = inspect(hls(tmp_path, edit))
-    findings = {f.where: f for f in diagnosis.of("hidden-nodata")}
+    findings = {f.where: f for f in diagnosis.of("undeclared-nodata")}
     assert {w: f.severity for w, f in findings.items()} == {
         "optical": "error",
         "elevation/elevation": "error",
@@ -175,7 +175,7 @@ def test_declared_nodata_and_saturation(tmp_path):
         form["nodata"] = 65535
 
     diagnosis = inspect(eurosat(tmp_path, edit, profile=profile))
-    assert not diagnosis.of("hidden-nodata")
+    assert not diagnosis.of("undeclared-nodata")
     assert {f.evidence["nodata"] for f in diagnosis.of("nodata")} == {"25 %"}
     (full,) = diagnosis.of("saturation")
     assert (full.where, full.evidence["value"]) == ("rgb/B4", 900)
@@ -190,7 +190,7 @@ def test_class_ids_outside_the_legend_are_refused_and_reported(tmp_path):
     (finding,) = diagnosis.of("class-ids")
     assert finding.where == "landcover"
     assert len(finding.chips) == 2
-    assert "33" in finding.evidence["the reader says"]
+    assert "33" in finding.evidence["error"]
     assert diagnosis.present == {"optical": 30, "elevation": 30, "landcover": 28}
 
 

@@ -145,15 +145,15 @@ def test_swapped_polarisations(world):
     assert finding.evidence["VH"] > finding.evidence["VV"]
 
 
-def test_hidden_nodata_and_declared_nodata(world):
+def test_undeclared_nodata_and_declared_nodata(world):
     def hidden(pixels, i):
         if i % 4 == 0:
             pixels["rgb"][:, :20, :20] = 0
             pixels["elevation"][:, 40:, 40:] = -9999
 
     diagnosis = inspect(Planted(world, hidden))
-    (optical,) = found(diagnosis, "hidden-nodata", "rgb")
-    (relief,) = found(diagnosis, "hidden-nodata", "elevation")
+    (optical,) = found(diagnosis, "undeclared-nodata", "rgb")
+    (relief,) = found(diagnosis, "undeclared-nodata", "elevation")
     # Over dark water three bands may be 0 by measurement; no height is -9999.
     assert (optical.severity, relief.severity) == ("warning", "error")
     assert "nodata: 0" in optical.remedy
@@ -161,7 +161,7 @@ def test_hidden_nodata_and_declared_nodata(world):
     assert relief.evidence["chips"] == 10
 
     declared = inspect(SyntheticSource(40, 64, seed=3, nodata=1.0))
-    assert not declared.of("hidden-nodata")
+    assert not declared.of("undeclared-nodata")
     for finding in declared.of("nodata"):
         assert 0.02 < float(finding.evidence["nodata"].split()[0]) / 100 < 0.3
     assert {f.where for f in declared.of("nodata")} == set(world.modalities) - {"landcover"}

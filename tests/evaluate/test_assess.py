@@ -14,7 +14,7 @@ import shapely
 
 import multimae_eo
 from multimae_eo.errors import ClassMapError, ConfigError, DataError
-from multimae_eo.evaluate.class_map_file import ClassMap
+from multimae_eo.evaluate.class_map_file import ClassMapRaster
 from multimae_eo.evaluate.sample_design import SamplePlan, draw_sample
 from multimae_eo.metrics.design_based import ReferenceSample, estimate_accuracy
 from tests.support.scene_files import CRS, grid
@@ -249,7 +249,7 @@ def test_the_standard_error_decides_the_size(maps, tmp_path):
 @pytest.mark.parametrize("design", ["srs", "stratified", "cluster"])
 def test_a_draw_is_repeatable_and_every_pixel_has_its_chance(tmp_path, design):
     path = write_map(tmp_path / "m.tif", landscape(height=8, width=16))
-    target = ClassMap.open(path)
+    target = ClassMapRaster.open(path)
     expected = dict.fromkeys(target.counts, 0.8)
     hits = np.zeros((8, 16))
     for seed in range(200):

@@ -193,7 +193,7 @@ def test_kinds_of_features_by_hand(model, source, kind):
     hook.remove()
     assert torch.equal(layers[0][:, : tokens.shape[1]], tokens), "one block here"
     expected = [tokens.mean(dim=1)]
-    if kind.endswith("spread"):
+    if kind.endswith("std"):
         expected.append(tokens.std(dim=1, correction=0))
     found = encoder_features(model, INPUTS, kind)(batch)
     assert found == pytest.approx(torch.cat(expected, dim=1).numpy(), abs=1e-5)
@@ -206,7 +206,7 @@ def test_layers_hold_every_block(source):
     deep = small_model(source, depth=3)
     batch = source.batch(source.keys[:2], INPUTS)
     last = encoder_features(deep, INPUTS, "mean")(batch)
-    layers = encoder_features(deep, INPUTS, "layers")(batch)
+    layers = encoder_features(deep, INPUTS, "all-layers-mean")(batch)
     assert layers.shape == (2, 96)
     assert layers[:, 64:] == pytest.approx(last, abs=1e-6)
     assert not np.allclose(layers[:, :32], last, atol=0.01)
@@ -231,11 +231,11 @@ def test_grids_are_zero_where_nothing_was_observed(model):
     ok = np.ones((1, 64, 64), bool)
     ok[:, :32, :32] = False
     batch = collate([replace(sample, valid=dict.fromkeys(INPUTS, ok))], model.modalities)
-    found = encoder_grids(model, INPUTS, "layers")(batch)[0]
+    found = encoder_grids(model, INPUTS, "all-layers-mean")(batch)[0]
     assert not found[:, :4, :4].any()
     assert found[:, 4:].any(axis=0).all()
     one = collate([sample.select(["rgb"])], model.modalities)
-    found = encoder_grids(model, INPUTS, "layers")(one)[0]
+    found = encoder_grids(model, INPUTS, "all-layers-mean")(one)[0]
     assert found[:32].any()
     assert not found[32:].any(), "absent, and yet of the same width"
 
@@ -358,6 +358,6 @@ def test_the_command_line_takes_sets_and_fractions(made, run, refused, tmp_path)
     }
     none = ("--out", str(tmp_path / "none"))
     assert "got '5,ten'" in refused("probe", *data, *none, "--fractions", "5,ten")
-    assert "did you mean 'spread'" in refused("probe", *data, *none, "--features", "spred")
+    assert "did you mean 'mean-std'" in refused("probe", *data, *none, "--features", "mean-sdt")
     assert "no 'sky'" in refused("probe", *data, *none, "--inputs", "rgb;sky")
     assert not (tmp_path / "none").exists()

@@ -15,7 +15,7 @@ import yaml
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.evaluate.probes import ProbeOptions
 from multimae_eo.evaluate.study import StudyPlan, Transfer, claim_study, set_trials, study
-from multimae_eo.evaluate.trials import Cells, Trial, comparisons, merged, slug
+from multimae_eo.evaluate.trials import Trial, TrialFiles, comparisons, merged, slug
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.metrics.task_metrics import Counts, MapCounts, Predictions, scores_of, values_of
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
@@ -40,7 +40,7 @@ def about(tmp_path_factory) -> Transfer:
     return Transfer(model=model, source=source, digest="none", spec="m-eurosat")
 
 
-def plan(*options: str, methods=("finetune", "scratch"), grid=None, **how) -> StudyPlan:
+def plan(*options: str, methods=("finetune", "random-init"), grid=None, **how) -> StudyPlan:
     probing = ProbeOptions(features="mean", fractions=how.pop("fractions", (50, 100)),
                            seeds=how.pop("seeds", 1))  # fmt: skip
 
@@ -52,7 +52,7 @@ def plan(*options: str, methods=("finetune", "scratch"), grid=None, **how) -> St
 
 def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypatch):
     sets = {"rgb": ["rgb"], "both": ["rgb", "ired"]}
-    whole = plan(methods=("finetune", "scratch", "linear"), seeds=2)
+    whole = plan(methods=("finetune", "random-init", "linear"), seeds=2)
     rows = study(about, whole, tmp_path, inputs=sets)
     assert {(r["features"], r["method"]) for r in rows} == {
         ("pre-trained", "fine-tuning"), ("random initialisation", "fine-tuning"),
@@ -115,7 +115,7 @@ def test_small_fractions_get_their_steps(about, tmp_path):
     assert trial.train_chips == 10
     from multimae_eo.evaluate.study import _Case, _recipe
 
-    case = _Case(about, whole, "rgb", ["rgb"], "scratch", 25)
+    case = _Case(about, whole, "rgb", ["rgb"], "random-init", 25)
     recipe = _recipe(case, 10, ())
     assert (recipe.run.epochs, recipe.optim.warmup_epochs) == (4, 2.0)  # 2 steps an epoch
     assert recipe.optim.layer_decay == 1.0
@@ -161,7 +161,7 @@ def test_trials_are_kept_as_they_are(kind, tmp_path):
         for p in made
     ]  # fmt: skip
     both = merged(trials)
-    cells = Cells(tmp_path)
+    cells = TrialFiles(tmp_path)
     assert cells.get("a", "b") is None
     cells.put(both, "a", "b")
     found = cells.get("a", "b")

@@ -92,7 +92,7 @@ def test_reconstruction_equals_the_model(small, make_sample, modalities, tmp_pat
     options = GraphOptions(what="reconstruct", inputs=("rgb",), levels=LEVEL)
     record = export_model(small, path, options, FileOptions(format=kind))
     batch = collate([make_sample(s) for s in (0, 2)], modalities)
-    own = small.reconstruct(batch, ["rgb"], draws=0)
+    own = small.reconstruct(batch, ["rgb"], samples=0)
     found = run_file(path, [physical_tensors(batch)["rgb"]])
     for (name, about), got in zip(record["outputs"].items(), found, strict=True):
         expected = own[name.removesuffix("_reconstructed")].mean
@@ -121,7 +121,7 @@ def test_prediction_equals_the_model(
     assert record["classes"] == ["a", "b", "c"]
     batch = collate([make_sample(s) for s in (0, 2, 4)], modalities)
     with torch.no_grad():
-        own = predictor.answers(predictor(batch, ("rgb", "elevation")))
+        own = predictor.predictions(predictor(batch, ("rgb", "elevation")))
     images = physical_tensors(batch)
     (got,) = run_file(path, [images["rgb"], images["elevation"]])
     assert_close(got, own, atol=1e-4, rtol=0)

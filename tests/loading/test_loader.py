@@ -25,7 +25,7 @@ from multimae_eo.store.writer import prepare
 from tests.support.tiny_source import SIDES, TinySource, assert_same_batch
 
 CHIPS = 23
-TRAIN: dict[str, Any] = {"train": True, "batch_size": 4, "chip": 8, "seed": 5, "turns": True}
+TRAIN: dict[str, Any] = {"train": True, "batch_size": 4, "chip": 8, "seed": 5, "rot90": True}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_one_window_and_turn_for_all_modalities(tmp_path, chip, stored):
     seen = set()
     for epoch in range(6):
         for batch in load(
-            source, batch_size=3, train=True, chip=chip, seed=1, epoch=epoch, turns=True
+            source, batch_size=3, train=True, chip=chip, seed=1, epoch=epoch, rot90=True
         ):
             fine = batch.pixels["fine"].numpy()
             side = chip or 24
@@ -204,11 +204,13 @@ def test_training_drops_a_smaller_last_batch_unless_it_is_the_only_one(store):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_chips(store, world):
-    train = [keys(load(store, batch_size=2, train=True, rank=r, world=world)) for r in range(world)]
+    train = [
+        keys(load(store, batch_size=2, train=True, rank=r, world_size=world)) for r in range(world)
+    ]
     assert len({len(k) for k in train}) == 1, "equal numbers"
     taken = [k for mine in train for k in mine]
     assert len(taken) == len(set(taken))
-    ordered = [keys(load(store, batch_size=2, rank=r, world=world)) for r in range(world)]
+    ordered = [keys(load(store, batch_size=2, rank=r, world_size=world)) for r in range(world)]
     assert ordered == [list(store.keys[r::world]) for r in range(world)]
 
 
@@ -217,11 +219,11 @@ def test_a_chip_is_shown_alike_on_any_number_of_ranks(store):
     options = {**TRAIN, "batch_size": 1}
     alone = {b.keys[0]: b for b in load(store, **options)}
     for rank in range(2):
-        for batch in load(store, rank=rank, world=2, **options):
+        for batch in load(store, rank=rank, world_size=2, **options):
             assert_same_batch(batch, alone[batch.keys[0]])
 
 
-def test_flips_and_turns_are_choices(store):
+def test_flips_and_rotations_are_choices(store):
     plain = load(store, train=True, flips=False, batch_size=5)
     for batch in plain:
         for b, key in enumerate(batch.keys):
@@ -261,12 +263,12 @@ def test_what_cannot_be_loaded_is_said(store):
     with pytest.raises(ConfigError, match=r"data\.chip must be"):
         load(store, batch_size=2, chip=0)
     with pytest.raises(ConfigError, match="rank must be"):
-        load(store, batch_size=2, rank=2, world=2)
+        load(store, batch_size=2, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="did you mean 'elevation'"):
         load(store, batch_size=2, modalities=["elevaton"])
     for indices, world in (([], 1), ([4], 2)):
         with pytest.raises(DataError, match="chips to train on"):
-            load(store, list(indices), batch_size=2, train=True, world=world)
+            load(store, list(indices), batch_size=2, train=True, world_size=world)
     assert load(store, [], batch_size=2) == []
 
 

@@ -50,7 +50,7 @@ def guess(batch: Batch, seed: int = 1) -> dict[str, SimpleNamespace]:
     for name, modality in batch.modalities.items():
         classes = len(modality.classes) if modality.categorical else modality.channels
         mean = torch.randn(len(batch), classes, 8, 8, generator=generator)
-        found[name] = SimpleNamespace(mean=mean, spread=mean.abs())
+        found[name] = SimpleNamespace(mean=mean, std=mean.abs())
     return found
 
 
@@ -73,7 +73,7 @@ def test_continuous_scores_equal_scikit_learn_however_they_are_batched(name: str
     for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
         score.update(
             collate(samples[part], SET),
-            {n: SimpleNamespace(mean=r.mean[part], spread=r.spread[part]) for n, r in said.items()},
+            {n: SimpleNamespace(mean=r.mean[part], std=r.std[part]) for n, r in said.items()},
         )
     got = score.compute()[name]
     truth, valid = flat(samples, name)
@@ -122,7 +122,7 @@ def test_predicting_the_training_mean_scores_zero_and_equals_the_baseline() -> N
     for name in ("sentinel1", "rgb"):
         level = batch.level[:, SET.index(name)].numpy()
         mean = torch.from_numpy(statistics.mean_std(name)[0][level])[:, :, None, None]
-        said[name] = SimpleNamespace(mean=mean.expand(-1, -1, 8, 8), spread=mean)
+        said[name] = SimpleNamespace(mean=mean.expand(-1, -1, 8, 8), std=mean)
     score = ReconstructionScores(SET, statistics=statistics)
     score.update(batch, said)
     for got in score.compute().values():
@@ -147,12 +147,12 @@ def test_a_perfect_reconstruction_scores_one() -> None:
     batch = collate(chips(), SET)
     truths = {n: truth_of(batch, n) for n in SET}
     said = {
-        n: SimpleNamespace(mean=torch.from_numpy(np.asarray(t.values, np.float64)), spread=None)
+        n: SimpleNamespace(mean=torch.from_numpy(np.asarray(t.values, np.float64)), std=None)
         for n, t in truths.items()
         if t is not None and n != "landcover"
     }
     one_hot = np.moveaxis(np.eye(11)[truths["landcover"].values[:, 0]], -1, 1)
-    said["landcover"] = SimpleNamespace(mean=torch.from_numpy(one_hot), spread=None)
+    said["landcover"] = SimpleNamespace(mean=torch.from_numpy(one_hot), std=None)
     score = ReconstructionScores(SET)
     score.update(batch, said)
     got = score.compute()
@@ -181,6 +181,6 @@ def test_legend_indices_follow_the_legends_order() -> None:
 
 def test_a_reconstruction_of_another_size_is_refused() -> None:
     batch = collate(chips(2), SET)
-    said = {"rgb": SimpleNamespace(mean=torch.zeros(2, 3, 4, 4), spread=None)}
+    said = {"rgb": SimpleNamespace(mean=torch.zeros(2, 3, 4, 4), std=None)}
     with pytest.raises(ContractError, match="does not fit"):
         ReconstructionScores(SET).update(batch, said)

@@ -168,10 +168,10 @@ def test_other_sizes_and_aspects_run_and_keep_their_size(make_model, modalities,
     }
     sample = Sample(key="a", pixels=pixels, calibration={"rgb": Calibration(level="l2a")})
     batch = collate([sample, sample], modalities)
-    found = model.reconstruct(batch, ["rgb"], draws=2)
+    found = model.reconstruct(batch, ["rgb"], samples=2)
     assert found["elevation"].mean.shape == (2, 1, height, width)
     assert found["landcover"].mean.shape == (2, 11, height, width)
-    assert found["rgb"].spread.shape == (2, 3, height, width)
+    assert found["rgb"].std.shape == (2, 3, height, width)
     shares = found["landcover"].mean.sum(dim=1)
     assert torch.allclose(shares, torch.ones_like(shares), atol=1e-5)
     features = model.encode(batch, ["rgb"])
@@ -200,12 +200,12 @@ def test_reconstruction_is_in_physical_units_at_the_samples_own_level(
     for parameter in model.decoders["rgb"].out.parameters():
         torch.nn.init.zeros_(parameter)
     batch = collate([make_sample(0), make_sample(1)], modalities)
-    found = model.reconstruct(batch, ["elevation"], outputs=["rgb"], draws=3)["rgb"]
+    found = model.reconstruct(batch, ["elevation"], outputs=["rgb"], samples=3)["rgb"]
     mean, _ = statistics.mean_std("rgb")
     for row, level in enumerate((1, 0)):  # chip-0 is l2a, chip-1 is l1c
         got = found.mean[row].mean(dim=(1, 2)).numpy()
         assert got == pytest.approx(mean[level], rel=1e-5)
-    assert float(found.spread.abs().max()) < 1e-6
+    assert float(found.std.abs().max()) < 1e-6
 
 
 def test_features_of_a_sample_do_not_depend_on_its_neighbours(make_model, make_sample, modalities):

@@ -59,12 +59,12 @@ def test_without_overlap_each_window_is_what_the_model_says_of_it(
 ):
     model = make_model()
     batch = collate([make_sample(0, size=32), make_sample(1, size=32)], modalities)
-    whole = reconstruct(model, batch, ["rgb"], draws=2, overlap=0.0)
+    whole = reconstruct(model, batch, ["rgb"], samples=2, overlap=0.0)
     window = Window(row=16, col=0, height=16, width=16)
-    part = reconstruct(model, batch.cut(dict.fromkeys(SIZES, window)), ["rgb"], draws=2)
+    part = reconstruct(model, batch.cut(dict.fromkeys(SIZES, window)), ["rgb"], samples=2)
     for name, said in part.items():
         torch.testing.assert_close(whole[name].mean[..., 16:, :16], said.mean)
-        torch.testing.assert_close(whole[name].spread[..., 16:, :16], said.spread)
+        torch.testing.assert_close(whole[name].std[..., 16:, :16], said.std)
 
 
 def test_blended_windows_of_a_constant_answer_are_that_answer(make_model, make_sample, modalities):
@@ -72,8 +72,8 @@ def test_blended_windows_of_a_constant_answer_are_that_answer(make_model, make_s
     for decoder in model.decoders.values():
         torch.nn.init.zeros_(decoder.out.weight)
     batch = collate([make_sample(0, size=28)], modalities)
-    windowed = model.reconstruct(batch, ["rgb"], draws=0)
-    whole = reconstruct(model, batch, ["rgb"], draws=0, overlap=None)
+    windowed = model.reconstruct(batch, ["rgb"], samples=0)
+    whole = reconstruct(model, batch, ["rgb"], samples=0, overlap=None)
     for name in ("elevation", "landcover"):
         # Predictions repeat from patch to patch: windows at whole patches say the same.
         assert windowed[name].mean.shape == whole[name].mean.shape
@@ -101,8 +101,8 @@ def test_a_half_observed_chip_is_predicted_everywhere(make_model, make_sample, m
     half[..., :16] = True
     sample = make_sample(0, size=32, names=("rgb",))
     batch = collate([replace(sample, valid={"rgb": half}), make_sample(2, size=32)], modalities)
-    found = reconstruct(model, batch, ["rgb"], outputs=["elevation"], draws=2, overlap=0.0)
-    whole = reconstruct(model, batch, ["rgb"], outputs=["elevation"], draws=2, overlap=None)
+    found = reconstruct(model, batch, ["rgb"], outputs=["elevation"], samples=2, overlap=0.0)
+    whole = reconstruct(model, batch, ["rgb"], outputs=["elevation"], samples=2, overlap=None)
     mean = found["elevation"].mean
     assert mean.isfinite().all()
     torch.testing.assert_close(mean[0, :, :, 16:], whole["elevation"].mean[0, :, :, 16:])

@@ -143,7 +143,7 @@ def test_a_scene_becomes_a_cog_on_its_exact_grid(scene_folder):
     out = scene_folder / "out"
     paths = reconstruct_scene(
         Fake(), Scene(scene_folder / "scene.yaml"), inputs=["rgb"], out=out,
-        options=SceneOptions(draws=2, model_hash="0123456789abcdef"),
+        options=SceneOptions(samples=2, model_hash="0123456789abcdef"),
     )  # fmt: skip
     assert sorted(p.name for p in paths) == [
         "elevation.spread.tif", "elevation.tif", "landcover.spread.tif", "landcover.tif",
@@ -467,7 +467,7 @@ def test_one_window_equals_the_model_itself(native, tmp_path):
     scene = Scene(optical_scene(folder, 16, 16))
     reconstruct_scene(model, scene, inputs=["rgb"], outputs=["rgb"], out=folder / "out")
     sample = scene.read(Window(row=0, col=0, height=16, width=16))
-    said = model.reconstruct(collate([sample], scene.modalities), ["rgb"], draws=0)
+    said = model.reconstruct(collate([sample], scene.modalities), ["rgb"], samples=0)
     with rasterio.open(folder / "out/rgb.tif") as cog:
         assert np.abs(cog.read() - said["rgb"].mean[0].numpy()).max() < 1e-5
 

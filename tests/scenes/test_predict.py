@@ -137,7 +137,7 @@ def test_one_window_is_what_the_model_says_of_the_chip(tuned, tmp_path):
     scene, model = Scene(optical_scene(tmp_path, 16, 16)), tuned(MAP)
     predict_scene(model, scene, out=tmp_path / "map.tif", extras=["probabilities"])
     sample = scene.read(Window(row=0, col=0, height=16, width=16))
-    expected = model.answers(model.predict(collate([sample], scene.modalities)))[0]
+    expected = model.predictions(model.predict(collate([sample], scene.modalities)))[0]
     with rasterio.open(tmp_path / "map.probabilities.tif") as file:
         assert np.abs(file.read() - expected.numpy()).max() < 1e-5
 
@@ -207,7 +207,7 @@ def test_one_answer_per_chip_is_a_map_of_windows(tuned, tmp_path):
     assert np.argwhere(classes == 255).tolist() == [[0, 1]]
     for row, col in ((0, 0), (1, 2), (2, 3)):
         sample = scene.read(Window(row=16 * row, col=16 * col, height=16, width=16))
-        said = model.answers(model.predict(collate([sample], scene.modalities)))[0]
+        said = model.predictions(model.predict(collate([sample], scene.modalities)))[0]
         assert np.abs(shares[:, row, col] - said.detach().numpy()).max() < 1e-5
         assert classes[row, col] == int(said.argmax())
     options = SceneOptions(overlap=0.5)
@@ -223,7 +223,7 @@ def test_values_are_in_the_labels_unit(run, tuned, tmp_path):
     assert run(*command(tmp_path / "values", path, tmp_path / "map.tif"))[0] == 0
     scene = Scene(path)
     chips = [scene.read(Window(row=0, col=c, height=16, width=16)) for c in (0, 16)]
-    said = model.answers(model.predict(collate(chips, scene.modalities)))
+    said = model.predictions(model.predict(collate(chips, scene.modalities)))
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.dtypes == ("float32",)
         assert np.abs(file.read(1)[0] - said.detach().numpy()).max() < 1e-4

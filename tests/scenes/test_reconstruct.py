@@ -61,7 +61,7 @@ class Oracle(StandIn):
         inputs: Sequence[str] | None = None,
         *,
         outputs: Sequence[str] | None = None,
-        draws: int = 8,
+        samples: int = 8,
         seed: int = 0,
     ) -> dict[str, Any]:
         self.asked.append((batch, list(inputs or ()), list(outputs or ())))
@@ -75,7 +75,7 @@ class Oracle(StandIn):
             else:
                 mean = truth.values + 2.0
             spread = torch.full((len(batch), 1, *mean.shape[-2:]), 0.5)
-            found[name] = SimpleNamespace(mean=torch.from_numpy(mean).float(), spread=spread)
+            found[name] = SimpleNamespace(mean=torch.from_numpy(mean).float(), std=spread)
         return found
 
 
@@ -115,14 +115,14 @@ def test_a_folder_is_written_and_the_numbers_are_right(source: Memory, tmp_path:
     result = reconstruct_chips(model, source, inputs=["sentinel1"], out=tmp_path, options=options)
     assert (result["chips"], result["skipped"]) == (4, 2)
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
-    assert set(scores["hidden"]) == {"elevation", "landcover"}
+    assert set(scores["masked"]) == {"elevation", "landcover"}
     assert set(scores["given"]) == {"sentinel1"}
-    elevation = scores["hidden"]["elevation"]
+    elevation = scores["masked"]["elevation"]
     assert elevation["rmse"] == pytest.approx(2.0)
     assert elevation["mae"] == pytest.approx(2.0)
     assert elevation["pixels"] == 3 * 16 * 16 + 32 * 32
     assert elevation["r2"] > 0.99
-    assert scores["hidden"]["landcover"]["miou"] == 1.0
+    assert scores["masked"]["landcover"]["miou"] == 1.0
     assert [len(b) for b, _, _ in model.asked] == [2, 1, 1]  # sizes never mix in a batch
     assert all(i == ["sentinel1"] for _, i, _ in model.asked)
     assert {Path(p).name for p in result["pictures"]} == {
@@ -226,11 +226,11 @@ def test_the_real_model_fits(source: Memory, tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     model = multimae.MultiMAE(SET, TASKS, sizes, source.statistics())
-    options = ReconstructOptions(limit=1, draws=2, batch_size=2)
+    options = ReconstructOptions(limit=1, samples=2, batch_size=2)
     result = reconstruct_chips(
         model, source, inputs=["elevation"], out=tmp_path, split="val", options=options
     )
     assert result["chips"] == 3
-    assert set(result["scores"]["hidden"]) == {"sentinel1", "landcover"}
+    assert set(result["scores"]["masked"]) == {"sentinel1", "landcover"}
     assert set(result["scores"]["given"]) == {"elevation"}
-    assert np.isfinite(result["scores"]["hidden"]["sentinel1"]["rmse"])
+    assert np.isfinite(result["scores"]["masked"]["sentinel1"]["rmse"])

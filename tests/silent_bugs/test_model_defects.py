@@ -37,7 +37,7 @@ def test_1_class_maps_are_never_interpolated(make_model, modalities):
 
     sample = Sample(key="a", pixels={"landcover": blocks[None]})
     window = crop(sample, top=0.25, left=0.0, size=0.75)
-    turned = flip(window, horizontal=True, vertical=True, turns=1)
+    turned = flip(window, horizontal=True, vertical=True, rot90=1)
     assert set(np.unique(turned.pixels["landcover"])) <= {10, 40, 80}
     model = make_model()
     patches = model.patchify(collate([sample], modalities))

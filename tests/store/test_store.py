@@ -203,7 +203,7 @@ def test_a_store_of_something_else_is_refused(store, change: Callable[[TinySourc
     source = TinySource(12)
     change(source)
     before = files_of(store.path)
-    with pytest.raises(ConfigError, match=r"holds a store of something else .* choose another"):
+    with pytest.raises(ConfigError, match=r"holds a store of other data .* choose another"):
         prepare(source, store.path, shard_chips=5)
     assert files_of(store.path) == before
 

@@ -91,14 +91,14 @@ class Fake(StandIn):
     def answers(self, outputs):
         return outputs if self.class_names else outputs[:, 0]
 
-    def reconstruct(self, batch, inputs=None, *, outputs=None, draws=8, seed=0):
+    def reconstruct(self, batch, inputs=None, *, outputs=None, samples=8, seed=0):
         red = self.red(batch)
         share = torch.zeros(len(batch), 11, *red.shape[-2:])
         share[:, 0] = (red[:, 0] > 0.2).float()
         share[:, 7] = 1 - share[:, 0]
         found = {
-            "elevation": SimpleNamespace(mean=red * 100, spread=red * 0 + 1.5),
-            "landcover": SimpleNamespace(mean=share, spread=red * 0),
+            "elevation": SimpleNamespace(mean=red * 100, std=red * 0 + 1.5),
+            "landcover": SimpleNamespace(mean=share, std=red * 0),
         }
         return {n: found[n] for n in outputs or found}
 

@@ -1,6 +1,6 @@
 """Checks text and code for words that are not the field's, and suggests the field's word.
 
-    python tests/support/words.py                  # lower the budget of src to today's counts
+    python tests/support/words.py                  # list the hits in src
     python tests/support/words.py src/…  docs/…    # list the hits in these files
 
 ``PROSE`` applies to documentation, comments, docstrings and messages; ``NAMES`` to the parts of
@@ -22,7 +22,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src" / "multimae_eo"
-BUDGET = ROOT / "tests" / "support" / "words_budget.json"
 
 # Regular expression → the field's word. Of whole words, ignoring case.
 PROSE: dict[str, str] = {
@@ -120,7 +119,7 @@ NAMES: dict[str, str] = {
 # The paper's names of modalities: where they are defined, read and converted.
 PAPER_NAMES = frozenset({"ired", "sired", "ebands", "semseg"})
 PAPER_FILES = re.compile(
-    r"catalog\.py|sources/(?:mmearth|synthetic)\.py|sources/geobench/|convert/"
+    r"catalog\.py|sources/(?:mmearth|synthetic)\.py|sources/geobench/|convert/|quickstart\.py"
 )
 # "order", "page", "cut" and "numbers" are left out: band order, an HTML page, to cut a window and
 # real numbers are the field's words too, and no pattern separates them from the dialect.
@@ -130,13 +129,38 @@ EXCEPTIONS: dict[str, str] = {
     r"\[tour\b": "a notebook's file name",
     r"^# Frequently asked questions": "an idiom",
     r"How can I tell": "an idiom",
-    r"\blayers-spread\b": "values of --features and --head.pool",
-    r"finetune, ?scratch": "values of --methods",
+    r"\.spread\b": "file names of maps",
+    r'f"guess\{i\}"': "arrays in the files of finished trials",
+    r'^"from scratch"$': "the name of features in the files of finished trials",
     r"Dynamic World": "the name of a data set",
+}
+# Identifiers that are terms of the field, and where they come from.
+TERMS: dict[str, str] = {
+    "dynamic_world": "a data set",
+    "world_size": "torch.distributed: the number of processes",
 }
 # Strings that are keys of files or options which users have written, and why they stay.
 QUOTED_KEYS: dict[str, str] = {
     "legend": "the key of dataset files that declares a class map",
+    "make_world": "the former name of make_synthetic_data",
+    "world": "the quickstart's folder of synthetic data",
+}
+# Words where they name what users or files already have: (path, word) → reason.
+ALLOWED: dict[tuple[str, str], str] = {
+    ("network/reconstruction.py", "spread"): "deprecated alias of Reconstructed.std",
+    ("network/predictor.py", "answers"): "deprecated alias of Predictor.predictions",
+    ("network/heads.py", "spread"): "the name of weights in model files",
+    ("network/config.py", "spread"): "a former value of --head.pool",
+    ("network/config.py", "layers-spread"): "a former value of --head.pool",
+    ("train/modules.py", "agreement"): "the name of weights in checkpoints",
+    ("train/options.py", "agreement"): "a former option",
+    ("train/options.py", "agreement.turns"): "a former option",
+    ("train/options.py", "agreement.gain"): "a former option",
+    ("train/options.py", "data.turns"): "a former option",
+    ("train/options.py", "run.recompute"): "a former option",
+    ("evaluate/trials.py", "scratch"): "a former value of --methods",
+    ("demo/map_service.py", "legend"): "the legend of a drawn map",
+    ("demo/routes.py", "legend"): "the legend of a drawn map",
 }
 _FENCE = re.compile(r"^```.*?^```[^\n]*$", flags=re.M | re.S)
 _SPAN = re.compile(r"`+[^`\n]+`+")
@@ -194,7 +218,8 @@ def comment_hits(text: str, path: str) -> list[Hit]:
 
 def identifier_hits(name: str, path: str, line: int) -> Iterator[Hit]:
     """Hits in the parts of one identifier, of snake_case and CamelCase."""
-    if name == "dynamic_world":  # the name of a data set
+    module = path.removeprefix("src/multimae_eo/")
+    if name in TERMS or (module, name) in ALLOWED:
         return
     for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name):
         if part.lower() in PAPER_NAMES and PAPER_FILES.search(path):
@@ -255,25 +280,20 @@ def hits_of(path: Path) -> list[Hit]:
     return markdown_hits(text, name)
 
 
-def source_counts() -> dict[str, int]:
-    """Hits of every module of the package that has any, and of its file name."""
-    counts: dict[str, int] = {}
+def source_hits() -> list[Hit]:
+    """Hits of all modules of the package, and of their file names."""
+    hits: list[Hit] = []
     for path in sorted(SRC.rglob("*.py")):
-        name = str(path.relative_to(ROOT))
-        count = len(hits_of(path)) + len(list(identifier_hits(path.stem, name, 1)))
-        if count:
-            counts[name] = count
-    return counts
+        hits += hits_of(path)
+        hits += identifier_hits(path.stem, str(path.relative_to(ROOT)), 1)
+    return hits
 
 
 def main(arguments: Iterable[str]) -> None:
-    """Rewrite the budget, or list the hits of the named files."""
-    paths = [Path(a).resolve() for a in arguments]
-    for path in paths:
+    """List the hits of the named files, or of the package."""
+    for path in [Path(a).resolve() for a in arguments] or [SRC]:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         print("\n".join(str(hit) for file in files for hit in hits_of(file)))
-    if not paths:
-        BUDGET.write_text(json.dumps(source_counts(), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from multimae_eo.cli import main
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluate.labelled import task_of
-from multimae_eo.evaluate.trials import Cells, Trial
+from multimae_eo.evaluate.trials import Trial, TrialFiles
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.metrics.task_metrics import Predictions, chip_outcomes, values_of
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
@@ -128,8 +128,8 @@ def test_trials_of_maps_are_kept(tmp_path):
     told = Predictions(kind="regression", keys=("a", "b"), truth=truth, predicted=truth + 1)
     trial = Trial(inputs="rgb", features="x", method="y", percent=5, train_chips=2, chosen=("–",),
                   predictions=(told,), seconds=0)  # fmt: skip
-    Cells(tmp_path).put(trial, "a")
-    found = Cells(tmp_path).get("a")
+    TrialFiles(tmp_path).put(trial, "a")
+    found = TrialFiles(tmp_path).get("a")
     assert found is not None
     assert found.row(0) == trial.row(0)
 

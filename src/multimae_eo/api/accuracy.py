@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from multimae_eo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from multimae_eo.evaluate.class_map_file import ClassMap
+    from multimae_eo.evaluate.class_map_file import ClassMapRaster
     from multimae_eo.evaluate.sample_design import DrawnSample, SamplePlan
 
 
@@ -74,11 +74,11 @@ def assess(
         of the map. OutputError: ``out`` cannot be written.
     """
     from multimae_eo.evaluate.assess import ReferenceFile, assess_features, assess_raster
-    from multimae_eo.evaluate.class_map_file import ClassMap
+    from multimae_eo.evaluate.class_map_file import ClassMapRaster
     from multimae_eo.evaluate.sample_design import SamplePlan, expected_accuracies
     from multimae_eo.sources.vector.vector_file import is_vector
 
-    target = ClassMap.open(Path(map))
+    target = ClassMapRaster.open(Path(map))
     path = None if reference is None else Path(reference)
     if draw is not None or standard_error is not None:
         plan = SamplePlan(
@@ -99,12 +99,12 @@ def assess(
     file = ReferenceFile(
         path=path, column=column, layer=layer, crs=crs, design=design, cluster=cluster
     )
-    second = None if other is None else ClassMap.open(Path(other))
+    second = None if other is None else ClassMapRaster.open(Path(other))
     return assess_features(target, file, out=Path(out), other=second)
 
 
 def _draw(
-    target: ClassMap,
+    target: ClassMapRaster,
     plan: SamplePlan,
     reference: Path | None,
     out: Path,
@@ -122,7 +122,7 @@ def _draw(
 
 
 def _draw_labelled(
-    target: ClassMap,
+    target: ClassMapRaster,
     plan: SamplePlan,
     reference: Path,
     out: Path,
@@ -151,7 +151,7 @@ def _draw_labelled(
     return assess_drawn(target, drawn, labels, str(reference), out=out)
 
 
-def _sizes(drawn: DrawnSample, target: ClassMap) -> dict[str, Any]:
+def _sizes(drawn: DrawnSample, target: ClassMapRaster) -> dict[str, Any]:
     """Drawn units per class, and the sizes of the strata."""
     units = {target.name(i): int((drawn.map_class == i).sum()) for i in target.counts}
     stratified = drawn.design == "stratified"

@@ -107,7 +107,7 @@ def reconstruct(
     split: str | None = None,
     limit: int = 8,
     arrays: bool = False,
-    draws: int | None = None,
+    samples: int | None = None,
     error: bool = False,
     level: str = "",
     scale: float | None = None,
@@ -134,7 +134,7 @@ def reconstruct(
         limit: Number of chips to draw; all are scored.
         arrays: Also write ``arrays/<key>.<modality>.npz``: mean and std, float32 (C, H, W) in
             physical units, or class probabilities.
-        draws: Random subsets of visible tokens for the predictive std (default: 8 for chips, 0 for
+        samples: Random masks for the predictive std (default: 8 for chips, 0 for
             a scene).
         error: Also write prediction minus truth where the scene has the modality.
         level, scale, offset, overlap, workers, dask, batch_size, device, precision: As for
@@ -161,7 +161,7 @@ def reconstruct(
             inputs=inputs,
             outputs=outputs,
             out=_absolute(out, shared=bool(dask)),
-            options=running.options(overlap, draws=draws or 0),
+            options=running.options(overlap, samples=samples or 0),
             error=error,
         )
     from multimae_eo.inference.computing import computing, on_device
@@ -174,7 +174,7 @@ def reconstruct(
         outputs=None if outputs is None else tuple(outputs),
         arrays=arrays,
         batch_size=8 if batch_size is None else batch_size,
-        draws=8 if draws is None else draws,
+        samples=8 if samples is None else samples,
         device=torch_device,
     )
     with computing(torch_device, chosen):
@@ -370,7 +370,7 @@ class _Running:
     progress: Progress | None
     model_hash: str
 
-    def options(self, overlap: float, *, draws: int = 0) -> SceneOptions:
+    def options(self, overlap: float, *, samples: int = 0) -> SceneOptions:
         """The scene engine's options. Raises ConfigError for a device that is not there."""
         from multimae_eo.runtime import resolve_device, resolve_precision
         from multimae_eo.scenes.job import SceneOptions
@@ -385,7 +385,7 @@ class _Running:
             precision=resolve_precision(self.precision, torch_device),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             device=torch_device,
-            draws=draws,
+            samples=samples,
             model_hash=self.model_hash,
             progress=self.progress,
         )

@@ -132,7 +132,7 @@ def probe(
     out: str | Path,
     inputs: InputSets = None,
     methods: Sequence[str] | None = None,
-    features: str = "layers-spread",
+    features: str = "all-layers-mean-std",
     fractions: Sequence[float] = (100.0,),
     seeds: int = 1,
     seed: int = 0,
@@ -195,8 +195,8 @@ def study(
     out: str | Path,
     inputs: InputSets = None,
     fractions: Sequence[float] = (100.0,),
-    methods: Sequence[str] = ("finetune", "scratch", "linear", "knn"),
-    features: str = "layers-spread",
+    methods: Sequence[str] = ("finetune", "random-init", "linear", "knn"),
+    features: str = "all-layers-mean-std",
     seeds: int = 1,
     grid: Mapping[str, Sequence[str]] | None = None,
     steps: int = 0,
@@ -215,7 +215,8 @@ def study(
         out: Folder for tables, plots and pages.
         inputs: Modalities (default: all that model and data share), or several sets by name.
         fractions: Label fractions in percent.
-        methods: Of finetune, scratch (random initialisation), linear and knn (frozen features).
+        methods: Of finetune, random-init (fine-tuning from random initialisation), linear and knn
+            (frozen features).
         features: How a chip's tokens are summarised for the probes.
         seeds: Random subsets per label fraction, and training runs per setting.
         grid: Values to try by option of the recipe; chosen on validation with the first seed.
@@ -268,7 +269,7 @@ def benchmark(
     datasets: Sequence[str] = ("all",),
     partitions: Sequence[str] = ("default",),
     methods: Sequence[str] = ("knn", "linear", "finetune"),
-    features: str = "layers-spread",
+    features: str = "all-layers-mean-std",
     seeds: int = 1,
     grid: Mapping[str, Sequence[str]] | None = None,
     steps: int = 0,
@@ -293,7 +294,7 @@ def benchmark(
     Raises:
         ConfigError: an unknown data set or partition, or another run in ``out``; and as ``study``.
     """
-    from multimae_eo.evaluate.benchmark import Benchmark
+    from multimae_eo.evaluate.benchmark import BenchmarkPlan
     from multimae_eo.evaluate.benchmark import benchmark as run
 
     loaded = load_pretrained(model)
@@ -310,7 +311,7 @@ def benchmark(
         precision=precision,
         overrides=overrides,
     )
-    runs = Benchmark(
+    runs = BenchmarkPlan(
         root=Path(root),
         datasets=tuple(datasets),
         partitions=tuple(partitions),

@@ -105,8 +105,9 @@ class Probe:
         data: SOURCE
         inputs: modalities, m1,m2 (default: all); several sets as 'm1;m1,m2;all'
         methods: knn, linear (default: both; maps: linear)
-        features: features of a chip from its tokens: their mean, mean and std (spread), or the mean
-            of every block (layers), or both (layers-spread)
+        features: features of a chip from its tokens: their mean (mean), mean and std (mean-std),
+            the mean after every block (all-layers-mean), or both after every block
+            (all-layers-mean-std)
         fractions: label fractions in percent, a,b,c
         seeds: random subsets per label fraction
         out: folder to write
@@ -122,7 +123,7 @@ class Probe:
     data: str
     inputs: str | None = None
     methods: str | None = None
-    features: str = "layers-spread"
+    features: str = "all-layers-mean-std"
     fractions: str = "100"
     seeds: int = 1
     out: str
@@ -156,7 +157,7 @@ class _Transfers:
 
     Args:
         model: pre-trained model folder
-        methods: of finetune, scratch, linear, knn
+        methods: of finetune, random-init, linear, knn
         features: features of the probes; see probe --help
         seeds: random subsets per label fraction, and training runs per setting
         grid: values to try, as in optim.lr=1e-4,1e-3; may be repeated
@@ -170,7 +171,7 @@ class _Transfers:
     """
 
     model: str
-    features: str = "layers-spread"
+    features: str = "all-layers-mean-std"
     seeds: int = 1
     grid: tuple[str, ...] | None = None
     steps: int = 0
@@ -196,7 +197,7 @@ class Study(_Transfers):
     examples: ClassVar[tuple[str, ...]] = (
         "study --model runs/first/model --data dataset.yaml --task classification --out studies/a",
     )
-    methods: str = "finetune,scratch,linear,knn"
+    methods: str = "finetune,random-init,linear,knn"
     data: str
     task: Literal["classification", "segmentation", "regression"]
     inputs: str | None = None

@@ -105,7 +105,7 @@ class Reconstruct(_Inference):
         split: chips of this split only
         limit: number of chips to draw
         arrays: also write arrays (.npz)
-        draws: random subsets of visible tokens for the predictive std (default: 8 for chips, 0 for
+        samples: random masks for the predictive std (default: 8 for chips, 0 for
             a scene)
         error: also write a scene's errors where it has the truth
         overlap: share of a window's side, [0, 1)
@@ -126,7 +126,7 @@ class Reconstruct(_Inference):
     split: str | None = None
     limit: int = 8
     arrays: bool = False
-    draws: int | None = None
+    samples: int | None = argument(default=None, aliases=("--draws",))
     error: bool = False
     overlap: float = 0.5
     workers: int = 1
@@ -150,7 +150,7 @@ class Reconstruct(_Inference):
                 split=self.split,
                 limit=self.limit,
                 arrays=self.arrays,
-                draws=self.draws,
+                samples=self.samples,
                 error=self.error,
                 level=self.level,
                 scale=self.scale,

@@ -21,23 +21,23 @@ class Quickstart:
         out: folder to write
         seed: seed of the data and the model
         chips: number of synthetic chips
-        world_only: stop when chips and a scene are written
+        data_only: stop when chips and a scene are written
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "quickstart --out quickstart",
-        "quickstart --world_only --chips 200 --out small",
+        "quickstart --data_only --chips 200 --out small",
     )
     out: str = "quickstart"
     seed: int = 0
     chips: int = 600
-    world_only: bool = False
+    data_only: bool = argument(default=False, aliases=("--world_only",))
 
     def run(self) -> None:
         """Print the report's path, or the dataset file's."""
-        from multimae_eo.quickstart import make_world, quickstart
+        from multimae_eo.quickstart import make_synthetic_data, quickstart
 
-        step = make_world if self.world_only else quickstart
+        step = make_synthetic_data if self.data_only else quickstart
         print(step(Path(self.out), seed=self.seed, chips=self.chips))
 
 

@@ -78,7 +78,7 @@ class Finetune:
 
     examples: ClassVar[tuple[str, ...]] = (
         "finetune --model runs/first/model --data dataset.yaml --task segmentation --out runs/map",
-        "finetune --model none --data dataset.yaml --task classification --out runs/scratch",
+        "finetune --model none --data dataset.yaml --task classification --out runs/random_init",
     )
     model: str
     data: str

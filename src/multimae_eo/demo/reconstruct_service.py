@@ -45,7 +45,7 @@ class MaskOptions:
 
     ``masks``: per modality, rows of 0 and 1, where 1 masks a patch; or, without them, the number of
     ``visible`` tokens (all inputs together) and their balance over modalities (``alpha``, the
-    Dirichlet concentration). ``draws``: random halves of the visible tokens for the std.
+    Dirichlet concentration). ``samples``: random halves of the visible tokens for the std.
     """
 
     inputs: Sequence[str]
@@ -53,7 +53,7 @@ class MaskOptions:
     visible: int = 1
     alpha: float = 1.0
     seed: int = 0
-    draws: int = 4
+    samples: int = 4
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class ReconstructService:
         means = self._blended(view, states)
         sums = {n: [torch.zeros_like(m), torch.zeros_like(m)] for n, m in means.items()}
         random = torch.Generator().manual_seed(options.seed + 1)
-        for _ in range(options.draws):
+        for _ in range(options.samples):
             cancellation.check()
             for name, draw in self._blended(view, _half(states, random)).items():
                 sums[name][0] += draw - means[name]
@@ -234,7 +234,7 @@ class ReconstructService:
             if self.model.modalities[name].categorical:
                 std = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
             else:
-                first, second = (s / max(options.draws, 1) for s in sums[name])
+                first, second = (s / max(options.samples, 1) for s in sums[name])
                 std = (second - first.square()).clamp_min(0).sqrt()
             reconstructed[name] = Reconstructed(mean, std)
         return reconstructed
@@ -306,7 +306,7 @@ class ReconstructService:
     def _draw(self, name: str, chip: ChipView, scored: ChipView, masked: Mask) -> dict[str, Any]:
         ranges = self._ranges(name)
         pictures: dict[str, Any] = {}
-        kinds: tuple[PanelKind, ...] = ("prediction", "spread", "error")
+        kinds: tuple[PanelKind, ...] = ("prediction", "std", "error")
         for kind in kinds:
             drawn = panel(scored if kind == "error" else chip, name, kind, ranges)
             pictures[kind] = _picture(drawn) | {
@@ -322,7 +322,7 @@ class ReconstructService:
         mean, std = chip.predicted(name), chip.uncertainty(name)[None]
         return pictures | {
             "values": _values(mean)["values"],
-            "spreads": _values(std)["values"],
+            "stds": _values(std)["values"],
         }
 
     def _ranges(self, name: str) -> Ranges:

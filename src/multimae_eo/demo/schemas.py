@@ -29,7 +29,7 @@ class ReconstructRequest(Strict):
     visible: Annotated[int, Field(ge=1, le=65536)] = 1
     alpha: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     seed: Number = 0
-    draws: Annotated[int, Field(ge=1, le=8)] = 4
+    samples: Annotated[int, Field(ge=1, le=8)] = 4
 
     def options(self) -> MaskOptions:
         """The same without the location, for the service."""

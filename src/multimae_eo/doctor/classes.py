@@ -20,7 +20,7 @@ _IMBALANCE = 20.0
 
 
 @dataclass
-class ClassMap:
+class ClassMapCounts:
     """One class map over the examined chips.
 
     ``pixels``: per id. ``holding``: chips with an id of no class. ``thin``: runs of
@@ -116,7 +116,7 @@ class ClassScan:
     def __init__(self, modalities: ModalitySet, class_names: Sequence[str]) -> None:
         self._modalities = modalities
         self._names = tuple(class_names)
-        self.maps: dict[str, ClassMap] = {}
+        self.maps: dict[str, ClassMapCounts] = {}
         self.labels: dict[str, Counter[int]] = {}
         self._unlabelled: list[str] = []
         self._labelled = 0
@@ -128,7 +128,7 @@ class ClassScan:
             modality = self._modalities[name]
             if modality.categorical:
                 ok = chip.sample.validity(name)[0]
-                self.maps.setdefault(name, ClassMap(modality)).add(chip, pixels[0], ok)
+                self.maps.setdefault(name, ClassMapCounts(modality)).add(chip, pixels[0], ok)
         if chip.sample.label is None:
             self._unlabelled.append(chip.key)
             return

@@ -57,7 +57,7 @@ def _undeclared_uniform(results: Values) -> Iterator[tuple[float, Finding]]:
     pixels = sum(c.pixels for c in results.chips)
     for value, count in totals.most_common(3):
         share = count / pixels
-        # Three equal digital numbers happen by chance in dark pictures; fill values are known ones.
+        # Three equal digital numbers happen by chance in dark pictures; fill values are in a list.
         if share < 0.001 or not (value in _SENTINELS or (share > 0.01 and _lowest(results, value))):
             continue
         fill = value in _SENTINELS and (
@@ -67,7 +67,7 @@ def _undeclared_uniform(results: Values) -> Iterator[tuple[float, Finding]]:
         yield (
             value,
             Finding(
-                check="hidden-nodata",
+                check="undeclared-nodata",
                 severity="error" if fill else "warning",
                 where=results.modality.name,
                 what=f"all {results.modality.channels} bands are {value:g} at once",
@@ -149,7 +149,7 @@ def _ends(results: Values, index: int, *, reported: Collection[float]) -> Iterat
         many = len(np.unique(rest[:5000])) > 16
         if many and gap > max(0.5 * span, 2.0 if value % 1 == 0 else 0.0):
             yield Finding(
-                check="hidden-nodata",
+                check="undeclared-nodata",
                 severity="error" if value in _SENTINELS else "warning",
                 where=results.where(index),
                 what=f"a value far from all others: {value:g}",

@@ -100,11 +100,13 @@ class ChipReader:
                 check="class-ids" if unknown_id else "unreadable",
                 severity="error",
                 where=modality,
-                what="class ids of no known class" if unknown_id else "chips that cannot be read",
+                what="class ids outside the class map"
+                if unknown_id
+                else "chips that cannot be read",
                 evidence={
                     "chips refused": len(chips),
                     "of": len(self.indices),
-                    "the reader says": " | ".join(messages[:3]),
+                    "error": " | ".join(messages[:3]),
                 },
                 remedy=_UNKNOWN_ID_REMEDY
                 if unknown_id

@@ -19,7 +19,7 @@ from scipy import stats
 
 from multimae_eo.errors import ClassMapError, ConfigError, DataError, did_you_mean
 from multimae_eo.evaluate.assess_page import assess_page
-from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMap, Ids, masked_ids
+from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMapRaster, Ids, masked_ids
 from multimae_eo.evaluate.sample_design import LABEL_COLUMN, DrawnSample
 from multimae_eo.files import write_file
 from multimae_eo.metrics.design_based import (
@@ -31,7 +31,7 @@ from multimae_eo.metrics.design_based import (
     estimate_accuracy,
 )
 from multimae_eo.sources.raster.reading import open_dataset, read_header
-from multimae_eo.sources.vector.vector_file import Features, on_crs, read_features
+from multimae_eo.sources.vector.vector_file import VectorFeatures, on_crs, read_features
 
 DesignName = Literal["auto", "srs", "stratified", "cluster"]
 _HECTARE = 10_000.0
@@ -68,7 +68,11 @@ class ReferenceFile:
 
 
 def assess_features(
-    target: ClassMap, reference: ReferenceFile, *, out: Path, other: ClassMap | None = None
+    target: ClassMapRaster,
+    reference: ReferenceFile,
+    *,
+    out: Path,
+    other: ClassMapRaster | None = None,
 ) -> dict[str, Any]:
     """Accuracy and areas of a map by labelled points or polygons; see ``write_assessment``.
 
@@ -88,7 +92,7 @@ def assess_features(
 
 
 def assess_drawn(
-    target: ClassMap, drawn: DrawnSample, labels: Ids, where: str, *, out: Path
+    target: ClassMapRaster, drawn: DrawnSample, labels: Ids, where: str, *, out: Path
 ) -> dict[str, Any]:
     """Accuracy and areas by a drawn sample with its labels (n,); NO_CLASS for none."""
     kept = labels != NO_CLASS
@@ -111,7 +115,7 @@ def assess_drawn(
     return write_assessment(target, pixels, where, out=out)
 
 
-def assess_raster(target: ClassMap, path: Path, *, out: Path) -> dict[str, Any]:
+def assess_raster(target: ClassMapRaster, path: Path, *, out: Path) -> dict[str, Any]:
     """Accuracy of a map where a reference raster has a class: a census, without sampling error.
 
     The raster is read on the map's grid, nearest neighbour. Raises DataError where they share no
@@ -128,7 +132,9 @@ def assess_raster(target: ClassMap, path: Path, *, out: Path) -> dict[str, Any]:
     return _write(target, record, out)
 
 
-def labels_at(target: ClassMap, path: Path, rows: Ids, cols: Ids) -> tuple[Ids, dict[int, str]]:
+def labels_at(
+    target: ClassMapRaster, path: Path, rows: Ids, cols: Ids
+) -> tuple[Ids, dict[int, str]]:
     """A reference raster's ids at pixels of the map, and the names of its classes."""
     ids = np.full(len(rows), NO_CLASS, dtype=np.int64)
     with _on_grid(target, path) as view:
@@ -143,12 +149,12 @@ def labels_at(target: ClassMap, path: Path, rows: Ids, cols: Ids) -> tuple[Ids, 
 
 
 def write_assessment(
-    target: ClassMap,
+    target: ClassMapRaster,
     pixels: LabelledPixels,
     where: str,
     *,
     out: Path,
-    other: ClassMap | None = None,
+    other: ClassMapRaster | None = None,
 ) -> dict[str, Any]:
     """Write ``accuracy.json`` and ``report.html`` into ``out``; returns the record.
 
@@ -163,7 +169,7 @@ def write_assessment(
     return _write(target, record, out)
 
 
-def _write(target: ClassMap, record: dict[str, Any], out: Path) -> dict[str, Any]:
+def _write(target: ClassMapRaster, record: dict[str, Any], out: Path) -> dict[str, Any]:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     write_file(out / "accuracy.json", text.encode())
     classes = target.classes(c["id"] for c in record["classes"])
@@ -172,7 +178,7 @@ def _write(target: ClassMap, record: dict[str, Any], out: Path) -> dict[str, Any
 
 
 def _record(
-    target: ClassMap, accuracy: Accuracy, design: str, where: str, *, pixels: int
+    target: ClassMapRaster, accuracy: Accuracy, design: str, where: str, *, pixels: int
 ) -> dict[str, Any]:
     """The result as JSON: shares between 0 and 1, areas in hectares."""
     hectares = pixels * target.pixel_m2 / _HECTARE
@@ -219,7 +225,7 @@ def _plain(estimate: Estimate, *, most: float = 1.0) -> dict[str, float | None]:
 
 
 def _labelled_pixels(
-    target: ClassMap, features: Features, reference: ReferenceFile
+    target: ClassMapRaster, features: VectorFeatures, reference: ReferenceFile
 ) -> LabelledPixels:
     """The map's pixels under labelled features: a point's, or all that a polygon holds."""
     labels = _reference_ids(target, features, reference)
@@ -254,7 +260,9 @@ def _labelled_pixels(
     )
 
 
-def _reference_ids(target: ClassMap, features: Features, reference: ReferenceFile) -> Ids:
+def _reference_ids(
+    target: ClassMapRaster, features: VectorFeatures, reference: ReferenceFile
+) -> Ids:
     """The class id that each feature's label means, by name or by id; NO_CLASS for none."""
     by_name = {target.name(i): i for i in target.counts} | {n: i for i, n in target.names.items()}
     ids = np.full(len(features), NO_CLASS, dtype=np.int64)
@@ -278,7 +286,7 @@ def _reference_ids(target: ClassMap, features: Features, reference: ReferenceFil
     return ids
 
 
-def feature_pixels(target: ClassMap, features: Features) -> tuple[Ids, Ids, Ids]:
+def feature_pixels(target: ClassMapRaster, features: VectorFeatures) -> tuple[Ids, Ids, Ids]:
     """Rows and columns of the pixels of each feature, and the feature's index, (n,) each.
 
     A polygon has the pixels whose centre it holds, at least the one at its middle; any other
@@ -316,7 +324,7 @@ def feature_pixels(target: ClassMap, features: Features) -> tuple[Ids, Ids, Ids]
 
 
 def _design(
-    target: ClassMap, features: Features, reference: ReferenceFile, owner: Ids, ids: Ids
+    target: ClassMapRaster, features: VectorFeatures, reference: ReferenceFile, owner: Ids, ids: Ids
 ) -> tuple[str, Ids, Mapping[int, float], Ids | None]:
     """Design, stratum of each pixel, sizes of the strata, and cluster of each pixel."""
     columns = features.columns
@@ -366,7 +374,9 @@ def _integers(values: Sequence[Any], path: Path, column: str) -> Ids:
         ) from error
 
 
-def _comparison(target: ClassMap, other: ClassMap, pixels: LabelledPixels) -> dict[str, Any]:
+def _comparison(
+    target: ClassMapRaster, other: ClassMapRaster, pixels: LabelledPixels
+) -> dict[str, Any]:
     """Another map on the same pixels: the paired difference, and McNemar's exact test."""
     from rasterio.warp import transform
 
@@ -403,7 +413,7 @@ def _comparison(target: ClassMap, other: ClassMap, pixels: LabelledPixels) -> di
     }
 
 
-def _on_grid(target: ClassMap, path: Path) -> Any:
+def _on_grid(target: ClassMapRaster, path: Path) -> Any:
     """A raster of class ids seen on the map's grid."""
     from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT
@@ -425,7 +435,7 @@ def _on_grid(target: ClassMap, path: Path) -> Any:
 
 
 def _confusion(
-    target: ClassMap, path: Path
+    target: ClassMapRaster, path: Path
 ) -> tuple[list[int], npt.NDArray[np.int64], dict[int, str]]:
     """Class ids, counts of map x reference, and the names of the reference's classes."""
     pairs: dict[tuple[int, int], int] = {}

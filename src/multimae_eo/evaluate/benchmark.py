@@ -32,7 +32,7 @@ _PARTITION = re.compile(r"(?P<share>\d+\.\d+)x_train")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class BenchmarkPlan:
     """What is run: data sets ("all": those in ``root``), partitions, and how.
 
     ``plan_of``: the plan of a study, with some more options of the recipe.
@@ -82,7 +82,7 @@ class Scored:
 
 @single_writer()
 def benchmark(
-    model: MultiMAE, runs: Benchmark, out: Path, *, digest: str = ""
+    model: MultiMAE, runs: BenchmarkPlan, out: Path, *, digest: str = ""
 ) -> tuple[list[Row], list[Row]]:
     """Run what is not finished; rows of scores, and rows of aggregates by configuration.
 
@@ -117,7 +117,7 @@ def benchmark(
     return rows, totals
 
 
-def _datasets(runs: Benchmark) -> list[str]:
+def _datasets(runs: BenchmarkPlan) -> list[str]:
     if runs.datasets != ("all",):
         return [find_dataset(name).name for name in runs.datasets]
     here = [d.name for d in DATASETS.values() if _folders(runs.root, d.name)]
@@ -132,7 +132,7 @@ def _folders(root: Path, name: str) -> list[Path]:
 
 
 def _run(
-    model: MultiMAE, runs: Benchmark, which: tuple[str, str], out: Path, digest: str
+    model: MultiMAE, runs: BenchmarkPlan, which: tuple[str, str], out: Path, digest: str
 ) -> list[Scored]:
     name, partition = which
     data = DATASETS[name]

@@ -27,7 +27,7 @@ _METRES_PER_DEGREE = 111_320.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassMap:
+class ClassMapRaster:
     """A map of class ids. ``names``: by id, as far as the file has them."""
 
     path: Path
@@ -35,7 +35,7 @@ class ClassMap:
     names: dict[int, str]
 
     @classmethod
-    def open(cls, path: Path) -> ClassMap:
+    def open(cls, path: Path) -> ClassMapRaster:
         """Open a raster of class ids.
 
         Raises FormatError for a file that is no raster, has no CRS, several bands or values that

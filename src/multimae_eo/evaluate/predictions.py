@@ -195,7 +195,7 @@ def _predict(
         predictor, "predictions", outputs, batch.keys[0],
         lambda: predictor.predict(batch.to(device), names),
     )  # fmt: skip
-    probabilities = predictor.answers(outputs).cpu()
+    probabilities = predictor.predictions(outputs).cpu()
     truth = labels.numpy()
     if kind == "map":
         best = probabilities.max(dim=1)

@@ -20,7 +20,7 @@ from multimae_eo.evaluate.fractions import Strata, label_fractions
 from multimae_eo.evaluate.labelled import ProbeTarget, take, task_of
 from multimae_eo.evaluate.linear_probe import FittedProbe, linear_probes, neighbour_probes
 from multimae_eo.evaluate.probe_page import write_probe
-from multimae_eo.evaluate.trials import PRETRAINED, Cells, Trial, comparisons
+from multimae_eo.evaluate.trials import PRETRAINED, Trial, TrialFiles, comparisons
 from multimae_eo.files import single_writer
 from multimae_eo.inference.extraction import (
     DEFAULT_KIND,
@@ -34,6 +34,7 @@ from multimae_eo.inference.extraction import (
 )
 from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.task_metrics import Predictions, values_of
+from multimae_eo.network.config import FORMER_POOLS
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sources.base import Indices, Source
 
@@ -59,6 +60,7 @@ class ProbeOptions:
     seeds: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "features", FORMER_POOLS.get(self.features, self.features))
         if self.features not in KINDS:
             raise ConfigError(
                 f"features: no {self.features!r}; {did_you_mean(self.features, KINDS)}"
@@ -146,13 +148,13 @@ def frozen_trials(  # noqa: PLR0913
     methods: Sequence[str] | None,
     seed: int,
     options: ProbeOptions,
-    cells: Cells | None = None,
+    cells: TrialFiles | None = None,
 ) -> Iterator[Trial]:
     """All trials on one set of inputs ``names``, called ``label`` in tables.
 
     ``cells``: where trials are kept, so that those that are there are not made again.
     """
-    cells = cells or Cells(None)
+    cells = cells or TrialFiles(None)
     splits = splits_of(source, seed)
     kind = _task_kind(source, splits["train"], names)
     if kind == "segmentation" and methods and "knn" in methods:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
-from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMap, Ids
+from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMapRaster, Ids
 from multimae_eo.metrics.design_based import Allocation, allocate, sample_size
-from multimae_eo.scenes.vector_output import Layer
+from multimae_eo.scenes.vector_output import VectorLayer
 
 Design = Literal["srs", "stratified", "cluster"]
 Units = Literal["points", "pixels"]
@@ -65,7 +65,7 @@ class DrawnSample:
         return len(self.rows)
 
 
-def expected_accuracies(text: str, target: ClassMap) -> dict[int, float]:
+def expected_accuracies(text: str, target: ClassMapRaster) -> dict[int, float]:
     """``0.85``, or ``wheat=0.9,maize=0.7``, as user's accuracy by class id.
 
     Classes that are not named have EXPECTED_ACCURACY. Raises ConfigError.
@@ -85,7 +85,7 @@ def expected_accuracies(text: str, target: ClassMap) -> dict[int, float]:
     return expected
 
 
-def draw_sample(target: ClassMap, plan: SamplePlan) -> DrawnSample:
+def draw_sample(target: ClassMapRaster, plan: SamplePlan) -> DrawnSample:
     """Draw a sample of a map's pixels, without replacement and repeatable by its seed.
 
     Raises ConfigError for a plan without a size, DataError for one that does not fit the map.
@@ -117,7 +117,7 @@ def draw_sample(target: ClassMap, plan: SamplePlan) -> DrawnSample:
     )
 
 
-def expected_errors(drawn: DrawnSample, plan: SamplePlan, target: ClassMap) -> dict[str, Any]:
+def expected_errors(drawn: DrawnSample, plan: SamplePlan, target: ClassMapRaster) -> dict[str, Any]:
     """Standard errors that a sample has where the expected accuracies are true.
 
     ``overall``, and ``users`` by class name (None where one unit or none is drawn). Of clusters,
@@ -145,11 +145,11 @@ def expected_errors(drawn: DrawnSample, plan: SamplePlan, target: ClassMap) -> d
 
 def sample_layer(
     drawn: DrawnSample,
-    target: ClassMap,
+    target: ClassMapRaster,
     *,
     units: Units = "points",
     labels: npt.NDArray[np.object_] | None = None,
-) -> Layer:
+) -> VectorLayer:
     """The sample as features to be labelled: points at pixels' centres, or the pixels' squares.
 
     Columns: id, map_class, map_name, stratum, stratum_size, cluster (of clusters), label.
@@ -174,7 +174,7 @@ def sample_layer(
         columns["cluster"] = drawn.cluster
     empty = np.array([None] * len(drawn), dtype=object)
     columns[LABEL_COLUMN] = empty if labels is None else labels
-    return Layer(
+    return VectorLayer(
         name=SAMPLE_LAYER,
         kind="Point" if units == "points" else "Polygon",
         crs=target.grid.crs,
@@ -233,7 +233,7 @@ def _allocated(plan: SamplePlan, counts: Mapping[int, int]) -> dict[int, int]:
 
 
 def _pixels_at(
-    target: ClassMap, ranks: Mapping[int, Ids], *, stratified: bool
+    target: ClassMapRaster, ranks: Mapping[int, Ids], *, stratified: bool
 ) -> tuple[Ids, Ids, Ids]:
     """Rows, columns and ids of the pixels with these ranks among their class, or among all."""
     seen = dict.fromkeys(ranks, 0)
@@ -252,7 +252,7 @@ def _pixels_at(
     return rows, cols, classes
 
 
-def _clusters(target: ClassMap, plan: SamplePlan, rng: np.random.Generator) -> DrawnSample:
+def _clusters(target: ClassMapRaster, plan: SamplePlan, rng: np.random.Generator) -> DrawnSample:
     """All pixels of randomly drawn squares of ``plan.block`` pixels a side."""
     side = plan.block
     if side < 1:

@@ -32,10 +32,11 @@ from multimae_eo.evaluate.probes import (
 from multimae_eo.evaluate.study_page import write_study
 from multimae_eo.evaluate.trials import (
     FINETUNING,
+    FORMER_NAMES,
     PRETRAINED,
     RANDOM_INITIALISATION,
-    Cells,
     Trial,
+    TrialFiles,
     comparisons,
     merged,
     slug,
@@ -52,7 +53,7 @@ from multimae_eo.train.finetune import finetune, shown_sizes
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.run import claim_run
 
-STUDY_METHODS = ("finetune", "scratch", *METHODS)
+STUDY_METHODS = ("finetune", "random-init", *METHODS)
 """Methods of a study; the last two are probes of frozen features, with their baselines."""
 
 _MAP_AXES = 2
@@ -83,7 +84,9 @@ class StudyPlan:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for method in self.methods:
+        methods = tuple(FORMER_NAMES.get(m, m) for m in self.methods)
+        object.__setattr__(self, "methods", methods)
+        for method in methods:
             if method not in STUDY_METHODS:
                 raise ConfigError(f"methods: no {method!r}; {did_you_mean(method, STUDY_METHODS)}")
         if self.steps < 0:
@@ -142,7 +145,7 @@ def study(
         for trial in set_trials(transfer, plan, out, label=label, inputs=names)
     ]
     rows = [trial.row(plan.seed) for trial in trials]
-    tried = [row for label in sets for row in _grid_rows(plan, label, Cells(out / "cells"))]
+    tried = [row for label in sets for row in _grid_rows(plan, label, TrialFiles(out / "cells"))]
     write_study(
         out,
         transfer.source.name,
@@ -167,8 +170,8 @@ def set_trials(
     """All trials on one set of inputs, called ``label`` in tables; finished ones are read."""
     names = list(inputs)
     transfer.source.modalities.select(names)
-    cells = Cells(out / "cells")
-    tuned = [m for m in ("finetune", "scratch") if m in plan.methods]
+    cells = TrialFiles(out / "cells")
+    tuned = [m for m in ("finetune", "random-init") if m in plan.methods]
     if tuned:
         fractions = _fractions(transfer.source, names, plan)
         for method in tuned:
@@ -234,7 +237,7 @@ def _classes(labels: Sequence[Any]) -> int:
     return max(most, default=0) + 1
 
 
-def _tuned(case: _Case, drawn: Sequence[Indices], cells: Cells, out: Path) -> Trial:
+def _tuned(case: _Case, drawn: Sequence[Indices], cells: TrialFiles, out: Path) -> Trial:
     """Choose a point of the grid with the first seed, then run it with the others."""
     points = case.plan.points()
     first = [_cell(case, 0, drawn[0], point, cells=cells, out=out) for point in points]
@@ -248,7 +251,7 @@ def _tuned(case: _Case, drawn: Sequence[Indices], cells: Cells, out: Path) -> Tr
 
 
 def _cell(
-    case: _Case, draw: int, chips: Indices, point: tuple[str, ...], *, cells: Cells, out: Path
+    case: _Case, draw: int, chips: Indices, point: tuple[str, ...], *, cells: TrialFiles, out: Path
 ) -> Trial:
     """One fine-tuning run on the ``draw``-th draw of chips, read where it is finished."""
     seed = case.plan.seed + draw
@@ -297,7 +300,7 @@ def _recipe(case: _Case, chips: int, options: Sequence[str]) -> FinetuneRecipe:
     """The case's recipe; epochs, warm-up and validations stretched to the plan's steps."""
     recipe = case.plan.make(options)
     recipe = replace(recipe, inputs=case.names)
-    if case.method == "scratch" and not any("optim.layer_decay" in o for o in options):
+    if case.method == "random-init" and not any("optim.layer_decay" in o for o in options):
         # There is nothing in the lower layers to be kept.
         recipe = replace(recipe, optim=replace(recipe.optim, layer_decay=1.0))
     per_epoch = math.ceil(chips / (recipe.data.batch_size * recipe.run.accumulate))
@@ -363,7 +366,7 @@ def _keep_model(model: Path, kept: Path) -> None:
     shutil.copytree(model, kept)
 
 
-def _grid_rows(plan: StudyPlan, label: str, cells: Cells) -> list[dict[str, Any]]:
+def _grid_rows(plan: StudyPlan, label: str, cells: TrialFiles) -> list[dict[str, Any]]:
     """Validation scores of the points of a grid, with the first seed."""
     rows = []
     for method, percent, point in product(plan.methods, plan.probing.fractions, plan.points()):

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -36,6 +36,7 @@ from multimae_eo.metrics.task_metrics import (
     chip_outcomes,
     scores_of,
 )
+from multimae_eo.network.config import FORMER_POOLS
 from multimae_eo.reports.tables import interval_rows
 
 PRETRAINED = "pre-trained"
@@ -44,8 +45,11 @@ RANDOM_INITIALISATION = "random initialisation"
 
 # Arrays of a cell's file, by the field of Counts: names of the format.
 _COUNTS = {"hit": "hit", "true": "true", "guessed": "predicted"}
-# How versions before 0.2 called features, by today's name.
-_FORMER = {"from scratch": RANDOM_INITIALISATION}
+# Names of features in records of versions before 0.2.
+_FORMER_FEATURES = {"from scratch": RANDOM_INITIALISATION}
+FORMER_NAMES: Mapping[str, str] = {"scratch": "random-init", **FORMER_POOLS}
+"""Names of methods and features before 0.2, which options and finished trials may have."""
+_NAMES_IN_FILES = {new: old for old, new in FORMER_NAMES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ def merged(trials: Sequence[Trial]) -> Trial:
     )
 
 
-class Cells:
+class TrialFiles:
     """Finished trials in a folder, by what names them; None keeps nothing."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -112,7 +116,7 @@ class Cells:
 
     def get(self, *names: str) -> Trial | None:
         """The trial of these names, if it is finished; FormatError for a damaged file."""
-        path = None if self.folder is None else self.folder / f"{slug(*names)}.npz"
+        path = None if self.folder is None else self._path(self.folder, names)
         if path is None or not path.exists():
             return None
         try:
@@ -121,12 +125,15 @@ class Cells:
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise FormatError(f"{path}: damaged; delete it to compute it again") from error
 
+    def _path(self, folder: Path, names: Sequence[str]) -> Path:
+        return folder / f"{slug(*(_NAMES_IN_FILES.get(n, n) for n in names))}.npz"
+
     def put(self, trial: Trial, *names: str) -> Trial:
         """Keep a trial; raises OutputError."""
         if self.folder is not None:
             held = io.BytesIO()
             np.savez_compressed(held, **_packed(trial))
-            write_file(self.folder / f"{slug(*names)}.npz", held.getvalue())
+            write_file(self._path(self.folder, names), held.getvalue())
         return trial
 
 
@@ -163,7 +170,7 @@ def _packed(trial: Trial) -> dict[str, Any]:
 
 def _unpacked(arrays: Any) -> Trial:
     record = json.loads(str(arrays["record"]))
-    record["features"] = _FORMER.get(record["features"], record["features"])
+    record["features"] = _FORMER_FEATURES.get(record["features"], record["features"])
     kind, names = record.pop("kind"), tuple(record.pop("class_names"))
     keys = tuple(arrays["keys"].tolist())
     predictions: list[Judged] = []

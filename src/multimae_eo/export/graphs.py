@@ -83,7 +83,7 @@ class PredictGraph(Graph):
         out: Tensor = head(features)
         if not isinstance(head, ChipHead):
             out = self.predictor.to_pixels(out, features, self.reader.sizes(given))
-        return (self.predictor.answers(out),)
+        return (self.predictor.predictions(out),)
 
 
 class ReconstructGraph(Graph):

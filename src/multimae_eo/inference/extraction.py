@@ -25,15 +25,15 @@ from multimae_eo.sources.base import Indices, Source
 
 Array = npt.NDArray[np.float32]
 Compute = Callable[[Batch], Array]
-FeatureKind = Literal["mean", "spread", "layers", "layers-spread"]
+FeatureKind = Literal["mean", "mean-std", "all-layers-mean", "all-layers-mean-std"]
 
-KINDS: tuple[FeatureKind, ...] = ("mean", "spread", "layers", "layers-spread")
+KINDS: tuple[FeatureKind, ...] = ("mean", "mean-std", "all-layers-mean", "all-layers-mean-std")
 """What is made of the tokens of a chip; see ``model.config.POOLS``.
 
 Grids keep the tokens, of the last or of every block.
 """
 
-DEFAULT_KIND: FeatureKind = "layers-spread"
+DEFAULT_KIND: FeatureKind = "all-layers-mean-std"
 
 
 @dataclass(frozen=True)

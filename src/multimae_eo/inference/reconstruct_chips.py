@@ -32,21 +32,21 @@ class ReconstructOptions:
     """How chips are reconstructed.
 
     ``limit``: chips drawn; all are scored. ``outputs``: modalities to predict (all the model can
-    by default). ``arrays``: also write ``mean`` and ``spread`` (std) as
+    by default). ``arrays``: also write ``mean`` and its std (``spread``) as
     ``arrays/<key>.<modality>.npz``.
-    ``draws``, ``seed``: of the model's visible subsets. ``device``: where the model is.
+    ``samples``, ``seed``: of the random masks. ``device``: where the model is.
     """
 
     limit: int = 8
     outputs: tuple[str, ...] | None = None
     arrays: bool = False
     batch_size: int = 8
-    draws: int = 8
+    samples: int = 8
     seed: int = 0
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 0), ("batch_size", 1), ("draws", 1)):
+        for name, least in (("limit", 0), ("batch_size", 1), ("samples", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: must be ≥ {least}, got {getattr(self, name)}")
 
@@ -68,7 +68,7 @@ def reconstruct_chips(
     ``index.html`` and, with ``arrays``, arrays under ``out``. The chips are those of ``keys``, else
     of ``split``, else all; where none of ``inputs`` was observed they are skipped and counted.
 
-    Returns ``chips``, ``skipped``, ``pictures`` (paths), ``scores`` (``hidden`` and ``given``, by
+    Returns ``chips``, ``skipped``, ``pictures`` (paths), ``scores`` (``masked`` and ``given``, by
     modality) and the options: ``scores.json`` and the pictures.
 
     Raises ConfigError for an unknown input or output, DataError where no chip has any of the
@@ -85,7 +85,7 @@ def reconstruct_chips(
             batch.to(chosen.device),
             list(inputs),
             outputs=outputs,
-            draws=chosen.draws,
+            samples=chosen.samples,
             seed=chosen.seed,
         )
         for name, pixels in predictions.items():
@@ -110,9 +110,9 @@ def reconstruct_chips(
         "skipped": len(indices) - tally.chips,
         "inputs": list(inputs),
         "outputs": outputs,
-        "draws": chosen.draws,
+        "samples": chosen.samples,
         "seed": chosen.seed,
-        "scores": {"hidden": tally.masked.compute(), "given": tally.given.compute()},
+        "scores": {"masked": tally.masked.compute(), "given": tally.given.compute()},
     }
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
     write_file(out / "scores.json", text.encode())
@@ -224,8 +224,7 @@ def _observed(sample: Sample, name: str) -> bool:
 def _write_arrays(out: Path, batch: Batch, predictions: Mapping[str, PredictedPixels]) -> None:
     for name, prediction in predictions.items():
         mean, std = (
-            t.detach().cpu().numpy().astype(np.float32)
-            for t in (prediction.mean, prediction.spread)
+            t.detach().cpu().numpy().astype(np.float32) for t in (prediction.mean, prediction.std)
         )
         for row, key in enumerate(batch.keys):
             data = io.BytesIO()
@@ -254,10 +253,10 @@ def _page(result: Mapping[str, Any], pictures: Sequence[Path]) -> Report:
         {
             "chips": result["chips"],
             "skipped: no input observed": result["skipped"],
-            "random masks": result["draws"],
+            "random masks": result["samples"],
         }
     )
-    for part, heading in (("hidden", "Masked modalities"), ("given", "Given modalities")):
+    for part, heading in (("masked", "Masked modalities"), ("given", "Given modalities")):
         scores = result["scores"][part]
         measured = [_row(n, s) for n, s in scores.items() if s["kind"] == "continuous"]
         mapped = [_row(n, s) for n, s in scores.items() if s["kind"] == "categorical"]

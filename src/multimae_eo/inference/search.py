@@ -20,7 +20,7 @@ _COLUMNS = ("key", "bbox", "time", "vector")
 
 
 @dataclass(frozen=True)
-class _Group:
+class _RowGroup:
     """Rows of the file: ``boxes`` (n, 4) in degrees, NaN for none; ``vectors`` (n, D)."""
 
     keys: list[str]
@@ -109,7 +109,7 @@ def _at_point(path: Path, lon: float, lat: float) -> _Query:
     raise DataError(f"{path}: no embedding covers {lon},{lat} (longitude, latitude); {hint}")
 
 
-def _record(group: _Group, row: int, similarity: float) -> dict[str, Any]:
+def _record(group: _RowGroup, row: int, similarity: float) -> dict[str, Any]:
     west, south, east, north = (float(v) for v in group.boxes[row])
     located = np.isfinite(west)
     return {
@@ -121,7 +121,7 @@ def _record(group: _Group, row: int, similarity: float) -> dict[str, Any]:
     }
 
 
-def _groups(path: Path) -> Iterator[_Group]:
+def _groups(path: Path) -> Iterator[_RowGroup]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -146,7 +146,7 @@ def _groups(path: Path) -> Iterator[_Group]:
                 for n in ("xmin", "ymin", "xmax", "ymax")
             ]
             flat = pc.list_flatten(table["vector"]).to_numpy()
-            group = _Group(
+            group = _RowGroup(
                 keys=[str(key) for key in table["key"].to_pylist()],
                 times=table["time"].to_pylist(),
                 boxes=np.stack(corners, axis=1),

@@ -1,7 +1,7 @@
 """Windows of many chips of a store at once, copied in long runs from the memory maps.
 
-A window of a chip is copied as one run of rows per band, from its first pixel on, into a scratch
-array whose rows are as long as the chip's; the window is then a view of it. Flips and transposes
+A window of a chip is copied as one run of rows per band, from its first pixel on, into a buffer
+whose rows are as long as the chip's; the window is then a view of it. Flips and transposes
 are done for all chips that share them together, by torch's vectorised kernels. See docs/store.md.
 """
 
@@ -49,10 +49,10 @@ class _Recycled:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """What is wanted of some chips, in pixels of one modality.
+    """The windows of a batch of chips, in pixels of one modality.
 
     ``indices``: chips of the store (B,). ``corners``: row and column (B, 2) of each window.
-    ``size``: their height and width before they are turned. ``codes``: how each is flipped and
+    ``size``: their height and width before rotation. ``codes``: how each is flipped and
     transposed (B,), see ``Orientation.code``; equal ones lie together.
     """
 
@@ -63,87 +63,87 @@ class Windows:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width once turned; only squares may be transposed for some chips."""
+        """Height and width after rotation; only squares may be transposed for some chips."""
         return self.size[::-1] if (self.codes >= 4).any() else self.size
 
 
 class Gatherer:
-    """Copies windows out of a store; keeps its scratch arrays from batch to batch."""
+    """Copies windows out of a store; keeps its buffers from batch to batch."""
 
     def __init__(self, store: ChipStore) -> None:
         self.store = store
-        self._scratch: dict[tuple[int, ...], npt.NDArray[Any]] = {}
+        self._buffers: dict[tuple[int, ...], npt.NDArray[Any]] = {}
         self._outputs = {n: _Recycled() for n in store.arrays}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Gatherer, (self.store,)
 
-    def pixels(self, name: str, wanted: Windows) -> torch.Tensor:
+    def pixels(self, name: str, windows: Windows) -> torch.Tensor:
         """Windows (B, C, h, w) of a modality, zeros where a chip lacks it."""
         import torch
 
         (bands, height, width), dtype = self.store.arrays[name]
-        size, whole = wanted.size, height * width
+        size, chip_pixels = windows.size, height * width
         run = size[0] * width
-        rows = self.store.rows(name)[wanted.indices]
+        rows = self.store.rows(name)[windows.indices]
         has = rows >= 0
-        wide = self._room(len(rows), bands, run, dtype)
+        wide = self._buffer(len(rows), bands, run, dtype)
         shards: dict[int, npt.NDArray[Any]] = {}
-        for place, number, row, first in self._places(wanted, rows, width):
+        for position, number, row, first in self._stored_rows(windows, rows, width):
             if number not in shards:
-                shards[number] = self.store.shard(name, number).reshape(-1, bands, whole)
+                shards[number] = self.store.shard(name, number).reshape(-1, bands, chip_pixels)
             if row >= len(shards[number]):
                 raise self.store.lacks_row(name, number, row)
             # The last rows of a chip end before the run does; what is left is outside the window.
-            wide[place, :, : whole - first] = shards[number][row, :, first : first + run]
+            wide[position, :, : chip_pixels - first] = shards[number][row, :, first : first + run]
         bits = _BITS[dtype.itemsize]
         views = wide.view(bits).reshape(-1, bands, size[0], width)[..., : size[1]]
-        found = self._outputs[name].take((len(rows), bands, *wanted.sides), np.dtype(bits))
-        _turn(views, wanted.codes, found)
+        out = self._outputs[name].take((len(rows), bands, *windows.sides), np.dtype(bits))
+        _reorient(views, windows.codes, out)
         if not has.all():
-            found[~has] = 0
-        return torch.from_numpy(found.view(dtype))
+            out[~has] = 0
+        return torch.from_numpy(out.view(dtype))
 
-    def validity(self, name: str, wanted: Windows) -> torch.Tensor | None:
+    def validity(self, name: str, windows: Windows) -> torch.Tensor | None:
         """Bool (B, 1 or C, h, w) where any pixel of the windows is not valid, else None."""
         import torch
 
-        partly = np.flatnonzero(self.store.partly_valid(name)[wanted.indices])
+        partly = np.flatnonzero(self.store.partly_valid(name)[windows.indices])
         if not len(partly):
             return None
-        masks = self.store.masks(wanted.indices[partly], name).view(np.uint8)
-        rows, columns = wanted.corners[partly].T
-        places = sliding_window_view(masks, wanted.size, axis=(2, 3))
-        views = places[np.arange(len(partly)), :, rows, columns]
-        turned = np.empty((*views.shape[:2], *wanted.sides), np.uint8)
-        _turn(views, wanted.codes[partly], turned)
-        if turned.all():
+        masks = self.store.masks(windows.indices[partly], name).view(np.uint8)
+        rows, columns = windows.corners[partly].T
+        all_windows = sliding_window_view(masks, windows.size, axis=(2, 3))
+        views = all_windows[np.arange(len(partly)), :, rows, columns]
+        reoriented = np.empty((*views.shape[:2], *windows.sides), np.uint8)
+        _reorient(views, windows.codes[partly], reoriented)
+        if reoriented.all():
             return None
-        found = np.ones((len(wanted.indices), *turned.shape[1:]), np.uint8)
-        found[partly] = turned
-        return torch.from_numpy(found.view(bool))
+        out = np.ones((len(windows.indices), *reoriented.shape[1:]), np.uint8)
+        out[partly] = reoriented
+        return torch.from_numpy(out.view(bool))
 
-    def _places(
-        self, wanted: Windows, rows: npt.NDArray[Any], width: int
+    def _stored_rows(
+        self, windows: Windows, rows: npt.NDArray[Any], width: int
     ) -> Iterator[tuple[int, int, int, int]]:
-        """Place in the batch, shard, row in the shard, and first pixel, of chips that have it."""
-        place = np.flatnonzero(rows >= 0)
+        """Position in the batch, shard, row in the shard and first pixel of chips that have it."""
+        positions = np.flatnonzero(rows >= 0)
         columns = (
-            place,
-            self.store.shard_of(wanted.indices[place]),
-            rows[place],
-            wanted.corners[place] @ np.array([width, 1]),
+            positions,
+            self.store.shard_of(windows.indices[positions]),
+            rows[positions],
+            windows.corners[positions] @ np.array([width, 1]),
         )
         return zip(*(c.tolist() for c in columns), strict=True)
 
-    def _room(self, count: int, bands: int, run: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def _buffer(self, count: int, bands: int, run: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         key = (bands, run, dtype.num)
-        if key not in self._scratch or len(self._scratch[key]) < count:
-            self._scratch[key] = np.zeros((count, bands, run), dtype)
-        return self._scratch[key][:count]
+        if key not in self._buffers or len(self._buffers[key]) < count:
+            self._buffers[key] = np.zeros((count, bands, run), dtype)
+        return self._buffers[key][:count]
 
 
-def _turn(views: npt.NDArray[Any], codes: Integers, out: npt.NDArray[Any]) -> None:
+def _reorient(views: npt.NDArray[Any], codes: Integers, out: npt.NDArray[Any]) -> None:
     """Flip and transpose (B, C, h, w) into ``out``, all chips of one code at once."""
     import torch
 

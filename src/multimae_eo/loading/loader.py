@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError
 from multimae_eo.loading.gather import Gatherer, Windows
-from multimae_eo.loading.sampler import ChipBatchSampler, Draws, Orientation, Place
+from multimae_eo.loading.sampler import ChipBatchSampler, ChipRef, EpochRandom, Orientation
 from multimae_eo.loading.workers import ChipLoader, HandedOver, start_worker
 from multimae_eo.modality import Modality
 from multimae_eo.sample import Batch, Sample, collate, crop, flip, stack_labels
@@ -29,48 +29,52 @@ _SURVEYED = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """What is shown of one chip: a square of ``size`` of ``whole`` px, flipped and turned."""
+class _ChipWindow:
+    """The window of one chip: a square of ``size`` of ``side`` px, flipped and rotated."""
 
     top: int
     left: int
     size: int
-    whole: int
+    side: int
     across: bool = False
     down: bool = False
-    turns: int = 0
+    rot90: int = 0
 
     @classmethod
-    def drawn(cls, corner: Indices, size: int, whole: int, how: Orientation, chip: int) -> _View:
-        """The view of one of the chips that ``how`` is of."""
+    def drawn(
+        cls, corner: Indices, size: int, side: int, orientation: Orientation, chip: int
+    ) -> _ChipWindow:
+        """The view of chip number ``chip`` of ``orientation``."""
         return cls(
             top=int(corner[0]),
             left=int(corner[1]),
             size=size,
-            whole=whole,
-            across=bool(how.across[chip]),
-            down=bool(how.down[chip]),
-            turns=int(how.turns[chip]),
+            side=side,
+            across=bool(orientation.across[chip]),
+            down=bool(orientation.down[chip]),
+            rot90=int(orientation.rot90[chip]),
         )
 
     def of_sample(self, sample: Sample) -> Sample:
         """The view of any sample; ContractError where it does not fall on pixel edges."""
-        if self.size != self.whole:
-            top, left, size = (n / self.whole for n in (self.top, self.left, self.size))
+        if self.size != self.side:
+            top, left, size = (n / self.side for n in (self.top, self.left, self.size))
             sample = crop(sample, top=top, left=left, size=size)
-        return flip(sample, horizontal=self.across, vertical=self.down, turns=self.turns)
+        return flip(sample, horizontal=self.across, vertical=self.down, rot90=self.rot90)
 
     def of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The view of (…, H, W) whose pixel edges it falls on."""
-        if self.size != self.whole:
-            side = array.shape[-1]
-            top, left, size = (n * side // self.whole for n in (self.top, self.left, self.size))
+        if self.size != self.side:
+            array_side = array.shape[-1]
+            top, left, size = (
+                n * array_side // self.side for n in (self.top, self.left, self.size)
+            )
             array = array[..., top : top + size, left : left + size]
         if self.across:
             array = array[..., ::-1]
         if self.down:
             array = array[..., ::-1, :]
-        return np.rot90(array, self.turns, axes=(-2, -1)) if self.turns else array
+        return np.rot90(array, self.rot90, axes=(-2, -1)) if self.rot90 else array
 
 
 class ChipDataset:
@@ -86,79 +90,86 @@ class ChipDataset:
         seed: tuple[int, int],
         augment: tuple[bool, bool, bool],
     ) -> None:
-        """``augment``: random windows, flips, quarter turns. ``seed``: (seed, epoch)."""
+        """``augment``: random windows, flips, rot90. ``seed``: (seed, epoch)."""
         self.source = source
         self.modalities = source.modalities.select(modalities)
         self.chip = chip
-        self.windows, flips, self.turns = augment
-        self.draws = Draws(seed, len(indices), flips=flips, turns=self.turns)
+        self.windows, flips, self.rot90 = augment
+        self.random = EpochRandom(seed, len(indices), flips=flips, rot90=self.rot90)
         self._surveyed = np.asarray(indices)[:_SURVEYED].tolist()
         self._gatherer = Gatherer(source) if isinstance(source, ChipStore) else None
 
-    def __getitems__(self, places: Sequence[Place]) -> Batch:
-        """The batch of these places; called by torch's fetcher.
+    def __getitems__(self, chips: Sequence[ChipRef]) -> Batch:
+        """The batch of these chips; called by torch's fetcher.
 
-        Within a batch, chips that are flipped and turned alike lie together.
+        Within a batch, chips with equal flips and rotations are adjacent.
         """
-        codes = self.draws.orientation(np.array([place for place, _ in places])).code
-        places = [places[i] for i in np.argsort(codes, kind="stable")]
+        codes = self.random.orientation(np.array([position for position, _ in chips])).code
+        chips = [chips[i] for i in np.argsort(codes, kind="stable")]
         if self._gatherer is not None and self._uniform(self._gatherer.store):
-            return self._gathered(self._gatherer, places)
-        return collate([self._sample(*place) for place in places], self.modalities)
+            return self._gathered(self._gatherer, chips)
+        return collate([self._sample(*chip) for chip in chips], self.modalities)
 
-    def _sample(self, place: int, index: int) -> Sample:
+    def _sample(self, position: int, index: int) -> Sample:
         sample = self.source.read(index, list(self.modalities))
         for name, pixels in sample.pixels.items():
             height, width = pixels.shape[-2:]
-            if height != width and (self.chip is not None or self.turns):
+            if height != width and (self.chip is not None or self.rot90):
                 raise ContractError(
-                    f"{sample.key}: {name} is {height}×{width} px; windows and turns need squares"
+                    f"{sample.key}: {name} is {height}×{width} px; windows and rotations need "
+                    "squares"
                 )
         sides = {n: p.shape[-1] for n, p in sample.pixels.items()}
-        return self._view(place, sample.key, sides, np.shape(sample.label)).of_sample(sample)
+        return self._view(position, sample.key, sides, np.shape(sample.label)).of_sample(sample)
 
     def _view(
-        self, place: int, key: str, sides: Mapping[str, int], label: tuple[int, ...]
-    ) -> _View:
+        self, position: int, key: str, sides: Mapping[str, int], label: tuple[int, ...]
+    ) -> _ChipWindow:
         """What to show of a chip, by its modalities' sides and its label's shape."""
-        at = np.array([place])
-        how = self.draws.orientation(at)
-        size = whole = 1
+        at = np.array([position])
+        orientation = self.random.orientation(at)
+        size = finest_side = 1
         corner = np.zeros((1, 2), np.int64)
         if self.chip is not None and sides:
             # Of the finest modality, which this chip may lack.
-            whole = math.ceil(max(side / self._shares[n] for n, side in sides.items()))
+            finest_side = math.ceil(max(side / self._shares[n] for n, side in sides.items()))
             size = self.chip
-            corner = self._corners(at, key, whole, self._step(label, whole))
-        return _View.drawn(corner[0], size, whole, how, 0)
+            corner = self._corners(at, key, finest_side, self._step(label, finest_side))
+        return _ChipWindow.drawn(corner[0], size, finest_side, orientation, 0)
 
-    def _corners(self, places: Indices, key: str, whole: int, step: int | Indices) -> Indices:
+    def _corners(
+        self, positions: Indices, key: str, finest_side: int, step: int | Indices
+    ) -> Indices:
         """Corners (n, 2) of the windows, in pixels of the finest modality, ``step`` apart."""
-        size = self.chip or whole
-        if size > whole:
+        size = self.chip or finest_side
+        if size > finest_side:
             raise ContractError(
-                f"{key}: {whole} px is smaller than the window of {size} px (data.chip)"
+                f"{key}: {finest_side} px is smaller than the window of {size} px (data.chip)"
             )
-        last = (whole - size) // np.broadcast_to(step, places.shape)
+        last = (finest_side - size) // np.broadcast_to(step, positions.shape)
         if not self.windows:
             return np.repeat((last // 2 * step)[:, None], 2, axis=1)
-        corners: Indices = self.draws.corners(places, last + 1) * np.reshape(step, (-1, 1))
+        corners: Indices = self.random.corners(positions, last + 1) * np.reshape(step, (-1, 1))
         return corners
 
     def _label_corners(
-        self, places: Indices, key: str, whole: int, labels: Sequence[Any]
+        self, positions: Indices, key: str, finest_side: int, labels: Sequence[Any]
     ) -> Indices:
         """Corners of the windows of chips with these labels."""
         if self.chip is None:
-            return np.zeros((len(places), 2), np.int64)
+            return np.zeros((len(positions), 2), np.int64)
         shapes = [np.shape(x) for x in labels]
-        steps = {shape: self._step(shape, whole) for shape in set(shapes)}
-        return self._corners(places, key, whole, np.array([steps[x] for x in shapes]))
+        steps = {shape: self._step(shape, finest_side) for shape in set(shapes)}
+        return self._corners(positions, key, finest_side, np.array([steps[x] for x in shapes]))
 
-    def _step(self, label: tuple[int, ...], whole: int) -> int:
+    def _step(self, label: tuple[int, ...], finest_side: int) -> int:
         """Pixels of the finest modality that are whole pixels of all, and of a label map."""
         step = self._modality_step
-        return math.lcm(step, Fraction(label[-1], whole).denominator) if len(label) == 2 else step
+        return (
+            math.lcm(step, Fraction(label[-1], finest_side).denominator)
+            if len(label) == 2
+            else step
+        )
 
     @cached_property
     def _shares(self) -> dict[str, Fraction]:
@@ -187,32 +198,35 @@ class ChipDataset:
         shapes = [store.arrays[n][0] for n in self.modalities if n in store.arrays]
         if store.label_shape is not None and len(store.label_shape) == 2:
             shapes.append(store.label_shape)
-        if self.chip is None and not self.turns:
+        if self.chip is None and not self.rot90:
             return bool(shapes)
-        whole = max((s[-1] for s in shapes), default=1)
+        finest_side = max((s[-1] for s in shapes), default=1)
         return bool(shapes) and all(
-            s[-2] == s[-1] and (self.chip or whole) * s[-1] % whole == 0 for s in shapes
+            s[-2] == s[-1] and (self.chip or finest_side) * s[-1] % finest_side == 0 for s in shapes
         )
 
-    def _gathered(self, gatherer: Gatherer, places: Sequence[Place]) -> Batch:
+    def _gathered(self, gatherer: Gatherer, chips: Sequence[ChipRef]) -> Batch:
         """The very batch that ``collate`` would give, copied straight from the memory maps."""
         import torch
 
         store = gatherer.store
-        at, indices = np.array(places, dtype=np.int64).T
+        at, indices = np.array(chips, dtype=np.int64).T
         chosen = indices.tolist()
         keys = tuple(store.keys[i] for i in chosen)
         having = [n for n in self.modalities if n in store.arrays]
-        whole = max(store.arrays[n][0][-1] for n in having)
+        finest_side = max(store.arrays[n][0][-1] for n in having)
         labels = [store.label(i) for i in chosen]
-        how = self.draws.orientation(at)
-        corners, codes = self._label_corners(at, keys[0], whole, labels), how.code
+        orientation = self.random.orientation(at)
+        corners, codes = self._label_corners(at, keys[0], finest_side, labels), orientation.code
         if len(store.label_shape or ()) == 2:
-            size = self.chip or whole
-            views = [_View.drawn(corners[b], size, whole, how, b) for b in range(len(at))]
+            size = self.chip or finest_side
+            views = [
+                _ChipWindow.drawn(corners[b], size, finest_side, orientation, b)
+                for b in range(len(at))
+            ]
             labels = [None if x is None else v.of(x) for v, x in zip(views, labels, strict=True)]
         pixels, valid = {}, {}
-        shape = (len(places), len(self.modalities))
+        shape = (len(chips), len(self.modalities))
         present = np.zeros(shape, bool)
         scale, offset = np.ones(shape, np.float32), np.zeros(shape, np.float32)
         level = np.zeros(shape, np.int64)
@@ -224,12 +238,12 @@ class ChipDataset:
             (_, height, width), _ = store.arrays[name]
             window = (height, width)
             if self.chip is not None:
-                window = (self.chip * height // whole, self.chip * width // whole)
-            wanted = Windows(
-                indices=indices, corners=corners * width // whole, size=window, codes=codes
+                window = (self.chip * height // finest_side, self.chip * width // finest_side)
+            windows = Windows(
+                indices=indices, corners=corners * width // finest_side, size=window, codes=codes
             )
-            pixels[name] = gatherer.pixels(name, wanted)
-            ok = gatherer.validity(name, wanted)
+            pixels[name] = gatherer.pixels(name, windows)
+            ok = gatherer.validity(name, windows)
             if ok is not None:
                 valid[name] = ok
             scale[has, column], offset[has, column], level[has, column] = _calibrations(
@@ -260,8 +274,8 @@ def _calibrations(
     """Scale, offset and level index of chips that have a modality."""
     scales, offsets, levels, words = store.calibrations(modality.name)
     codes = levels[indices].tolist()
-    known = {code: modality.level_index(words[code]) for code in set(codes)}
-    return scales[indices], offsets[indices], [known[code] for code in codes]
+    level_of_code = {code: modality.level_index(words[code]) for code in set(codes)}
+    return scales[indices], offsets[indices], [level_of_code[code] for code in codes]
 
 
 def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none goes with another
@@ -277,21 +291,21 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     start_batch: int = 0,
     workers: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     flips: bool = True,
-    turns: bool = False,
+    rot90: bool = False,
     locality: int = 0,
     pin_memory: bool | None = None,
 ) -> ChipLoader:
     """A DataLoader of Batches over some of a source's chips; one epoch's, or what is left of it.
 
     ``modalities`` (default: all) and ``chip``, the side of the window in pixels of the finest
-    modality (default: whole chips), say what is shown. ``train``: shuffled, random windows,
-    ``flips`` and quarter ``turns``; else all chips in order, centre windows. ``seed`` and ``epoch``
-    decide all that is random. ``start_batch``: the rest of the epoch from there, unchanged.
-    ``locality``: shuffle within so many chips that lie near each other (0: over all; for stores
-    larger than memory). ``workers`` read ahead and change nothing. ``rank`` of ``world`` processes
-    takes its share. ``pin_memory``: page-locked batches (default: where there is a CUDA device).
+    modality (default: entire chips), define the windows. ``train``: shuffled, random windows,
+    ``flips`` and ``rot90``; else all chips in order, centre windows. ``seed`` and ``epoch`` decide
+    all that is random. ``start_batch``: the rest of the epoch from there, unchanged. ``locality``:
+    shuffle within so many chips that lie near each other (0: over all; for stores larger than
+    memory). ``workers`` read ahead and change nothing. ``rank`` of ``world_size`` processes takes
+    its share. ``pin_memory``: page-locked batches (default: where there is a CUDA device).
 
     Raises ConfigError for an option out of range or an unknown modality, DataError where there is
     no chip to train on; while loading, ContractError for a window larger than a chip or beside
@@ -303,13 +317,13 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     if chip is not None and chip < 1:
         raise ConfigError(f"data.chip must be ≥ 1 px, got {chip}")
     drawn = (seed, epoch)
-    augment = (train, train and flips, train and turns)
+    augment = (train, train and flips, train and rot90)
     sampler = ChipBatchSampler(
         indices,
         batch_size=batch_size,
         shuffle=train,
         seed=drawn,
-        share=(rank, world),
+        share=(rank, world_size),
         start_batch=start_batch,
         locality=locality,
     )

@@ -20,9 +20,9 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
 
     ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
     ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities;
-    ``scene:FILE`` and ``stac:FILE`` say what a YAML file is, which is otherwise seen from its keys.
-    Several specs (a list, or separated by commas) become one source whose chips may have different
-    modalities.
+    ``scene:FILE`` and ``stac:FILE`` state the kind of a YAML file, otherwise inferred from its
+    keys. Several specs (a list, or separated by commas) become one source whose chips may have
+    different modalities.
 
     Raises:
         ConfigError: nothing is there, or it is none of these.

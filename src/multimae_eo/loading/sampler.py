@@ -1,4 +1,4 @@
-"""Which chips make a batch, and how each is cut and turned: all that is random about loading.
+"""The chips of each batch, their windows, flips and rotations: all randomness of loading.
 
 Everything is a pure function of (seed, epoch, position of the chip in ``indices``): the same under
 any number of workers and ranks, and after a restart in the middle of an epoch.
@@ -16,12 +16,12 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.sources.base import Indices
 
-Place = tuple[int, int]
+ChipRef = tuple[int, int]
 """A chip's position in ``indices``, and its index in the source."""
 
 
 class ChipBatchSampler:
-    """Places of each batch of one epoch, on one rank, from ``start_batch`` on.
+    """The chips of each batch of one epoch, on one rank, from ``start_batch`` on.
 
     In training the order is shuffled and a last, smaller batch is dropped (unless it is the only
     one); in evaluation chips come in order and all are given. With ``locality`` the shuffle keeps
@@ -42,27 +42,27 @@ class ChipBatchSampler:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}")
-        rank, world = share
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank must be in [0, world), got {rank} of {world}")
+        rank, world_size = share
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank must be in [0, world_size), got {rank} of {world_size}")
         order = np.arange(len(indices))
         if shuffle:
-            if len(indices) < world:
-                raise DataError(f"{len(indices)} chips to train on, for {world} process(es)")
+            if len(indices) < world_size:
+                raise DataError(f"{len(indices)} chips to train on, for {world_size} process(es)")
             order = local_shuffle(np.random.default_rng(seed), len(indices), locality)
-            order = order[: len(order) - len(order) % world]
-        self._order = order[rank::world]
+            order = order[: len(order) - len(order) % world_size]
+        self._order = order[rank::world_size]
         self._indices = np.asarray(indices)
         self._size = batch_size
         self._start = start_batch
-        whole = len(self._order) // batch_size
-        self._count = max(1, whole) if shuffle else -(-len(self._order) // batch_size)
+        full_batches = len(self._order) // batch_size
+        self._count = max(1, full_batches) if shuffle else -(-len(self._order) // batch_size)
 
     def __len__(self) -> int:
         """Batches of the whole epoch, whatever the start."""
         return self._count
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[ChipRef]]:
         for k in range(self._start, self._count):
             mine = self._order[k * self._size : (k + 1) * self._size]
             yield list(zip(mine.tolist(), self._indices[mine].tolist(), strict=True))
@@ -93,26 +93,27 @@ def local_shuffle(rng: np.random.Generator, count: int, locality: int) -> Indice
 
 @dataclass(frozen=True, kw_only=True)
 class Orientation:
-    """How chips are flipped and then turned: bool (n,), bool (n,), quarter turns int (n,)."""
+    """Flips and rotations of chips: ``across``, ``down`` bool (n,), then ``rot90`` times int
+    (n,)."""
 
     across: npt.NDArray[np.bool_]
     down: npt.NDArray[np.bool_]
-    turns: npt.NDArray[np.int64]
+    rot90: npt.NDArray[np.int64]
 
     @property
     def code(self) -> npt.NDArray[np.int64]:
         """One of eight per chip: bit 0 flip across, bit 1 flip down, bit 2 then transpose."""
-        across = self.across ^ np.isin(self.turns, (1, 2))
-        down = self.down ^ np.isin(self.turns, (2, 3))
-        return across + 2 * down + 4 * (self.turns % 2)
+        across = self.across ^ np.isin(self.rot90, (1, 2))
+        down = self.down ^ np.isin(self.rot90, (2, 3))
+        return across + 2 * down + 4 * (self.rot90 % 2)
 
 
-class Draws:
-    """What one epoch draws for every chip."""
+class EpochRandom:
+    """The random numbers of one epoch, for every chip."""
 
-    def __init__(self, seed: tuple[int, int], count: int, *, flips: bool, turns: bool) -> None:
+    def __init__(self, seed: tuple[int, int], count: int, *, flips: bool, rot90: bool) -> None:
         self._seed, self._count = seed, count
-        self._flips, self._turns = flips, turns
+        self._flips, self._rot90 = flips, rot90
 
     @cached_property
     def _drawn(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
@@ -121,16 +122,18 @@ class Draws:
             (self._count, 2), dtype=np.float32
         )
 
-    def orientation(self, places: Indices) -> Orientation:
-        """Of the chips at these positions."""
-        bits = self._drawn[0][places].astype(np.int64)
+    def orientation(self, positions: Indices) -> Orientation:
+        """The orientation of the chips at these positions of ``indices``."""
+        bits = self._drawn[0][positions].astype(np.int64)
         return Orientation(
             across=(bits & 1 > 0) & self._flips,
             down=(bits & 2 > 0) & self._flips,
-            turns=(bits >> 2) * self._turns,
+            rot90=(bits >> 2) * self._rot90,
         )
 
-    def corners(self, places: Indices, choices: int | npt.NDArray[np.int64]) -> Indices:
+    def corners(self, positions: Indices, choices: int | npt.NDArray[np.int64]) -> Indices:
         """Row and column (n, 2) of the windows, each one of ``choices`` (scalar or (n,))."""
-        found: Indices = (self._drawn[1][places] * np.reshape(choices, (-1, 1))).astype(np.int64)
-        return found
+        corners: Indices = (self._drawn[1][positions] * np.reshape(choices, (-1, 1))).astype(
+            np.int64
+        )
+        return corners

@@ -1,4 +1,4 @@
-"""Loading in worker processes: what a reader says of the user's data arrives as it was said."""
+"""Loading in worker processes: a reader's error reaches the user as it was raised."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from multimae_eo.sample import Batch
 
 
 class Batches(Protocol):
-    """Reads the batch of some places."""
+    """Reads the batch of some chips."""
 
-    def __getitems__(self, places: Sequence[Any]) -> Batch:
+    def __getitems__(self, chips: Sequence[Any]) -> Batch:
         """The batch; called by torch's fetcher."""
 
 
@@ -26,10 +26,10 @@ class HandedOver:
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
-    def __getitems__(self, places: Sequence[Any]) -> Batch | MultiMAEError:
-        """The batch of these places, or in a worker the error, with its traceback as a note."""
+    def __getitems__(self, chips: Sequence[Any]) -> Batch | MultiMAEError:
+        """The batch of these chips, or in a worker the error, with its traceback as a note."""
         try:
-            return self.batches.__getitems__(places)
+            return self.batches.__getitems__(chips)
         except MultiMAEError as error:
             if get_worker_info() is None:
                 raise

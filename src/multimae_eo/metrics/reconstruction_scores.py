@@ -28,8 +28,8 @@ Bool = npt.NDArray[np.bool_]
 class PredictedPixels(Protocol):
     """A modality predicted for a batch, at the chips' own size.
 
-    Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` alike or (B, 1, H, W).
-    Categorical: ``mean`` (B, classes, H, W) probabilities in class order, ``spread`` (B, 1, H, W)
+    Continuous: ``mean`` (B, C, H, W) in physical units, ``std`` alike or (B, 1, H, W).
+    Categorical: ``mean`` (B, classes, H, W) probabilities in class order, ``std`` (B, 1, H, W)
     their entropy in nats.
     """
 
@@ -38,7 +38,7 @@ class PredictedPixels(Protocol):
         """The prediction."""
 
     @property
-    def spread(self) -> Tensor:
+    def std(self) -> Tensor:
         """The predictive standard deviation, or the entropy."""
 
 

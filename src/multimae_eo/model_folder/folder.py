@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimae_eo.errors import CheckpointError, OutputError
-from multimae_eo.files import put_in_place, read_json, remove, single_writer, temporary_path
+from multimae_eo.files import read_json, remove, single_writer, sync_and_rename, temporary_path
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.checks import require_finite, require_sizes
 from multimae_eo.model_folder.hub import located, push
@@ -92,7 +92,7 @@ def _exchange(temporary: Path, folder: Path) -> None:
     if folder.exists():
         os.replace(folder, previous)
     try:
-        put_in_place(temporary, folder)
+        sync_and_rename(temporary, folder)
     except OSError:
         if previous.exists():
             os.replace(previous, folder)

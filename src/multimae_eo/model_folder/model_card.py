@@ -102,7 +102,7 @@ def _usage(module: MultiMAE | Predictor) -> list[str]:
             "Predictor",
             [
                 "outputs = model.predict(source.batch(source.keys[:4]))",
-                "probabilities = model.answers(outputs)",
+                "probabilities = model.predictions(outputs)",
             ],
         )
     else:

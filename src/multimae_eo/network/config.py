@@ -91,15 +91,21 @@ class RuntimePolicy:
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]
 
 
-PoolKind = Literal["mean", "spread", "layers", "layers-spread", "global"]
+PoolKind = Literal["mean", "mean-std", "all-layers-mean", "all-layers-mean-std", "global"]
 POOLS: Mapping[PoolKind, str] = {
     "mean": "the mean of the tokens after the last block",
-    "spread": "their mean and standard deviation",
-    "layers": "the mean of the tokens after every block",
-    "layers-spread": "mean and standard deviation after every block",
+    "mean-std": "their mean and standard deviation",
+    "all-layers-mean": "the mean of the tokens after every block",
+    "all-layers-mean-std": "mean and standard deviation after every block",
     "global": "the mean of the global tokens after the last block",
 }
 """How a chip's tokens are pooled, by name."""
+FORMER_POOLS: Mapping[str, PoolKind] = {
+    "spread": "mean-std",
+    "layers": "all-layers-mean",
+    "layers-spread": "all-layers-mean-std",
+}
+"""Poolings by the names that they had before 0.2, which model folders and recipes may hold."""
 
 
 @dataclass(kw_only=True)
@@ -108,7 +114,8 @@ class HeadConfig:
 
     Args:
         name: linear; for maps also convnext, upernet or dpt.
-        pool: Pooling of the tokens of a chip: mean, spread, layers, layers-spread or global.
+        pool: Pooling of the tokens of a chip: mean, mean-std, all-layers-mean,
+            all-layers-mean-std or global.
         width: Channels of a map head.
         depth: Blocks of the convnext head.
         dropout: Share of features left out in training.
@@ -121,6 +128,7 @@ class HeadConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        self.pool = FORMER_POOLS.get(self.pool, self.pool)
         for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"head.{name} must be ≥ 1, got {getattr(self, name)}")

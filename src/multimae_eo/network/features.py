@@ -40,10 +40,10 @@ class Features:
         if kind == "global":
             return self.global_tokens.mean(dim=1)
         parts = []
-        for tokens in self.stages if kind.startswith("layers") else (self.tokens,):
+        for tokens in self.stages if kind.startswith("all-layers") else (self.tokens,):
             mean = self._mean(tokens)
             parts.append(mean)
-            if kind.endswith("spread"):
+            if kind.endswith("std"):
                 apart = self._mean((tokens - mean[:, None]).square())
                 # The root has no slope at 0.
                 parts.append(apart.clamp_min(torch.finfo(apart.dtype).tiny).sqrt())

@@ -24,9 +24,9 @@ class ChipHead(nn.Module):
     def __init__(self, width: int, outputs: int, config: HeadConfig, depth: int) -> None:
         super().__init__()
         self.pool = config.pool
-        layers = config.pool.startswith("layers")
+        layers = config.pool.startswith("all-layers")
         self.blocks = tuple(range(1, depth + 1)) if layers else ()
-        self.parts = (depth if layers else 1) * (2 if config.pool.endswith("spread") else 1)
+        self.parts = (depth if layers else 1) * (2 if config.pool.endswith("std") else 1)
         self.norm = nn.LayerNorm(width, elementwise_affine=self.parts == 1)
         self.dropout = nn.Dropout(config.dropout)
         self.project = nn.Linear(self.parts * width, outputs)

@@ -323,8 +323,8 @@ class MultiMAE(Pretrained):
         inputs: Sequence[str] | None = None,
         *,
         outputs: Sequence[str] | None = None,
-        draws: int = 8,
+        samples: int = 8,
         seed: int = 0,
     ) -> dict[str, Reconstructed]:
         """Predict any modality from any others; see ``model.reconstruct``."""
-        return reconstruct(self, batch, inputs, outputs=outputs, draws=draws, seed=seed)
+        return reconstruct(self, batch, inputs, outputs=outputs, samples=samples, seed=seed)

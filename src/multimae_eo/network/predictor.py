@@ -136,9 +136,13 @@ class Predictor(Pretrained):
         return blend.mean(None if blend.complete else self(batch, inputs))
 
     def answers(self, outputs: Tensor) -> Tensor:
-        """Probabilities per class (classes of multi-hot labels each for itself), or the values.
+        """Deprecated: the name of ``predictions`` before 0.2."""
+        return self.predictions(outputs)
 
-        ``outputs``: (B, O, …) as of ``forward``.
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Probabilities of the classes, independent ones for multi-hot labels, or predicted values.
+
+        ``outputs``: (B, O, …) as of ``forward``. Returns (B, O, …), or (B, …) for values.
         """
         if self.target.numeric:
             return outputs[:, 0] * self.target.std + self.target.mean

@@ -54,13 +54,18 @@ class MaskedModel(Protocol):
 class Reconstructed:
     """A modality predicted for a batch, at the chips' own size.
 
-    Continuous: ``mean`` (B, C, H, W) in physical units, ``spread`` its standard deviation over
-    draws of visible tokens. Categorical: ``mean`` (B, classes, H, W) probabilities in legend
-    order, ``spread`` (B, 1, H, W) their entropy in nats. Both float32.
+    Continuous: ``mean`` (B, C, H, W) in physical units, ``std`` its standard deviation over random
+    masks. Categorical: ``mean`` (B, classes, H, W) probabilities in the order of the class map,
+    ``std`` (B, 1, H, W) their entropy in nats. Both float32.
     """
 
     mean: Tensor
-    spread: Tensor
+    std: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """Deprecated: the name of ``std`` before 0.2."""
+        return self.std
 
 
 @torch.no_grad()
@@ -70,17 +75,17 @@ def reconstruct(
     inputs: Sequence[str] | None = None,
     *,
     outputs: Sequence[str] | None = None,
-    draws: int = 8,
+    samples: int = 8,
     seed: int = 0,
     overlap: float | None = 0.5,
 ) -> dict[str, Reconstructed]:
     """Predict modalities from ``inputs`` (default: all the batch has).
 
     A masked modality is predicted from every observed token of the inputs. A modality that is
-    itself an input is predicted, patch by patch, from random masks that hide the patch. Masks
-    come in pairs, a random half of the inputs' tokens and then the other half, so that every patch
-    is masked equally often. ``outputs``: modalities (default: all with a task).
-    Patch-normalised tasks have no physical unit and are left out.
+    itself an input is predicted, patch by patch, from random masks that hide the patch. Masks come
+    in pairs, a random half of the inputs' tokens and then the other half, so that every patch is
+    masked equally often. ``samples``: random masks to average. ``outputs``: modalities (default:
+    all with a task). Patch-normalised tasks have no physical unit and are left out.
 
     Chips larger than those of pre-training are predicted in windows of its size that overlap by
     the share ``overlap`` and are blended; None predicts them whole, at interpolated positions.
@@ -91,7 +96,7 @@ def reconstruct(
     """
 
     def predict_chip(batch: Batch) -> dict[str, Reconstructed]:
-        return _reconstruct_chip(model, batch, inputs, outputs, (draws, seed))
+        return _reconstruct_chip(model, batch, inputs, outputs, (samples, seed))
 
     windows = chip_windows(model.config.sizes, batch, overlap)
     return _blended(model, batch, inputs, windows, predict_chip) if windows else predict_chip(batch)
@@ -134,14 +139,14 @@ def _blended(
         for name, reconstructed in predict_chip(
             part if len(rows) == len(part) else part.take(rows)
         ).items():
-            for blends, values in ((means, reconstructed.mean), (stds, reconstructed.spread)):
+            for blends, values in ((means, reconstructed.mean), (stds, reconstructed.std)):
                 if name not in blends:
                     blends[name] = Blend(len(batch), extent(windows, name))
                 blends[name].add(values, rows, window[name])
     if not all(b.complete for b in means.values()) or not means:
         rest = predict_chip(batch)
         return {
-            n: Reconstructed(means[n].mean(r.mean), stds[n].mean(r.spread)) if n in means else r
+            n: Reconstructed(means[n].mean(r.mean), stds[n].mean(r.std)) if n in means else r
             for n, r in rest.items()
         }
     return {n: Reconstructed(means[n].mean(), stds[n].mean()) for n in means}

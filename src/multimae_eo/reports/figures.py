@@ -40,7 +40,7 @@ _TEXT = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
+class _ColumnGroup:
     """Adjoining columns under one heading."""
 
     head: str
@@ -49,11 +49,11 @@ class _Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
+class _PanelTable:
     """What to draw: ``cells[row][column]``; a row's ``labels`` may have a second, softer part."""
 
     title: str
-    groups: tuple[_Group, ...]
+    groups: tuple[_ColumnGroup, ...]
     labels: tuple[tuple[str, str], ...]
     cells: tuple[tuple[Panel | None, ...], ...]
     class_keys: tuple[tuple[Modality, tuple[int, ...]], ...]
@@ -72,10 +72,10 @@ def reconstruction_figure(
     }
     ranges = {n: ranges_of(views, views[0].modalities[n]) for n in names}
     modalities = views[0].modalities
-    table = _Table(
+    table = _PanelTable(
         title=title,
         groups=tuple(
-            _Group(
+            _ColumnGroup(
                 head=n,
                 description=describe(modalities[n]),
                 titles=tuple(panel_title(modalities[n], k) for k in kinds[n]),
@@ -123,9 +123,9 @@ def chip_figure(view: ChipView, *, title: str = "", panels: Sequence[PanelKind] 
         rows.append((*shown, *[None] * (across - len(shown))))
         labels.append(("given to the model" if start == 0 else "", ""))
     return _draw(
-        _Table(
+        _PanelTable(
             title=title or view.key,
-            groups=(_Group(head="", description="", titles=tuple(titles or [""] * across)),),
+            groups=(_ColumnGroup(head="", description="", titles=tuple(titles or [""] * across)),),
             labels=tuple(labels),
             cells=tuple(rows),
             class_keys=_class_keys([view], names),
@@ -152,7 +152,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def _general(kind: PanelKind) -> str:
-    return "uncertainty" if kind == "spread" else str(kind)
+    return "uncertainty" if kind == "std" else str(kind)
 
 
 def _shown(views: Sequence[ChipView], panels: Sequence[PanelKind]) -> list[str]:
@@ -237,7 +237,7 @@ class _Page:
         self.figure.add_artist(Line2D(*ends, color="#b9bec6", linewidth=0.8))
 
 
-def _draw(table: _Table) -> Figure:
+def _draw(table: _PanelTable) -> Figure:
     from matplotlib.figure import Figure as NewFigure
 
     starts = _column_starts(table)
@@ -274,7 +274,7 @@ def _row_height(cells: Sequence[Panel | None]) -> float:
     return _ROW_LABEL + _PANEL + _CAPTION + lines * _CAPTION_LINE
 
 
-def _column_starts(table: _Table) -> list[float]:
+def _column_starts(table: _PanelTable) -> list[float]:
     starts, x = [], _MARGIN
     for group in table.groups:
         # A heading wider than its columns pushes the next group away rather than overlapping.
@@ -286,7 +286,7 @@ def _column_starts(table: _Table) -> list[float]:
     return starts
 
 
-def _draw_heads(page: _Page, table: _Table, starts: Sequence[float], top: float) -> None:
+def _draw_heads(page: _Page, table: _PanelTable, starts: Sequence[float], top: float) -> None:
     column = 0
     for group in table.groups:
         x, y = starts[column], top - _TITLES
@@ -316,7 +316,7 @@ def _draw_panel(page: _Page, x: float, y: float, cell: Panel) -> None:
         page.text(x, below, cell.note, color=_SOFT)
 
 
-def _class_key_lines(table: _Table, width: float) -> list[list[tuple[str, Any]]]:
+def _class_key_lines(table: _PanelTable, width: float) -> list[list[tuple[str, Any]]]:
     """Lines of (text, colour) entries wrapped to the page; a colour of None makes a heading."""
     lines: list[list[tuple[str, Any]]] = []
     for modality, classes in table.class_keys:

@@ -23,8 +23,8 @@ from multimae_eo.reports.pictures import (
 )
 from multimae_eo.reports.views import ChipView
 
-PanelKind = Literal["input", "truth", "prediction", "spread", "error"]
-PANELS: tuple[PanelKind, ...] = ("input", "truth", "prediction", "spread", "error")
+PanelKind = Literal["input", "truth", "prediction", "std", "error"]
+PANELS: tuple[PanelKind, ...] = ("input", "truth", "prediction", "std", "error")
 
 _STD, _SIGNED, _UNSIGNED = "cividis", "RdBu_r", "magma"
 _WRONG = (226, 229, 233), (213, 94, 0)
@@ -81,13 +81,13 @@ def panel_kinds(view: ChipView, name: str, requested: Sequence[PanelKind]) -> li
     if name in view.mean:
         # A modality that the model was given in full is its own truth.
         kinds += [] if view.given_in_full(name) else ["truth"]
-        kinds += ["prediction", "spread", "error"]
+        kinds += ["prediction", "std", "error"]
     return [k for k in kinds if k in requested]
 
 
 def panel_title(modality: Modality, kind: PanelKind) -> str:
     """The heading of a panel, which names what its colours show."""
-    if kind == "spread":
+    if kind == "std":
         return "entropy" if modality.categorical else "std (1 σ)"
     if kind == "error" and not modality.categorical:
         return "prediction − truth" if modality.channels == 1 else "error (rms of bands)"
@@ -97,7 +97,7 @@ def panel_title(modality: Modality, kind: PanelKind) -> str:
 def panel(view: ChipView, name: str, kind: PanelKind, ranges: Ranges) -> Panel:
     """Draw one panel. Truth, input and prediction share the truth's colours."""
     modality = view.modalities[name]
-    if kind == "spread":
+    if kind == "std":
         return _uncertainty(view, name, ranges)
     if kind == "error":
         return _error(view, name, ranges)

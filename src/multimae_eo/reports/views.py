@@ -84,7 +84,7 @@ def chip_views(
     """
     truths = {n: t for n in batch.modalities if (t := truth_of(batch, n)) is not None}
     predictions = {
-        n: tuple(t.detach().cpu().numpy().astype(np.float64) for t in (r.mean, r.spread))
+        n: tuple(t.detach().cpu().numpy().astype(np.float64) for t in (r.mean, r.std))
         for n, r in reconstructed.items()
     }
     present = batch.present.cpu().numpy()

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from multimae_eo.errors import OutputError
 from multimae_eo.files import (
     output_error,
-    put_in_place,
     read_json,
     remove,
+    sync_and_rename,
     temporary_path,
     write_file,
 )
@@ -117,7 +117,7 @@ class BlockWriter:
         try:
             for file in self._files.values():
                 file.close()
-            put_in_place(self._part, self.path)
+            sync_and_rename(self._part, self.path)
         except OSError as error:
             if self.path.is_dir():
                 self.discard()

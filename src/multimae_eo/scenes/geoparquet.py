@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, OutputError
-from multimae_eo.files import output_errors, put_in_place, remove, temporary_path
+from multimae_eo.files import output_errors, remove, sync_and_rename, temporary_path
 from multimae_eo.geo import Geometry
 from multimae_eo.inference.vector_codes import METADATA_KEY, CodeLoss, Dtype, VectorCodes
 from multimae_eo.scenes.hilbert import hilbert_order
@@ -89,7 +89,7 @@ class EmbeddingWriter:
             if self.rows:
                 rows = np.memmap(self._folder / "rows", self._row, mode="r")
             self._write(rows, self._folder / "file.parquet")
-            put_in_place(self._folder / "file.parquet", self.path)
+            sync_and_rename(self._folder / "file.parquet", self.path)
         remove(self._folder)
         return self.path
 

@@ -20,7 +20,7 @@ class SceneOptions:
 
     ``chip``: side of a window in pixels of the scene's grid (default: the model's). ``overlap``:
     share of a window's side. ``batch_size``: windows per batch (default: by the device).
-    ``draws``: random subsets for the predictive std (0: none is written). ``device``: where the
+    ``samples``: random masks for the predictive std (0: none is written). ``device``: where the
     model is. ``precision``: 32-true, bf16-mixed, 16-mixed, or auto, which is resolved here.
     ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler
     whose workers share it instead; they read the scene and write its blocks under the paths given
@@ -31,7 +31,7 @@ class SceneOptions:
     chip: int | None = None
     overlap: float = 0.5
     batch_size: int | None = None
-    draws: int = 0
+    samples: int = 0
     seed: int = 0
     precision: Precision = "auto"
     device: str = "cpu"
@@ -43,7 +43,7 @@ class SceneOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap must be in [0, 1), got {self.overlap}")
-        for name, least in (("draws", 0), ("workers", 1), ("batch_size", 1)):
+        for name, least in (("samples", 0), ("workers", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be ≥ {least}, got {value}")

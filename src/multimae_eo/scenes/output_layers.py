@@ -14,7 +14,7 @@ from multimae_eo.scenes.blend import Array, BlendedRows, coarser_mask
 from multimae_eo.scenes.raster_output import Profile, profile_of
 from multimae_eo.sources.scene.chips import Area
 
-LayerKind = Literal["value", "spread", "error", "probabilities", "confidence"]
+LayerKind = Literal["value", "std", "error", "probabilities", "confidence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class OutputLayer:
         modality = self.modality
         if self.kind == "value":
             return profile_of(modality)
-        if self.kind == "spread":
+        if self.kind == "std":
             return profile_of(modality, uncertainty=True)
         plain = Profile(
             bands=(), dtype="float32", nodata=float("nan"), tags={"modality": modality.name}

@@ -82,7 +82,7 @@ def predict_scene(
         model=window_model if options.dask else window_model.to(options.device),
         layers=(value, *(replace(value, stem=f"{out.stem}.{k}", kind=k) for k in extras)),
         settings={
-            "verb": "predict",
+            "subcommand": "predict",
             "inputs": list(window_model.inputs),
             "classes": list(model.target.classes),
         },
@@ -133,7 +133,7 @@ class WindowPredictor:
         rows = observed_rows(network.encoder, batch, names)
         if not rows:
             return WindowPredictions()
-        outputs = network.answers(network.predict(take_rows(batch, rows), names).float())
+        outputs = network.predictions(network.predict(take_rows(batch, rows), names).float())
         field = host_array(outputs if network.target.classes else outputs[:, None])
         if not network.target.dense and field.ndim == 2:
             field = field[:, :, None, None]

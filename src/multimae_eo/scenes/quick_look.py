@@ -132,7 +132,7 @@ def _draw(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_
     finite = np.abs(flat[np.isfinite(flat)])
     end = float(np.percentile(finite, 98)) if finite.size else 0.0
     end = end if end > 0 else 1.0
-    ramp = "RdBu_r" if signed else "cividis" if layer.kind == "spread" else "magma"
+    ramp = "RdBu_r" if signed else "cividis" if layer.kind == "std" else "magma"
     return _ramp(flat, ramp, (-end if signed else 0.0, end), f"{modality.name}: {quantity}", unit)
 
 

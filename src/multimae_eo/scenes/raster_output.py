@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
-from multimae_eo.files import put_in_place, remove, temporary_path
+from multimae_eo.files import remove, sync_and_rename, temporary_path
 from multimae_eo.modality import Modality
 from multimae_eo.sources.raster.grid import Grid
 
@@ -40,7 +40,7 @@ def profile_of(modality: Modality, *, uncertainty: bool = False) -> Profile:
     """The profile of a predicted modality: class ids as they are, measurements as float32."""
     tags = {"modality": modality.name, "unit": modality.unit}
     if not modality.categorical:
-        names = tuple(f"{b} spread" if uncertainty else b for b in modality.band_names)
+        names = tuple(f"{b} std" if uncertainty else b for b in modality.band_names)
         return Profile(bands=names, dtype="float32", nodata=float("nan"), tags=tags)
     if uncertainty:
         tags["unit"] = "nat"
@@ -127,7 +127,7 @@ class RowWriter:
                 NUM_THREADS="ALL_CPUS",
             )
             self._compare(cog)
-            put_in_place(cog, self.path)
+            sync_and_rename(cog, self.path)
         remove(self._folder)
         return self.path
 

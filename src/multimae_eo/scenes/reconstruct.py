@@ -57,7 +57,7 @@ def reconstruct_scene(
         network=model,
         inputs=require_inputs(model.modalities, scene, inputs),
         outputs=_outputs(model, outputs),
-        draws=options.draws,
+        samples=options.samples,
         seed=options.seed,
     )
     tiling = scene_tiling(window_model.sizes, scene, window_model.inputs, options)
@@ -71,10 +71,10 @@ def reconstruct_scene(
             for layer in _layers(window_model, scene, tiling, name, error=error)
         ),
         settings={
-            "verb": "reconstruct",
+            "subcommand": "reconstruct",
             "inputs": list(window_model.inputs),
             "outputs": list(window_model.outputs),
-            "draws": options.draws,
+            "samples": options.samples,
             "seed": options.seed,
         },
         options=options,
@@ -100,9 +100,9 @@ def _layers(
     modality, ratio = model.network.modalities[name], tiling.ratios[name]
     value = OutputLayer(stem=name, kind="value", field=name, ratio=ratio, modality=modality)
     layers = [value]
-    if model.draws:
+    if model.samples:
         stem = f"{name}.spread"
-        layers.append(replace(value, stem=stem, kind="spread", field=stem))
+        layers.append(replace(value, stem=stem, kind="std", field=stem))
     if error and name in scene.modalities:
         if scene.ratios[name] != ratio:
             raise ContractError(
@@ -115,12 +115,12 @@ def _layers(
 
 @dataclass(frozen=True, kw_only=True)
 class WindowReconstructor:
-    """Reconstructs windows: a field per output, and ``<output>.spread`` with draws."""
+    """Reconstructs windows: a field per output, and ``<output>.spread``, its std, with samples."""
 
     network: MultiMAE
     inputs: ModalitySet
     outputs: tuple[str, ...]
-    draws: int = 0
+    samples: int = 0
     seed: int = 0
 
     @property
@@ -139,12 +139,12 @@ class WindowReconstructor:
             take_rows(batch, rows),
             names,
             outputs=list(self.outputs),
-            draws=self.draws,
+            samples=self.samples,
             seed=self.seed,
         )
         fields = {n: host_array(reconstructed[n].mean) for n in self.outputs}
-        if self.draws:
-            fields |= {f"{n}.spread": host_array(reconstructed[n].spread) for n in self.outputs}
+        if self.samples:
+            fields |= {f"{n}.spread": host_array(reconstructed[n].std) for n in self.outputs}
         return WindowPredictions(rows=rows, fields=fields)
 
     def to(self, device: str) -> WindowReconstructor:

@@ -30,7 +30,7 @@ VECTOR_OUTPUTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class VectorLayer:
     """Features to write.
 
     ``shapes``: shapely geometries (n,), all of one kind ("Point", "Polygon" or "MultiPolygon").
@@ -56,7 +56,7 @@ def require_vector_output(path: Path) -> None:
         )
 
 
-def write_features(path: Path, layer: Layer) -> Path:
+def write_features(path: Path, layer: VectorLayer) -> Path:
     """Write a layer; returns ``path``. Raises ConfigError for its extension, OutputError."""
     require_vector_output(path)
     driver = VECTOR_OUTPUTS[path.suffix.lower()]
@@ -74,7 +74,7 @@ def write_features(path: Path, layer: Layer) -> Path:
     return path
 
 
-def _write_layer(named: Path, layer: Layer, driver: str, path: Path) -> None:
+def _write_layer(named: Path, layer: VectorLayer, driver: str, path: Path) -> None:
     import pyogrio.raw
     import shapely
 
@@ -108,7 +108,7 @@ def _write_layer(named: Path, layer: Layer, driver: str, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
-def _style_row(layer: Layer) -> dict[str, Any]:
+def _style_row(layer: VectorLayer) -> dict[str, Any]:
     """A row of the table in which QGIS looks up the style of a layer."""
     return {
         "f_table_catalog": "",
@@ -124,7 +124,7 @@ def _style_row(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _qml(layer: Layer) -> str:
+def _qml(layer: VectorLayer) -> str:
     """QGIS's style: a category per class, with its name and colour."""
     root = ElementTree.Element("qgis", version="3.22.0", styleCategories="Symbology")
     renderer = ElementTree.SubElement(
@@ -152,7 +152,7 @@ def _qml(layer: Layer) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _write_parquet(temporary: Path, layer: Layer) -> None:
+def _write_parquet(temporary: Path, layer: VectorLayer) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely

@@ -72,7 +72,7 @@ _STORED_CHANNELS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-class _Tile(NamedTuple):
+class _TileRecord(NamedTuple):
     """The fields kept of a tile's record; complete records would fill gigabytes."""
 
     level: object
@@ -341,13 +341,13 @@ def _splits(path: Path, size: int) -> list[str]:
     return listed
 
 
-def _tiles(path: Path, keys: Sequence[str]) -> list[_Tile]:
+def _tiles(path: Path, keys: Sequence[str]) -> list[_TileRecord]:
     """The records of the tiles, in the order of ``keys``."""
     records = _read_json(path, _compact)
     tiles = []
     for key in keys:
         tile = records.get(key)
-        if not isinstance(tile, _Tile):
+        if not isinstance(tile, _TileRecord):
             raise FormatError(f"{path}: tile {key!r} of the HDF5 file has no record here")
         if tile.level not in LEVELS:
             raise FormatError(
@@ -363,8 +363,8 @@ def _compact(record: dict[str, Any]) -> object:
         date = record.get("S2_DATE")
         position = (record.get(k) for k in ("lat", "lon"))
         lat, lon = (float(v) if isinstance(v, int | float) else math.nan for v in position)
-        return _Tile(record.get("S2_type"), date if isinstance(date, str) else None, lat, lon)
-    return record if any(isinstance(v, _Tile) for v in record.values()) else None
+        return _TileRecord(record.get("S2_type"), date if isinstance(date, str) else None, lat, lon)
+    return record if any(isinstance(v, _TileRecord) for v in record.values()) else None
 
 
 def _published(path: Path, record: Mapping[str, Any], modality: Modality, level: str) -> Moments:

@@ -1,1 +1,1 @@
-"""The chip store: chips memory-mapped in their own number types, and an index of them."""
+"""The chip store: chips memory-mapped in their dtypes, and an index of them."""

@@ -1,8 +1,8 @@
-"""More chips into a finished store. Whoever reads it meanwhile sees it without them, or with.
+"""Appends chips to a finished store. Readers see it either without them or with all of them.
 
 The new chips are prepared as a store of their own inside the folder, which a killed run continues;
 its shards are then linked in behind the others, and index and header replaced. The header, which
-tells how many chips there are, comes last: until then the old one is true.
+holds the number of chips, is replaced last: until then the old one is valid.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def append(
     """
     store = ChipStore(path)
     staging = store.path / ADDITION
-    known = set(store.keys)
-    twice = [k for k in source.keys if k in known]
+    stored_keys = set(store.keys)
+    twice = [k for k in source.keys if k in stored_keys]
     if twice and len(twice) == len(source) and staging.is_dir():
         # All were added, and the run was killed before it could tidy up.
         shutil.rmtree(staging)
@@ -148,11 +148,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _merged(store: ChipStore, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    found = {s: Statistics.from_dict(store.modalities, r) for s, r in old.items()}
+    statistics = {s: Statistics.from_dict(store.modalities, r) for s, r in old.items()}
     for split, record in new.items():
         more = Statistics.from_dict(store.modalities, record)
-        found[split] = found[split].merge(more) if split in found else more
-    return {s: f.to_dict() for s, f in found.items()}
+        statistics[split] = statistics[split].merge(more) if split in statistics else more
+    return {s: f.to_dict() for s, f in statistics.items()}
 
 
 def _index(store: ChipStore, addition: ChipStore) -> bytes:

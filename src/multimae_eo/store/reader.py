@@ -77,7 +77,7 @@ class ChipStore(Source):
         # While chips are appended the index is ahead of the header, which is the last to change.
         if rows < self._count:
             raise FormatError(
-                f"{self.path}: {layout.INDEX} has {rows} chips, {layout.HEADER} says "
+                f"{self.path}: {layout.INDEX} has {rows} chips, {layout.HEADER} has "
                 f"{self._count}; delete the store and prepare it again"
             )
         self._maps: OrderedDict[str, npt.NDArray[Any]] = OrderedDict()
@@ -111,8 +111,8 @@ class ChipStore(Source):
     @cached_property
     def keys(self) -> Sequence[str]:  # type: ignore[override]  # as good as an attribute
         """One unique name per chip."""
-        found: list[str] = self._column("key").to_pylist()
-        return found
+        keys: list[str] = self._column("key").to_pylist()
+        return keys
 
     @cached_property
     def split_of(self) -> Sequence[str]:  # type: ignore[override]
@@ -170,7 +170,7 @@ class ChipStore(Source):
             shard = self.shard(name, number, valid=True)
             if rows[mine].max() >= len(shard):
                 raise self.lacks_row(name, number, int(rows[mine].max()), valid=True)
-            # A chip whose bands are all valid alike keeps its mask once, in the first place.
+            # A chip whose bands share one mask stores it once, as the first band.
             packed[mine] = shard[rows[mine], : packed.shape[1]]
         alike = np.flatnonzero(bands < packed.shape[1])
         packed[alike] = packed[alike, :1]
@@ -198,8 +198,8 @@ class ChipStore(Source):
 
     def partly_valid(self, name: str) -> npt.NDArray[np.bool_]:
         """Chips with pixels of a modality that are not valid."""
-        found: npt.NDArray[np.bool_] = self._valid_bands(name) > 0
-        return found
+        partly: npt.NDArray[np.bool_] = self._valid_bands(name) > 0
+        return partly
 
     def label(self, index: int) -> Any:
         """A chip's label, in its source's type; None where it has none."""
@@ -214,22 +214,22 @@ class ChipStore(Source):
         return np.array(value, dtype=self._label_type)[()]
 
     def statistics(self, indices: Iterable[int] | None = None) -> Statistics:
-        """Statistics kept by ``prepare`` where whole splits are asked for, else one pass."""
-        wanted = range(len(self)) if indices is None else [int(i) for i in indices]
+        """Statistics stored by ``prepare`` where ``indices`` are complete splits, else one pass."""
+        requested = range(len(self)) if indices is None else [int(i) for i in indices]
         counts: dict[str, int] = {}
-        for i in set(wanted):
+        for i in set(requested):
             counts[self.split_of[i]] = counts.get(self.split_of[i], 0) + 1
-        whole = all(n == self.header["splits"][s] for s, n in counts.items())
-        if not whole or sum(counts.values()) != len(wanted):
-            return super().statistics(wanted)
-        found = Statistics(self.modalities)
+        complete = all(n == self.header["splits"][s] for s, n in counts.items())
+        if not complete or sum(counts.values()) != len(requested):
+            return super().statistics(requested)
+        statistics = Statistics(self.modalities)
         for split in sorted(counts):
             record = self.header["statistics"][split]
             try:
-                found = found.merge(Statistics.from_dict(self.modalities, record))
+                statistics = statistics.merge(Statistics.from_dict(self.modalities, record))
             except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
                 raise self._damaged(self.path / layout.HEADER, error) from error
-        return found
+        return statistics
 
     def verify(self) -> list[str]:
         """Names of files that are missing or differ from what was written."""
@@ -288,8 +288,8 @@ class ChipStore(Source):
         column = self._column(name)
         if not isinstance(column, np.ndarray):
             self._columns[name] = column = column.to_numpy(zero_copy_only=False)
-        found: npt.NDArray[Any] = column
-        return found
+        numbers: npt.NDArray[Any] = column
+        return numbers
 
     def _words(self, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:
         """A column of few different strings: a code per chip (-1 for null), and the strings."""
@@ -298,13 +298,13 @@ class ChipStore(Source):
             coded = column.dictionary_encode()
             codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
             self._columns[name] = column = (codes, coded.dictionary.to_pylist())
-        found: tuple[npt.NDArray[np.int32], list[str]] = column
-        return found
+        coded_words: tuple[npt.NDArray[np.int32], list[str]] = column
+        return coded_words
 
     def shard_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Number of the shard that holds each chip."""
-        found: npt.NDArray[np.int64] = np.searchsorted(self.shard_starts, indices, "right") - 1
-        return found
+        numbers: npt.NDArray[np.int64] = np.searchsorted(self.shard_starts, indices, "right") - 1
+        return numbers
 
     def shard(self, group: str, number: int, *, valid: bool = False) -> npt.NDArray[Any]:
         """A shard's array: of a modality, of its validity, or of labels."""
@@ -321,11 +321,11 @@ class ChipStore(Source):
         array = self.shard(group, number)
         if not 0 <= row < len(array):
             raise self.lacks_row(group, number, row)
-        found: npt.NDArray[Any] = array[row]
-        return found
+        chip_array: npt.NDArray[Any] = array[row]
+        return chip_array
 
     def lacks_row(self, group: str, number: int, row: int, *, valid: bool = False) -> FormatError:
-        """The error of a shard that is shorter than the index says."""
+        """The error for a shard that is shorter than the index requires."""
         path = self.path / layout.array_path(group, number, valid=valid)
         return self._damaged(path, f"there is no row {row}")
 

@@ -102,11 +102,11 @@ def _plan(source: Source, shard_chips: int) -> Plan:
     if not len(source):
         raise DataError(f"{source.name}: has no chips to prepare")
     keys = hashlib.sha256()
-    known: set[str] = set()
+    seen: set[str] = set()
     for key, split in zip(source.keys, source.split_of, strict=True):
-        if key in known:
+        if key in seen:
             raise DataError(f"{source.name}: two chips are called {key!r}; keys must be unique")
-        known.add(key)
+        seen.add(key)
         keys.update(json.dumps([key, split]).encode())
     meaning = json.dumps([source.modalities.to_list(), source.class_names], sort_keys=True)
     return Plan(
@@ -138,10 +138,12 @@ def _require_plan(out: Path, plan: Plan) -> None:
         names = sorted(here.keys() | there.keys())
         differs = [n for n in names if there.get(n) != here.get(n)]
         if differs:
-            told = "; ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differs)
+            differences = "; ".join(
+                f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differs
+            )
             raise ConfigError(
-                f"{out}: holds a store of something else ({told}); choose another --out, delete "
-                "it, or give what it was begun with"
+                f"{out}: holds a store of other data ({differences}); choose another --out, delete "
+                "it, or use the source it was started with"
             )
 
 
@@ -165,8 +167,8 @@ class _Work:
             self._write_modality(name, shard, samples, rows, sums)
         maps = [(r, s.label) for r, s in zip(rows, samples, strict=True) if _is_map(s.label)]
         if maps:
-            for place, (row, _) in enumerate(maps):
-                row["label_row"] = place
+            for number, (row, _) in enumerate(maps):
+                row["label_row"] = number
             self._write_array(layout.array_path(LABELS, shard), [m for _, m in maps], sums)
         part = {
             "rows": rows,
@@ -178,7 +180,7 @@ class _Work:
         return arrays
 
     def _agreed(self, samples: Sequence[Sample]) -> Arrays:
-        found: Arrays = {}
+        agreed: Arrays = {}
         for sample in samples:
             arrays = {n: p for n, p in sample.pixels.items() if n in self.source.modalities}
             if sample.label is not None:
@@ -187,8 +189,8 @@ class _Work:
                 n: {"shape": list(a.shape), "dtype": a.dtype.str, "key": sample.key}
                 for n, a in arrays.items()
             }
-            _agree(found, mine, self.out)
-        return found
+            _agree(agreed, mine, self.out)
+        return agreed
 
     def _write_modality(
         self,
@@ -201,18 +203,18 @@ class _Work:
         having = [i for i, s in enumerate(samples) if name in s.pixels]
         if not having:
             return
-        for place, i in enumerate(having):
-            rows[i]["modalities"][name]["row"] = place
+        for number, i in enumerate(having):
+            rows[i]["modalities"][name]["row"] = number
         pixels = [samples[i].pixels[name] for i in having]
         self._write_array(layout.array_path(name, shard), pixels, sums)
-        own = [rows[i]["modalities"][name]["valid_bands"] for i in having]
-        if any(own):
-            shape = (max(own), *pixels[0].shape[1:])
-            # A mask without an invalid pixel may have more bands than the others; it says nothing.
+        mask_bands = [rows[i]["modalities"][name]["valid_bands"] for i in having]
+        if any(mask_bands):
+            shape = (max(mask_bands), *pixels[0].shape[1:])
+            # A mask without an invalid pixel may have more bands than the others; it is not stored.
             every = np.ones((1, 1, 1), dtype=bool)
             masks = [
                 np.broadcast_to(samples[i].valid[name] if n else every, shape)
-                for i, n in zip(having, own, strict=True)
+                for i, n in zip(having, mask_bands, strict=True)
             ]
             packed = [np.packbits(m, axis=-1) for m in masks]
             self._write_array(layout.array_path(name, shard, valid=True), packed, sums)
@@ -223,10 +225,10 @@ class _Work:
         sums[path] = layout.write_array(self.out / path, np.stack(arrays))
 
 
-def _agree(found: Arrays, arrays: Mapping[str, Mapping[str, Any]], out: Path) -> None:
-    """Add ``arrays`` to ``found``; DataError where a chip differs from an earlier one."""
+def _agree(agreed: Arrays, arrays: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Add ``arrays`` to ``agreed``; DataError where a chip differs from an earlier one."""
     for name, mine in arrays.items():
-        first = found.setdefault(name, dict(mine))
+        first = agreed.setdefault(name, dict(mine))
         if (first["shape"], first["dtype"]) == (mine["shape"], mine["dtype"]):
             continue
         a, b = (
@@ -290,15 +292,15 @@ def _row(source: Source, index: int, sample: Sample) -> dict[str, Any]:
     modalities = {}
     for name, modality in source.modalities.items():
         if name in sample.pixels:
-            how = sample.calibration_of(modality)
+            calibration = sample.calibration_of(modality)
             ok = sample.valid.get(name)
             modalities[name] = {
                 "present": True,
                 "valid_fraction": 1.0 if ok is None else float(ok.mean()),
                 "valid_bands": 0 if ok is None or bool(ok.all()) else len(ok),
-                "scale": float(how.scale),
-                "offset": float(how.offset),
-                "level": how.level,
+                "scale": float(calibration.scale),
+                "offset": float(calibration.offset),
+                "level": calibration.level,
             }
     label = None
     if sample.label is not None and not _is_map(sample.label):
@@ -378,9 +380,9 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
         "arrays": shapes,
         "labels": labelled,
         "class_names": list(source.class_names),
-        **({"class_ids": list(source.class_ids)} if _own_ids(source) else {}),
+        **({"class_ids": list(source.class_ids)} if _has_explicit_ids(source) else {}),
         "splits": splits,
-        "statistics": {s: found.to_dict() for s, found in statistics.items()},
+        "statistics": {s: moments.to_dict() for s, moments in statistics.items()},
         "provenance": {
             "source": source.name,
             "reader": type(source).__name__,
@@ -399,6 +401,6 @@ def write_json(path: Path, record: Mapping[str, Any]) -> str:
     return layout.write_bytes(path, layout.json_bytes(record))
 
 
-def _own_ids(source: Source) -> bool:
+def _has_explicit_ids(source: Source) -> bool:
     """Whether the ids of the source's classes do not follow from their names."""
     return bool(source.class_ids) and source.class_ids != class_ids(source.class_names)

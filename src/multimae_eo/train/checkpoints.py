@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from multimae_eo.errors import OutputError
-from multimae_eo.files import put_in_place, remove, temporary_path
+from multimae_eo.files import remove, sync_and_rename, temporary_path
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -121,7 +121,7 @@ class Checkpoints(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             yield temporary
             if trainer.is_global_zero:
-                put_in_place(temporary, path)
+                sync_and_rename(temporary, path)
         except (OSError, RuntimeError) as error:
             remove(temporary)
             reason = str(error).split("\n", maxsplit=1)[0]

@@ -133,7 +133,7 @@ class TrainBatches:
             "seed": seed,
             "workers": recipe.workers,
             "flips": recipe.flips,
-            "turns": recipe.rot90,
+            "rot90": recipe.rot90,
             "locality": recipe.locality,
         }
 
@@ -193,5 +193,5 @@ class TrainBatches:
     def _loader(self, epoch: int, start: int) -> Any:
         rank, processes = self._share
         return make_loader(
-            **self._arguments, epoch=epoch, start_batch=start, rank=rank, world=processes
+            **self._arguments, epoch=epoch, start_batch=start, rank=rank, world_size=processes
         )

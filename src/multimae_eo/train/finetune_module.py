@@ -78,7 +78,7 @@ class FinetuneModule(pl.LightningModule):
         losses = {"val/loss": self.loss(outputs, labels)}
         losses["val_baseline/loss"] = self.loss.constant(labels)
         self.log_dict(losses, batch_size=len(batch), sync_dist=True)
-        predictions = self.predictor.answers(outputs.float())
+        predictions = self.predictor.predictions(outputs.float())
         if self.predictor.target.numeric:
             finite = labels.isfinite()
             predictions, targets = predictions[finite], labels[finite].float()

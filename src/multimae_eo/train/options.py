@@ -15,7 +15,12 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.network.config import DecoderConfig, EncoderConfig, encoder_named
+from multimae_eo.network.config import (
+    FORMER_POOLS,
+    DecoderConfig,
+    EncoderConfig,
+    encoder_named,
+)
 from multimae_eo.sources.yaml_section import parse_yaml
 
 T = TypeVar("T")
@@ -28,6 +33,8 @@ RENAMED: Mapping[str, str] = {
     "run.recompute": "run.activation_checkpointing",
 }
 """Options by their former names, which recipes, run folders and commands may still have."""
+RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {"head.pool": FORMER_POOLS}
+"""Values of options by their former names."""
 
 
 @dataclass(kw_only=True)
@@ -90,11 +97,16 @@ def with_current_names(record: Any) -> Any:
         former, part = old.rpartition(".")[2], renamed.get(section)
         if section and isinstance(part, Mapping) and former in part:
             renamed[section] = {key if k == former else k: v for k, v in part.items()}
+    for option, values in RENAMED_VALUES.items():
+        section, _, key = option.partition(".")
+        part = renamed.get(section)
+        if isinstance(part, Mapping) and part.get(key) in values:
+            renamed[section] = {**part, key: values[part[key]]}
     return renamed
 
 
 def _current_option(item: str) -> str:
-    """An override ``--a.b…`` under today's name."""
+    """An override ``--a.b=value`` under today's names of the option and of its value."""
     name, equals, value = item.partition("=")
     path = name.removeprefix("--")
     if not name.startswith("--"):
@@ -104,6 +116,7 @@ def _current_option(item: str) -> str:
     elif path.split(".")[0] in RENAMED:
         first, _, rest = path.partition(".")
         path = f"{RENAMED[first]}.{rest}"
+    value = RENAMED_VALUES.get(path, {}).get(value, value)
     return f"--{path}{equals}{value}"
 
 

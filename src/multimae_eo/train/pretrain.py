@@ -198,7 +198,7 @@ def _picture(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:
         device = next(model.parameters()).device
         was_training = model.training
         model.eval()
-        predictions = model.reconstruct(batch.to(device), given, draws=4)
+        predictions = model.reconstruct(batch.to(device), given, samples=4)
         save_figure(reconstruction_figure(chip_views(batch, predictions, inputs=given)), path)
         model.train(was_training)
 

@@ -43,7 +43,7 @@ export class ModalityView {
     this.given = true;
     this.truth = unpack(info.observed?.values);
     this.predicted = null;
-    this.spread = null;
+    this.std = null;
     this.caret = 0;
     this._build();
   }
@@ -60,8 +60,8 @@ export class ModalityView {
     if (!info.observed) frame.append(el("div", { className: "none" }, "not in these data"));
     this.images = {};
     if (info.output) {
-      const titles = { prediction: "reconstructed", spread: info.categorical ? "entropy" : "predictive std", error: "error" };
-      for (const kind of ["prediction", "spread", "error"]) {
+      const titles = { prediction: "reconstructed", std: info.categorical ? "entropy" : "predictive std", error: "error" };
+      for (const kind of ["prediction", "std", "error"]) {
         const image = el("img", { alt: `${info.name}: ${titles[kind]}`, draggable: false });
         const cell = figure(titles[kind], el("div", { className: "frame" }, image));
         this.images[kind] = { image, cell };
@@ -192,8 +192,8 @@ export class ModalityView {
   show(result, keep) {
     this.result = result;
     this.predicted = unpack(result.values);
-    this.spread = unpack(result.spreads);
-    for (const kind of ["spread", "error"]) {
+    this.std = unpack(result.stds);
+    for (const kind of ["std", "error"]) {
       const { image, cell } = this.images[kind];
       image.src = result[kind].src;
       cell.caption.textContent = result[kind].title;
@@ -231,14 +231,14 @@ export class ModalityView {
     }
   }
 
-  /** Observed, predicted and spread per band at a point. */
+  /** Observed, predicted and std per band at a point. */
   at(u, v) {
     const pick = (plane, band) => (plane ? plane.at(band, Math.floor(v * plane.height), Math.floor(u * plane.width)) : null);
     return this.info.bands.map((band, i) => ({
       ...band,
       observed: pick(this.truth, i),
       predicted: pick(this.predicted, i),
-      spread: pick(this.spread, 0),
+      std: pick(this.std, 0),
     }));
   }
 }

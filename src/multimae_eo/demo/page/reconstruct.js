@@ -37,7 +37,7 @@ async function reconstruct() {
   const inputs = state.views.filter((v) => v.given && v.info.observed).map((v) => v.name);
   if (!inputs.length) return alertUser("At least one modality has to be visible.");
   const location = state.location;
-  const request = { location, inputs, seed: state.seed, alpha: alpha(), draws: 4 };
+  const request = { location, inputs, seed: state.seed, alpha: alpha(), samples: 4 };
   if (state.painted) {
     request.masks = Object.fromEntries(state.views.filter((v) => v.info.observed).map((v) => [v.name, v.digits]));
     const shown = state.views.some((v) => v.given && v.info.observed && v.mask.includes(0));

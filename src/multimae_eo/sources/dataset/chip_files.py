@@ -111,7 +111,7 @@ class ChipFiles(Mapping[str, str]):
 
 
 @dataclass(frozen=True)
-class Table:
+class ChipTable:
     """A CSV or Parquet file with a row per chip, by id. ``path`` is for messages."""
 
     path: Path
@@ -136,7 +136,7 @@ class Table:
         return splits
 
 
-def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Table:
+def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> ChipTable:
     """Read a CSV or Parquet file whose column ``id`` or ``file`` names the chips.
 
     A ``file`` is matched against ``pattern``; failing that, taken without its extension, then
@@ -167,7 +167,7 @@ def read_table(path: Path, pattern: Pattern | None, keys: Collection[str]) -> Ta
             f"{path}: {len(lost)} of {len(lines)} chips have no file: {one_line(shown)}; "
             f"{_zeros_hint(lost, keys)}mend the table, `root:` or `chips:`"
         )
-    return Table(path, columns, rows)
+    return ChipTable(path, columns, rows)
 
 
 def _csv_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:

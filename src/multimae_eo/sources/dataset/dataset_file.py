@@ -56,7 +56,7 @@ from multimae_eo.sources.yaml_section import as_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _ModalityPlan:
     """How one modality is read. ``having``: the chips that have its file. ``first``: the header
     read on opening, whose dtype all chips must have; ``at``: its bands. ``physical``: its
     bands' scales differ, so that pixels of all chips are made physical.
@@ -222,7 +222,7 @@ class DatasetFileSource(Source):
                 files.setdefault(key, plan.having[key])
         return {key: files[key] for key in self.keys if key in files}
 
-    def _plan(self, spec: ModalitySpec, having: ChipFiles) -> _Plan:
+    def _plan(self, spec: ModalitySpec, having: ChipFiles) -> _ModalityPlan:
         name = spec.modality.name
         where = f"{self._spec.file}: modalities.{name}"
         _require_chips(where, spec.exclude, {*having, *self.keys})
@@ -249,7 +249,7 @@ class DatasetFileSource(Source):
                     spec.modality.level_index(level)
                 except ConfigError as error:
                     raise ConfigError(f"{self._spec.file}: {error}") from error
-        plan = _Plan(
+        plan = _ModalityPlan(
             modality=spec.modality,
             spec=spec,
             pattern=pattern,
@@ -337,7 +337,7 @@ class DatasetFileSource(Source):
         raise ConfigError(f"{where}: no column {column!r}")
 
     def _pixels(
-        self, plan: _Plan, key: str, raster: Raster
+        self, plan: _ModalityPlan, key: str, raster: Raster
     ) -> tuple[Pixels, Validity | None, Linear]:
         """A modality's pixels (C, H, W), where they are valid, and their calibration."""
         header, spec = raster.header, plan.spec
@@ -371,7 +371,7 @@ class DatasetFileSource(Source):
         return pixels, ok, linear
 
     def _calibrated(
-        self, plan: _Plan, key: str, header: RasterHeader, at: Sequence[int], pixels: Pixels
+        self, plan: _ModalityPlan, key: str, header: RasterHeader, at: Sequence[int], pixels: Pixels
     ) -> tuple[Pixels, Linear]:
         """The pixels and their calibration, physical where the bands of the first chip differ."""
         name, declared = plan.modality.name, plan.declared(key, self._spec.file)

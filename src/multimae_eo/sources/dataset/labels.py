@@ -13,7 +13,7 @@ import numpy.typing as npt
 from multimae_eo.errors import ClassMapError, ConfigError, DataError, FormatError, did_you_mean
 from multimae_eo.modality import class_ids
 from multimae_eo.plausible import sentinel_message
-from multimae_eo.sources.dataset.chip_files import ChipFiles, Table, require_files
+from multimae_eo.sources.dataset.chip_files import ChipFiles, ChipTable, require_files
 from multimae_eo.sources.dataset.label_texts import (
     class_texts,
     number_of,
@@ -47,7 +47,7 @@ class ChipLabels:
         spec: DatasetSpec,
         files: Mapping[str, str],
         keys: Sequence[str],
-        table: Table | None,
+        table: ChipTable | None,
     ) -> ChipLabels:
         """Find the labels of a data set's chips. ``files``: the main file of each chip.
 

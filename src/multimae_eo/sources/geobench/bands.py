@@ -24,7 +24,7 @@ COUNTS = "digital number"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class BandLayer:
     """Bands of one sensor that share resolution and meaning of values.
 
     ``stored_channels``: the stored channel of each band. ``scale``: ``physical = raw * scale`` in
@@ -56,7 +56,7 @@ class GeoBenchData:
     size: int
     label: LabelKind
     metric: Metric
-    layers: tuple[Layer, ...]
+    layers: tuple[BandLayer, ...]
     located: bool = False
 
     @property
@@ -74,7 +74,7 @@ class GeoBenchData:
         """The modalities offered by default."""
         return tuple(self.fill(m)[0] for layer in self.layers for m in layer.modalities)
 
-    def fill(self, modality: Modality) -> tuple[Modality, Layer]:
+    def fill(self, modality: Modality) -> tuple[Modality, BandLayer]:
         """The modality as this data set stores it, and the layer that holds its bands.
 
         Raises BandError where a band is not there, or has other units.
@@ -147,11 +147,11 @@ def _sentinel2(
     scale: float = 1e-4,
     nodata: tuple[float, ...] = (0.0,),
     named: Mapping[str, str] | None = None,
-) -> Layer:
+) -> BandLayer:
     """``named``: the bands under whose names the pixels of others are stored."""
     stored_channels = {b: (_SENTINEL2[(named or {}).get(b, b)], 0) for b in bands}
     groups = [catalog.modality(n) for n in ("rgb", "ired", "sired", "ebands")]
-    return Layer(
+    return BandLayer(
         sensor="sentinel2",
         stored_channels=stored_channels,
         gsd_m=10.0,
@@ -163,8 +163,8 @@ def _sentinel2(
     )
 
 
-def _aerial(gsd_m: float) -> Layer:
-    return Layer(
+def _aerial(gsd_m: float) -> BandLayer:
+    return BandLayer(
         sensor="rgb",
         stored_channels={"red": ("Red", 0), "green": ("Green", 0), "blue": ("Blue", 0)},
         gsd_m=gsd_m,
@@ -224,7 +224,7 @@ _RECORDS = (
             _sentinel2(
                 [b for b in _NAMES_12 if b not in ("B1", "B9")], level="l1c", scale=1.0, nodata=()
             ),
-            Layer(
+            BandLayer(
                 sensor="sentinel1",
                 stored_channels={
                     "VV": ("06 - VV.LEE Filtered", 0),
@@ -235,7 +235,7 @@ _RECORDS = (
                 decibel=True,
                 modalities=(catalog.modality("sentinel1"),),
             ),
-            Layer(
+            BandLayer(
                 sensor="sentinel1_complex",
                 stored_channels={band: (stored, 0) for band, stored in _COMPLEX.items()},
                 gsd_m=10.0,
@@ -261,7 +261,7 @@ _RECORDS = (
             _sentinel2(
                 [b for b in _NAMES_12 if b not in ("B6", "B9")], level="l2a", named=_BRICK_KILN
             ),
-            Layer(sensor="rgb", stored_channels=_TRUE_COLOUR, gsd_m=10.0, unit=COUNTS),
+            BandLayer(sensor="rgb", stored_channels=_TRUE_COLOUR, gsd_m=10.0, unit=COUNTS),
         ),
         located=True,
     ),
@@ -272,7 +272,7 @@ _RECORDS = (
         label="class",
         metric="accuracy",
         layers=(
-            Layer(
+            BandLayer(
                 sensor="landsat8",
                 stored_channels={band: (stored, 0) for band, stored in _LANDSAT.items()},
                 gsd_m=15.0,
@@ -324,7 +324,7 @@ _RECORDS = (
         metric="miou",
         layers=(
             _aerial(1.0),
-            Layer(
+            BandLayer(
                 sensor="aerial",
                 stored_channels={"nir": ("NearInfrared", 0)},
                 gsd_m=1.0,
@@ -373,14 +373,14 @@ _RECORDS = (
         metric="miou",
         layers=(
             _aerial(0.1),
-            Layer(
+            BandLayer(
                 sensor="canopy_height",
                 stored_channels={"canopy_height": ("Canopy Height Model", 0)},
                 gsd_m=1.0,
                 unit="m",
                 modalities=(catalog.modality("canopy_height"),),
             ),
-            Layer(
+            BandLayer(
                 sensor="neon",
                 stored_channels={band: ("Neon", i) for i, band in enumerate(_HYPERSPECTRAL)},
                 gsd_m=1.0,

@@ -142,7 +142,7 @@ def _allowed() -> Mapping[tuple[str, str], type]:
 _ALLOWED = _allowed()
 
 
-class _Refusal(pickle.UnpicklingError):
+class _RefusedName(pickle.UnpicklingError):
     pass
 
 
@@ -153,7 +153,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         cls = _ALLOWED.get((module, name))
         if cls is None:
-            raise _Refusal(f"it names {module}.{name}")
+            raise _RefusedName(f"it names {module}.{name}")
         return cls
 
 
@@ -208,7 +208,7 @@ def load_pickle(data: bytes, where: str) -> Any:
         if _expanded(value, {}) > LARGEST:
             raise pickle.UnpicklingError("it makes much of little by sharing values")
         return value
-    except _Refusal as error:
+    except _RefusedName as error:
         raise FormatError(
             f"{where}: the pickle is refused: {error}, which GEO-Bench's files have no use for; "
             "it may be malicious, download the data set again from its publisher"

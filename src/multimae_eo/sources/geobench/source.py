@@ -26,7 +26,7 @@ from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
-from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, Layer, find_dataset
+from multimae_eo.sources.geobench.bands import DATASETS, BandLayer, GeoBenchData, find_dataset
 from multimae_eo.sources.geobench.safe_pickle import OpaqueObject, StoredArray, load_pickle_text
 from multimae_eo.sources.hdf5 import opened_hdf5
 from multimae_eo.sources.raster.reading import valid_pixels
@@ -57,7 +57,7 @@ def open_geobench(spec: str) -> GeoBenchSource:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _DatedScene:
     """The HDF5 datasets of one date in a file, by their names without it."""
 
     date: str
@@ -115,7 +115,7 @@ class GeoBenchSource(Source):
     @contextmanager
     def _opened(
         self, index: int, names: Sequence[str] | None
-    ) -> Iterator[tuple[Any, Mapping[str, Any], list[_Scene]]]:
+    ) -> Iterator[tuple[Any, Mapping[str, Any], list[_DatedScene]]]:
         path = self._path(index)
         with opened_hdf5(path) as file:
             metadata = load_pickle_text(_attribute(path, file), str(path))
@@ -142,7 +142,7 @@ class GeoBenchSource(Source):
         index: int,
         file: Any,
         metadata: Mapping[str, Any],
-        scene: _Scene,
+        scene: _DatedScene,
         names: Sequence[str] | None,
     ) -> Sample:
         chosen = self._chosen(names)
@@ -175,7 +175,7 @@ class GeoBenchSource(Source):
             label=self._label(path, file, metadata, scene),
         )
 
-    def _label(self, path: Path, file: Any, metadata: Mapping[str, Any], scene: _Scene) -> Any:
+    def _label(self, path: Path, file: Any, metadata: Mapping[str, Any], scene: _DatedScene) -> Any:
         classes = len(self.data.classes)
         if self.data.label == "map":
             stored = scene.stored.get("label")
@@ -261,7 +261,7 @@ def _attribute(path: Path, file: Any) -> str | bytes:
     return text
 
 
-def _scenes(path: Path, file: Any, needed: set[str]) -> list[_Scene]:
+def _scenes(path: Path, file: Any, needed: set[str]) -> list[_DatedScene]:
     """The dates at which all needed datasets exist, in order of time; never a mixture of dates."""
     by_date: dict[str, dict[str, str]] = {}
     for stored in file:
@@ -269,10 +269,10 @@ def _scenes(path: Path, file: Any, needed: set[str]) -> list[_Scene]:
         name, when = (dated["name"], dated["date"]) if dated else (stored, "")
         by_date.setdefault(when, {})[name] = stored
     timeless = by_date.pop("", {})
-    scenes = [_Scene(when, {**timeless, **stored}) for when, stored in sorted(by_date.items())]
-    complete = [s for s in scenes or [_Scene("", timeless)] if needed <= set(s.stored)]
+    scenes = [_DatedScene(when, {**timeless, **stored}) for when, stored in sorted(by_date.items())]
+    complete = [s for s in scenes or [_DatedScene("", timeless)] if needed <= set(s.stored)]
     if not complete and needed <= set(timeless):  # only the label has a date
-        complete = [_Scene("", {**(scenes[-1].stored if scenes else {}), **timeless})]
+        complete = [_DatedScene("", {**(scenes[-1].stored if scenes else {}), **timeless})]
     if not complete:
         lacking = sorted(needed - set().union(*(s.stored for s in scenes), timeless))
         raise FormatError(
@@ -297,7 +297,7 @@ def _channels(path: Path, dataset: Any) -> Pixels:
 
 
 def _stack(
-    path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: Layer
+    path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: BandLayer
 ) -> npt.NDArray[Any]:
     """A modality's bands as (C, H, W), in a new array."""
     planes = []
@@ -352,7 +352,7 @@ def _geometry(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry
     return Geometry(crs=crs, bounds=(left, bottom, right, top))
 
 
-def _time(attributes: Mapping[str, Any], scene: _Scene) -> str | None:
+def _time(attributes: Mapping[str, Any], scene: _DatedScene) -> str | None:
     """The date; None for a composite of years, whose date in the data set is arbitrary."""
     extra = attributes.get("meta_info")
     if isinstance(extra, Mapping) and extra.get("is_composite"):

@@ -168,7 +168,7 @@ _FEATURE_KEYS = ("polygons", "folds", "fold")
 
 def _split(section: Section, *, vector: bool) -> SplitRule:
     value = section.get("split")
-    known = ("block", *_FEATURE_KEYS) if vector else ("block",)
+    reserved = ("block", *_FEATURE_KEYS) if vector else ("block",)
     form = "{block: CHIPS, val: SHARE, test: SHARE}"
     if not isinstance(value, Mapping) or "train" in value:
         raise section.error("split", f"expected {form}")
@@ -178,7 +178,7 @@ def _split(section: Section, *, vector: bool) -> SplitRule:
     polygons = options.flag("polygons") if vector else False
     if polygons == ("block" in options):
         raise section.error("split", f"expected {form}")
-    shares = {str(n): as_number(s) for n, s in value.items() if n not in known}
+    shares = {str(n): as_number(s) for n, s in value.items() if n not in reserved}
     valid = {n: s for n, s in shares.items() if s is not None and 0 < s < 1}
     folds = _count(options, "folds") if vector and "folds" in options else 0
     if len(valid) < len(shares) or sum(valid.values()) >= 1 or not (valid or folds):

@@ -18,7 +18,7 @@ from multimae_eo.geo import Window
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.scene.chip_rule import ChipRule, SplitRule
 from multimae_eo.sources.vector.feature_splits import deal
-from multimae_eo.sources.vector.vector_file import Features
+from multimae_eo.sources.vector.vector_file import VectorFeatures
 from multimae_eo.sources.vector.vector_labels import VectorLabels
 
 _POINT_M2 = 1.0
@@ -61,7 +61,7 @@ class LabelledWindows:
 
 def feature_splits(
     labels: VectorLabels,
-    moved: Features,
+    moved: VectorFeatures,
     grid: Grid,
     rule: ChipRule,
     split: SplitRule,
@@ -92,7 +92,7 @@ def feature_splits(
     return splits
 
 
-def _groups(moved: Features, grid: Grid, rule: ChipRule, split: SplitRule) -> list[str]:
+def _groups(moved: VectorFeatures, grid: Grid, rule: ChipRule, split: SplitRule) -> list[str]:
     import shapely
 
     if split.polygons:

@@ -56,7 +56,7 @@ class _Parsed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layer:
+class _PlacedModality:
     """A modality and its rasters on its grid, which is ``ratio`` times coarser than the scene's."""
 
     spec: ModalitySpec
@@ -268,13 +268,13 @@ def _grid_of(paths: Sequence[Path]) -> Grid:
     return first.covering(extents)
 
 
-def _layer(parsed: _Parsed, grid: Grid, ratio: int, path: Path) -> _Layer:
+def _layer(parsed: _Parsed, grid: Grid, ratio: int, path: Path) -> _PlacedModality:
     """The layer on its grid, its modality with the calibration of what is read."""
     stack = stack_of(parsed.groups, parsed.spec, grid.coarser(ratio), str(path))
     modality = replace(
         parsed.spec.modality, scale=stack.calibration.scale, offset=stack.calibration.offset
     )
-    return _Layer(spec=replace(parsed.spec, modality=modality), ratio=ratio, stack=stack)
+    return _PlacedModality(spec=replace(parsed.spec, modality=modality), ratio=ratio, stack=stack)
 
 
 def check_classes(

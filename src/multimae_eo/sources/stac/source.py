@@ -38,7 +38,7 @@ _MARGIN = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layer:
+class _StacLayer:
     """A modality's items in the order in which they are used, and where each may lie.
 
     ``assets``: per item, the asset of each band. ``dtype``: of the pixels in the rasters.
@@ -71,7 +71,7 @@ class StacArea:
         self.grid = _grid(spec)
         self._area = _on_grid(spec)
         items_of: dict[StacSearch, tuple[StacItem, ...]] = {}
-        self._layers: dict[str, _Layer] = {}
+        self._layers: dict[str, _StacLayer] = {}
         for name, requested in spec.modalities.items():
             where = f"{spec.file}: modalities.{name}"
             if requested.search not in items_of:
@@ -160,7 +160,9 @@ def _on_grid(spec: StacSpec) -> Any:
     return Geometry(dict(spec.area), "EPSG:4326").to_crs(spec.crs, resolution=0.01)
 
 
-def _layer(items: Sequence[StacItem], requested: StacModality, grid: Grid, where: str) -> _Layer:
+def _layer(
+    items: Sequence[StacItem], requested: StacModality, grid: Grid, where: str
+) -> _StacLayer:
     if requested.composite == "least_cloudy":
         items = sorted(items, key=lambda i: (i.cloud is None, i.cloud, i.time))
     placed = [
@@ -171,7 +173,7 @@ def _layer(items: Sequence[StacItem], requested: StacModality, grid: Grid, where
         raise DataError(f"{where}: none of {len(items)} items touches the grid")
     kept = tuple(i for i, _ in used)
     assets = {i.id: locate_assets(i, requested, where) for i in kept}
-    return _Layer(
+    return _StacLayer(
         requested=requested,
         items=kept,
         windows=tuple(window for _, window in used),
@@ -194,7 +196,7 @@ def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[Any]:
 
 
 def _merged(
-    layer: _Layer, grid: Grid, window: Window, name: str
+    layer: _StacLayer, grid: Grid, window: Window, name: str
 ) -> tuple[Pixels, Validity, list[StacItem]]:
     """Pixels (C, H, W), validity (1, H, W) and the items that gave them.
 
@@ -229,7 +231,9 @@ def _merged(
     return _stored(layer, values, ok, name), ok, used
 
 
-def _observed(layer: _Layer, item: StacItem, window: Window, grid: Grid) -> npt.NDArray[np.float64]:
+def _observed(
+    layer: _StacLayer, item: StacItem, window: Window, grid: Grid
+) -> npt.NDArray[np.float64]:
     """An item's values (C, H, W) as they will be stored, NaN where not valid or masked."""
     from multimae_eo.sources.stac.read import ReadOptions, read_item
 
@@ -260,7 +264,7 @@ def _observed(layer: _Layer, item: StacItem, window: Window, grid: Grid) -> npt.
     return read + common.shift[item.id]
 
 
-def _stored(layer: _Layer, values: npt.NDArray[np.float64], ok: Validity, name: str) -> Pixels:
+def _stored(layer: _StacLayer, values: npt.NDArray[np.float64], ok: Validity, name: str) -> Pixels:
     """Values in the type of the store, 0 where invalid."""
     dtype = np.dtype(np.float32) if layer.calibration.by_item is not None else layer.dtype
     filled = np.where(ok, values, 0.0)

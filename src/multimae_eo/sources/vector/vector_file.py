@@ -31,7 +31,7 @@ Shapes = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class VectorFeatures:
     """Features that have a geometry.
 
     ``crs``: authority or WKT. ``shapes``: shapely geometries (n,), none empty. ``columns``: values
@@ -49,7 +49,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def take(self, rows: npt.NDArray[Any]) -> Features:
+    def take(self, rows: npt.NDArray[Any]) -> VectorFeatures:
         """The features at some indices, or where a mask is true."""
         kept = np.arange(len(self))[rows]
         return replace(
@@ -67,7 +67,7 @@ def is_vector(path: Path) -> bool:
 
 def read_features(
     path: Path, *, columns: Sequence[str] | None = None, layer: str = "", crs: str = ""
-) -> Features:
+) -> VectorFeatures:
     """Read a layer's features.
 
     Args:
@@ -94,7 +94,7 @@ def read_features(
     if not usable.any():
         raise DataError(f"{path}: none of its {len(shapes)} features has a geometry")
     rows = np.flatnonzero(usable)
-    return Features(
+    return VectorFeatures(
         path=path,
         crs=_crs_of(path, crs or declared, given=bool(crs)),
         shapes=_valid(shapes[rows]),
@@ -104,7 +104,7 @@ def read_features(
     )
 
 
-def on_crs(features: Features, crs: str, bounds: Bounds | None, area: str) -> Features:
+def on_crs(features: VectorFeatures, crs: str, bounds: Bounds | None, area: str) -> VectorFeatures:
     """The features with coordinates in ``crs``.
 
     ``bounds``: the area, in ``crs``, that some feature has to touch, if given; ``area``: its
@@ -212,7 +212,7 @@ def _crs_of(path: Path, text: str, *, given: bool) -> str:
     return str(crs.to_string())
 
 
-def _require_degrees(features: Features) -> None:
+def _require_degrees(features: VectorFeatures) -> None:
     """DataError for a geographic CRS with coordinates that are no degrees."""
     from rasterio.crs import CRS
 

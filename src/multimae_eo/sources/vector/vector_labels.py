@@ -21,7 +21,7 @@ from multimae_eo.sources.dataset.label_texts import integer_text, number_of, sor
 from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.raster.grid import Bounds
 from multimae_eo.sources.vector.rasterize import Indices, rasterize_indices
-from multimae_eo.sources.vector.vector_file import Features, on_crs, read_features
+from multimae_eo.sources.vector.vector_file import VectorFeatures, on_crs, read_features
 from multimae_eo.sources.yaml_section import Section
 
 VECTOR_KEYS = (
@@ -112,10 +112,10 @@ class VectorLabels:
         if not kept.any():
             raise DataError(f"{spec.path}: no feature has a label in column {spec.column!r}")
         self.features, self.indices = features.take(kept), indices[kept]
-        self._on_crs: dict[str, tuple[Features, Any]] = {}
+        self._on_crs: dict[str, tuple[VectorFeatures, Any]] = {}
         self.notes = tuple(self._notes(features, int((~kept).sum())))
 
-    def on(self, crs: str, bounds: Bounds, area: str) -> Features:
+    def on(self, crs: str, bounds: Bounds, area: str) -> VectorFeatures:
         """The features in another CRS; DataError where none lies in the area. See ``on_crs``."""
         import shapely
 
@@ -174,7 +174,7 @@ class VectorLabels:
             return np.asarray(values[index], dtype=np.float32)
         return index
 
-    def _values(self, features: Features) -> Indices:
+    def _values(self, features: VectorFeatures) -> Indices:
         spec, where = self.spec, f"{self.spec.path}: {self.spec.column}"
         numbers = np.full(len(features), np.nan)
         for row, value in enumerate(features.columns[spec.column]):
@@ -192,7 +192,7 @@ class VectorLabels:
         indices[labelled] = inverse
         return indices
 
-    def _classes(self, features: Features) -> Indices:
+    def _classes(self, features: VectorFeatures) -> Indices:
         spec, where = self.spec, f"{self.spec.path}: {self.spec.column}"
         texts = [_text(v) for v in features.columns[spec.column]]
         texts = ["" if t in spec.ignore else t for t in texts]
@@ -215,7 +215,7 @@ class VectorLabels:
         self.class_ids = self._ids_of(kept, renamed, carried=bool(spec.ids or spec.names))
         return np.array([position.get(renamed.get(t, ""), _IGNORED) for t in texts], dtype=np.int64)
 
-    def _named(self, features: Features, texts: Sequence[str]) -> dict[str, str]:
+    def _named(self, features: VectorFeatures, texts: Sequence[str]) -> dict[str, str]:
         """The class of each raw id, from the column of names."""
         spec = self.spec
         if not spec.names:
@@ -256,7 +256,7 @@ class VectorLabels:
             return class_ids(kept)
         return tuple(min(map(int, raw[name])) for name in kept)
 
-    def _notes(self, features: Features, unlabelled: int) -> list[str]:
+    def _notes(self, features: VectorFeatures, unlabelled: int) -> list[str]:
         notes = []
         path = self.spec.path.name
         if features.empty:
