@@ -351,12 +351,12 @@ def test_user_errors_are_told_in_one_line(made, refused, more, output):
     (["--host", "0.0.0.0", "--allow-host", "A.example", "--allow_host", "b"], ("a.example", "b"),
      True),
 ])  # fmt: skip
-def test_names_that_the_command_serves(arguments, hosts, own_address):
+def test_names_that_the_command_serves(arguments, hosts, any_local_address):
     from multimae_eo.cli.main import parse
     from multimae_eo.demo.guard import LOOPBACK
 
     limits = parse(["demo", "--model", "m", "--data", "d", *arguments])._limits()
-    assert (set(limits.hosts), limits.own_address) == ({*LOOPBACK, *hosts}, own_address)
+    assert (set(limits.hosts), limits.any_local_address) == ({*LOOPBACK, *hosts}, any_local_address)
 
 
 def test_a_missing_extra_is_named(made, refused, monkeypatch):

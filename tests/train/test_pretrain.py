@@ -18,7 +18,7 @@ from multimae_eo.sample import Batch, Calibration, Sample
 from multimae_eo.sources.base import ConcatSource
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.modules import PretrainModule
-from multimae_eo.train.pretrain import Init, pretrain, start_from
+from multimae_eo.train.pretrain import InitialModel, pretrain, start_from
 from multimae_eo.train.recipe import Recipe, parse_recipe
 
 RECIPE = {
@@ -271,7 +271,7 @@ def test_a_run_begun_before_an_option_existed_is_resumed(source, finished):
 
 def test_a_run_starts_from_a_model_as_far_as_it_fits(source, one_epoch, tmp_path, capfd):
     first = one_epoch / "model"
-    init = Init(model=MultiMAE.from_pretrained(first), name="first", digest="0")
+    init = InitialModel(model=MultiMAE.from_pretrained(first), name="first", digest="0")
     model = MultiMAE.from_pretrained(first)
     with torch.no_grad():
         for value in model.parameters():

@@ -45,7 +45,7 @@ def pretrain(
         ConfigError: an unknown recipe or option, a recipe that does not fit the data, or another
         run in ``out``. TrainingError: the loss is not finite.
     """
-    from multimae_eo.train.pretrain import Init
+    from multimae_eo.train.pretrain import InitialModel
     from multimae_eo.train.pretrain import pretrain as run
     from multimae_eo.train.recipe import load_recipe
 
@@ -54,7 +54,7 @@ def pretrain(
     start = None
     if init is not None:
         first = load_pretrained(init)
-        start = Init(model=first.model, name=first.name, digest=first.digest)
+        start = InitialModel(model=first.model, name=first.name, digest=first.digest)
     return run(loaded, source, Path(out), spec=spec, init=start)
 
 

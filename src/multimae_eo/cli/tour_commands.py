@@ -114,8 +114,8 @@ class Demo:
                     f"--allow_host {name}: expected a host name or address, without scheme and port"
                 )
         every = self.host in ("0.0.0.0", "::")
-        own = () if every else (f"[{self.host}]" if ":" in self.host else self.host.lower(),)
-        return Limits(hosts=(*LOOPBACK, *own, *names), own_address=every)
+        bound = () if every else (f"[{self.host}]" if ":" in self.host else self.host.lower(),)
+        return Limits(hosts=(*LOOPBACK, *bound, *names), any_local_address=every)
 
     def _app(self, limits: Any) -> Any:
         import os

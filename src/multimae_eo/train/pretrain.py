@@ -37,7 +37,7 @@ _PICTURED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Init:
+class InitialModel:
     """A model to start from, how it was called, and the hash of its folder."""
 
     model: MultiMAE
@@ -57,7 +57,7 @@ def pretrain(
     out: Path,
     *,
     spec: str = "",
-    init: Init | None = None,
+    init: InitialModel | None = None,
 ) -> RunResult:
     """Pre-train, or continue the run in ``out``.
 
@@ -125,7 +125,7 @@ def _callbacks(recipe: Recipe, out: Path, draw: Any) -> list[Any]:
     return [kept, *drawn]
 
 
-def start_from(model: MultiMAE, init: Init) -> None:
+def start_from(model: MultiMAE, init: InitialModel) -> None:
     """Take the weights of ``init`` where a parameter has its name and shape; print which are new.
 
     Parts of modalities that mean something else there (other bands or units) get new weights.

@@ -29,7 +29,7 @@ _MOSAIC_SIGNS = re.compile(r"[\d_\-. ]+$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _BandFile:
+class _NamedRaster:
     """A raster of one band, the band's name in the catalogue, and its sensors."""
 
     name: str
@@ -139,7 +139,7 @@ def _band_files(
 ) -> tuple[list[ModalityDraft], list[str], set[str]]:
     """Modalities of files that hold a band each; notes; and the files that were recognised."""
     singles = [b for n, h in headers.items() if h.count == 1 and (b := _band_file(n, h)).bands]
-    groups: dict[str, list[_BandFile]] = {}
+    groups: dict[str, list[_NamedRaster]] = {}
     for file in singles:
         groups.setdefault(file.rest, []).append(file)
     group = max(groups.values(), key=len, default=[])
@@ -178,7 +178,7 @@ def _band_files(
     return drafts, notes, {f.name for f in singles}
 
 
-def _band_file(name: str, header: RasterHeader) -> _BandFile:
+def _band_file(name: str, header: RasterHeader) -> _NamedRaster:
     """Which band of which sensor a file's name means; the rest of its name."""
     parts = [p for p in re.split(r"[_.\-]+", stem(name)) if p]
     for index, part in enumerate(parts):
@@ -191,11 +191,11 @@ def _band_file(name: str, header: RasterHeader) -> _BandFile:
         if bands:
             rest = [p for i, p in enumerate(parts) if i != index]
             rest = [p for p in rest if not re.fullmatch(r"\d+m|SR|sr", p)]
-            return _BandFile(name=name, header=header, bands=bands, rest="_".join(rest))
-    return _BandFile(name=name, header=header, bands={}, rest="")
+            return _NamedRaster(name=name, header=header, bands=bands, rest="_".join(rest))
+    return _NamedRaster(name=name, header=header, bands={}, rest="")
 
 
-def _sensor_of(group: Sequence[_BandFile], words: set[str]) -> str:
+def _sensor_of(group: Sequence[_NamedRaster], words: set[str]) -> str:
     names = {canonical(b) for f in group for b in f.bands.values()}
     if names & {"b8a", "b11", "b12"} or words & {"s2", "sentinel2", "l2a", "l1c", "s2a", "s2b"}:
         return "sentinel2"

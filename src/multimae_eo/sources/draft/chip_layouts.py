@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from multimae_eo.errors import DataError, MultiMAEError
-from multimae_eo.sources.dataset.chip_files import Pattern, Table, read_table
+from multimae_eo.sources.dataset.chip_files import ChipTable, Pattern, read_table
 from multimae_eo.sources.dataset.label_texts import number_of
 from multimae_eo.sources.draft.file_groups import (
     FolderFiles,
@@ -299,7 +299,7 @@ def _class_entries(values: BandValues) -> list[Entry]:
     return entries
 
 
-def _column_label(table: Table) -> list[Entry]:
+def _column_label(table: ChipTable) -> list[Entry]:
     """The ``labels:`` of a table's column, where one is named so."""
     column = next((c for c in table.columns if c.lower() in _LABEL_COLUMNS), "")
     if not column:
@@ -327,7 +327,7 @@ def _splits_of(files: FolderFiles, pattern: str) -> Entry:
     return _SPLITS
 
 
-def _table(files: FolderFiles, pattern: str) -> Table | None:
+def _table(files: FolderFiles, pattern: str) -> ChipTable | None:
     """The first table that lists chips of the pattern by id or file."""
     matches = Pattern(pattern)
     ids = matches.discover(files.folder).keys()
