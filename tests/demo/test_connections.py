@@ -113,11 +113,11 @@ def test_a_client_that_sends_slowly_and_one_that_asks_again_are_served():
     (Limits(), "localhost:80", 200),
     (Limits(), "192.168.7.7", 400),
     (Limits(hosts=()), "", 400),
-    (Limits(hosts=(*LOOPBACK, "eo.example.org"), any_local_address=True), "eo.example.org:8000", 200),
-    (Limits(hosts=(*LOOPBACK, "eo.example.org"), any_local_address=True), "EO.example.org", 200),
-    (Limits(any_local_address=True), "eo.example.org", 400),
-    (Limits(any_local_address=True), "evil.example", 400),
-    (Limits(hosts=(), any_local_address=True), "127.0.0.1:8000", 200),
+    (Limits(hosts=(*LOOPBACK, "eo.example.org"), local_address=True), "eo.example.org:8000", 200),
+    (Limits(hosts=(*LOOPBACK, "eo.example.org"), local_address=True), "EO.example.org", 200),
+    (Limits(local_address=True), "eo.example.org", 400),
+    (Limits(local_address=True), "evil.example", 400),
+    (Limits(hosts=(), local_address=True), "127.0.0.1:8000", 200),
 ])  # fmt: skip
 def test_the_names_and_the_address_that_are_served(limits, host, status):
     with serving(limits) as port:

@@ -343,7 +343,7 @@ def test_user_errors_are_told_in_one_line(made, refused, more, output):
     assert output in refused("demo", "--model", made / "run/model", *words)
 
 
-@pytest.mark.parametrize(("arguments", "hosts", "own_address"), [
+@pytest.mark.parametrize(("arguments", "hosts", "local_address"), [
     ([], (), False),
     (["--host", "192.168.7.7"], ("192.168.7.7",), False),
     (["--host", "fe80::1"], ("[fe80::1]",), False),
@@ -351,12 +351,12 @@ def test_user_errors_are_told_in_one_line(made, refused, more, output):
     (["--host", "0.0.0.0", "--allow-host", "A.example", "--allow_host", "b"], ("a.example", "b"),
      True),
 ])  # fmt: skip
-def test_names_that_the_command_serves(arguments, hosts, any_local_address):
+def test_names_that_the_command_serves(arguments, hosts, local_address):
     from multimae_eo.cli.main import parse
     from multimae_eo.demo.guard import LOOPBACK
 
     limits = parse(["demo", "--model", "m", "--data", "d", *arguments])._limits()
-    assert (set(limits.hosts), limits.any_local_address) == ({*LOOPBACK, *hosts}, any_local_address)
+    assert (set(limits.hosts), limits.local_address) == ({*LOOPBACK, *hosts}, local_address)
 
 
 def test_a_missing_extra_is_named(made, refused, monkeypatch):

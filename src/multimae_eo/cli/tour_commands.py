@@ -115,7 +115,7 @@ class Demo:
                 )
         every = self.host in ("0.0.0.0", "::")
         bound = () if every else (f"[{self.host}]" if ":" in self.host else self.host.lower(),)
-        return Limits(hosts=(*LOOPBACK, *bound, *names), any_local_address=every)
+        return Limits(hosts=(*LOOPBACK, *bound, *names), local_address=every)
 
     def _app(self, limits: Any) -> Any:
         import os

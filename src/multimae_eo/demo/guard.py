@@ -31,14 +31,14 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``hosts``: host names that are served; with ``any_local_address`` also the address that a request
+    """``hosts``: host names that are served; with ``local_address`` also the address that a request
     reached. ``body``: bytes of a request. ``rate``, ``burst``: requests per second and address,
     over time and at once. ``waiting``: jobs in the queue of model work. ``header_seconds``,
     ``body_seconds``: time for a client to send either; ``half_open``: connections that do.
     """
 
     hosts: tuple[str, ...] = LOOPBACK
-    any_local_address: bool = False
+    local_address: bool = False
     body: int = 1 << 16
     rate: float = 60.0
     burst: int = 240
@@ -96,7 +96,7 @@ class Guard:
     ) -> tuple[int, str] | None:
         host = headers.get("host", "")
         hosts = self.limits.hosts
-        if self.limits.any_local_address:
+        if self.limits.local_address:
             address = str((scope.get("server") or ("",))[0])
             hosts = (*hosts, f"[{address}]" if ":" in address else address)
         if not _names(host, hosts):
