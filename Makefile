@@ -53,7 +53,7 @@ reference: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,geo,dask,demo,export,hub,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,geo,dask,xarray,demo,export,hub,docs]'
 	touch $@
 
 # TerraTorch and torchgeo-bench need torchvision, whose wheel wants the ordinary torch: an

@@ -47,7 +47,8 @@ def predict(
 
     Args:
         model: A fine-tuned model, or its folder.
-        scene: A scene, a scene file (YAML), or a raster that holds all inputs.
+        scene: A scene, a scene file (YAML), an xarray object, or a raster or Zarr or NetCDF cube
+            that holds all inputs.
         out: GeoTIFF to write, ``MAP.tif``: class ids from 0 (uint8, nodata 255), or float32 values
             in the labels' unit with NaN.
         inputs: Modalities to use (default: all that model and scene share).
@@ -125,7 +126,8 @@ def reconstruct(
     Args:
         model: A pre-trained model, or its folder.
         data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
-        scene: A scene, a scene file (YAML), or a raster that holds all inputs.
+        scene: A scene, a scene file (YAML), an xarray object, or a raster or Zarr or NetCDF cube
+            that holds all inputs.
         out: Folder to write: GeoTIFFs of a scene; pictures, ``scores.json`` and ``index.html`` of
             chips.
         inputs: Visible modalities.
@@ -207,7 +209,8 @@ def embed(
     Args:
         model: A pre-trained model, or its folder.
         data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
-        scene: A scene, a scene file (YAML), or a raster that holds all inputs.
+        scene: A scene, a scene file (YAML), an xarray object, or a raster or Zarr or NetCDF cube
+            that holds all inputs.
         out: GeoParquet file to write: key, time, footprint, and a vector of the encoder's width,
             in Hilbert order of the footprints. Of a scene also ``EMB.tif``: a Cloud-Optimised
             GeoTIFF with a band per dimension and a pixel per patch (or chip).
@@ -351,8 +354,11 @@ def _open_scene(
     *,
     shared: bool = False,
 ) -> Scene:
-    from multimae_eo.scenes.scene_inputs import open_for
+    from multimae_eo.scenes.scene_inputs import open_arrays, open_for
+    from multimae_eo.sources.raster.arrays import is_xarray
 
+    if is_xarray(scene):
+        return open_arrays(model, scene, inputs=inputs, rule=rule)
     if not isinstance(scene, (str, Path)):
         return scene
     return open_for(model, _absolute(scene, shared=shared), inputs=inputs, rule=rule)

@@ -40,7 +40,7 @@ class Predict(_Inference):
 
     Args:
         model: fine-tuned model folder
-        scene: scene file (YAML), or a raster that holds all inputs
+        scene: scene file (YAML), or a raster or cube that holds all inputs
         inputs: modalities, m1,m2 (default: all)
         out: GeoTIFF to write, MAP.tif
         probabilities: also write a band per class
@@ -98,7 +98,7 @@ class Reconstruct(_Inference):
     Args:
         model: model folder
         data: SOURCE
-        scene: scene file (YAML), or a raster that holds all inputs
+        scene: scene file (YAML), or a raster or cube that holds all inputs
         inputs: visible modalities, m1,m2
         outputs: predicted modalities (default: all)
         out: folder to write
@@ -177,7 +177,7 @@ class Embed(_Inference):
     Args:
         model: model folder
         data: SOURCE
-        scene: scene file (YAML), or a raster that holds all inputs
+        scene: scene file (YAML), or a raster or cube that holds all inputs
         inputs: modalities, m1,m2 (default: all)
         out: GeoParquet file to write; of a scene also a GeoTIFF, EMB.tif, with a band per dimension
         per: a vector per chip, or per patch

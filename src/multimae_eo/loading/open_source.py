@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.modality import ModalitySet
 from multimae_eo.sources.base import ConcatSource, Source
 from multimae_eo.sources.file_kind import other_kind
+from multimae_eo.sources.raster.arrays import is_xarray
+from multimae_eo.sources.scene.single_raster import RasterRule
 
 _YAML_KINDS = ("scene", "stac")
 
 
-def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
+def open_source(
+    spec: Any,
+    *,
+    modalities: ModalitySet | None = None,
+    chips: Mapping[str, Any] | None = None,
+    level: str = "",
+    scale: float | None = None,
+    offset: float | None = None,
+) -> Source:
     """Open a source, whatever it is.
 
     A dataset, scene or STAC file (YAML), a chip store, an MMEarth or a GEO-Bench folder; a folder
-    of chips or rasters whose layout, sensor, level and scale the files themselves show (``init``).
+    of chips or rasters whose layout, sensor, level and scale the files themselves show (``init``);
+    or, cut into chips, an ``xarray.DataArray`` or ``Dataset``, a Zarr or NetCDF cube, or a raster
+    that holds the bands of ``modalities``.
 
     ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
     ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities;
@@ -24,9 +38,30 @@ def open_source(spec: str | Path | Sequence[str | Path]) -> Source:
     keys. Several specs (a list, or separated by commas) become one source whose chips may have
     different modalities.
 
+    Args:
+        spec: A path, a name as above, an xarray object, or a list of paths and names.
+        modalities: Of an array, cube or raster: what its bands are.
+        chips: Of an array, cube or raster: the section ``chips`` of a scene file, such as
+            ``{"size": 64}``.
+        level: Of an array, cube or raster: processing level, l1c or l2a.
+        scale: Of an array, cube or raster: physical units per digital number (default: declared).
+        offset: Of an array, cube or raster: physical value of the digital number 0.
+
     Raises:
         ConfigError: nothing is there, or it is none of these.
     """
+    if modalities is not None or is_xarray(spec):
+        rule = RasterRule(level=level, scale=scale, offset=offset)
+        return _open_raster(spec, modalities, chips, rule)
+    if chips is not None or level or scale is not None or offset is not None:
+        raise ConfigError(
+            "chips, level, scale and offset are of an array or raster: give modalities"
+        )
+    return _open_named(spec)
+
+
+def _open_named(spec: Any) -> Source:
+    """A source by its path or name, or several in a list."""
     if not isinstance(spec, str | Path):
         specs = list(spec)
         return (
@@ -98,6 +133,23 @@ def _open_drafted(path: Path, spec: str) -> Source:
     from multimae_eo.sources.dataset.dataset_file import DatasetFileSource
 
     return DatasetFileSource(path, text)
+
+
+def _open_raster(
+    spec: Any, modalities: ModalitySet | None, chips: Mapping[str, Any] | None, rule: RasterRule
+) -> Source:
+    """The chips of an array, cube or raster."""
+    from multimae_eo.sources.scene.chips import SceneChips
+    from multimae_eo.sources.scene.scene import Scene
+
+    if modalities is None or chips is None:
+        raise ConfigError(
+            "an array is a source with modalities=… (what its bands are) and chips={'size': …}; "
+            "to apply a model to it, pass it as scene=…"
+        )
+    if is_xarray(spec):
+        return SceneChips(Scene.of_arrays(spec, modalities, rule, chips=chips))
+    return SceneChips(Scene.of_raster(Path(spec), modalities, rule, chips=chips))
 
 
 def _yaml_kind(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.geo import Window
@@ -14,7 +15,7 @@ from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.tiling import Tiling, make_tiling
 from multimae_eo.sources.draft.drafting import required_text
 from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
-from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES, RasterRule
+from multimae_eo.sources.scene.single_raster import RasterRule, is_raster
 
 _CHECKED_WINDOWS = 8
 """Windows that are checked before a scene is mapped."""
@@ -35,15 +36,35 @@ def open_for(
     ConfigError for a rule beside a scene file.
     """
     sizes = model.config.sizes
-    if path.suffix.lower() not in RASTER_SUFFIXES:
+    if not is_raster(path):
         if rule not in (None, RasterRule()):
             raise ConfigError(f"{path}: level and scale of its rasters stand in the scene file")
         native = len(set(sizes.values())) > 1
         return Scene(path, native=native, text=_drafted(path) if path.is_dir() else None)
+    modalities, ratios = _modalities_of(model, inputs)
+    return Scene.of_raster(path, modalities, rule, ratios=ratios)
+
+
+def open_arrays(
+    model: MultiMAE,
+    data: Any,
+    *,
+    inputs: Sequence[str] | None = None,
+    rule: RasterRule | None = None,
+) -> Scene:
+    """An ``xarray.DataArray`` or ``Dataset`` that holds all ``inputs``, as ``open_for``."""
+    modalities, ratios = _modalities_of(model, inputs)
+    return Scene.of_arrays(data, modalities, rule, ratios=ratios)
+
+
+def _modalities_of(
+    model: MultiMAE, inputs: Sequence[str] | None
+) -> tuple[ModalitySet, dict[str, int]]:
+    """The inputs, and how many pixels of the finest make one of each."""
+    sizes = model.config.sizes
     modalities = model.modalities.select(inputs or list(model.modalities))
     side = max(sizes[n] for n in modalities)
-    ratios = {n: side // sizes[n] for n in modalities if side % sizes[n] == 0}
-    return Scene.of_raster(path, modalities, rule, ratios=ratios)
+    return modalities, {n: side // sizes[n] for n in modalities if side % sizes[n] == 0}
 
 
 def _drafted(path: Path) -> str:

@@ -10,8 +10,8 @@ _VECTOR = (
     "`labels: {{vector: FILE, column: NAME}}`"
 )
 _CUBE = (
-    "is {name}; write the variable and date you need as a GeoTIFF "
-    "(gdal_translate, or rioxarray's `.rio.to_raster`)"
+    "is {name}; name its variable in a scene file (`path: FILE.zarr::VARIABLE`, also `.nc`, and "
+    "`@DATE` after it); write those of other formats as GeoTIFF (gdal_translate)"
 )
 _ARRAYS = "is {name}; save each chip's array (C, H, W) as `.npy`, or as a GeoTIFF"
 _ARCHIVE = "is {name}, an archive; unpack it, and name what is in it"

@@ -37,6 +37,7 @@ _Y_NAMES = ("y", "lat", "latitude", "northing")
 _X_NAMES = ("x", "lon", "longitude", "easting")
 _TIME_NAMES = ("time", "t", "date", "datetime")
 _ANONYMOUS = ("", "__xarray_dataarray_variable__", "band_data")
+_MAPPING_ATTRIBUTES = {"crs_wkt", "spatial_ref", "grid_mapping_name"}
 _SNAP = 1e-3  # of a pixel
 
 _registered: weakref.WeakValueDictionary[str, ArrayHolder] = weakref.WeakValueDictionary()
@@ -50,6 +51,14 @@ class ArrayHolder:
         self.data = data.to_dataset(name=data.name or "band_data") if is_array(data) else data
         self.path = Path(f"memory-{os.getpid()}-{next(_numbers)}.xarray")
         _registered[str(self.path)] = self
+
+    @property
+    def decoded(self) -> bool:
+        """Whether xarray has applied a scale: values are physical."""
+        variables = self.data.variables.values()
+        return any(
+            "scale_factor" in v.encoding and "scale_factor" not in v.attrs for v in variables
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"data": self.data, "path": self.path}
@@ -178,7 +187,11 @@ def open_array(path: Path | str) -> ArrayDataset:
 def _variables(name: CubeName) -> dict[str, Any]:
     """The named variables of a cube that are rasters, of the named date."""
     data = _data(name)
-    rasters = {str(n): v for n, v in data.data_vars.items() if v.ndim >= 2}
+    rasters = {
+        str(n): v
+        for n, v in data.data_vars.items()
+        if v.ndim >= 2 and not _MAPPING_ATTRIBUTES & v.attrs.keys()
+    }
     for requested in name.names:
         if requested not in rasters:
             raise FormatError(
@@ -192,12 +205,19 @@ def _variables(name: CubeName) -> dict[str, Any]:
 
 def _data(name: CubeName) -> Any:
     if name.file in _registered:
-        return _registered[name.file].data
+        return _with_mapping(_registered[name.file].data)
     if name.file.endswith(".xarray"):
-        raise FormatError(f"{name.file}: the xarray object is gone; keep its scene, or write a Zarr")
+        raise FormatError(
+            f"{name.file}: the xarray object is gone; keep its scene, or write a Zarr"
+        )
     if not os.path.exists(name.file):
         raise FormatError(f"{name.file}: no such file")
-    return _opened(name.file, cube_stamp(name.file) or 0, os.getpid())
+    return _with_mapping(_opened(name.file, cube_stamp(name.file) or 0, os.getpid()))
+
+
+def _with_mapping(data: Any) -> Any:
+    """The grid mapping among the coordinates, also where no variable refers to it."""
+    return data.set_coords("spatial_ref") if "spatial_ref" in data.data_vars else data
 
 
 @functools.lru_cache(maxsize=16)
@@ -377,9 +397,7 @@ class ArrayDataset:
         """1-based bands of a window ((row, row), (column, column)): (C, H, W)."""
         rows, columns = window or ((0, self.height), (0, self.width))
         part = {self._dims[0]: slice(*rows), self._dims[1]: slice(*columns)}
-        pixels = np.empty(
-            (len(bands), rows[1] - rows[0], columns[1] - columns[0]), self.dtypes[0]
-        )
+        pixels = np.empty((len(bands), rows[1] - rows[0], columns[1] - columns[0]), self.dtypes[0])
         chosen = [self._bands[b - 1] for b in bands]
         try:
             for variable in dict.fromkeys(b.variable for b in chosen):
@@ -472,7 +490,7 @@ def _per_band(
     """A number of each band from the first attribute that is there."""
     for name in names:
         if name in attributes:
-            values = np.atleast_1d(np.asarray(attributes[name], np.float64)).tolist()
+            values = [float(v) for v in np.atleast_1d(np.asarray(attributes[name], np.float64))]
             if len(values) not in (1, count):
                 raise FormatError(f"{path}: {name} has {len(values)} values for {count} bands")
             return values * count if len(values) == 1 else values
@@ -571,7 +589,7 @@ def _axis_values(coordinate: Any, dim: str, path: str) -> npt.NDArray[np.float64
             f"{where}: expected numbers along one dimension, got {coordinate.dtype} of shape "
             f"{coordinate.shape}"
         )
-    values = coordinate.values.astype(np.float64)
+    values: npt.NDArray[np.float64] = coordinate.values.astype(np.float64)
     if not np.isfinite(values).all():
         raise FormatError(f"{where}: holds values that are not finite")
     steps = np.diff(values)
@@ -605,9 +623,9 @@ def _require_degrees(
     beyond = np.abs(axes[0]).max() > 90.0
     if swapped or (beyond and np.abs(axes[1]).max() <= 90.0):
         raise FormatError(
-            f"{path}: {spatial[0]!r} ({axes[0][0]:g} to {axes[0][-1]:g}) holds longitudes: longitude "
-            f"and latitude are swapped; rename them: .rename({spatial[0]}={spatial[1]!r}, "
-            f"{spatial[1]}={spatial[0]!r})"
+            f"{path}: {spatial[0]!r} ({axes[0][0]:g} to {axes[0][-1]:g}) holds longitudes: "
+            "longitude and latitude are swapped; rename them: "
+            f".rename({spatial[0]}={spatial[1]!r}, {spatial[1]}={spatial[0]!r})"
         )
     if beyond or np.abs(axes[1]).max() > 360.0:
         raise FormatError(

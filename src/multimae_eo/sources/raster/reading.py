@@ -22,6 +22,7 @@ from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
 from multimae_eo.geo import Window
 from multimae_eo.sample import Pixels, Validity
 from multimae_eo.sources.file_kind import other_kind
+from multimae_eo.sources.raster.arrays import cube_name, open_array
 from multimae_eo.sources.raster.header import (
     RasterHeader,
     dataset_header,
@@ -139,6 +140,8 @@ def open_dataset(path: Path | str, **options: Any) -> Any:
     FormatError for a VRT under another name, or one that reads files elsewhere.
     """
     rasterio = _rasterio()
+    if cube_name(path) is not None:
+        return open_array(path)
     drivers = _drivers(path)
     for driver in drivers[:-1]:
         # Which of several libraries for one format GDAL was built with is not known.
@@ -204,7 +207,7 @@ def valid_pixels(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    if not path.is_file():
+    if cube_name(path) is None and not path.is_file():
         missing = "is a folder; name the files in it" if path.is_dir() else "no such file"
         raise FormatError(f"{path}: {other_kind(path) or missing}")
     try:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.sample import Pixels, Validity
+from multimae_eo.sources.raster.arrays import cube_stamp
 from multimae_eo.sources.raster.calibration import Linear, physical
 from multimae_eo.sources.raster.grid import Bounds, Grid, overlap
 from multimae_eo.sources.raster.header import (
@@ -200,6 +201,9 @@ def grid_crs(text: str, where: str) -> str:
 
 def stamp(path: str) -> int:
     """When a local file was written, so that a replaced one is opened again; 0 for others."""
+    written = cube_stamp(path)
+    if written is not None:
+        return written
     try:
         return os.stat(path).st_mtime_ns
     except OSError:

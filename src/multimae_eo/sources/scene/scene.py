@@ -23,6 +23,7 @@ from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, modality_spec
 from multimae_eo.sources.file_names import matching_files
+from multimae_eo.sources.raster.arrays import ArrayHolder, cube_name, cube_time
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp
@@ -81,6 +82,7 @@ class Scene:
     chip_rule: ChipRule | None = None
     labels: VectorSpec | None = None
     _cloud: Mosaic | None = None
+    _arrays: ArrayHolder | None = None
 
     def __init__(self, path: Path, *, native: bool = False, text: str | None = None) -> None:
         content = load_yaml(path) if text is None else parse_yaml(text, str(path))
@@ -113,23 +115,53 @@ class Scene:
         rule: RasterRule | None = None,
         *,
         ratios: Mapping[str, int] | None = None,
+        chips: Mapping[str, Any] | None = None,
     ) -> Scene:
         """A raster that holds the bands of all ``modalities``; see ``scene_raster``.
 
-        ``ratios``: as the attribute. Raises BandError for bands that are not in it, ConfigError for
+        ``ratios``: as the attribute. ``chips``: the section of a scene file, None for none.
+        Raises BandError for bands that are not in it, ConfigError for
         an unknown level or scale, and the errors of a scene file for a raster that cannot be used.
         """
         rule = rule or RasterRule()
         parsed = {
             name: _Parsed(
                 spec=spec,
-                groups=tuple(group_files(spec, [path], pattern=False)),
+                groups=tuple(group_files(spec, [raster], pattern=False)),
                 ratio=(ratios or {}).get(name, 1),
             )
-            for name, spec in raster_specs(path, modalities, rule).items()
+            for name, (raster, spec) in raster_specs(path, modalities, rule).items()
         }
         scene = cls.__new__(cls)
         scene._lay_out(path, f"{modalities.fingerprint} {rule}".encode(), parsed, native=True)
+        if cube_name(path) is not None:
+            scene.time = cube_time(path)
+        if chips is not None:
+            top = Section.of(str(path), {"chips": dict(chips)}, SCENE_KEYS)
+            scene.chip_rule = chip_rule(top, scene.modalities)
+        return scene
+
+    @classmethod
+    def of_arrays(
+        cls,
+        data: Any,
+        modalities: ModalitySet,
+        rule: RasterRule | None = None,
+        *,
+        ratios: Mapping[str, int] | None = None,
+        chips: Mapping[str, Any] | None = None,
+    ) -> Scene:
+        """An ``xarray.DataArray`` or ``Dataset`` that holds the bands of all ``modalities``.
+
+        Windows are read lazily; what xarray has decoded is physical. ``chips``: the section of a
+        scene file. Raises as ``of_raster``.
+        """
+        arrays, rule = ArrayHolder(data), rule or RasterRule()
+        if arrays.decoded and rule.scale is None:
+            rule = replace(rule, scale=1.0, offset=0.0)
+        scene = cls.of_raster(arrays.path, modalities, rule, ratios=ratios, chips=chips)
+        scene._arrays = arrays
+        scene.name = str(getattr(data, "name", None) or "array")
         return scene
 
     def _lay_out(
@@ -182,6 +214,8 @@ class Scene:
     def stamp(self) -> str:
         """16 hex digits that change with the scene's file, or when a raster is replaced."""
         digest = hashlib.sha256(self._identity)
+        if self._arrays is not None:
+            return hashlib.sha256(self._identity + self._arrays.stamp().encode()).hexdigest()[:16]
         for layer in self._layers.values():
             for path in layer.stack.paths:
                 digest.update(f"\n{path} {stamp(path)}".encode())

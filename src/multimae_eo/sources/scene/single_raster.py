@@ -10,11 +10,17 @@ from multimae_eo.errors import BandError, ConfigError, did_you_mean
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sources.band_match import BandRule, locate_bands
 from multimae_eo.sources.dataset.schema import ModalitySpec, PerChip
+from multimae_eo.sources.raster.arrays import cube_name, cube_rasters
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import read_header
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
-"""Names of a SCENE that are rasters; all others are scene files."""
+"""Names of a SCENE that are rasters, as cubes are; all others are scene files."""
+
+
+def is_raster(path: Path) -> bool:
+    """Whether a SCENE is a raster or a cube, by its name, rather than a scene file."""
+    return path.suffix.lower() in RASTER_SUFFIXES or cube_name(path) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +38,26 @@ class RasterRule:
 
 def raster_specs(
     path: Path, modalities: ModalitySet, rule: RasterRule
-) -> Mapping[str, ModalitySpec]:
-    """How each of ``modalities`` is read from the raster.
+) -> Mapping[str, tuple[Path, ModalitySpec]]:
+    """How each of ``modalities`` is read from the raster; of a cube, the raster of it that has
+    the modality's bands.
 
     Raises BandError where one is not in it, ConfigError where level or scale must be given.
     """
-    header = read_header(path)
-    return {name: _spec(header, modality, rule) for name, modality in modalities.items()}
+    paths = (path,) if cube_name(path) is None else cube_rasters(path)
+    return {name: _first_spec(paths, modality, rule) for name, modality in modalities.items()}
+
+
+def _first_spec(
+    paths: Sequence[Path], modality: Modality, rule: RasterRule
+) -> tuple[Path, ModalitySpec]:
+    errors: list[BandError] = []
+    for path in paths:
+        try:
+            return path, _spec(read_header(path), modality, rule)
+        except BandError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _spec(header: RasterHeader, modality: Modality, rule: RasterRule) -> ModalitySpec:
