@@ -78,12 +78,12 @@ def curve(source: Source, options: argparse.Namespace, *, ours: bool, seed: int)
             patches.layout,
             None,
             batch_size=len(batch),
-            visible=options.visible,
+            num_visible_tokens=options.visible,
             generator=PerSample(batch.keys, seed, step),
         )
         optimizer.zero_grad(set_to_none=True)
         if ours:
-            total = objective(model(patches, states, visible=options.visible)).total
+            total = objective(model(patches, states, num_visible_tokens=options.visible)).total
         else:
             said = naive.predict(model, patches, states)
             total = naive.total(model, naive.losses(model, patches, states, said))

@@ -83,7 +83,7 @@ class Way:
         self.options, self.model, self.ours, self.mixed = options, model, ours, mixed
         self.batches = (our_batches if ours else naive_batches)(store, options)
         recipe = Recipe()
-        recipe.masking.visible = VISIBLE
+        recipe.masking.num_visible_tokens = VISIBLE
         self.module = PretrainModule(model, recipe, steps=1000, warmup=0, lr=1e-4)
         self.optimizer = build_adamw(model, recipe.optim, lr=1e-4, fused=ours)
         self.waited = self.spent = 0.0
@@ -112,7 +112,7 @@ class Way:
     def _naive(self, batch: Batch) -> torch.Tensor:
         patches = self.model.patchify(batch)
         states = naive.draw_states(
-            patches.layout, batch=len(batch), visible=VISIBLE, seed=self.count
+            patches.layout, batch=len(batch), num_visible_tokens=VISIBLE, seed=self.count
         )
         said = naive.predict(self.model, patches, states)
         by_task = naive.losses(self.model, patches, states, said)

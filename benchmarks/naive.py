@@ -25,18 +25,20 @@ from multimae_eo.network.tokens import Patches, TokenLayout, TokenState, unpatch
 PATCH_NORM_EPS = 1e-6
 
 
-def draw_states(layout: TokenLayout, *, batch: int, visible: int, seed: int) -> Tensor:
+def draw_states(layout: TokenLayout, *, batch: int, num_visible_tokens: int, seed: int) -> Tensor:
     """States (B, L) of complete samples: a Dirichlet share per modality, by loops."""
     rng = np.random.default_rng(seed)
     states = torch.full((batch, layout.count), int(TokenState.MASKED), dtype=torch.int8)
     for b in range(batch):
-        shares = np.round(rng.dirichlet(np.ones(len(layout.grids))) * visible).astype(int)
+        shares = np.round(rng.dirichlet(np.ones(len(layout.grids))) * num_visible_tokens).astype(
+            int
+        )
         chosen: list[int] = []
         for part, share in zip(layout.slices.values(), shares, strict=True):
             order = rng.permutation(part.stop - part.start) + part.start
             chosen += order[:share].tolist()
         others = [t for t in rng.permutation(layout.count).tolist() if t not in set(chosen)]
-        chosen = (rng.permutation(chosen).tolist() + others)[:visible]
+        chosen = (rng.permutation(chosen).tolist() + others)[:num_visible_tokens]
         states[b, chosen] = int(TokenState.VISIBLE)
     return states
 

@@ -46,7 +46,7 @@ def make_step(options: argparse.Namespace, **case: Any) -> Callable[[], None]:
     encoder = case.get("encoder", options.encoder)
     model = made.make_model(source, encoder=encoder, chip=chip).to(options.device)
     recipe = Recipe()
-    recipe.masking.visible = case.get("visible", 49)
+    recipe.masking.num_visible_tokens = case.get("visible", 49)
     module = PretrainModule(model, recipe, steps=1000, warmup=0, lr=1e-4)
     optimizer = build_adamw(model, recipe.optim, lr=1e-4)
     batch = source.batch(source.keys).to(options.device)

@@ -104,7 +104,7 @@ class Bench:
             layout,
             None,
             batch_size=len(self.batch),
-            visible=VISIBLE,
+            num_visible_tokens=VISIBLE,
             generator=PerSample(self.batch.keys, 0, 0),
         )
 
@@ -114,7 +114,9 @@ class Bench:
         patches = model.patchify(self.batch)
         # Drawn for their time; the loss is of the same ones in every row.
         if row.loop_masks:
-            naive.draw_states(patches.layout, batch=len(self.batch), visible=VISIBLE, seed=0)
+            naive.draw_states(
+                patches.layout, batch=len(self.batch), num_visible_tokens=VISIBLE, seed=0
+            )
         else:
             self._drawn()
         if row.plain:
@@ -122,7 +124,7 @@ class Bench:
             by_task = naive.losses(model, patches, self.states, said)
             return naive.total(model, by_task), by_task
         with habits(model, row):
-            found = self.objective(model(patches, self.states, visible=VISIBLE))
+            found = self.objective(model(patches, self.states, num_visible_tokens=VISIBLE))
         return found.total, dict(found.by_task)
 
     def step(self, row: Row, dtype: torch.dtype) -> float:
@@ -186,16 +188,16 @@ def _convolved(self: ClassEmbedding, patches: Tensor) -> Tensor:
     return naive.class_vectors(self, patches[None])[0]
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
-    mask = None if real is None else real[:, None, None, :]
+def _fused(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+    mask = None if attention_mask is None else attention_mask[:, None, None, :]
     mixed: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed
 
 
-def _products(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+def _products(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if real is not None:
-        scores = scores.masked_fill(~real[:, None, None, :], float("-inf"))
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask[:, None, None, :], float("-inf"))
     mixed: Tensor = scores.softmax(dim=-1) @ value
     return mixed
 

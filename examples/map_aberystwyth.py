@@ -77,8 +77,8 @@ def main() -> None:
     run(f"prepare {WEST} --out {out}/store")
     run(
         f"pretrain --recipe quickstart --data {out}/store --out {out}/pretrained "
-        "--modalities=[optical,elevation] --model.stride={} --data.chip 64 --masking.visible 24 "
-        "--run.epochs 25"
+        "--modalities=[optical,elevation] --model.stride={} --data.chip 64 "
+        "--masking.num_visible_tokens 24 --run.epochs 25"
     )
     for stem, inputs in INPUTS.items():
         run(

@@ -135,7 +135,7 @@ class Made:
         "--model.decoder={width: 8, depth: 1, heads: 2}",
         "--data.chip=32",
         "--data.batch_size=4",
-        "--masking.visible=8",
+        "--masking.num_visible_tokens=8",
         "--run.epochs=1",
     )
     """What makes any recipe one of a second, on this world."""

@@ -23,8 +23,8 @@ def test_outputs_losses_and_gradients_agree(together):
     model = made.make_model(source, encoder="nano", tasks=made.seven_tasks())
     model.set_runtime(RuntimePolicy(group_decoders=together))
     patches = model.patchify(source.batch(source.keys))
-    states = sample_states(patches.layout, None, batch_size=4, visible=49)
-    fast = model(patches, states, visible=49)
+    states = sample_states(patches.layout, None, batch_size=4, num_visible_tokens=49)
+    fast = model(patches, states, num_visible_tokens=49)
     plain = naive.predict(model, patches, states)
     for name, said in plain.items():
         assert relative(fast.predictions[name], said) < 1e-5, name
@@ -45,6 +45,6 @@ def test_naive_masks_show_exactly_the_budget():
     source = made.MadeSource(made.six_modalities(), chips=3, size=56)
     model = made.make_model(source, encoder="nano")
     layout = model.patchify(source.batch(source.keys)).layout
-    states = naive.draw_states(layout, batch=3, visible=49, seed=0)
+    states = naive.draw_states(layout, batch=3, num_visible_tokens=49, seed=0)
     assert (states == 1).sum(dim=1).tolist() == [49, 49, 49]
     assert (states == 2).sum(dim=1).tolist() == [layout.count - 49] * 3

@@ -52,7 +52,13 @@ def test_help_of_every_subcommand_explains_its_options(run, name):
 
 def test_help_of_pretrain_lists_recipes_and_their_options(run):
     _, out, _ = run("pretrain", "--help")
-    for text in ("paper-mmearth64", "--optim.lr", "--masking.visible", "default: 49", "--run.seed"):
+    for text in (
+        "paper-mmearth64",
+        "--optim.lr",
+        "--masking.num_visible_tokens",
+        "default: 49",
+        "--run.seed",
+    ):
         assert text in out
 
 

@@ -135,11 +135,11 @@ def test_a_study_of_before_an_option_was_added_is_resumed(about, tmp_path):
     claim_study(about, begun, tmp_path)
     path = tmp_path / "recipe.yaml"
     record = yaml.safe_load(path.read_text())
-    del record["recipe"]["augment"]["visible"]
+    del record["recipe"]["augment"]["num_visible_tokens"]
     path.write_text(yaml.safe_dump(record))
     claim_study(about, begun, tmp_path)
-    with pytest.raises(ConfigError, match=r"augment\.visible"):
-        claim_study(about, plan("--augment.visible=9", methods=("finetune",)), tmp_path)
+    with pytest.raises(ConfigError, match=r"augment\.num_visible_tokens"):
+        claim_study(about, plan("--augment.num_visible_tokens=9", methods=("finetune",)), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "segmentation"])

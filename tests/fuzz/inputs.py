@@ -77,7 +77,7 @@ def recipe(folder: Path) -> None:
         "modalities: [rgb, elevation, landcover]\n"
         "model:\n  encoder: {width: 16, depth: 1, heads: 2}\n"
         "  decoder: {width: 8, depth: 1, heads: 2}\n"
-        "masking: {visible: 6}\noptim: {lr: 0.001, clip: 1.0}\n"
+        "masking: {num_visible_tokens: 6}\noptim: {lr: 0.001, clip: 1.0}\n"
         "data: {chip: 16, batch_size: 2}\n"
         "run: {epochs: 1, accelerator: cpu, pictures_every: 0}\n"
     )

@@ -13,7 +13,7 @@ from multimae_eo.sample import collate
 from multimae_eo.train.objective import Objective
 
 
-def outcome(model, batch, *, together: bool, visible: int):
+def outcome(model, batch, *, together: bool, num_visible_tokens: int):
     model.set_runtime(RuntimePolicy(group_decoders=together))
     model.zero_grad()
     patches = model.patchify(batch)
@@ -22,8 +22,8 @@ def outcome(model, batch, *, together: bool, visible: int):
         present = torch.ones(len(batch), patches.layout.count, dtype=torch.bool)
     generator = torch.Generator().manual_seed(3)
     states = sample_states(
-        patches.layout, present, batch_size=len(batch), visible=visible, alpha=1.0,
-        generator=generator,
+        patches.layout, present, batch_size=len(batch), num_visible_tokens=num_visible_tokens,
+        alpha=1.0, generator=generator,
     )  # fmt: skip
     # Counts that differ between samples, too: the context is then partly padding.
     states[0, (states[0] == TokenState.VISIBLE).nonzero()[0]] = int(TokenState.MASKED)
@@ -40,8 +40,8 @@ def test_predictions_losses_and_gradients_agree(make_model, make_sample, modalit
     batch = collate(
         [make_sample(0), make_sample(1, names=("rgb", "elevation")), make_sample(2)], modalities
     )
-    apart = outcome(model, batch, together=False, visible=visible)
-    joined = outcome(model, batch, together=True, visible=visible)
+    apart = outcome(model, batch, together=False, num_visible_tokens=visible)
+    joined = outcome(model, batch, together=True, num_visible_tokens=visible)
     for name, said in apart[0].items():
         torch.testing.assert_close(joined[0][name], said, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(joined[1], apart[1], rtol=1e-6, atol=1e-6)

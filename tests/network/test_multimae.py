@@ -18,7 +18,7 @@ from multimae_eo.train.objective import Objective
 def drawn(patches, visible, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return sample_states(
-        patches.layout, patches.observed, batch_size=patches.batch_size, visible=visible,
+        patches.layout, patches.observed, batch_size=patches.batch_size, num_visible_tokens=visible,
         generator=generator,
     )  # fmt: skip
 

@@ -152,8 +152,8 @@ def test_explicit_masks_may_differ_in_count_between_samples(model, recorded):
     with torch.no_grad():
         together = model(patches, states)
         tokens, slots = model.encode_states(patches, states)
-        assert slots.real is not None
-        assert slots.real.sum(dim=1).tolist() == [49, 20, 1]
+        assert slots.attention_mask is not None
+        assert slots.attention_mask.sum(dim=1).tolist() == [49, 20, 1]
         for row in rows:
             alone_patches = model.patchify(batch_of(recorded, model.modalities, [row]))
             alone = model(alone_patches, states[row : row + 1])

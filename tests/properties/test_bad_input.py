@@ -305,13 +305,13 @@ def test_nodata_gives_no_token_no_loss_and_no_influence(
     for pixels in (hidden.pixels, noisy):
         batch = collate([seen, replace(hidden, pixels=pixels, valid=invalid)], modalities)
         module = PretrainModule(odd_model, Recipe(), steps=1, warmup=0, lr=1e-3)
-        module.recipe.masking.visible = 6
+        module.recipe.masking.num_visible_tokens = 6
         patches = odd_model.patchify(batch)
         states, visible = module.draw(patches, batch.keys, 0)
         for name in blind:
             tokens = states[1, patches.layout.slices[name]]
             assert bool((tokens == TokenState.ABSENT).all())
-        losses = Objective(odd_model.tasks)(odd_model(patches, states, visible=visible))
+        losses = Objective(odd_model.tasks)(odd_model(patches, states, num_visible_tokens=visible))
         for task in odd_model.tasks:
             if task.modality in blind:
                 assert int(losses.samples[task.name]) <= 1, "the blind chip has no loss"

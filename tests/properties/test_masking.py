@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.network.masking import sample_states, visible_count
+from multimae_eo.network.masking import count_visible_tokens, sample_states
 from multimae_eo.network.tokens import TokenLayout, TokenState, visible_slots
 
 grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
@@ -19,11 +19,11 @@ def layout_of(sizes: list[tuple[int, int]]) -> TokenLayout:
     return TokenLayout({f"m{i}": g for i, g in enumerate(sizes)})
 
 
-def draw(layout, observed, *, visible, seed, batch=3, alpha=1.0, inputs=None):
+def draw(layout, observed, *, num_visible_tokens, seed, batch=3, alpha=1.0, inputs=None):
     generator = torch.Generator().manual_seed(seed)
     return sample_states(
-        layout, observed, batch_size=batch, visible=visible, alpha=alpha, inputs=inputs,
-        generator=generator,
+        layout, observed, batch_size=batch, num_visible_tokens=num_visible_tokens,
+        alpha=alpha, inputs=inputs, generator=generator,
     )  # fmt: skip
 
 
@@ -35,17 +35,17 @@ def test_states_partition_the_grid_and_exactly_k_are_visible(sizes, visible, see
     rng = np.random.default_rng(seed)
     observed = torch.from_numpy(rng.random((3, layout.count)) < share)
     alpha = data.draw(st.sampled_from([1e-3, 0.5, 1.0, 50.0]))
-    states = draw(layout, observed, visible=visible, seed=seed, alpha=alpha)
+    states = draw(layout, observed, num_visible_tokens=visible, seed=seed, alpha=alpha)
     assert states.dtype == torch.int8
     assert torch.equal(states == TokenState.ABSENT, ~observed), "unobserved tokens are ABSENT"
     shown = (states == TokenState.VISIBLE).sum(dim=1)
     assert torch.equal(shown, observed.sum(dim=1).clamp(max=visible))
-    slots = visible_slots(states, visible_count(layout, visible), filled=False)
+    slots = visible_slots(states, count_visible_tokens(layout, visible), filled=False)
     for row in range(3):
-        real = slots.real[row]
+        attention_mask = slots.attention_mask[row]
         expected = (states[row] == TokenState.VISIBLE).nonzero()[:, 0]
-        assert torch.equal(slots.token[row][real], expected)
-        assert (slots.token[row][~real] == layout.count).all()
+        assert torch.equal(slots.token[row][attention_mask], expected)
+        assert (slots.token[row][~attention_mask] == layout.count).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,22 +55,22 @@ def test_states_partition_the_grid_and_exactly_k_are_visible(sizes, visible, see
 def test_targets_only_are_never_visible(sizes, visible, seed):
     layout = layout_of(sizes)
     inputs = ("m0",)
-    states = draw(layout, None, visible=visible, seed=seed, inputs=inputs)
+    states = draw(layout, None, num_visible_tokens=visible, seed=seed, inputs=inputs)
     assert (states[:, layout.slices["m0"].stop :] == TokenState.MASKED).all()
     shown = (states == TokenState.VISIBLE).sum(dim=1)
-    assert (shown == visible_count(layout, visible, inputs)).all()
+    assert (shown == count_visible_tokens(layout, visible, inputs)).all()
 
 
 def test_the_same_seed_draws_the_same_states_and_another_does_not():
     layout = layout_of([(7, 7)] * 4)
-    first, again = (draw(layout, None, visible=49, seed=5) for _ in range(2))
+    first, again = (draw(layout, None, num_visible_tokens=49, seed=5) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, draw(layout, None, visible=49, seed=6))
+    assert not torch.equal(first, draw(layout, None, num_visible_tokens=49, seed=6))
 
 
 def shares(alpha: float, n: int = 4000) -> np.ndarray:
     layout = layout_of([(7, 7)] * 3)
-    states = draw(layout, None, visible=49, seed=1, batch=n, alpha=alpha)
+    states = draw(layout, None, num_visible_tokens=49, seed=1, batch=n, alpha=alpha)
     counts = [(states[:, s] == TokenState.VISIBLE).sum(dim=1) for s in layout.slices.values()]
     return torch.stack(counts, dim=1).double().numpy() / 49
 
@@ -87,7 +87,7 @@ def test_shares_follow_the_dirichlet_distribution():
 
 def test_tokens_within_a_modality_are_drawn_uniformly():
     layout = layout_of([(4, 4), (4, 4)])
-    states = draw(layout, None, visible=8, seed=3, batch=8000)
+    states = draw(layout, None, num_visible_tokens=8, seed=3, batch=8000)
     rate = (states == TokenState.VISIBLE).double().mean(dim=0)
     assert rate.numpy() == pytest.approx(np.full(32, 0.25), abs=0.02)
 
@@ -95,4 +95,4 @@ def test_tokens_within_a_modality_are_drawn_uniformly():
 @pytest.mark.parametrize(("visible", "alpha"), [(0, 1.0), (5, 0.0), (5, -1.0), (5, float("nan"))])
 def test_impossible_settings_are_refused(visible, alpha):
     with pytest.raises(ConfigError, match="masking"):
-        draw(layout_of([(2, 2)]), None, visible=visible, seed=0, alpha=alpha)
+        draw(layout_of([(2, 2)]), None, num_visible_tokens=visible, seed=0, alpha=alpha)

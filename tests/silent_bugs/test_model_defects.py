@@ -59,7 +59,7 @@ def test_6_each_sample_keeps_its_own_number_of_visible_tokens(make_model, make_s
     tokens, slots = model.encode_states(patches, states)
     assert slots.count == 20
     assert tokens.shape[1] == 20 + model.config.global_tokens
-    assert slots.real.sum(dim=1).tolist() == [20, 20, 3, 1]
+    assert slots.attention_mask.sum(dim=1).tolist() == [20, 20, 3, 1]
 
 
 def test_7_nearly_flat_elevation_does_not_blow_up(make_model, make_sample, modalities, statistics):
@@ -82,7 +82,7 @@ def test_8_a_step_asks_nothing_of_the_device_and_interpolates_nothing(
     batch = collate([make_sample(i) for i in range(2)], modalities)
     assert batch.complete
     module = PretrainModule(model, Recipe(), steps=1, warmup=0, lr=1e-3)
-    module.recipe.masking.visible = 12
+    module.recipe.masking.num_visible_tokens = 12
 
     def step() -> None:
         losses, _ = module._losses(batch, 0)
@@ -164,7 +164,7 @@ def test_upstream_users_freezing_reaches_input_projections_and_global_tokens(mak
 def test_task_weights_and_learned_uncertainty(make_model, make_sample, modalities):
     model = make_model()
     patches = model.patchify(collate([make_sample(0)], modalities))
-    states = sample_states(patches.layout, None, batch_size=1, visible=12)
+    states = sample_states(patches.layout, None, batch_size=1, num_visible_tokens=12)
     found = model(patches, states)
     plain = Objective(model.tasks)(found)
     heavier = tuple(replace(t, weight=3.0) for t in model.tasks)

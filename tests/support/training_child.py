@@ -28,7 +28,7 @@ RECIPE = {
         "decoder": {"width": 16, "depth": 1, "heads": 2},
         "stride": {"landcover": 2},
     },
-    "masking": {"visible": 16},
+    "masking": {"num_visible_tokens": 16},
     "optim": {"lr": 0.01, "clip": 1.0},
     "data": {"chip": 32, "batch_size": 8},
     "run": {

@@ -239,7 +239,7 @@ def pretrained(source: SyntheticSource, tmp_path_factory: pytest.TempPathFactory
             "encoder": {"width": 32, "depth": 2, "heads": 2},
             "decoder": {"width": 16, "depth": 1, "heads": 2},
         },
-        "masking": {"visible": 8},
+        "masking": {"num_visible_tokens": 8},
         "data": {"chip": 16},
         "run": {"epochs": 1, "pictures_every": 0, "accelerator": "cpu"},
     }
@@ -400,12 +400,12 @@ def test_hidden_tokens_are_drawn_as_in_pretraining(source, make_model):
     batch = source.batch(source.keys[:16], ["rgb", "elevation"])
     patches = model.patchify(batch)
     assert hide(patches, AugmentRecipe(), seed=1) is patches
-    few = hide(patches, AugmentRecipe(visible=5, alpha=0.05), seed=1)
+    few = hide(patches, AugmentRecipe(num_visible_tokens=5, alpha=0.05), seed=1)
     assert few.observed is not None
     assert (few.observed.sum(dim=1) == 5).all()
     by_modality = torch.stack([few.observed[:, s].sum(1) for s in few.layout.slices.values()], 1)
     assert (by_modality.max(dim=1).values == 5).float().mean() > 0.5, "small alpha: often one only"
-    again = hide(patches, AugmentRecipe(visible=5, alpha=0.05), seed=1).observed
+    again = hide(patches, AugmentRecipe(num_visible_tokens=5, alpha=0.05), seed=1).observed
     assert torch.equal(few.observed, again)
     features = model.encode_patches(few, batch.keys)
     assert features.slots.count == 5
@@ -413,11 +413,14 @@ def test_hidden_tokens_are_drawn_as_in_pretraining(source, make_model):
 
 def test_fine_tuning_on_few_tokens_learns_and_costs_less(source, tmp_path):
     done = finetune(
-        recipe("--run.epochs=12", "--augment.visible=8"), source, tmp_path / "run", model=None
+        recipe("--run.epochs=12", "--augment.num_visible_tokens=8"),
+        source,
+        tmp_path / "run",
+        model=None,
     )
     assert done.metrics["val/loss"] < done.metrics["val_baseline/loss"]
-    with pytest.raises(ConfigError, match=r"augment\.visible"):
-        recipe("--augment.visible=0")
+    with pytest.raises(ConfigError, match=r"augment\.num_visible_tokens"):
+        recipe("--augment.num_visible_tokens=0")
 
 
 # recipes ------------------------------------------------------------------------------------

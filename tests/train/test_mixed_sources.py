@@ -42,7 +42,7 @@ def run(source, tmp_path_factory):
             "--data.batch_size=8",
             "--data.chip=32",
             "--model.patch=8",
-            "--masking.visible=12",
+            "--masking.num_visible_tokens=12",
         ],
     )
     return pretrain(recipe, source, tmp_path_factory.mktemp("mixed") / "run")

@@ -29,7 +29,7 @@ RECIPE = {
         "patch": 8,
         "stride": {"landcover": 2},
     },
-    "masking": {"visible": 16},
+    "masking": {"num_visible_tokens": 16},
     "optim": {"lr": 0.1, "warmup_epochs": 1, "clip": 1.0},
     "data": {"chip": 32, "batch_size": 8},
     "run": {"epochs": 3, "log_every": 1, "pictures_every": 0, "accelerator": "cpu"},
@@ -250,7 +250,9 @@ def test_sources_with_different_modalities_train_in_one_batch(tmp_path):
     column = batch.modalities.index("elevation")
     assert batch.scale[:, column].tolist() == pytest.approx([1.0, 0.01])
     made = recipe(
-        "--modalities=[rgb, radar, elevation]", "--model.stride={}", "--masking.visible=12"
+        "--modalities=[rgb, radar, elevation]",
+        "--model.stride={}",
+        "--masking.num_visible_tokens=12",
     )
     done = pretrain(made, both, tmp_path / "run")
     assert done.metrics["val/loss"] < done.metrics["val_baseline/loss"] * 1.5

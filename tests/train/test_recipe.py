@@ -60,7 +60,7 @@ def test_a_shipped_recipe_is_consistent_with_itself(name):
     assert set(recipe.model.stride) <= known
     assert {t.modality for t in recipe.tasks.values()} <= known
     tokens = len(known) * (recipe.data.chip // recipe.model.patch) ** 2
-    assert recipe.masking.visible < tokens, "something is left to predict"
+    assert recipe.masking.num_visible_tokens < tokens, "something is left to predict"
 
 
 def test_the_papers_recipe_is_the_papers():
@@ -69,7 +69,11 @@ def test_the_papers_recipe_is_the_papers():
     assert recipe.tasks["norm_rgb"] == TaskRecipe(modality="rgb", loss="mse", patch_normalise=True)
     assert recipe.tasks["depth"].loss == "l1"
     assert len(recipe.tasks) == 7
-    assert (recipe.model.encoder, recipe.model.patch, recipe.masking.visible) == ("base", 8, 49)
+    assert (recipe.model.encoder, recipe.model.patch, recipe.masking.num_visible_tokens) == (
+        "base",
+        8,
+        49,
+    )
     assert (recipe.data.chip, recipe.run.epochs, recipe.optim.lr) == (56, 1000, 1e-4)
 
 

@@ -25,7 +25,7 @@ def batch(make_sample, modalities):
 
 def module_of(model, **run: bool) -> PretrainModule:
     recipe = Recipe()
-    recipe.masking.visible = 12
+    recipe.masking.num_visible_tokens = 12
     for name, value in run.items():
         setattr(recipe.run, name, value)
     return PretrainModule(model, recipe, steps=1, warmup=0, lr=1e-3).train()
@@ -155,6 +155,6 @@ def test_states_drawn_per_sample_show_exactly_the_budget(make_model, batch):
     generator = PerSample(batch.keys, 0)
     for alpha in (0.01, 1.0, 30.0):
         states = sample_states(
-            layout, None, batch_size=4, visible=13, alpha=alpha, generator=generator
+            layout, None, batch_size=4, num_visible_tokens=13, alpha=alpha, generator=generator
         )
         assert (states == 1).sum(dim=1).tolist() == [13] * 4

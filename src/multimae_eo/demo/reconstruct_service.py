@@ -191,7 +191,7 @@ class ReconstructService:
                 view.layout,
                 view.observed,
                 batch_size=1,
-                visible=options.visible,
+                num_visible_tokens=options.visible,
                 alpha=options.alpha,
                 inputs=inputs,
                 generator=torch.Generator().manual_seed(options.seed),

@@ -117,14 +117,16 @@ class TensorEncoder(nn.Module):
         observed = torch.cat(seen, dim=1)
         token = torch.where(observed, torch.cat(indices), layout.count)
         # Where a chip has nothing at all, attention still needs something to look at.
-        real = observed | ~observed.any(dim=1, keepdim=True)
+        attention_mask = observed | ~observed.any(dim=1, keepdim=True)
         x, count = torch.cat(vectors, dim=1), observed.shape[1]
         extra = self.model.global_tokens.expand(x.shape[0], -1, -1)
         x = torch.cat([x, extra.to(x.dtype)], dim=1)
-        real = torch.cat([real, real.new_ones(extra.shape[:2])], dim=1)
+        attention_mask = torch.cat(
+            [attention_mask, attention_mask.new_ones(extra.shape[:2])], dim=1
+        )
         kept: dict[int, Tensor] = {}
         encoded = x
-        for number, encoded in enumerate(self.model.encoder.stages(x, real), start=1):
+        for number, encoded in enumerate(self.model.encoder.stages(x, attention_mask), start=1):
             if number in stages:
                 kept[number] = encoded[:, :count]
         return Features(

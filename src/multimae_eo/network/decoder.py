@@ -80,7 +80,9 @@ class Decoder(nn.Module):
         count = slots.count
         seen = context[:, :count]
         # Padding slots point past the end; any row will do there, the mask hides them.
-        where = slots.token if slots.real is None else slots.token.clamp(max=layout.count - 1)
+        where = (
+            slots.token if slots.attention_mask is None else slots.token.clamp(max=layout.count - 1)
+        )
         embedded = torch.cat([seen + position_codes[where], context[:, count:]], dim=1)
 
         part = layout.slices[self.target]
@@ -91,11 +93,11 @@ class Decoder(nn.Module):
         queries = blank.scatter(1, row[:, :, None].expand_as(seen), seen)[:, :length]
         queries = queries + position_codes[part]
 
-        real = slots.real
-        if real is not None:
-            extra = real.new_ones(real.shape[0], context.shape[1] - count)
-            real = torch.cat([real, extra], dim=1)
-        x = self.cross(self.query_norm(queries), self.context_norm(embedded), real)
+        attention_mask = slots.attention_mask
+        if attention_mask is not None:
+            extra = attention_mask.new_ones(attention_mask.shape[0], context.shape[1] - count)
+            attention_mask = torch.cat([attention_mask, extra], dim=1)
+        x = self.cross(self.query_norm(queries), self.context_norm(embedded), attention_mask)
         # In mixed precision what norms read stays in float32, here without a residual to see to it.
         x = x.to(queries.dtype)
         x = x + self.mlp(self.out_norm(x))

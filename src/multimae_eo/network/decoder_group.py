@@ -46,7 +46,7 @@ def decode_together(
 
     count = slots.count
     seen = context[:, :, :count]
-    where = slots.token if slots.real is None else slots.token.clamp(max=layout.count - 1)
+    where = slots.token if slots.attention_mask is None else slots.token.clamp(max=layout.count - 1)
     embedded = torch.cat([seen + position_codes[:, where], context[:, :, count:]], dim=2)
 
     parts = [layout.slices[d.target] for d in decoders]
@@ -59,13 +59,13 @@ def decode_together(
     queries = queries.scatter(2, row[..., None].expand_as(seen), seen)[:, :, :length]
     queries = queries + torch.stack([position_codes[g, p] for g, p in enumerate(parts)])[:, None]
 
-    real = slots.real
-    if real is not None:
-        extra = real.new_ones(size, context.shape[2] - count)
-        real = torch.cat([real, extra], dim=1).repeat(group, 1)
+    attention_mask = slots.attention_mask
+    if attention_mask is not None:
+        extra = attention_mask.new_ones(size, context.shape[2] - count)
+        attention_mask = torch.cat([attention_mask, extra], dim=1).repeat(group, 1)
     x = _normed(decoders, lambda d: d.query_norm, queries)
     context = _normed(decoders, lambda d: d.context_norm, embedded)
-    x = _cross(decoders, x, context, real).to(queries.dtype)
+    x = _cross(decoders, x, context, attention_mask).to(queries.dtype)
     x = x + _mlp(decoders, lambda d: d.mlp, _normed(decoders, lambda d: d.out_norm, x))
     for depth in range(len(decoders[0].blocks)):
         blocks = [d.blocks[depth] for d in decoders]
@@ -114,11 +114,13 @@ def _merged(x: Tensor, group: int) -> Tensor:
     return x.transpose(1, 2).reshape(group, rows // group, length, -1)
 
 
-def _cross(decoders: Sequence[Decoder], x: Tensor, context: Tensor, real: Tensor | None) -> Tensor:
+def _cross(
+    decoders: Sequence[Decoder], x: Tensor, context: Tensor, attention_mask: Tensor | None
+) -> Tensor:
     heads = decoders[0].cross.heads
     query = _linear(decoders, lambda d: d.cross.q, x)
     key, value = _linear(decoders, lambda d: d.cross.kv, context).chunk(2, dim=-1)
-    mixed = attend(_heads(query, heads), _heads(key, heads), _heads(value, heads), real)
+    mixed = attend(_heads(query, heads), _heads(key, heads), _heads(value, heads), attention_mask)
     return _linear(decoders, lambda d: d.cross.proj, _merged(mixed, len(decoders)))
 
 

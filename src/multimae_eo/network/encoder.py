@@ -17,12 +17,12 @@ NORM_EPS = 1e-6
 _SHORT = 256
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention over (B, heads, length, head width).
 
-    real: bool (B, key length), False for keys to ignore; None when all count.
+    attention_mask: bool (B, key length), False for keys to ignore; None when all count.
     """
-    mask = None if real is None else real[:, None, None, :]
+    mask = None if attention_mask is None else attention_mask[:, None, None, :]
     if query.device.type == "cpu" and key.shape[2] <= _SHORT:
         # For short sequences plain products beat the fused kernel's backward on CPUs 5-10 times.
         shape = query.shape
@@ -60,11 +60,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Attend among tokens (B, K, D); ``real`` (B, K) as in ``attend``."""
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Attend among tokens (B, K, D); ``attention_mask`` (B, K) as in ``attend``."""
         size, length, width = x.shape
         qkv = self.qkv(x).reshape(size, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = attend(qkv[0], qkv[1], qkv[2], real)
+        mixed = attend(qkv[0], qkv[1], qkv[2], attention_mask)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(size, length, width))
         return out
 
@@ -79,13 +79,13 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor, real: Tensor | None = None) -> Tensor:
-        """Attend from (B, N, D) to (B, K, D); ``real`` (B, K) as in ``attend``."""
+    def forward(self, x: Tensor, context: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Attend from (B, N, D) to (B, K, D); ``attention_mask`` (B, K) as in ``attend``."""
         size, length, width = x.shape
         query = self.q(x).reshape(size, length, self.heads, -1).transpose(1, 2)
         kv = self.kv(context).reshape(size, context.shape[1], 2, self.heads, -1)
         key, value = kv.permute(2, 0, 3, 1, 4)
-        mixed = attend(query, key, value, real)
+        mixed = attend(query, key, value, attention_mask)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(size, length, width))
         return out
 
@@ -104,9 +104,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Map (B, K, D) to (B, K, D)."""
-        x = x + self._thinned(self.attn(self.norm1(x), real))
+        x = x + self._thinned(self.attn(self.norm1(x), attention_mask))
         out: Tensor = x + self._thinned(self.mlp(self.norm2(x)))
         return out
 
@@ -138,23 +138,23 @@ class Encoder(nn.Module):
             if policy.compiled:
                 block.compile()
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Encode (B, K, D); padding slots (``real`` False) are never attended to."""
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Encode (B, K, D); padding slots (``attention_mask`` False) are never attended to."""
         for block in self.blocks:
-            x = self._through(block, x, real)
+            x = self._through(block, x, attention_mask)
         return x
 
-    def stages(self, x: Tensor, real: Tensor | None = None) -> Iterator[Tensor]:
+    def stages(self, x: Tensor, attention_mask: Tensor | None = None) -> Iterator[Tensor]:
         """The tokens (B, K, D) after each block; the last are those of ``forward``."""
         for block in self.blocks:
-            x = self._through(block, x, real)
+            x = self._through(block, x, attention_mask)
             yield x
 
-    def _through(self, block: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+    def _through(self, block: nn.Module, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, x, real, use_reentrant=False)
+            out: Tensor = checkpoint(block, x, attention_mask, use_reentrant=False)
         else:
-            out = block(x, real)
+            out = block(x, attention_mask)
         return out
 
 

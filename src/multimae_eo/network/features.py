@@ -50,9 +50,9 @@ class Features:
         return torch.cat(parts, dim=1)
 
     def _mean(self, tokens: Tensor) -> Tensor:
-        if self.slots.real is None:
+        if self.slots.attention_mask is None:
             return tokens.mean(dim=1)
-        weight = self.slots.real[:, :, None].to(tokens.dtype)
+        weight = self.slots.attention_mask[:, :, None].to(tokens.dtype)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def grid(self, modality: str, stage: int | None = None) -> Tensor:

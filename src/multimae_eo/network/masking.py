@@ -22,7 +22,7 @@ def sample_states(
     observed: Tensor | None,
     *,
     batch_size: int,
-    visible: int,
+    num_visible_tokens: int,
     alpha: float = 1.0,
     inputs: tuple[str, ...] | None = None,
     generator: torch.Generator | PerSample | None = None,
@@ -31,15 +31,15 @@ def sample_states(
 
     With ``PerSample`` a sample's states depend on its own seed alone, not on its batch.
 
-    Exactly ``visible`` tokens are VISIBLE in every sample that has so many observed tokens among
-    ``inputs`` (all modalities by default), and all of them in a sample that has fewer. The other
-    observed tokens are MASKED, unobserved ones ABSENT. ``alpha`` is the Dirichlet concentration:
-    small values favour few modalities, large ones an even share.
+    Exactly ``num_visible_tokens`` tokens are VISIBLE in every sample that has so many observed
+    tokens among ``inputs`` (all modalities by default), and all of them in a sample that has fewer.
+    The other observed tokens are MASKED, unobserved ones ABSENT. ``alpha`` is the Dirichlet
+    concentration: small values favour few modalities, large ones an even share.
 
     Two sorts for all modalities together, whatever their number.
     """
-    if visible < 1:
-        raise ConfigError(f"masking.visible must be ≥ 1, got {visible}")
+    if num_visible_tokens < 1:
+        raise ConfigError(f"masking.num_visible_tokens must be ≥ 1, got {num_visible_tokens}")
     if not alpha > 0:
         raise ConfigError(f"masking.alpha must be > 0, got {alpha}")
     device = generator.device if generator is not None else torch.device("cpu")
@@ -51,7 +51,7 @@ def sample_states(
     )
     may = seen if inputs is None else seen & layout.columns(inputs).to(device)
     share = _dirichlet(may, owner, len(layout.grids), alpha, generator)
-    quota = (share * visible).round()
+    quota = (share * num_visible_tokens).round()
 
     # Rank of each token within its modality in random order, observed ones first: one sort of
     # (modality, noise) keys, then positions minus the modality's start.
@@ -67,7 +67,7 @@ def sample_states(
     priority = _uniform(generator, batch_size, layout.count)
     priority = priority + torch.where(within, 0.0, 1.0)
     priority = torch.where(may, priority, 3.0)
-    budget = min(visible, layout.count)
+    budget = min(num_visible_tokens, layout.count)
     chosen = priority.topk(budget, dim=1, largest=False, sorted=False).indices
     visible_BL = torch.zeros_like(may).scatter_(1, chosen, True) & may
     states = torch.where(seen, int(TokenState.MASKED), int(TokenState.ABSENT)).to(torch.int8)
@@ -102,11 +102,13 @@ def _dirichlet(
     return gamma / gamma.sum(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def visible_count(layout: TokenLayout, visible: int, inputs: tuple[str, ...] | None = None) -> int:
+def count_visible_tokens(
+    layout: TokenLayout, num_visible_tokens: int, inputs: tuple[str, ...] | None = None
+) -> int:
     """The largest number of tokens ``sample_states`` shows in any sample."""
     names = tuple(layout.grids) if inputs is None else inputs
     available = sum(math.prod(layout.grids[n]) for n in names)
-    return min(visible, available)
+    return min(num_visible_tokens, available)
 
 
 def all_visible(patches: Patches, inputs: tuple[str, ...]) -> Tensor:

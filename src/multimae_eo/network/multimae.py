@@ -147,7 +147,7 @@ class MultiMAE(Pretrained):
         patches: Patches,
         states: Tensor,
         *,
-        visible: int | None = None,
+        num_visible_tokens: int | None = None,
         tasks: Sequence[str] | None = None,
     ) -> Reconstruction:
         """Encode the VISIBLE tokens and predict every task.
@@ -156,11 +156,12 @@ class MultiMAE(Pretrained):
             patches: from ``patchify``.
             states: int8 (B, L) of TokenState; counts of visible tokens may differ per sample.
                 Kept on the CPU, they cost the device no synchronisation.
-            visible: slots for visible tokens, where the caller knows the largest count of any
+            num_visible_tokens: slots for visible tokens, where the caller knows the largest count
+            of any
                 sample (otherwise counted, which synchronises the device).
             tasks: which tasks to predict (default: all).
         """
-        tokens, slots = self.encode_states(patches, states, visible=visible)
+        tokens, slots = self.encode_states(patches, states, num_visible_tokens=num_visible_tokens)
         layout = patches.layout
         positions = torch.cat(
             [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
@@ -195,38 +196,41 @@ class MultiMAE(Pretrained):
         return {n: predictions[n] for n in names}
 
     def encode_states(
-        self, patches: Patches, states: Tensor, *, visible: int | None = None
+        self, patches: Patches, states: Tensor, *, num_visible_tokens: int | None = None
     ) -> tuple[Tensor, VisibleSlots]:
         """Encode the VISIBLE tokens: (B, K + G, D) with the global tokens last, and their slots."""
-        x, real, slots = self._gathered(patches, states, visible)
-        encoded: Tensor = self.encoder(x, real)
+        x, attention_mask, slots = self._gathered(patches, states, num_visible_tokens)
+        encoded: Tensor = self.encoder(x, attention_mask)
         return encoded, slots
 
     def _gathered(
-        self, patches: Patches, states: Tensor, visible: int | None
+        self, patches: Patches, states: Tensor, num_visible_tokens: int | None
     ) -> tuple[Tensor, Tensor | None, VisibleSlots]:
-        """The encoder's input (B, K + G, D), which of it is real, and the slots."""
+        """The encoder's input (B, K + G, D), its attention mask, and the slots."""
         layout = patches.layout
         if tuple(states.shape) != (patches.batch_size, layout.count):
             raise ContractError(
                 f"states: expected shape (B, L) = {(patches.batch_size, layout.count)}, "
                 f"got {tuple(states.shape)}"
             )
-        filled = visible is not None and patches.observed is None
-        if visible is None:
+        filled = num_visible_tokens is not None and patches.observed is None
+        if num_visible_tokens is None:
             counts = (states == TokenState.VISIBLE).sum(dim=1)
-            visible = int(counts.max())
-            filled = bool((counts == visible).all())
-        cpu_slots = visible_slots(states, visible, filled=filled)
-        x = self._embed(patches, states, visible)
+            num_visible_tokens = int(counts.max())
+            filled = bool((counts == num_visible_tokens).all())
+        cpu_slots = visible_slots(states, num_visible_tokens, filled=filled)
+        x = self._embed(patches, states, num_visible_tokens)
         slots = cpu_slots.to(patches.device)
-        real = slots.real
+        attention_mask = slots.attention_mask
         if self.config.global_tokens:
             extra = self.global_tokens.to(x.dtype).expand(len(x), -1, -1)
             x = torch.cat([x, extra], dim=1)
-            if real is not None:
-                real = torch.cat([real, real.new_ones(len(real), extra.shape[1])], dim=1)
-        return x, real, slots
+            if attention_mask is not None:
+                attention_mask = torch.cat(
+                    [attention_mask, attention_mask.new_ones(len(attention_mask), extra.shape[1])],
+                    dim=1,
+                )
+        return x, attention_mask, slots
 
     def _embed(self, patches: Patches, states: Tensor, count: int) -> Tensor:
         """Embed the visible patches only, each into its slot: (B, count, D)."""
@@ -278,10 +282,10 @@ class MultiMAE(Pretrained):
             raise ContractError(
                 f"{lacking}: nothing observed in the inputs {', '.join(inputs or patches.values)}"
             )
-        x, real, slots = self._gathered(patches, states, None)
+        x, attention_mask, slots = self._gathered(patches, states, None)
         kept: dict[int, Tensor] = {}
         encoded = x
-        for number, encoded in enumerate(self.encoder.stages(x, real), start=1):
+        for number, encoded in enumerate(self.encoder.stages(x, attention_mask), start=1):
             if number in stages:
                 kept[number] = encoded[:, : slots.count]
         return Features(

@@ -216,7 +216,7 @@ def _halves(
                 patches.layout,
                 shown != TokenState.ABSENT,
                 batch_size=len(shown),
-                visible=half,
+                num_visible_tokens=half,
                 alpha=4.0,
                 inputs=names,
                 generator=generator,

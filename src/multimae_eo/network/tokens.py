@@ -108,11 +108,12 @@ class VisibleSlots:
     """Where each visible token sits in the encoder's input.
 
     ``token``: int64 (B, K), the visible tokens' indices in ascending order, L in padding slots.
-    ``real``: bool (B, K), False in padding slots; None when every sample fills all K slots.
+    ``attention_mask``: bool (B, K), False in padding slots; None when every sample fills all K
+    slots.
     """
 
     token: Tensor
-    real: Tensor | None
+    attention_mask: Tensor | None
 
     @property
     def count(self) -> int:
@@ -121,8 +122,12 @@ class VisibleSlots:
 
     def to(self, device: torch.device) -> VisibleSlots:
         """The same slots on ``device``."""
-        real = None if self.real is None else self.real.to(device, non_blocking=True)
-        return VisibleSlots(self.token.to(device, non_blocking=True), real)
+        attention_mask = (
+            None
+            if self.attention_mask is None
+            else self.attention_mask.to(device, non_blocking=True)
+        )
+        return VisibleSlots(self.token.to(device, non_blocking=True), attention_mask)
 
 
 def visible_slots(states: Tensor, count: int, *, filled: bool) -> VisibleSlots:
@@ -138,5 +143,5 @@ def visible_slots(states: Tensor, count: int, *, filled: bool) -> VisibleSlots:
     token = torch.where(visible, keys, keys + total).sort(dim=1).values[:, :count]
     if filled:
         return VisibleSlots(token, None)
-    real = token < total
-    return VisibleSlots(torch.where(real, token, total), real)
+    attention_mask = token < total
+    return VisibleSlots(torch.where(attention_mask, token, total), attention_mask)

@@ -35,16 +35,16 @@ class AugmentRecipe:
     """How chips of a batch are mixed (classification only), and what of them is masked.
 
     Args:
-        mixup: Beta parameter of blending two chips (0: off).
-        cutmix: Beta parameter of pasting a box of another chip (0: off).
-        visible: Tokens left of each chip in training, drawn as in pre-training (none: all).
-        alpha: Dirichlet concentration of that draw; small values hide whole modalities.
-        drop_inputs: Probability that an input of a chip is dropped; at least one is kept.
+        mixup: Beta parameter of blending two chips (0: off). cutmix: Beta parameter of pasting a
+        box of another chip (0: off). num_visible_tokens: Tokens left of each chip in training,
+        drawn as in pre-training (none: all). alpha: Dirichlet concentration of that draw; small
+        values hide whole modalities. drop_inputs: Probability that an input of a chip is dropped;
+        at least one is kept.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
-    visible: int | None = None
+    num_visible_tokens: int | None = None
     alpha: float = 1.0
     drop_inputs: float = 0.0
 
@@ -150,7 +150,10 @@ def parse_finetune(
         "data.workers": (recipe.data.workers, 0),
         "augment.mixup": (recipe.augment.mixup, 0),
         "augment.cutmix": (recipe.augment.cutmix, 0),
-        "augment.visible": (1 if recipe.augment.visible is None else recipe.augment.visible, 1),
+        "augment.num_visible_tokens": (
+            1 if recipe.augment.num_visible_tokens is None else recipe.augment.num_visible_tokens,
+            1,
+        ),
         "adapt.lora": (recipe.adapt.lora, 0),
         "run.patience": (recipe.run.patience, 0),
         "run.keep": (recipe.run.keep, 0),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import TrainingError
-from multimae_eo.network.masking import sample_states, visible_count
+from multimae_eo.network.masking import count_visible_tokens, sample_states
 from multimae_eo.network.multimae import MultiMAE, Reconstruction
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches
@@ -92,15 +92,16 @@ class PretrainModule(pl.LightningModule):
 
     def _losses(self, batch: Batch, epoch: int) -> tuple[Losses, Reconstruction]:
         patches = self.model.patchify(batch)
-        states, visible = self.draw(patches, batch.keys, epoch)
-        reconstruction = self.model(patches, states, visible=visible)
+        states, num_visible_tokens = self.draw(patches, batch.keys, epoch)
+        reconstruction = self.model(patches, states, num_visible_tokens=num_visible_tokens)
         losses: Losses = self.objective(reconstruction)
         return losses, reconstruction
 
     def draw(self, patches: Patches, keys: Sequence[str], epoch: int) -> tuple[Tensor, int]:
         """Draw the states of the tokens of samples ``keys``, and the number of slots they need.
 
-        On the CPU: the same masks on every device, and counts that the host knows without asking.
+        On the CPU: the same masks on every device, and counts that the host has without
+        synchronisation.
         """
         masking = self.recipe.masking
         inputs = None if masking.inputs is None else tuple(masking.inputs)
@@ -108,12 +109,12 @@ class PretrainModule(pl.LightningModule):
             patches.layout,
             None if patches.observed is None else patches.observed.cpu(),
             batch_size=patches.batch_size,
-            visible=masking.visible,
+            num_visible_tokens=masking.num_visible_tokens,
             alpha=masking.alpha,
             inputs=inputs,
             generator=PerSample(keys, self.recipe.run.seed, epoch),
         )
-        return states, visible_count(patches.layout, masking.visible, inputs)
+        return states, count_visible_tokens(patches.layout, masking.num_visible_tokens, inputs)
 
     def _guard(self, losses: Losses, batch: Batch) -> None:
         """Stop before the weights are spoilt. Asking costs a synchronisation, so not every step

@@ -29,7 +29,9 @@ RENAMED: Mapping[str, str] = {
     "agreement": "contrastive",
     "agreement.turns": "contrastive.rot90",
     "agreement.gain": "contrastive.brightness_jitter",
+    "augment.visible": "augment.num_visible_tokens",
     "data.turns": "data.rot90",
+    "masking.visible": "masking.num_visible_tokens",
     "run.recompute": "run.activation_checkpointing",
 }
 """Options by their former names, which recipes, run folders and commands may still have."""

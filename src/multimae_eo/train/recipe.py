@@ -75,12 +75,12 @@ class MaskingRecipe:
     """Which tokens the encoder sees.
 
     Args:
-        visible: Visible tokens per sample, over all modalities.
+        num_visible_tokens: Visible tokens per sample, over all modalities.
         alpha: Dirichlet concentration; small favours few modalities, large an even share.
         inputs: Modalities that may be visible (default all); the rest are targets only.
     """
 
-    visible: int = 49
+    num_visible_tokens: int = 49
     alpha: float = 1.0
     inputs: list[str] | None = None
 
@@ -293,7 +293,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
         where,
         {
             "model.patch": (recipe.model.patch, 1),
-            "masking.visible": (recipe.masking.visible, 1),
+            "masking.num_visible_tokens": (recipe.masking.num_visible_tokens, 1),
             "contrastive.weight": (recipe.contrastive.weight, 0),
             "contrastive.views": (recipe.contrastive.views, 2),
             "contrastive.brightness_jitter": (recipe.contrastive.brightness_jitter, 0),

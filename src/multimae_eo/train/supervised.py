@@ -99,18 +99,19 @@ def draw_mixing(recipe: AugmentRecipe, size: int, seed: int) -> Mixing | None:
 
 
 def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
-    """Leave ``recipe.visible`` tokens of each chip, drawn as in pre-training; all where it is None.
+    """Leave ``recipe.num_visible_tokens`` tokens of each chip, drawn as in pre-training; all where
+    it is None.
 
     Fewer tokens cost less, no chip looks the same twice, and a small ``alpha`` hides whole
     modalities (patch dropout, Liu et al. 2022, with the paper's Dirichlet draw).
     """
-    if recipe.visible is None:
+    if recipe.num_visible_tokens is None:
         return patches
     states = sample_states(
         patches.layout,
         None if patches.observed is None else patches.observed.cpu(),
         batch_size=patches.batch_size,
-        visible=recipe.visible,
+        num_visible_tokens=recipe.num_visible_tokens,
         alpha=recipe.alpha,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -148,7 +149,7 @@ def changes(recipe: AugmentRecipe, mixing: Mixing | None, seed: int) -> Change |
     steps: list[Change] = [] if mixing is None else [mixing]
     if recipe.drop_inputs > 0:
         steps.append(Hiding(recipe.drop_inputs, seed ^ 1))
-    if recipe.visible is not None:
+    if recipe.num_visible_tokens is not None:
         steps.append(partial(hide, recipe=recipe, seed=seed))
     if not steps:
         return None
