@@ -16,7 +16,7 @@ import multimae_eo
 from multimae_eo import open_source
 from multimae_eo.api import models
 from multimae_eo.cli.main import SUBCOMMANDS, main
-from multimae_eo.cli.parser import summary
+from multimae_eo.cli.parser import make_parser, read_options, summary
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.store.reader import ChipStore
@@ -60,6 +60,34 @@ def test_help_of_pretrain_lists_recipes_and_their_options(run):
         "--run.seed",
     ):
         assert text in out
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "options", "fields"),
+    [
+        ("quickstart", ["--world_only"], {"data_only": True}),
+        ("reconstruct", ["--model=m", "--out=o", "--inputs=a", "--draws=3"], {"samples": 3}),
+        (
+            "pretrain",
+            [
+                "--recipe=r",
+                "--data=d",
+                "--out=o",
+                "--masking.visible=8",
+                "--agreement.turns",
+                "true",
+            ],
+            {"overrides": ("--masking.visible=8", "--agreement.turns=true")},
+        ),
+    ],
+)
+def test_former_names_of_options_are_accepted(subcommand, options, fields):
+    kind = SUBCOMMANDS[subcommand]
+    arguments = [subcommand, *options]
+    parser = make_parser(SUBCOMMANDS, subcommand, version="0")
+    parsed = parser.parse_args(arguments)[subcommand]
+    read = read_options(kind, parsed, arguments)
+    assert {name: getattr(read, name) for name in fields} == fields
 
 
 def test_version(run):

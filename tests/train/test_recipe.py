@@ -16,7 +16,8 @@ from multimae_eo.catalog import make_class_map, modality
 from multimae_eo.cli.main import SUBCOMMANDS
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
-from multimae_eo.network.config import DecoderConfig, EncoderConfig
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, HeadConfig
+from multimae_eo.train.finetune_recipe import parse_finetune
 from multimae_eo.train.options import options_help
 from multimae_eo.train.recipe import (
     ContrastiveRecipe,
@@ -234,6 +235,16 @@ def test_a_recipe_resolves_on_the_data_it_gets():
         Recipe(modalities=["rbg"]).resolve(data)
     with pytest.raises(ConfigError, match=r"no modality 'elevation'"):
         Recipe(modalities=["rgb"], tasks={"e": TaskRecipe(modality="elevation")}).resolve(data)
+
+
+def test_former_values_of_options_are_read():
+    options = ["--head.pool=layers-spread", "--augment.visible=9"]
+    recipe = parse_finetune({}, options)
+    assert (recipe.head.pool, recipe.augment.num_visible_tokens) == ("all-layers-mean-std", 9)
+    record = {"head": {"pool": "spread"}, "augment": {"visible": 4}}
+    recipe = parse_finetune(record, [])
+    assert (recipe.head.pool, recipe.augment.num_visible_tokens) == ("mean-std", 4)
+    assert HeadConfig(pool="layers").pool == "all-layers-mean"  # type: ignore[arg-type]
 
 
 def test_former_names_of_options_are_read():

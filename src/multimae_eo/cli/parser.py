@@ -261,6 +261,8 @@ class _Override(argparse.Action):
 
 
 def _add_recipe_options(parser: Parser, recipe: RecipeOptions) -> None:
+    from multimae_eo.train.options import former_options
+
     group = parser.add_argument_group(
         "options of the recipe", "each overrides the recipe, as in --optim.lr 3e-4"
     )
@@ -280,6 +282,11 @@ def _add_recipe_options(parser: Parser, recipe: RecipeOptions) -> None:
             name, dest=_OVERRIDES, action=_Override, default=SUPPRESS, metavar="VALUE",
             help=option.help if option.shown else SUPPRESS,
         )  # fmt: skip
+        for former in former_options(option.path):
+            group.add_argument(
+                f"--{former}", dest=_OVERRIDES, action=_Override, default=SUPPRESS,
+                metavar="VALUE", help=SUPPRESS,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

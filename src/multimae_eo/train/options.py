@@ -107,6 +107,15 @@ def with_current_names(record: Any) -> Any:
     return renamed
 
 
+def former_options(path: str) -> list[str]:
+    """The former names of an option ``a.b``, which commands may still have."""
+    names = []
+    for old, new in RENAMED.items():
+        if path == new or path.startswith(f"{new}."):
+            names.append(old + path.removeprefix(new))
+    return names
+
+
 def _current_option(item: str) -> str:
     """An override ``--a.b=value`` under today's names of the option and of its value."""
     name, equals, value = item.partition("=")
