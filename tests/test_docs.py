@@ -268,7 +268,17 @@ def data(tour, tmp_path_factory) -> Path:
     write_mmearth(here / "data_1M_v001_64", chips=16, size=64, seed=0, stem="data_1M_v001_64")
     (here / "STORE").symlink_to(tour / "store")
     class_folders(here / "EuroSAT_MS")
+    safe_folder(here)
     return here
+
+
+def safe_folder(here: Path) -> None:
+    """A SAFE folder of 120 × 120 px: of a real scene where it is there, else of random numbers."""
+    from tests.support.product_files import real_numbers, s2_numbers, write_safe
+
+    tile = SHARED / "data/scene_aberystwyth/sen2_20210527_aber_tile0.tif"
+    numbers = real_numbers(tile) if tile.is_file() else s2_numbers(120)
+    write_safe(here, numbers).rename(here / "S2B_MSIL2A.SAFE")
 
 
 def class_folders(folder: Path) -> None:

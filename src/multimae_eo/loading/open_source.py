@@ -112,8 +112,9 @@ def _marked_folder(path: Path) -> Source | None:
 def _open_drafted(path: Path, spec: str) -> Source:
     """A folder that needs no dataset or scene file, for its files leave nothing open."""
     from multimae_eo.sources.draft.drafting import required_text
+    from multimae_eo.sources.products.open_product import product_at
 
-    if what := other_kind(path):
+    if (what := other_kind(path)) and product_at(path, radar=False) is None:
         raise ConfigError(
             f"{spec}: {what}. A source is a dataset, scene or STAC file (YAML), a chip store, "
             "mmearth:DIR or geobench:ROOT/NAME"

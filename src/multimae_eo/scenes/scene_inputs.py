@@ -13,7 +13,8 @@ from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.tiling import Tiling, make_tiling
-from multimae_eo.sources.draft.drafting import required_text
+from multimae_eo.sources.draft.drafting import product_draft, required_text
+from multimae_eo.sources.products.open_product import product_at
 from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
 from multimae_eo.sources.scene.single_raster import RasterRule, is_raster
 
@@ -40,7 +41,8 @@ def open_for(
         if rule not in (None, RasterRule()):
             raise ConfigError(f"{path}: level and scale of its rasters stand in the scene file")
         native = len(set(sizes.values())) > 1
-        return Scene(path, native=native, text=_drafted(path) if path.is_dir() else None)
+        text = _drafted(path, _modalities_of(model, inputs)[0]) if path.is_dir() else None
+        return Scene(path, native=native, text=text)
     modalities, ratios = _modalities_of(model, inputs)
     return Scene.of_raster(path, modalities, rule, ratios=ratios)
 
@@ -67,8 +69,15 @@ def _modalities_of(
     return modalities, {n: side // sizes[n] for n in modalities if side % sizes[n] == 0}
 
 
-def _drafted(path: Path) -> str:
-    """The scene file of a folder of rasters that leave nothing open; ConfigError otherwise."""
+def _drafted(path: Path, offered: ModalitySet) -> str:
+    """The scene file of a product, or of a folder of rasters that leave nothing open.
+
+    ConfigError for a folder of chips, and where something is left open; FormatError for an
+    incomplete product.
+    """
+    product = product_at(path, radar=False)
+    if product is not None:
+        return product_draft(product, offered).text()
     draft, text = required_text(path)
     if draft.kind != "scene":
         raise ConfigError(f"{path}: {draft.evidence[0]}: a data set (SOURCE), not a scene")

@@ -15,10 +15,7 @@ _CUBE = (
 )
 _ARRAYS = "is {name}; save each chip's array (C, H, W) as `.npy`, or as a GeoTIFF"
 _ARCHIVE = "is {name}, an archive; unpack it, and name what is in it"
-_SCENE = (
-    "is {name}; name its band files (the .jp2 or .tif in it) in a scene file, one entry per "
-    "modality"
-)
+_SCENE = "is {name}; use it as a scene (--scene), or name it in a scene file: `product: NAME.SAFE`"
 _TEXT = "is {name}, not a raster; name the image files themselves"
 
 _BY_SUFFIX: Mapping[str, tuple[str, str]] = {

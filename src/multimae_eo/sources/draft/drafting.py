@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.modality import ModalitySet
 from multimae_eo.sources.draft.area_layouts import area_draft
 from multimae_eo.sources.draft.chip_layouts import chip_draft
 from multimae_eo.sources.draft.file_groups import FolderFiles
-from multimae_eo.sources.draft.yaml_draft import Draft
+from multimae_eo.sources.draft.yaml_draft import Draft, Entry
+from multimae_eo.sources.products.open_product import product_at
+from multimae_eo.sources.products.product import Product
+from multimae_eo.sources.scene.layer_files import product_modalities
 
 _MOST_AREA_FILES = 200
 _WRITTEN = ("dataset.yaml", "dataset.yml", "scene.yaml", "scene.yml")
@@ -26,6 +30,8 @@ def draft_of(paths: Sequence[Path]) -> Draft:
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
+    if len(paths) == 1 and (product := product_at(paths[0], radar=_is_rtc(paths[0]))):
+        return product_draft(product)
     files = _files(paths)
     draft = chip_draft(files)
     if draft is None and len(files.rasters) <= _MOST_AREA_FILES:
@@ -33,10 +39,45 @@ def draft_of(paths: Sequence[Path]) -> Draft:
     if draft is None:
         raise DataError(
             f"{', '.join(map(str, paths))}: {_seen(files)}; recognised are class folders, folders "
-            "of images and masks, a folder per sensor, chips of one size, georeferenced rasters "
-            "and band files"
+            "of images and masks, a folder per sensor, chips of one size, georeferenced rasters, "
+            "band files and products (SAFE, Landsat Collection 2 level 2, HLS, Sentinel-1 RTC)"
         )
     return draft
+
+
+def product_draft(product: Product, offered: ModalitySet | None = None) -> Draft:
+    """The scene file of one product. ``offered``: as of ``product_modalities``.
+
+    ConfigError where the product has none of the offered modalities.
+    """
+    modalities = product_modalities(product, offered)
+    if not modalities:
+        raise ConfigError(
+            f"{product.path}: {product.kind} ({', '.join(product.bands)}) has the bands of none of "
+            f"the inputs {', '.join(offered or ())}"
+        )
+    time = [Entry("time", product.time, "from the product's metadata")] if product.time else []
+    return Draft(
+        kind="scene",
+        folder=product.path.parent,
+        entries=(
+            Entry("name", product.path.stem),
+            *time,
+            Entry("modalities", tuple(
+                Entry(n, (Entry("product", product.path.name), Entry("bands", m["bands"])))
+                for n, m in modalities.items()
+            ), "sensor, processing level, scale, offset and validity are the product's; "
+               "`mask_clouds: false` keeps its clouds"),
+            Entry("chips", {"size": 120}, "only where the scene is a SOURCE"),
+        ),
+        evidence=(f"{product.kind}: {product.path.name}", *product.notes),
+    )  # fmt: skip
+
+
+def _is_rtc(path: Path) -> bool:
+    """Whether all rasters of a folder are named as Sentinel-1 RTC, a file per polarisation."""
+    names = [p.name for p in path.glob("*.tif*")] if path.is_dir() else []
+    return bool(names) and all("rtc" in n.lower() for n in names) and len(names) <= 4
 
 
 def required_text(path: Path) -> tuple[Draft, str]:

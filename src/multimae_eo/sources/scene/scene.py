@@ -21,17 +21,17 @@ from multimae_eo.errors import ClassMapError, ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
-from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, modality_spec
-from multimae_eo.sources.file_names import matching_files
+from multimae_eo.sources.dataset.schema import ModalitySpec
+from multimae_eo.sources.products.product import QualityMask
 from multimae_eo.sources.raster.arrays import ArrayHolder, cube_name, cube_time
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp
 from multimae_eo.sources.scene.chip_rule import ChipRule, CloudRule, chip_rule
+from multimae_eo.sources.scene.layer_files import LayerFiles, layer_files, named_files
 from multimae_eo.sources.scene.single_raster import RasterRule, raster_specs
 from multimae_eo.sources.scene.stacking import (
     BandFile,
-    BandGroup,
     BandStack,
     group_files,
     mosaic_on,
@@ -43,26 +43,34 @@ from multimae_eo.sources.yaml_section import Section, load_yaml, parse_yaml
 __all__ = ["Grid", "Scene", "require_scene_modalities"]
 
 SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "labels", "modalities")
-_ONLY_DATASETS = ("optional", "size", "exclude", "layout")
-SCENE_MODALITY_KEYS = (*(k for k in MODALITY_KEYS if k not in _ONLY_DATASETS), "ratio")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parsed:
-    """A modality, its rasters by band, and its ratio to the grid."""
-
-    spec: ModalitySpec
-    groups: tuple[BandGroup, ...]
-    ratio: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PlacedModality:
-    """A modality and its rasters on its grid, which is ``ratio`` times coarser than the scene's."""
+    """A modality and its rasters on its grid, which is ``ratio`` times coarser than the scene's.
+
+    ``mask``: marks pixels that are not usable; ``decibel``: as of ``LayerFiles``.
+    """
 
     spec: ModalitySpec
     ratio: int
     stack: BandStack
+    mask: Mosaic | None = None
+    quality: QualityMask | None = None
+    decibel: float = 0.0
+
+    def read(self, window: Window) -> tuple[Pixels, Validity]:
+        """A window of its grid: pixels (C, H, W) and where they are valid (1 or C, H, W)."""
+        values, ok = self.stack.read(window)
+        if self.decibel:
+            ok = ok & (values > 0)
+            values = (self.decibel * np.log10(np.where(ok, values, 1))).astype(np.float32)
+            ok = ok[:1] if (ok == ok[:1]).all() else ok
+        if self.mask is not None and self.quality is not None:
+            marks, seen = self.mask.read(window)
+            ok = ok & self.quality.usable(marks) & seen.all(axis=0, keepdims=True)
+            values = np.where(ok, values, values.dtype.type(0))
+        return values, ok
 
 
 class Scene:
@@ -91,7 +99,7 @@ class Scene:
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
         root = path.parent / top.text("root", ".")
-        parsed = {str(name): _parse(top, str(name), r, root) for name, r in records.items()}
+        parsed = {str(name): layer_files(top, str(name), r, root) for name, r in records.items()}
         given = path.read_bytes() if text is None else text.encode()
         self._lay_out(path, given, parsed, native=native)
         self.name = top.text("name", path.stem)
@@ -103,7 +111,7 @@ class Scene:
         if cloud is not None and cloud.paths:
             files = [
                 BandFile(path=p, header=read_header(p), at=(0,))
-                for p in _files(top, root, cloud.paths)
+                for p in named_files(top, root, cloud.paths)
             ]
             self._cloud = mosaic_on(files, self.grid, None, None)
 
@@ -125,7 +133,7 @@ class Scene:
         """
         rule = rule or RasterRule()
         parsed = {
-            name: _Parsed(
+            name: LayerFiles(
                 spec=spec,
                 groups=tuple(group_files(spec, [raster], pattern=False)),
                 ratio=(ratios or {}).get(name, 1),
@@ -165,14 +173,14 @@ class Scene:
         return scene
 
     def _lay_out(
-        self, path: Path, identity: bytes, parsed: Mapping[str, _Parsed], *, native: bool
+        self, path: Path, identity: bytes, parsed: Mapping[str, LayerFiles], *, native: bool
     ) -> None:
         """Put the rasters on the grid. ``identity``: bytes that identify the scene."""
         self.path, self._identity = path, identity
         self.name = path.stem
         self.grid = _grid_of([f.path for g in next(iter(parsed.values())).groups for f in g.files])
         self._layers = {
-            name: _layer(p, self.grid, p.ratio if native else 1, path) for name, p in parsed.items()
+            name: _layer(p, self.grid, path, native=native) for name, p in parsed.items()
         }
         self.modalities = ModalitySet(layer.spec.modality for layer in self._layers.values())
         self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
@@ -189,7 +197,7 @@ class Scene:
         for name, layer in self._layers.items():
             if names is not None and name not in names:
                 continue
-            values, ok = layer.stack.read(coarser_window(window, layer.ratio, name))
+            values, ok = layer.read(coarser_window(window, layer.ratio, name))
             if not ok.any():
                 continue
             modality = layer.spec.modality
@@ -219,6 +227,8 @@ class Scene:
         for layer in self._layers.values():
             for path in layer.stack.paths:
                 digest.update(f"\n{path} {stamp(path)}".encode())
+            if layer.quality is not None:
+                digest.update(f"\n{layer.quality} {stamp(str(layer.quality.path))}".encode())
         return digest.hexdigest()[:16]
 
     def contains_chip(self, window: Window) -> bool:
@@ -255,36 +265,6 @@ def _time(top: Section) -> str | None:
     return value.isoformat() if isinstance(value, datetime.date) else top.text("time") or None
 
 
-def _parse(top: Section, name: str, record: object, root: Path) -> _Parsed:
-    section = Section.of(f"{top.where}: modalities.{name}", record or {}, SCENE_MODALITY_KEYS)
-    value = section.get("path")
-    listed = value if isinstance(value, list) else [value]
-    if not listed or not all(isinstance(p, str) and p for p in listed):
-        raise section.error("path", "expected a raster, or a list of rasters")
-    ratio = section.get("ratio", 1)
-    if type(ratio) is not int or ratio < 1:
-        raise section.error("ratio", "expected how many pixels of the grid make one, from 1")
-    rest = {k: v for k, v in section.record.items() if k not in ("path", "ratio")}
-    spec = modality_spec(top, name, rest)
-    pattern = any(_is_pattern(text) for text in listed)
-    groups = group_files(spec, _files(section, root, listed), pattern=pattern)
-    return _Parsed(spec=spec, groups=tuple(groups), ratio=ratio)
-
-
-def _is_pattern(text: str) -> bool:
-    return any(c in text for c in "*?[")
-
-
-def _files(section: Section, root: Path, listed: Sequence[str]) -> tuple[Path, ...]:
-    paths: list[Path] = []
-    for text in listed:
-        files, _ = matching_files(root, text)
-        if not files:
-            raise section.error("path", f"no file matches {text!r} in {root}")
-        paths += files
-    return tuple(paths)
-
-
 def _grid_of(paths: Sequence[Path]) -> Grid:
     """The first raster's grid, extended over all of them."""
     read_header(paths[0])  # raises ConfigError without rasterio
@@ -302,13 +282,34 @@ def _grid_of(paths: Sequence[Path]) -> Grid:
     return first.covering(extents)
 
 
-def _layer(parsed: _Parsed, grid: Grid, ratio: int, path: Path) -> _PlacedModality:
+def _layer(files: LayerFiles, grid: Grid, path: Path, *, native: bool) -> _PlacedModality:
     """The layer on its grid, its modality with the calibration of what is read."""
-    stack = stack_of(parsed.groups, parsed.spec, grid.coarser(ratio), str(path))
+    ratio = (files.ratio or _native_ratio(files, grid)) if native else 1
+    coarse = grid.coarser(ratio)
+    stack = stack_of(files.groups, files.spec, coarse, str(path))
     modality = replace(
-        parsed.spec.modality, scale=stack.calibration.scale, offset=stack.calibration.offset
+        files.spec.modality, scale=stack.calibration.scale, offset=stack.calibration.offset
     )
-    return _PlacedModality(spec=replace(parsed.spec, modality=modality), ratio=ratio, stack=stack)
+    mask = None
+    if files.mask is not None:
+        header = read_header(files.mask.path)
+        marks = BandFile(path=files.mask.path, header=header, at=files.mask.bands)
+        mask = mosaic_on([marks], coarse, None, None)
+    return _PlacedModality(
+        spec=replace(files.spec, modality=modality),
+        ratio=ratio,
+        stack=stack,
+        mask=mask,
+        quality=files.mask,
+        decibel=files.decibel,
+    )
+
+
+def _native_ratio(files: LayerFiles, grid: Grid) -> int:
+    """How many pixels of the grid make one of the finest band's; 1 where that is not whole."""
+    sizes = [f.header.pixel_size for g in files.groups for f in g.files if f.header.pixel_size]
+    ratio = min(s[0] for s in sizes) / grid.transform.a if sizes else 1.0
+    return round(ratio) if ratio > 1 and abs(ratio - round(ratio)) < 1e-6 else 1
 
 
 def check_classes(

@@ -1,0 +1,1 @@
+"""Products as their producers distribute them: bands, calibration, quality masks."""
