@@ -188,9 +188,8 @@ def test_scale_is_taken_from_values_only_where_they_leave_no_doubt(
     for i in range(4):
         pixels = np.full((len(bands), 8, 8), values, np.float32)
         write(tmp_path / f"{name}_{i}.tif", pixels, bands, nodata=None)
-    entries = draft_of([tmp_path]).entries
-    modality = next(e for e in entries if e.key == "modalities").value[0]
-    assert next(e.value for e in modality.value if e.key == "scale") == scale
+    text = draft_of([tmp_path]).text()
+    assert re.findall(r"(?m)^    scale: (.*)$", text) == [str(scale)]
 
 
 def test_a_quoted_or_commented_blank_is_text(tmp_path: Path) -> None:

@@ -148,13 +148,13 @@ def test_a_safe_folder_is_a_scene_and_a_source(tmp_path: Path) -> None:
     assert set(source.modalities) == {"rgb", "ired", "sired", "ebands"}
     assert source.read(0).time == "2023-05-27"
     model = Fake()
-    scene = open_for(model, safe)  # type: ignore[arg-type]
+    scene = open_for(model, safe)
     assert scene.modalities.names == ("rgb",)
     np.testing.assert_array_equal(read(scene).pixels["rgb"][0], numbers["B04"][0])
     model.modalities = ModalitySet([MODALITIES["sentinel1"]])
     model.config.sizes = {"sentinel1": 16}
     with pytest.raises(ConfigError, match="has the bands of none of the inputs sentinel1"):
-        open_for(model, safe)  # type: ignore[arg-type]
+        open_for(model, safe)
 
 
 def test_init_drafts_the_scene_file_of_a_product(tmp_path: Path) -> None:
