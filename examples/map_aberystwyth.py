@@ -48,7 +48,7 @@ def scores(said: Ids, truth: Ids, classes: int) -> dict[str, float]:
 
 def east(scene: Scene, out: Path) -> dict[str, dict[str, float]]:
     """Scores of the maps on the eastern half, where all that is compared is valid."""
-    known = scene.read(scene.grid.whole, ["optical", "landcover"])
+    known = scene.read(scene.grid.extent, ["optical", "landcover"])
     ids = scene.modalities["landcover"].class_ids
     truth = np.searchsorted(ids, known.pixels["landcover"][0])
     ok = np.ones(truth.shape, dtype=bool)
