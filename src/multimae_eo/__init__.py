@@ -41,6 +41,7 @@ _MODULE_OF = {
     "init": "api.stores",
     "inspect": "api.stores",
     "make_synthetic_data": "quickstart",
+    "map_scene": "api.map_making",
     "open_source": "loading.open_source",
     "predict": "api.maps",
     "prepare": "api.stores",
@@ -55,12 +56,13 @@ __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
     "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
     "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_subsets", "export_model",
-    "finetune", "init", "inspect", "make_synthetic_data", "open_source", "predict", "prepare",
-    "pretrain", "probe", "reconstruct", "search", "study", "__version__",
+    "finetune", "init", "inspect", "make_synthetic_data", "map_scene", "open_source", "predict",
+    "prepare", "pretrain", "probe", "reconstruct", "search", "study", "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from multimae_eo.api.accuracy import assess
+    from multimae_eo.api.map_making import map_scene
     from multimae_eo.api.maps import compare, embed, predict, reconstruct, search
     from multimae_eo.api.models import convert_checkpoint, describe, export_model
     from multimae_eo.api.runs import finetune, pretrain

@@ -27,6 +27,7 @@ FUNCTIONS = {
     "export": "export_model",
     "info": "describe",
     "assess": "assess",
+    "map": "map_scene",
 }
 # Options of printing; --drop is another function; the suite is the function's name.
 OPTIONS_ONLY = {"json", "drop", "suite"}

@@ -1,4 +1,4 @@
-"""Subcommands of maps: assess."""
+"""Subcommands of maps: map, assess."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from multimae_eo.cli.output import print_json, print_table
-from multimae_eo.cli.parser import Subcommand
+from multimae_eo.cli.output import names_in, print_json, print_table
+from multimae_eo.cli.parser import Subcommand, argument
+from multimae_eo.cli.training_commands import FINETUNING
 from multimae_eo.errors import ConfigError
+from multimae_eo.runtime import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +97,113 @@ class Assess:
             _print_sample(record, self.out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """Map a scene from labelled polygons, with its accuracy; run again to resume.
+
+    Args:
+        scene: scene file (YAML), or a raster
+        labels: polygons, lines or points with a class (.gpkg, .geojson, .parquet, .shp)
+        column: column of the classes, names or ids (default: the only column)
+        layer: layer of the labels, where the file has several
+        model: pre-trained model folder (default: none: a small network from random initialisation,
+            which learns from the polygons alone)
+        inputs: modalities, m1,m2 (default: all)
+        method: finetune, or linear, a linear head on frozen features; auto is linear where a model
+            is given and fewer than 30 polygons are
+        head: linear, convnext, upernet or dpt
+        chip: side of a chip in pixels (default: the model's, else 32)
+        block: side of a cross-validation block in chips (default: by the number of polygons)
+        folds: folds of the cross-validation, 0 for none
+        steps: optimiser steps of a training run, about
+        polygons: also write the map as polygons (.gpkg, .geojson, .parquet)
+        least_pixels: patches of fewer pixels are merged into a neighbour in the polygons
+        level: processing level of a raster: l1c, l2a
+        scale: physical units per digital number of a raster
+        seed: seed of the training runs
+        device: auto, cpu, cuda, cuda:N or mps
+        precision: precision of training and inference (default: the recipe's)
+        out: GeoTIFF to write, MAP.tif; steps and report are in MAP.run
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "map --scene scene.yaml --labels fields.gpkg --column crop --out map.tif",
+        "map --scene S2.tif --labels fields.gpkg --out map.tif --polygons map.gpkg",
+    )
+    scene: str
+    labels: str
+    column: str = ""
+    layer: str = ""
+    model: str | None = None
+    inputs: str | None = None
+    method: Literal["auto", "finetune", "linear"] = "auto"
+    head: str = "linear"
+    chip: int | None = None
+    block: int | None = None
+    folds: int = 3
+    steps: int = 300
+    polygons: str | None = None
+    least_pixels: int = 4
+    level: str = ""
+    scale: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision | None = None
+    out: str
+    overrides: tuple[str, ...] = argument(recipe=FINETUNING)
+
+    def run(self) -> None:
+        """Print areas as Markdown, and the paths of the map and its report."""
+        from multimae_eo.api.map_making import map_scene
+
+        record = map_scene(
+            self.scene,
+            labels=self.labels,
+            column=self.column,
+            layer=self.layer,
+            model=None if self.model == "none" else self.model,
+            inputs=names_in(self.inputs),
+            method=self.method,
+            head=self.head,
+            chip=self.chip,
+            block=self.block,
+            folds=self.folds,
+            steps=self.steps,
+            polygons=self.polygons,
+            least_pixels=self.least_pixels,
+            level=self.level,
+            scale=self.scale,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            out=self.out,
+            overrides=self.overrides,
+            progress=_to_stderr,
+        )
+        if "cross_validation" in record:
+            overall = record["cross_validation"]["overall"]
+            print(f"cross-validated accuracy\t{_with_interval(overall)}")
+            _print_classes(record)
+        print(record["map"])
+        print(record["report"])
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def _print_accuracy(record: dict[str, Any]) -> None:
     for name, number in (("without a label", "unlabelled"), ("on no pixel of the map", "outside")):
         if record.get(number):
             sys.stderr.write(f"{record[number]} features {name} are left out\n")
     print(f"overall accuracy\t{_with_interval(record['overall'])}")
+    _print_classes(record)
+    if comparison := record.get("comparison"):
+        difference = _with_interval(comparison["difference"])
+        print(f"less that of {comparison['other']}\t{difference}")
+
+
+def _print_classes(record: dict[str, Any]) -> None:
     print_table(
         [
             {
@@ -112,9 +216,6 @@ def _print_accuracy(record: dict[str, Any]) -> None:
             for c in record["classes"]
         ]
     )
-    if comparison := record.get("comparison"):
-        difference = _with_interval(comparison["difference"])
-        print(f"less that of {comparison['other']}\t{difference}")
 
 
 def _print_sample(record: dict[str, Any], out: str) -> None:
@@ -136,4 +237,4 @@ def _with_interval(estimate: dict[str, Any], *, digits: int = 4) -> str:
     return f"{value} [{low}, {high}]"
 
 
-MAP_COMMANDS: dict[str, type[Subcommand]] = {"assess": Assess}
+MAP_COMMANDS: dict[str, type[Subcommand]] = {"map": Map, "assess": Assess}

@@ -189,16 +189,16 @@ def _record(
         "reference": where,
         "design": design,
         "area_ha": hectares,
-        "overall": _plain(accuracy.overall),
+        "overall": plain_estimate(accuracy.overall),
         "classes": [
             {
                 "id": c,
                 "name": target.name(c),
                 "mapped_share": mapped.get(c, 0) / total,
-                "users": _plain(accuracy.users[c]),
-                "producers": _plain(accuracy.producers[c]),
-                "area_share": _plain(accuracy.area[c]),
-                "area_ha": _plain(accuracy.area[c].scaled(hectares), most=hectares),
+                "users": plain_estimate(accuracy.users[c]),
+                "producers": plain_estimate(accuracy.producers[c]),
+                "area_share": plain_estimate(accuracy.area[c]),
+                "area_ha": plain_estimate(accuracy.area[c].scaled(hectares), most=hectares),
             }
             for c in accuracy.classes
         ],
@@ -211,7 +211,7 @@ def _record(
     }
 
 
-def _plain(estimate: Estimate, *, most: float = 1.0) -> dict[str, float | None]:
+def plain_estimate(estimate: Estimate, *, most: float = 1.0) -> dict[str, float | None]:
     """Value, standard error and 95 % interval, within 0 and ``most``; None where undefined."""
     if math.isnan(estimate.value):
         return {"value": None, "standard_error": None, "low": None, "high": None}
@@ -400,7 +400,7 @@ def _comparison(
     difference = compare_accuracy(sample, other_map_class=ids)
     return {
         "other": str(other.path),
-        "other_overall": _plain(estimate_accuracy(second).overall),
+        "other_overall": plain_estimate(estimate_accuracy(second).overall),
         "difference": {
             "value": difference.value,
             "standard_error": difference.standard_error,

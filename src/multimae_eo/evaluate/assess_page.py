@@ -28,22 +28,31 @@ def assess_page(record: Mapping[str, Any], colors: Sequence[Color]) -> Report:
             "area, ha": record["area_ha"],
         }
     )
-    page.heading("Classes").table(_class_rows(record["classes"]), "Accuracies with 95 % intervals.")
+    add_accuracy(page, record["classes"], record["error_matrix"], colors)
+    if comparison := record.get("comparison"):
+        _add_comparison(page, comparison)
+    return page.text(*_notes(record))
+
+
+def add_accuracy(
+    page: Report,
+    classes: Sequence[Mapping[str, Any]],
+    matrix: Mapping[str, Any],
+    colors: Sequence[Color],
+) -> None:
+    """Add accuracies, areas and the error matrix of classes, each with its estimates."""
+    page.heading("Classes").table(_class_rows(classes), "Accuracies with 95 % intervals.")
     page.heading("Areas").table(
-        _area_rows(record["classes"]),
+        _area_rows(classes),
         "Hectares. Mapped: pixels counted. Estimated: by the reference, corrected for the map's "
         "errors.",
     )
-    page.picture(_area_figure(record["classes"], colors), "Bars: 95 % intervals. Crosses: mapped.")
-    names = [c["name"] for c in record["classes"]]
-    matrix = record["error_matrix"]
+    page.picture(_area_figure(classes, colors), "Bars: 95 % intervals. Crosses: mapped.")
+    names = [c["name"] for c in classes]
     page.heading("Error matrix").table(
         _matrix_rows(names, matrix["proportions"]), "Shares of the area: map (rows), reference."
     )
     page.table(_matrix_rows(names, matrix["counts"]), "Sampled pixels: map (rows), reference.")
-    if comparison := record.get("comparison"):
-        _add_comparison(page, comparison)
-    return page.text(*_notes(record))
 
 
 def _class_rows(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:

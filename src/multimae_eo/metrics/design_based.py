@@ -166,6 +166,67 @@ def census_accuracy(classes: Sequence[int], counts: npt.NDArray[np.int64]) -> Ac
     )
 
 
+def estimate_from_groups(counts: npt.NDArray[Any], mapped_shares: Floats) -> Accuracy:
+    """Accuracies and areas from groups of labelled pixels, such as polygons left out of training.
+
+    Rows of the error matrix are weighted by the map's shares of each class (post-stratification,
+    Olofsson et al. 2014, equations 4 and 9); errors are by the delete-one-group jackknife. They
+    hold where the groups can stand for a random sample. A class on the map that no labelled pixel
+    was predicted as keeps its share.
+
+    Args:
+        counts: pixels, group x map class x reference class, (G, C, C), G of two or more.
+        mapped_shares: share of the map's area in each class, (C,).
+
+    Raises:
+        DataError: fewer than two groups.
+    """
+    groups, classes = len(counts), len(mapped_shares)
+    if groups < 2:
+        raise DataError(f"a standard error needs two groups of labelled pixels, got {groups}")
+    total = counts.sum(axis=0)
+    proportions = _weighted(total, mapped_shares)
+    left_out = np.stack(
+        [_summary(_weighted(total - part, mapped_shares)) for part in counts.astype(float)]
+    )
+    value = _summary(proportions)
+    variance = (groups - 1) / groups * ((left_out - value) ** 2).sum(axis=0)
+    errors = np.sqrt(variance)
+    factor = float(stats.t.ppf(0.975, groups - 1))
+    listed = [
+        Estimate(value=float(v), standard_error=float(e), half_width=factor * float(e))
+        for v, e in zip(value, errors, strict=True)
+    ]
+
+    def part(number: int) -> dict[int, Estimate]:
+        return dict(enumerate(listed[1 + number * classes : 1 + (number + 1) * classes]))
+
+    return Accuracy(
+        classes=list(range(classes)),
+        counts=total.astype(np.int64),
+        proportions=proportions,
+        overall=listed[0],
+        users=part(0),
+        producers=part(1),
+        area=part(2),
+    )
+
+
+def _weighted(counts: npt.NDArray[Any], shares: Floats) -> Floats:
+    """An error matrix in shares of the area, whose rows sum to the map's shares."""
+    rows = counts.sum(axis=1, keepdims=True)
+    matrix: Floats = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(len(shares)))
+    return matrix * shares[:, None]
+
+
+def _summary(proportions: Floats) -> Floats:
+    """Overall accuracy, user's and producer's accuracies and areas, (1 + 3 C,)."""
+    diagonal = np.diag(proportions)
+    rows, columns = proportions.sum(axis=1), proportions.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.concatenate([[diagonal.sum()], diagonal / rows, diagonal / columns, columns])
+
+
 def _exact(value: float) -> Estimate:
     error = math.nan if math.isnan(value) else 0.0
     return Estimate(value=value, standard_error=error, half_width=error)

@@ -7,21 +7,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import OutputError
-from multimae_eo.files import remove, sync_and_rename, temporary_path
+from multimae_eo.files import remove, sync_and_rename, temporary_path, write_file
 from multimae_eo.modality import Modality
 from multimae_eo.sources.raster.grid import Grid
 
 _CHUNK_BYTES = 1 << 25
+_MOST_CATEGORIES = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A raster's band names, dtype, nodata, colours by value, and tags.
+    """A raster's band names, dtype, nodata, colours and class names by value, and
+    tags.
 
     ``scales``, ``offsets``: of each band, none where empty. ``block``: side of its tiles in pixels.
     """
@@ -30,6 +33,7 @@ class Profile:
     dtype: str
     nodata: float
     colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    classes: Mapping[int, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     scales: tuple[float, ...] = ()
     offsets: tuple[float, ...] = ()
@@ -53,6 +57,7 @@ def profile_of(modality: Modality, *, uncertainty: bool = False) -> Profile:
         dtype=dtype,
         nodata=float(free[0]),
         colors={c.id: c.color for c in modality.classes},
+        classes={c.id: c.name for c in modality.classes},
         tags=tags,
     )
 
@@ -127,6 +132,9 @@ class RowWriter:
                 NUM_THREADS="ALL_CPUS",
             )
             self._compare(cog)
+            if self.profile.classes:
+                # First: a map that is there has its classes.
+                write_classes(self.path, self.profile)
             sync_and_rename(cog, self.path)
         remove(self._folder)
         return self.path
@@ -148,6 +156,33 @@ class RowWriter:
         """Leave nothing behind."""
         self._file.close()
         remove(self._folder)
+
+
+def write_classes(path: Path, profile: Profile) -> Path:
+    """Write the classes of a map as GDAL's ``<path>.aux.xml``; returns its path.
+
+    It holds category names, which QGIS shows with the colour table, and a raster attribute table.
+    """
+    root = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    if max(profile.classes) <= _MOST_CATEGORIES:
+        names = ElementTree.SubElement(band, "CategoryNames")
+        for value in range(max(profile.classes) + 1):
+            ElementTree.SubElement(names, "Category").text = profile.classes.get(value, "")
+    table = ElementTree.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    # GDAL's numbers of types (integer, text) and uses (value, class name, red, green, blue).
+    columns = (("value", 0, 5), ("class", 2, 2), ("red", 0, 6), ("green", 0, 7), ("blue", 0, 8))
+    for index, (name, kind, usage) in enumerate(columns):
+        entry = ElementTree.SubElement(table, "FieldDefn", index=str(index))
+        for key, text in (("Name", name), ("Type", kind), ("Usage", usage)):
+            ElementTree.SubElement(entry, key).text = str(text)
+    for index, (value, name) in enumerate(sorted(profile.classes.items())):
+        row = ElementTree.SubElement(table, "Row", index=str(index))
+        for cell in (value, name, *profile.colors[value]):
+            ElementTree.SubElement(row, "F").text = str(cell)
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode") + "\n"
+    return write_file(path.with_name(path.name + ".aux.xml"), text.encode())
 
 
 def write_raster(

@@ -23,7 +23,7 @@ INPUT_OPTIONS = (
 """Options of subcommands that name what is read."""
 RUN_RECIPE = "recipe.yaml"
 """The recipe that a run leaves in its folder: a run may be resumed from it."""
-OUTPUT_OPTIONS = ("out", "html")
+OUTPUT_OPTIONS = ("out", "html", "polygons")
 """Options that name what is written: a file, or a folder."""
 _KINDS = ("mmearth:", "geobench:", "scene:", "stac:")
 _BESIDE = (".png", ".json", ".probabilities.tif", ".probabilities.png", ".confidence.tif",

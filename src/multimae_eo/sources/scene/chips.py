@@ -146,6 +146,19 @@ class SceneChips(Source):
         classes = self._classes(sample, window)
         return replace(sample.select(chosen), key=self.keys[index], label=classes)
 
+    def features(self, index: int) -> npt.NDArray[np.int64]:
+        """The vector feature at each pixel of a chip, (H, W), -1 where there is none."""
+        if self._labelled is None:
+            raise ConfigError(f"{self.name}: has no vector labels")
+        return self._labelled.features(self._windows[index])
+
+    def feature_groups(self, *, block: int = 0) -> int:
+        """Number of square blocks of ``block`` chips that hold vector features; 0: of features."""
+        if self._labelled is None:
+            raise ConfigError(f"{self.name}: has no vector labels")
+        rule = SplitRule(block=block, polygons=not block)
+        return self._labelled.groups(self._rule, rule)
+
     def _classes(self, sample: Sample, window: Window) -> npt.NDArray[np.int64]:
         """The label: indices of classes (H, W), -1 where none is valid."""
         name = self._rule.label

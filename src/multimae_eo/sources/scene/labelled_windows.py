@@ -34,7 +34,7 @@ class LabelledWindows:
 
     @classmethod
     def of(cls, labels: VectorLabels, grid: Grid, rule: ChipRule, name: str) -> LabelledWindows:
-        """Features on a scene's grid, in the splits of its rule.
+        """VectorFeatures on a scene's grid, in the splits of its rule.
 
         Raises DataError where no feature lies in the scene, SplitError for too few of them.
         """
@@ -57,6 +57,16 @@ class LabelledWindows:
         """The label of a window, of the features of a split: see ``VectorLabels.read``."""
         shape = (window.height, window.width)
         return self.labels.read(self.grid.footprint(window), shape, self.splits == split)
+
+    def features(self, window: Window) -> npt.NDArray[np.int64]:
+        """The position of the feature at each pixel of a window, (H, W), -1 where there is none."""
+        geometry = self.grid.footprint(window)
+        return self.labels.features_at(geometry, (window.height, window.width))
+
+    def groups(self, rule: ChipRule, split: SplitRule) -> int:
+        """Number of groups of features that a rule keeps together."""
+        moved = self.labels.on(self.grid.crs, self.grid.footprint(self.grid.extent).bounds, "")
+        return len(set(_groups(moved, self.grid, rule, split)))
 
 
 def feature_splits(

@@ -144,35 +144,36 @@ class VectorLabels:
 
         ``chosen``: the features (n,) that count; what others cover is ignored.
         """
-        from affine import Affine
-
         rows = self.touching(geometry)
-        moved, _ = self._on_crs[geometry.crs]
-        left, bottom, right, top = geometry.bounds
-        height, width = shape
-        transform = Affine((right - left) / width, 0, left, 0, (bottom - top) / height, top)
-        highest, lowest = rasterize_indices(
-            moved.shapes[rows],
-            self.indices[rows],
-            transform,
-            shape,
-            all_touched=self.spec.all_touched,
-        )
+        highest, lowest = self._drawn(geometry, shape, rows, self.indices[rows])
         index = np.where(highest == lowest, highest, _IGNORED)
         if chosen is not None and not chosen[rows].all():
             others = rows[~chosen[rows]]
-            covered, _ = rasterize_indices(
-                moved.shapes[others],
-                self.indices[others],
-                transform,
-                shape,
-                all_touched=self.spec.all_touched,
-            )
+            covered, _ = self._drawn(geometry, shape, others, self.indices[others])
             index[covered >= 0] = _IGNORED
         if self.spec.numeric:
             values = np.append(self.values, np.float32(np.nan))
             return np.asarray(values[index], dtype=np.float32)
         return index
+
+    def features_at(self, geometry: Geometry, shape: tuple[int, int]) -> Indices:
+        """The position of the feature at each pixel, (H, W), -1 where there is none."""
+        rows = self.touching(geometry)
+        highest, _ = self._drawn(geometry, shape, rows, rows)
+        return highest
+
+    def _drawn(
+        self, geometry: Geometry, shape: tuple[int, int], rows: Indices, indices: Indices
+    ) -> tuple[Indices, Indices]:
+        from affine import Affine
+
+        moved, _ = self._on_crs[geometry.crs]
+        left, bottom, right, top = geometry.bounds
+        height, width = shape
+        transform = Affine((right - left) / width, 0, left, 0, (bottom - top) / height, top)
+        return rasterize_indices(
+            moved.shapes[rows], indices, transform, shape, all_touched=self.spec.all_touched
+        )
 
     def _values(self, features: VectorFeatures) -> Indices:
         spec, where = self.spec, f"{self.spec.path}: {self.spec.column}"

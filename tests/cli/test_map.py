@@ -1,0 +1,204 @@
+"""map: from a scene and polygons to a map with its accuracy; small, synthetic, on one core."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import rasterio.shutil
+import shapely
+
+import multimae_eo
+from tests.support.scene_files import CRS, write
+
+SIDE = 96
+LEFT, TOP = 500000, 5800000
+NAMES = {"forest": 900, "water": 300, "wheat": 2600}
+TINY = (
+    "--model.encoder={width: 16, depth: 1, heads: 2}",
+    "--run.accelerator=cpu",
+    "--run.precision=32-true",
+    "--run.val_every=30",
+)
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    """Classes in fields of 8 pixels, as positions in NAMES."""
+    coarse = np.random.default_rng(3).integers(0, 3, (SIDE // 8, SIDE // 8))
+    return np.kron(coarse, np.ones((8, 8), dtype=int))
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
+    """``s2.tif``, ``scene.yaml``, ``fields.gpkg``: a polygon in each field of the western half."""
+    folder = tmp_path_factory.mktemp("map")
+    rng = np.random.default_rng(0)
+    level = np.array(list(NAMES.values()))[truth]
+    pixels = np.stack([level * f + rng.normal(0, 60, level.shape) for f in (1, 0.8, 1.2)])
+    write(folder / "s2.tif", np.clip(pixels, 1, 9000).astype(np.uint16), ("B4", "B3", "B2"))
+    (folder / "scene.yaml").write_text(
+        "time: 2021-05-27\nmodalities:\n"
+        "  rgb: {path: s2.tif, sensor: sentinel2, bands: [B4, B3, B2], scale: 1.0e-4, level: l2a}\n"
+    )
+    shapes, crops = [], []
+    for row in range(0, SIDE, 8):
+        for col in range(0, SIDE // 2, 8):
+            left, top = LEFT + 10 * (col + 1), TOP - 10 * (row + 1)
+            shapes.append(shapely.box(left, top - 60, left + 60, top))
+            crops.append(list(NAMES)[truth[row, col]])
+    pyogrio.raw.write(
+        folder / "fields.gpkg", shapely.to_wkb(shapes), [np.array(crops, dtype=object)], ["crop"],
+        layer="fields", driver="GPKG", geometry_type="Polygon", crs=CRS,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(scene: Path) -> tuple[Path, dict]:
+    out = scene / "map.tif"
+    record = multimae_eo.map_scene(
+        scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=40, chip=16,
+        polygons=scene / "map.gpkg", overrides=TINY,
+    )  # fmt: skip
+    return out, record
+
+
+def test_the_map_has_the_users_classes_and_is_right(made, truth):
+    out, record = made
+    with rasterio.open(out) as file:
+        ids, tags, colors = file.read(1), file.tags(), file.colormap(1)
+        assert file.crs == CRS
+        assert file.nodata == 255
+    assert [tags[f"class_{i}"] for i in range(3)] == list(NAMES)
+    assert len({colors[i] for i in range(3)}) == 3
+    assert (ids == truth)[:, SIDE // 2 :].mean() > 0.9, "the half without polygons"
+    assert out.with_name("map.confidence.tif").is_file()
+    assert out.with_name("map.tif.png").is_file()
+    assert [c["name"] for c in record["classes"]] == list(NAMES)
+
+
+def test_cross_validation_estimates_accuracy_and_areas(made, truth):
+    out, record = made
+    held = record["cross_validation"]
+    assert held["features"] == 72
+    assert held["pixels"] == 72 * 36, "every polygon is tested once"
+    assert held["overall"]["value"] > 0.85
+    with rasterio.open(out) as file:
+        ids = file.read(1)
+    for index, entry in enumerate(record["classes"]):
+        assert entry["mapped_share"] == pytest.approx((ids == index).mean())
+        share = entry["area_share"]
+        assert share["low"] - 0.03 < (truth == index).mean() < share["high"] + 0.03
+    page = Path(record["report"]).read_text()
+    assert "cross-validated accuracy" in page
+    assert "multimae-eo finetune" in page
+    assert json.loads((out.with_name("map.run") / "record.json").read_text())["classes"]
+
+
+def test_gdal_sees_class_names_where_qgis_looks_for_them(made, tmp_path):
+    """Category names, which QGIS shows beside the colours."""
+    rasterio.shutil.copy(made[0], tmp_path / "m.vrt", driver="VRT")
+    text = (tmp_path / "m.vrt").read_text()
+    names = [f"<Category>{n}</Category>" for n in NAMES]
+    assert "".join(names) in text.replace("\n", "").replace(" ", "")
+    assert "GDALRasterAttributeTable" in text
+
+
+def test_polygons_cover_the_map_with_class_area_and_style(made):
+    out, record = made
+    path = out.with_name("map.gpkg")
+    meta, _, shapes, values = pyogrio.raw.read(path, layer="map")
+    assert meta["crs"] == CRS
+    named = dict(zip(meta["fields"], values, strict=True))
+    assert len(shapes) == record["polygons"]
+    assert set(named["class_name"]) <= set(NAMES)
+    assert named["area_ha"].sum() == pytest.approx(SIDE * SIDE * 0.01)
+    polygons = shapely.from_wkb(shapes)
+    assert shapely.coverage_is_valid(polygons), "neighbours share their borders"
+    assert shapely.area(polygons).sum() == pytest.approx(SIDE * SIDE * 100, rel=1e-6)
+    with sqlite3.connect(path) as database:
+        style = database.execute("SELECT f_table_name, styleQML FROM layer_styles").fetchone()
+    assert style[0] == "map"
+    assert 'label="wheat"' in style[1]
+
+
+def test_a_second_call_goes_on_where_the_first_was(made, scene, monkeypatch):
+    """Finished steps are not run again; another call's folder is not taken."""
+    out, record = made
+    from multimae_eo.train import finetune as trained
+
+    monkeypatch.setattr(trained, "fit", lambda *a, **k: pytest.fail("trained again"))
+    before = out.stat().st_mtime_ns
+    again = multimae_eo.map_scene(
+        scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=40, chip=16,
+        polygons=scene / "map.parquet", overrides=TINY,
+    )  # fmt: skip
+    assert out.stat().st_mtime_ns == before
+    assert again["classes"] == record["classes"]
+    assert (scene / "map.parquet").is_file()
+    with pytest.raises(multimae_eo.MultiMAEError, match=r"another map \(steps differ"):
+        multimae_eo.map_scene(
+            scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=41,
+            chip=16, overrides=TINY,
+        )  # fmt: skip
+
+
+def test_a_raster_and_a_pretrained_model_with_a_linear_head(scene, tmp_path, run, tour):
+    """Few polygons and a model: its encoder is frozen."""
+    meta, _, shapes, values = pyogrio.raw.read(scene / "fields.gpkg")
+    keep = slice(0, 24)
+    few = tmp_path / "few.geojson"
+    pyogrio.raw.write(
+        few, shapes[keep], [values[0][keep]], ["crop"], driver="GeoJSON",
+        geometry_type="Polygon", crs=meta["crs"],
+    )  # fmt: skip
+    code, out, err = run(
+        "map", "--scene", str(scene / "s2.tif"), "--labels", str(few), "--column", "crop",
+        "--model", str(tour.out / "model"), "--inputs", "rgb", "--level", "l2a", "--folds", "0",
+        "--steps", "4", "--out", str(tmp_path / "m.tif"), "--run.accelerator", "cpu",
+        "--run.precision", "32-true",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "a linear head is trained on frozen features" in err
+    assert "--freeze=encoder" in err
+    assert out.splitlines()[-2:] == [
+        str(tmp_path / "m.tif"), str(tmp_path / "m.run/report.html")
+    ]  # fmt: skip
+    with rasterio.open(tmp_path / "m.tif") as file:
+        assert set(np.unique(file.read(1))) <= {0, 1, 2}
+
+
+def test_bad_input_is_one_line(scene, tmp_path, refused):
+    labels, image = str(scene / "fields.gpkg"), str(scene / "scene.yaml")
+
+    def got(*words: str, out: str = "m.tif") -> str:
+        return refused("map", *words, "--out", str(tmp_path / out))
+
+    assert "let its name end in .tif" in got("--scene", image, "--labels", labels, out="m.png")
+    assert "no such file" in got("--scene", "no.yaml", "--labels", labels)
+    assert "no such file" in got("--scene", image, "--labels", "no.gpkg")
+    assert "labels are a GeoPackage" in got("--scene", image, "--labels", image)
+    assert "did you mean 'crop'" in got("--scene", image, "--labels", labels, "--column", "crap")
+    assert "folds: two or more" in got("--scene", image, "--labels", labels, "--folds", "1")
+    assert "no vector format" in got(
+        "--scene", image, "--labels", labels, "--polygons", str(tmp_path / "p.svg")
+    )
+    assert "stand in the scene file" in got("--scene", image, "--labels", labels, "--level", "l2a")
+    one = tmp_path / "one.gpkg"
+    meta, _, shapes, _ = pyogrio.raw.read(labels)
+    crops = np.array(["wheat"] * len(shapes), dtype=object)
+    pyogrio.raw.write(one, shapes, [crops, crops], ["crop", "kind"], driver="GPKG",
+                      geometry_type="Polygon", crs=meta["crs"])  # fmt: skip
+    assert "which column holds the classes? name it with --column: crop, kind" in got(
+        "--scene", image, "--labels", str(one)
+    )
+    assert "labels are all of one class" in got(
+        "--scene", image, "--labels", str(one), "--column", "crop", "--chip", "16",
+        "--run.accelerator", "cpu",
+    )  # fmt: skip
