@@ -60,17 +60,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(scene: Path) -> tuple[Path, dict]:
+def mapped(scene: Path) -> tuple[Path, dict]:
     out = scene / "map.tif"
     record = multimae_eo.map_scene(
-        scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=40, chip=16,
+        scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=60, chip=16,
         polygons=scene / "map.gpkg", overrides=TINY,
     )  # fmt: skip
     return out, record
 
 
-def test_the_map_has_the_users_classes_and_is_right(made, truth):
-    out, record = made
+def test_the_map_has_the_users_classes_and_is_right(mapped, truth):
+    out, record = mapped
     with rasterio.open(out) as file:
         ids, tags, colors = file.read(1), file.tags(), file.colormap(1)
         assert file.crs == CRS
@@ -83,8 +83,8 @@ def test_the_map_has_the_users_classes_and_is_right(made, truth):
     assert [c["name"] for c in record["classes"]] == list(NAMES)
 
 
-def test_cross_validation_estimates_accuracy_and_areas(made, truth):
-    out, record = made
+def test_cross_validation_estimates_accuracy_and_areas(mapped, truth):
+    out, record = mapped
     held = record["cross_validation"]
     assert held["features"] == 72
     assert held["pixels"] == 72 * 36, "every polygon is tested once"
@@ -101,17 +101,17 @@ def test_cross_validation_estimates_accuracy_and_areas(made, truth):
     assert json.loads((out.with_name("map.run") / "record.json").read_text())["classes"]
 
 
-def test_gdal_sees_class_names_where_qgis_looks_for_them(made, tmp_path):
+def test_gdal_sees_class_names_where_qgis_looks_for_them(mapped, tmp_path):
     """Category names, which QGIS shows beside the colours."""
-    rasterio.shutil.copy(made[0], tmp_path / "m.vrt", driver="VRT")
+    rasterio.shutil.copy(mapped[0], tmp_path / "m.vrt", driver="VRT")
     text = (tmp_path / "m.vrt").read_text()
     names = [f"<Category>{n}</Category>" for n in NAMES]
     assert "".join(names) in text.replace("\n", "").replace(" ", "")
     assert "GDALRasterAttributeTable" in text
 
 
-def test_polygons_cover_the_map_with_class_area_and_style(made):
-    out, record = made
+def test_polygons_cover_the_map_with_class_area_and_style(mapped):
+    out, record = mapped
     path = out.with_name("map.gpkg")
     meta, _, shapes, values = pyogrio.raw.read(path, layer="map")
     assert meta["crs"] == CRS
@@ -128,15 +128,15 @@ def test_polygons_cover_the_map_with_class_area_and_style(made):
     assert 'label="wheat"' in style[1]
 
 
-def test_a_second_call_goes_on_where_the_first_was(made, scene, monkeypatch):
+def test_a_second_call_goes_on_where_the_first_was(mapped, scene, monkeypatch):
     """Finished steps are not run again; another call's folder is not taken."""
-    out, record = made
+    out, record = mapped
     from multimae_eo.train import finetune as trained
 
     monkeypatch.setattr(trained, "fit", lambda *a, **k: pytest.fail("trained again"))
     before = out.stat().st_mtime_ns
     again = multimae_eo.map_scene(
-        scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=40, chip=16,
+        scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=60, chip=16,
         polygons=scene / "map.parquet", overrides=TINY,
     )  # fmt: skip
     assert out.stat().st_mtime_ns == before
@@ -144,12 +144,12 @@ def test_a_second_call_goes_on_where_the_first_was(made, scene, monkeypatch):
     assert (scene / "map.parquet").is_file()
     with pytest.raises(multimae_eo.MultiMAEError, match=r"another map \(steps differ"):
         multimae_eo.map_scene(
-            scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=41,
+            scene / "scene.yaml", labels=scene / "fields.gpkg", out=out, folds=2, steps=61,
             chip=16, overrides=TINY,
         )  # fmt: skip
 
 
-def test_a_raster_and_a_pretrained_model_with_a_linear_head(scene, tmp_path, run, tour):
+def test_a_raster_and_a_pretrained_model_with_a_linear_head(scene, tmp_path, run, made):
     """Few polygons and a model: its encoder is frozen."""
     meta, _, shapes, values = pyogrio.raw.read(scene / "fields.gpkg")
     keep = slice(0, 24)
@@ -160,7 +160,7 @@ def test_a_raster_and_a_pretrained_model_with_a_linear_head(scene, tmp_path, run
     )  # fmt: skip
     code, out, err = run(
         "map", "--scene", str(scene / "s2.tif"), "--labels", str(few), "--column", "crop",
-        "--model", str(tour.out / "model"), "--inputs", "rgb", "--level", "l2a", "--folds", "0",
+        "--model", made / "run/model", "--inputs", "rgb", "--level", "l2a", "--folds", "0",
         "--steps", "4", "--out", str(tmp_path / "m.tif"), "--run.accelerator", "cpu",
         "--run.precision", "32-true",
     )  # fmt: skip

@@ -93,7 +93,8 @@ def test_a_fine_tuned_model_maps_a_scene(run, folder, tmp_path):
     assert code == 0
     stems = ("map", "map.probabilities", "map.confidence")
     assert said.split() == [str(out.parent / f"{s}.tif") for s in stems]
-    assert sorted(written(out)) == sorted(f"{s}.tif{e}" for s in stems for e in ("", ".png"))
+    pairs = [f"{s}.tif{e}" for s in stems for e in ("", ".png")]
+    assert sorted(written(out)) == sorted([*pairs, "map.tif.aux.xml"])
     hole = np.load(tmp_path / "red.npy")[0] == 0
     with rasterio.open(out) as file, rasterio.open(tmp_path / "s2.tif") as source:
         assert (file.crs, file.transform, file.shape) == (
