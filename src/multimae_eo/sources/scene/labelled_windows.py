@@ -34,7 +34,7 @@ class LabelledWindows:
 
     @classmethod
     def of(cls, labels: VectorLabels, grid: Grid, rule: ChipRule, name: str) -> LabelledWindows:
-        """VectorFeatures on a scene's grid, in the splits of its rule.
+        """Features on a scene's grid, in the splits of its rule.
 
         Raises DataError where no feature lies in the scene, SplitError for too few of them.
         """
