@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -155,8 +157,7 @@ def test_a_sample_opens_in_qgis(maps, tmp_path, suffix):
     path = tmp_path / f"sample{suffix}"
     multimae_eo.assess(maps[0], draw=40, out=path)
     if suffix == ".parquet":
-        import geopandas
-
+        geopandas: Any = importlib.import_module("geopandas")
         frame = geopandas.read_parquet(path)
         assert frame.crs == CRS
         assert frame["label"].isna().all()
@@ -280,7 +281,7 @@ def coverage(design: str, draws: int, seed: int) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     right = (truth == predicted).mean()
     areas = {c: (truth == c).mean() for c in (1, 2, 4)}
-    held = {"overall": 0, **dict.fromkeys(areas, 0)}
+    held: dict[Any, int] = {"overall": 0, **dict.fromkeys(areas, 0)}
     flat_truth, flat_map = truth.ravel(), predicted.ravel()
     members = {c: np.flatnonzero(flat_map == c) for c in (1, 2, 4)}
     blocks = np.arange(truth.size).reshape(30, 4, 30, 4).transpose(0, 2, 1, 3).reshape(900, 16)

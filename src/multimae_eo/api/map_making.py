@@ -180,11 +180,11 @@ def _train_and_map(plan: MapPlan, device: str, precision: str | None, log: Log) 
 
 def _finish(plan: MapPlan, log: Log) -> dict[str, Any]:
     """Write polygons, the record and the report."""
-    from multimae_eo.evaluate.class_map_file import ClassMap
+    from multimae_eo.evaluate.class_map_file import ClassMapRaster
     from multimae_eo.evaluate.map_record import map_record, write_map_record
     from multimae_eo.scenes.polygons import write_polygons
 
-    target = ClassMap.open(plan.options.out)
+    target = ClassMapRaster.open(plan.options.out)
     record = map_record(plan, target)
     if plan.options.polygons is not None:
         record["polygons"] = write_polygons(

@@ -10,7 +10,7 @@ import numpy as np
 
 from multimae_eo.evaluate.assess import plain_estimate
 from multimae_eo.evaluate.assess_page import add_accuracy
-from multimae_eo.evaluate.class_map_file import ClassMap
+from multimae_eo.evaluate.class_map_file import ClassMapRaster
 from multimae_eo.evaluate.map_plan import MapPlan
 from multimae_eo.files import write_file
 from multimae_eo.metrics.design_based import estimate_from_groups
@@ -19,7 +19,7 @@ from multimae_eo.reports.html import Report
 _HECTARE = 10_000.0
 
 
-def map_record(plan: MapPlan, target: ClassMap) -> dict[str, Any]:
+def map_record(plan: MapPlan, target: ClassMapRaster) -> dict[str, Any]:
     """Files, mapped areas, and accuracies and areas by cross-validation, as JSON."""
     ids = sorted(target.names)
     counts = target.counts
@@ -95,7 +95,7 @@ def write_map_record(plan: MapPlan, record: Mapping[str, Any]) -> None:
     if picture.is_file():
         page.heading("Map").picture(picture, "The map, reduced.", "The map")
     if "cross_validation" in record:
-        target = ClassMap.open(plan.options.out)
+        target = ClassMapRaster.open(plan.options.out)
         colors = [c.color for c in target.classes(c["id"] for c in record["classes"])]
         add_accuracy(page, record["classes"], record["cross_validation"]["error_matrix"], colors)
         page.text(

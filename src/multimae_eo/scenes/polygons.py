@@ -8,7 +8,7 @@ import numpy as np
 
 from multimae_eo.errors import DataError
 from multimae_eo.modality import ClassMapEntry
-from multimae_eo.scenes.vector_output import Layer, write_features
+from multimae_eo.scenes.vector_output import VectorLayer, write_features
 from multimae_eo.sources.raster.reading import open_dataset
 
 _HECTARE = 10_000.0
@@ -63,7 +63,7 @@ def write_polygons(
         outlines = np.asarray(shapely.coverage_simplify(corners, tolerance), dtype=object)
     outlines = shapely.transform(outlines, lambda xy: np.stack(transform @ tuple(xy.T), axis=1))
     names = {c.id: c.name for c in classes}
-    layer = Layer(
+    layer = VectorLayer(
         name=out.stem,
         kind="Polygon",
         crs=crs,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -29,8 +31,8 @@ def square(row: int, col: int, height: int = 6, width: int = 6) -> shapely.Polyg
 
 def write_vector(
     path: Path,
-    shapes: list[object],
-    columns: dict[str, list[object]],
+    shapes: list[Any],
+    columns: dict[str, list[Any]],
     *,
     crs: str | None = CRS,
     kind: str = "Unknown",
@@ -38,7 +40,7 @@ def write_vector(
     append: bool = False,
 ) -> Path:
     if path.suffix == ".parquet":
-        import geopandas
+        geopandas: Any = importlib.import_module("geopandas")
 
         geopandas.GeoDataFrame(columns, geometry=shapes, crs=crs).to_parquet(path)
         return path
@@ -54,7 +56,7 @@ def write_vector(
     return path
 
 
-def moved(shapes: list[object], crs: str) -> list[object]:
+def moved(shapes: list[Any], crs: str) -> list[Any]:
     from rasterio.warp import transform
 
     def project(xy: np.ndarray) -> np.ndarray:
@@ -63,7 +65,7 @@ def moved(shapes: list[object], crs: str) -> list[object]:
     return list(shapely.transform(np.array(shapes, dtype=object), project))
 
 
-def add_labels(scene: Path, chips: dict[str, object], **labels: object) -> Path:
+def add_labels(scene: Path, chips: dict[str, Any], **labels: Any) -> Path:
     record = yaml.safe_load(scene.read_text())
     record |= {"chips": chips, "labels": {"vector": "fields.gpkg", "column": "crop", **labels}}
     path = scene.with_name("labelled.yaml")
@@ -76,7 +78,7 @@ def scene(tmp_path: Path) -> Path:
     return optical_scene(tmp_path, SIDE, SIDE)
 
 
-def whole_map(source: object) -> np.ndarray:
+def whole_map(source: Any) -> np.ndarray:
     """The labels of all chips put together; -1 where there is none."""
     image = np.full((SIDE, SIDE), -1)
     for index, key in enumerate(source.keys):
@@ -98,7 +100,7 @@ def test_every_format_and_crs_gives_the_same_pixels(scene, suffix, crs):
     if crs != "EPSG:4326" and suffix == ".geojson":
         pytest.skip("GeoJSON is longitude and latitude")
     write_vector(path, moved(shapes, crs), {"crop": crops}, crs=crs, kind="Polygon")
-    source = multimae_eo.open_source(add_labels(scene, {"size": 32}, vector=path.name))
+    source: Any = multimae_eo.open_source(add_labels(scene, {"size": 32}, vector=path.name))
     assert source.class_names == ("maize", "wheat")
     expected = np.full((SIDE, SIDE), -1)
     expected[3:9, 5:11], expected[40:48, 50:60], expected[70:76, 20:26] = 1, 0, 1
@@ -280,12 +282,12 @@ def test_bad_input_is_one_line(scene, tmp_path):
     good = [square(3, 5), square(40, 50)]
     path = scene.parent / "fields.gpkg"
 
-    def opened(shapes: list[object], crops: list[object], crs: str | None = CRS, **labels: object):
+    def opened(shapes: list[Any], crops: list[Any], crs: str | None = CRS, **labels: Any):
         path.unlink(missing_ok=True)
         write_vector(path, shapes, {"crop": crops}, crs=crs)
         return multimae_eo.open_source(add_labels(scene, {"size": 32}, **labels))
 
-    crops: list[object] = ["wheat", "maize"]
+    crops: list[Any] = ["wheat", "maize"]
     with pytest.raises(ConfigError, match=r"no column 'corp'; did you mean 'crop'"):
         opened(good, crops, column="corp")
     with pytest.raises(ClassMapError, match=r"no class 'maize'; did you mean 'maise'"):
