@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 def predict(
     model: Predictor | str | Path,
     *,
-    scene: Scene | str | Path,
+    scene: Any,
     out: str | Path,
     inputs: Sequence[str] | None = None,
     probabilities: bool = False,
@@ -101,7 +101,7 @@ def reconstruct(
     model: MultiMAE | str | Path,
     *,
     data: Source | str | Path | None = None,
-    scene: Scene | str | Path | None = None,
+    scene: Any = None,
     out: str | Path,
     inputs: Sequence[str],
     outputs: Sequence[str] | None = None,
@@ -190,7 +190,7 @@ def embed(
     model: MultiMAE | str | Path,
     *,
     data: Source | str | Path | None = None,
-    scene: Scene | str | Path | None = None,
+    scene: Any = None,
     out: str | Path,
     inputs: Sequence[str] | None = None,
     per: Literal["chip", "patch"] = "chip",
@@ -283,8 +283,8 @@ def search(
 
 
 def compare(
-    before: Scene | str | Path,
-    after: Scene | str | Path,
+    before: Any,
+    after: Any,
     *,
     out: str | Path,
     model: MultiMAE | str | Path | None = None,
@@ -348,7 +348,7 @@ def _absolute(path: str | Path, *, shared: bool) -> Path:
 
 def _open_scene(
     model: MultiMAE,
-    scene: Scene | str | Path,
+    scene: Any,
     inputs: Sequence[str] | None,
     rule: RasterRule,
     *,
@@ -360,7 +360,8 @@ def _open_scene(
     if is_xarray(scene):
         return open_arrays(model, scene, inputs=inputs, rule=rule)
     if not isinstance(scene, (str, Path)):
-        return scene
+        opened: Scene = scene
+        return opened
     return open_for(model, _absolute(scene, shared=shared), inputs=inputs, rule=rule)
 
 

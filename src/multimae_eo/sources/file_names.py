@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from multimae_eo.sources.raster.remote import is_remote
+
 _SAME_SUFFIXES = ((".tif", ".tiff"), (".jpg", ".jpeg"), (".yaml", ".yml"))
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -99,6 +101,10 @@ def matching_files(root: Path, text: str) -> tuple[list[Path], list[Path]]:
     The extension matches in any case, ``.tif`` like ``.tiff``. A file of exactly this name is
     taken alone, whatever signs are in it.
     """
+    if is_remote(text):
+        return [Path(text)], []
+    if is_remote(root):
+        return [root / text], []
     literal = existing_path(root, text)
     if literal.exists() or not _WILDCARDS.search(text):
         return [literal], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,14 +80,20 @@ def test_a_cube_has_the_header_and_pixels_of_the_geotiff(folder, name):
 def test_a_cube_gives_the_same_map_byte_for_byte(make_model, folder, tmp_path, name):
     model = make_model().eval()
 
-    def mapped(scene: object, out: Path) -> bytes:
-        options = {"inputs": ["rgb"], "outputs": ["elevation"], "level": "l2a", "device": "cpu"}
+    def mapped(scene: Any, out: Path) -> bytes:
+        options: Any = {
+            "inputs": ["rgb"],
+            "outputs": ["elevation"],
+            "level": "l2a",
+            "device": "cpu",
+        }
         paths = multimae_eo.reconstruct(model, scene=scene, out=out, **options)
+        assert isinstance(paths, list)
         return paths[0].read_bytes()
 
     if name in ("memory", "dask"):
         chunks = {"y": 16, "x": 16} if name == "dask" else None
-        scene: object = rioxarray.open_rasterio(folder / "s2.tif", chunks=chunks)
+        scene: Any = rioxarray.open_rasterio(folder / "s2.tif", chunks=chunks)
         scene.name = "s2"  # which is in a warning among the map's tags
     else:
         scene = folder / name
@@ -124,7 +131,7 @@ def test_windows_are_read_lazily(folder):
 def test_embed_and_open_source_take_arrays(make_model, folder, tmp_path):
     array = rioxarray.open_rasterio(folder / "s2.tif")
     out = tmp_path / "e.parquet"
-    options = {"inputs": ["rgb"], "level": "l2a", "device": "cpu"}
+    options: Any = {"inputs": ["rgb"], "level": "l2a", "device": "cpu"}
     assert multimae_eo.embed(make_model().eval(), scene=array, out=out, **options) == 11
     source = multimae_eo.open_source(array, modalities=SET, chips={"size": 20}, level="l2a")
     assert len(source) == 6
@@ -352,5 +359,6 @@ def test_a_real_scene_as_zarr_gives_the_same_map(make_model, tmp_path):
             make_model().eval(), scene=tmp_path / name, out=tmp_path / f"{name}.out",
             inputs=["rgb"], outputs=["elevation"], level="l2a", scale=1e-3, device="cpu",
         )  # fmt: skip
+        assert isinstance(paths, list)
         maps.append(paths[0].read_bytes())
     assert maps[0] == maps[1]

@@ -21,6 +21,7 @@ from multimae_eo.sources.file_names import (
     split_suffix,
     walk_files,
 )
+from multimae_eo.sources.raster.remote import is_remote
 from multimae_eo.sources.yaml_section import one_line
 
 Row = Mapping[str, str]
@@ -69,6 +70,11 @@ class Pattern:
 
         Raises DataError where two files are the same chip's.
         """
+        if is_remote(self.text):
+            raise DataError(
+                f"{self.text}: files on a server or in a zip file cannot be "
+                "listed; copy the chips, or use a scene file or STAC"
+            )
         fixed = PurePosixPath(self.text.split("{id}")[0] + "x").parent
         absolute = fixed.is_absolute()
         paths: dict[str, str] = {}

@@ -24,6 +24,7 @@ from multimae_eo.sources.dataset.split_draw import SplitDraw
 from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.raster.reading import Layout
+from multimae_eo.sources.raster.remote import is_remote
 from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
 from multimae_eo.sources.yaml_section import Section, as_number, load_yaml, parse_yaml
 
@@ -139,6 +140,12 @@ def read_dataset_file(path: Path, text: str | None = None) -> DatasetSpec:
     records = top.get("modalities", {})
     if not isinstance(records, Mapping) or not records:
         raise top.error("modalities", "name at least one modality")
+    if is_remote(top.text("root", ".")):
+        raise top.error(
+            "root",
+            "files on a server or in a zip file cannot be listed; copy the chips, or use a scene "
+            "file or STAC",
+        )
     root = existing_path(path.parent, top.text("root", "."))
     if not root.is_dir():
         kind = other_kind(root)

@@ -29,6 +29,13 @@ from multimae_eo.sources.raster.header import (
     plain_header,
     require_upright,
 )
+from multimae_eo.sources.raster.remote import (
+    gdal_name,
+    is_remote,
+    remote_settings,
+    suffix_of,
+    with_attempts,
+)
 from multimae_eo.sources.raster.vrt import require_beside
 from multimae_eo.sources.yaml_section import one_line
 
@@ -142,6 +149,11 @@ def open_dataset(path: Path | str, **options: Any) -> Any:
     rasterio = _rasterio()
     if cube_name(path) is not None:
         return open_array(path)
+    if is_remote(path):
+        name, driver = gdal_name(path), _drivers(path)[-1]
+        return with_attempts(
+            path, lambda: rasterio.open(name, driver=driver, **options), lambda: None
+        )
     drivers = _drivers(path)
     for driver in drivers[:-1]:
         # Which of several libraries for one format GDAL was built with is not known.
@@ -207,11 +219,12 @@ def valid_pixels(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    if cube_name(path) is None and not path.is_file():
+    if cube_name(path) is None and not is_remote(path) and not path.is_file():
         missing = "is a folder; name the files in it" if path.is_dir() else "no such file"
         raise FormatError(f"{path}: {other_kind(path) or missing}")
     try:
-        yield
+        with remote_settings(path):
+            yield
     except MultiMAEError:
         raise
     # Decoders of damaged files raise nearly anything: OSError, SyntaxError, MemoryError, …
@@ -242,7 +255,7 @@ def _rasterio() -> Any:
 def _drivers(path: Path | str) -> tuple[str, ...]:
     """GDAL's drivers that may open a file: those of its first bytes, else of its suffix."""
     local = Path(path)
-    suffix = local.suffix.lower()
+    suffix = suffix_of(path)
     if not local.is_file():
         return _REMOTE.get(suffix, ("GTiff",))
     if suffix == ".vrt":

@@ -30,6 +30,7 @@ from multimae_eo.sources.raster.header import (
     same_crs,
 )
 from multimae_eo.sources.raster.reading import open_dataset, read_window, valid_pixels
+from multimae_eo.sources.raster.remote import remote_settings, with_attempts
 from multimae_eo.sources.raster.resample import (
     Placement,
     bilinear,
@@ -73,8 +74,12 @@ class View:
 
         FormatError when the file cannot be read.
         """
-        with reading(self.path):
-            return _pool.get(self).read(bands, window)
+
+        def read() -> tuple[Pixels, Validity]:
+            with reading(self.path):
+                return _pool.get(self).read(bands, window)
+
+        return with_attempts(self.path, read, lambda: _pool.forget(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +122,8 @@ def reading(path: Path | str) -> Iterator[None]:
     from rasterio.errors import RasterioError
 
     try:
-        yield
+        with remote_settings(path):
+            yield
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         raise FormatError(f"{path}: cannot be read: {one_line(error)}; restore the file") from error
 
@@ -404,6 +410,13 @@ class _Pool(threading.local):
             old.close()
         self.open[key] = _Open(view)
         return self.open[key]
+
+    def forget(self, view: View) -> None:
+        """Close the raster of a view, so that it is opened again."""
+        for key in [k for k in self.open if k[0] == view]:
+            raster = self.open.pop(key)
+            self.tiles.drop(raster)
+            raster.close()
 
     def tile(self, raster: _Open, at: tuple[int, ...], tile: Window) -> Tile:
         """A tile of an open raster, kept for the windows that overlap it."""

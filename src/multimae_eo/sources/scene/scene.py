@@ -26,6 +26,7 @@ from multimae_eo.sources.products.product import QualityMask
 from multimae_eo.sources.raster.arrays import ArrayHolder, cube_name, cube_time
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
+from multimae_eo.sources.raster.remote import folder_of
 from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp
 from multimae_eo.sources.scene.chip_rule import ChipRule, CloudRule, chip_rule
 from multimae_eo.sources.scene.layer_files import LayerFiles, layer_files, named_files
@@ -98,7 +99,7 @@ class Scene:
         records = top.get("modalities", {})
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
-        root = path.parent / top.text("root", ".")
+        root = folder_of(path.parent, top.text("root", "."))
         parsed = {str(name): layer_files(top, str(name), r, root) for name, r in records.items()}
         given = path.read_bytes() if text is None else text.encode()
         self._lay_out(path, given, parsed, native=native)

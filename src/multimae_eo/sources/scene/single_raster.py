@@ -13,6 +13,7 @@ from multimae_eo.sources.dataset.schema import ModalitySpec, PerChip
 from multimae_eo.sources.raster.arrays import cube_name, cube_rasters
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import read_header
+from multimae_eo.sources.raster.remote import suffix_of
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 """Names of a SCENE that are rasters, as cubes are; all others are scene files."""
@@ -20,7 +21,7 @@ RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 
 def is_raster(path: Path) -> bool:
     """Whether a SCENE is a raster or a cube, by its name, rather than a scene file."""
-    return path.suffix.lower() in RASTER_SUFFIXES or cube_name(path) is not None
+    return suffix_of(path) in RASTER_SUFFIXES or cube_name(path) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
