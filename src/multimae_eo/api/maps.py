@@ -343,7 +343,9 @@ def _either(data: object, scene: object, model: Any) -> Any:
 
 def _absolute(path: str | Path, *, shared: bool) -> Path:
     """A path; absolute where other machines have to open it, too."""
-    return Path(path).resolve() if shared else Path(path)
+    from multimae_eo.sources.raster.remote import is_remote
+
+    return Path(path).resolve() if shared and not is_remote(path) else Path(path)
 
 
 def _open_scene(
