@@ -17,6 +17,7 @@ from multimae_eo.sources.file_names import existing_path, matching_files
 from multimae_eo.sources.products.open_product import open_product
 from multimae_eo.sources.products.product import Product, QualityMask
 from multimae_eo.sources.raster.reading import read_header
+from multimae_eo.sources.raster.remote import is_remote
 from multimae_eo.sources.scene.stacking import BandFile, BandGroup, group_files
 from multimae_eo.sources.yaml_section import Section
 
@@ -87,7 +88,7 @@ def named_files(
 
 
 def _is_pattern(text: str) -> bool:
-    return any(c in text for c in "*?[")
+    return not is_remote(text) and any(c in text for c in "*?[")
 
 
 def _of_bands(top: Section, name: str, section: Section, root: Path, ratio: int) -> LayerFiles:
