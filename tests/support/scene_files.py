@@ -88,7 +88,7 @@ class Fake(StandIn):
     def observed_rows(self, batch, inputs=None):
         return torch.arange(len(batch))
 
-    def answers(self, outputs):
+    def predictions(self, outputs):
         return outputs if self.class_names else outputs[:, 0]
 
     def reconstruct(self, batch, inputs=None, *, outputs=None, samples=8, seed=0):

@@ -22,6 +22,7 @@ from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands
 from multimae_eo.sources.base import Source, split_name
+from multimae_eo.sources.dataset.band_files import stacked, stacked_header
 from multimae_eo.sources.dataset.chip_features import ChipFeatures
 from multimae_eo.sources.dataset.chip_files import (
     UNLISTED,
@@ -59,7 +60,8 @@ from multimae_eo.sources.yaml_section import as_number
 class _ModalityPlan:
     """How one modality is read. ``having``: the chips that have its file. ``first``: the header
     read on opening, whose dtype all chips must have; ``at``: its bands. ``physical``: its
-    bands' scales differ, so that pixels of all chips are made physical.
+    bands' scales differ, so that pixels of all chips are made physical. ``by_band``: the files of
+    each band, where each has its own.
     """
 
     modality: Modality
@@ -70,6 +72,7 @@ class _ModalityPlan:
     at: tuple[int, ...]
     physical: bool
     calibration: Mapping[str, PerChip]
+    by_band: tuple[ChipFiles, ...] = ()
 
     def declared(self, key: str, where: Path) -> Declared:
         """The calibration of a chip that the dataset file declares."""
@@ -142,7 +145,10 @@ class DatasetFileSource(Source):
         self._table = read_table(spec.table, _main_pattern(spec), keys) if spec.table else None
         self.keys = sorted(keys - spec.exclude)
         self._plans = {
-            s.modality.name: self._plan(s, files[_pattern_of(spec, s)]) for s in spec.modalities
+            s.modality.name: self._plan(
+                s, files[_pattern_of(spec, s)], tuple(files[p] for p in s.band_paths)
+            )
+            for s in spec.modalities
         }
         self.modalities = ModalitySet(p.modality for p in self._plans.values())
         self._time = self._resolved(spec.time, "time", numeric=False)
@@ -177,9 +183,7 @@ class DatasetFileSource(Source):
             plan = self._plans[name]
             if key not in plan.having or key in plan.spec.exclude:
                 continue
-            values, ok, linear = self._pixels(
-                plan, key, files.open(plan.having[key], plan.spec.layout)
-            )
+            values, ok, linear = self._pixels(plan, key, self._open(plan, key, files))
             if ok is not None and not ok.any():
                 continue
             pixels[name] = values
@@ -207,6 +211,20 @@ class DatasetFileSource(Source):
         )
         return squared(sample)
 
+    def _open(self, plan: _ModalityPlan, key: str, files: _Files) -> Raster:
+        """The raster of one modality of a chip, of one file or of one per band."""
+        if not plan.by_band:
+            return files.open(plan.having[key], plan.spec.layout)
+        rasters = [files.open(of_band[key]) for of_band in plan.by_band]
+        return stacked(rasters, plan.spec.modality, plan.spec.rule.file_bands)
+
+    def _header(self, spec: ModalitySpec, paths: Sequence[str]) -> RasterHeader:
+        """The header of a modality's file, or of its files of a band each."""
+        headers = [read_header(self._spec.root / path, layout=spec.layout) for path in paths]
+        if not spec.band_paths:
+            return headers[0]
+        return stacked_header(headers, spec.modality, spec.rule.file_bands)
+
     def _label(self, key: str, files: _Files) -> Any:
         """The label of a chip, None where it has none."""
         if self._features is not None:
@@ -222,7 +240,9 @@ class DatasetFileSource(Source):
                 files.setdefault(key, plan.having[key])
         return {key: files[key] for key in self.keys if key in files}
 
-    def _plan(self, spec: ModalitySpec, having: ChipFiles) -> _ModalityPlan:
+    def _plan(
+        self, spec: ModalitySpec, having: ChipFiles, by_band: tuple[ChipFiles, ...]
+    ) -> _ModalityPlan:
         name = spec.modality.name
         where = f"{self._spec.file}: modalities.{name}"
         _require_chips(where, spec.exclude, {*having, *self.keys})
@@ -230,12 +250,15 @@ class DatasetFileSource(Source):
         keys = set(self.keys) - spec.exclude
         if not spec.optional:
             require_files(self._spec.root, pattern, keys, having, where)
+        some = keys & set().union(*by_band) if spec.optional else keys
+        for of_band, files in zip(spec.band_paths, by_band, strict=True):
+            require_files(self._spec.root, of_band, some, files, where)
         first = min(keys & having.keys(), default=None)
         if first is None:
             raise DataError(
                 f"{where}: no chip has a file {self._spec.root / pattern.text}; mend `path:`"
             )
-        header = read_header(self._spec.root / having[first], layout=spec.layout)
+        header = self._header(spec, [files[first] for files in by_band or (having,)])
         require_upright(header)
         at = locate_bands(header, spec.modality, spec.rule)
         calibration = {
@@ -258,6 +281,7 @@ class DatasetFileSource(Source):
             at=at,
             physical=False,
             calibration=calibration,
+            by_band=by_band,
         )
         if spec.modality.categorical:
             return plan
@@ -409,6 +433,7 @@ def _main_pattern(spec: DatasetSpec) -> Pattern | None:
 def _discover(spec: DatasetSpec) -> tuple[dict[Pattern, ChipFiles], frozenset[str]]:
     """Ids per pattern, and the ids of the data set: those of ``chips``, else of all paths."""
     patterns = {_pattern_of(spec, m) for m in spec.modalities}
+    patterns.update(p for m in spec.modalities for p in m.band_paths)
     if spec.chips:
         patterns.add(spec.chips)
     files = {p: p.discover(spec.root) for p in patterns}

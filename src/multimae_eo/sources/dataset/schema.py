@@ -68,7 +68,8 @@ class ModalitySpec:
 
     ``path``: None where it is in the ``chips`` file. ``nodata``: None means what the file and the
     class map declare. ``exclude``: chips whose pixels of this modality must not be used.
-    ``layout``: order of the axes of array files.
+    ``layout``: order of the axes of array files. ``band_paths``: the file of each band, where each
+    has its own.
     """
 
     modality: Modality
@@ -82,6 +83,7 @@ class ModalitySpec:
     optional: bool
     exclude: frozenset[str]
     layout: Layout = "chw"
+    band_paths: tuple[Pattern, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,7 @@ def modality_spec(top: Section, name: object, record: object) -> ModalitySpec:
     if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
         raise top.error("modalities", f"{name!r} is no name: use letters, digits, _ and -")
     section = Section.of(f"{top.where}: modalities.{name}", record or {}, MODALITY_KEYS)
+    section, band_paths = _band_paths(section)
     try:
         modality, band_names = _categorical(section, name) or _continuous(section, name)
     except MultiMAEError as error:
@@ -218,7 +221,28 @@ def modality_spec(top: Section, name: object, record: object) -> ModalitySpec:
         optional=section.flag("optional"),
         exclude=frozenset(section.names("exclude") or ()),
         layout=_layout(section, top),
+        band_paths=band_paths,
     )
+
+
+def _band_paths(section: Section) -> tuple[Section, tuple[Pattern, ...]]:
+    """``bands: {B4: "{id}/B4.tif", …}`` as bands, their names in file order, and their patterns."""
+    paths = section.get("bands")
+    if not isinstance(paths, Mapping):
+        return section, ()
+    for key in ("path", "band", "file_bands", "channels", CLASS_MAP_KEY, "layout"):
+        if key in section:
+            raise section.error(key, "not beside a file per band (`bands:`)")
+    if not paths or not all(isinstance(p, str) and p for p in paths.values()):
+        raise section.error("bands", "expected a path with {id} for each band")
+    names = [str(band) for band in paths]
+    patterns = []
+    for band, path in paths.items():
+        pattern = _pattern(Section(f"{section.where}: bands", {str(band): path}), str(band))
+        assert pattern is not None
+        patterns.append(pattern)
+    record = {**section.record, "bands": names, "file_bands": names, "path": patterns[0].text}
+    return Section(section.where, record), tuple(patterns)
 
 
 def _layout(section: Section, top: Section) -> Layout:
