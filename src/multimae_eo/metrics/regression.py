@@ -54,11 +54,16 @@ class RegressionSums:
         return 1 - ratio(weights @ self.square_error, np.where(total > 1e-12, total, 0.0))
 
     def _rmse(self, weights: Array) -> Array:
-        result: Array = np.sqrt(ratio(weights @ self.square_error, weights @ self.count))
-        return result
+        return root_mean_square(weights @ self.square_error, weights @ self.count)
 
     def _mae(self, weights: Array) -> Array:
         return ratio(weights @ self.absolute_error, weights @ self.count)
+
+
+def root_mean_square(squares: Array, count: Array) -> Array:
+    """Root of the mean of ``count`` squares, given their sum; NaN where there are none."""
+    result: Array = np.sqrt(ratio(squares, count))
+    return result
 
 
 def ratio(above: Array, below: npt.NDArray[Any]) -> Array:

@@ -30,7 +30,7 @@ from multimae_eo.statistics import Statistics
 from multimae_eo.train.callbacks import MetricsCsv
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
-from multimae_eo.train.finetune_module import FinetuneModule, validation_metric
+from multimae_eo.train.finetune_module import FinetuneModule
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.fit import fit
 from multimae_eo.train.recipe import ModelRecipe
@@ -40,6 +40,7 @@ from multimae_eo.train.run import (
     read_checkpoint,
     with_precision,
 )
+from multimae_eo.train.validation_score import score_rule
 
 
 @single_writer()
@@ -105,7 +106,7 @@ def finetune(
         _restore_best(module, out)
         merge_low_rank(predictor.encoder.encoder)
         predictor.save_pretrained(out / "model", card=_card(record, source, spec, best))
-        finetune_page(out, module.metric_name).write(out / "report.html")
+        finetune_page(out, module.score.rule.name).write(out / "report.html")
     return RunResult(
         model=out / "model",
         metrics=best,
@@ -201,13 +202,13 @@ def _validation(source: Source, val: Indices, inputs: ModalitySet, recipe: Finet
 
 
 def _checkpoints(recipe: FinetuneRecipe, target: Target, out: Path) -> Checkpoints:
-    run, (name, sign, _) = recipe.run, validation_metric(target)
+    run, rule = recipe.run, score_rule(target)
     return Checkpoints(
         out / "checkpoints",
         every_steps=run.checkpoint_steps,
         keep=run.keep,
-        monitor=f"val/{name}",
-        sign=sign,
+        monitor=f"val/{rule.name}",
+        sign=rule.sign,
         patience=run.patience,
     )
 
@@ -220,11 +221,11 @@ def _restore_best(module: FinetuneModule, out: Path) -> None:
 
 def _best_row(metrics: MetricsCsv, module: FinetuneModule) -> dict[str, float]:
     """Validation of the weights that were best."""
-    name = f"val/{module.metric_name}"
+    name = f"val/{module.score.rule.name}"
     rows = [r for _, r in sorted(metrics.rows.items()) if name in r]
     if not rows:
         return {}
-    best = min(rows, key=lambda r: (module.sign * r[name], r["val/loss"]))
+    best = min(rows, key=lambda r: (module.score.rule.sign * r[name], r["val/loss"]))
     return {k: v for k, v in best.items() if k.startswith("val")}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,11 +16,11 @@ from multimae_eo.errors import DataError, TrainingError
 from multimae_eo.network.lora import add_low_rank
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.sample_rng import mixed_seed
-from multimae_eo.network.target import Target
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.supervised import SupervisedLoss, changes, draw_mixing
+from multimae_eo.train.validation_score import ValidationScore
 
 _INPUTS = ("embeddings", "modality", "global_tokens")
 
@@ -41,7 +40,7 @@ class FinetuneModule(pl.LightningModule):
         self.predictor = predictor
         self.recipe = recipe
         self.loss = SupervisedLoss(predictor.target, recipe.loss)
-        self.metric_name, self.sign, self.metric = validation_metric(predictor.target)
+        self.score = ValidationScore(predictor.target)
         self.steps, self.warmup, self.lr = steps, warmup, lr
         frozen = freeze(predictor, recipe.freeze)
         if recipe.adapt.lora:
@@ -78,15 +77,15 @@ class FinetuneModule(pl.LightningModule):
         losses = {"val/loss": self.loss(outputs, labels)}
         losses["val_baseline/loss"] = self.loss.constant(labels)
         self.log_dict(losses, batch_size=len(batch), sync_dist=True)
-        predictions = self.predictor.predictions(outputs.float())
-        if self.predictor.target.numeric:
-            finite = labels.isfinite()
-            predictions, targets = predictions[finite], labels[finite].float()
-        else:
-            targets = labels.long()
-        if targets.numel():
-            self.metric.update(predictions, targets)
-        self.log(f"val/{self.metric_name}", self.metric, batch_size=len(batch))
+        self.score.update(self.predictor.predictions(outputs.float()), labels)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new score."""
+        self.score.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score of all chips, which is that of all processes."""
+        self.log(f"val/{self.score.rule.name}", self.score.compute())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with layer-wise rates, warm-up and cosine decay, stepped every optimiser step."""
@@ -160,22 +159,3 @@ def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
         return float(decay ** (depth + 1 - layer))
 
     return scale
-
-
-def validation_metric(target: Target) -> tuple[str, float, Any]:
-    """The metric that decides which weights are best: its name, -1 where more is better, itself."""
-    from torchmetrics.classification import (
-        MulticlassAccuracy,
-        MulticlassJaccardIndex,
-        MultilabelAveragePrecision,
-    )
-    from torchmetrics.regression import MeanSquaredError
-
-    size = target.outputs
-    if target.kind == "class":
-        return "accuracy", -1.0, MulticlassAccuracy(size, average="micro", ignore_index=-1)
-    if target.kind == "multilabel":
-        return "map", -1.0, MultilabelAveragePrecision(size)
-    if target.kind == "map":
-        return "miou", -1.0, MulticlassJaccardIndex(size, ignore_index=-1)
-    return "rmse", 1.0, MeanSquaredError(squared=False)
