@@ -121,9 +121,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                         f"{value:.0f} samples/s"
                     )
     rows = {}
-    for (policy, condition), values in rates.items():
+    for (policy, name), values in rates.items():
         shares = [v / i for v, i in zip(values, rates[policy, "idle"], strict=True)]
-        rows[f"{policy}, {condition}"] = {
+        rows[f"{policy}, {name}"] = {
             "samples_per_s": statistics.median(values),
             "share_of_idle": statistics.median(shares),
         }

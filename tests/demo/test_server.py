@@ -353,9 +353,12 @@ def test_user_errors_are_told_in_one_line(made, refused, more, output):
 ])  # fmt: skip
 def test_names_that_the_command_serves(arguments, hosts, local_address):
     from multimae_eo.cli.main import parse
+    from multimae_eo.cli.tour_commands import Demo
     from multimae_eo.demo.guard import LOOPBACK
 
-    limits = parse(["demo", "--model", "m", "--data", "d", *arguments])._limits()
+    command = parse(["demo", "--model", "m", "--data", "d", *arguments])
+    assert isinstance(command, Demo)
+    limits = command._limits()
     assert (set(limits.hosts), limits.local_address) == ({*LOOPBACK, *hosts}, local_address)
 
 

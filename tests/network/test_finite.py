@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,7 @@ def broken(made) -> MultiMAE:
     name, weight = next((n, p) for n, p in model.named_parameters() if n.startswith(LAYER))
     with torch.no_grad():
         weight.view(-1)[0] = float("nan")
-    model.spoilt = name
+    model.spoilt = name  # type: ignore[assignment]
     return model
 
 
@@ -102,8 +104,9 @@ def test_values_of_maps_are_checked_window_by_window(made, broken):
     from multimae_eo.scenes.engine import _require_finite
     from multimae_eo.scenes.window_model import WindowPredictions
 
-    window = type("W", (), {"sample": type("S", (), {"key": "scene@0,0"})})
+    window: Any = type("W", (), {"sample": type("S", (), {"key": "scene@0,0"})})
     fields = {"height": np.array([[1.0, np.inf]], np.float32), "id": np.array([1])}
     predictions = WindowPredictions(rows=[0], fields=fields)
+    model: Any = lambda _: predictions  # noqa: E731
     with pytest.raises(ContractError, match=r"^scene@0,0: height: 1 of 2 numbers"):
-        _require_finite(lambda _: predictions, [window], None, predictions)
+        _require_finite(model, [window], None, predictions)
