@@ -54,7 +54,7 @@ class ValidationScore:
         self._states = []
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add a batch's output of ``Predictor.predictions``, and its labels, ignored ones among them."""
+        """Add a batch's ``Predictor.predictions`` and labels; ignored ones may be among them."""
         self._states.append(self.rule.reduce(predictions, labels))
         if self.rule.summed:
             self._states = self._merged(self._states)
