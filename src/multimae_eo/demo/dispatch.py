@@ -15,7 +15,7 @@ from multimae_eo.errors import DataError, MultiMAEError
 
 T = TypeVar("T")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, object]] = {
     code: {"model": ErrorResponse, "description": reason}
     for code, reason in (
         (400, "cannot be done, and why"),

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +57,7 @@ def ramp_of(modality: Modality) -> list[str]:
     return ramp(ramp_colours("viridis")) if look is Look.SCALAR else []
 
 
-def class_entries(modality: Modality) -> list[dict[str, Any]]:
+def class_entries(modality: Modality) -> list[dict[str, object]]:
     """``name`` and ``color`` of each class."""
     return [{"name": c.name, "color": hex_colour(c.color)} for c in modality.classes]
 
@@ -93,7 +92,9 @@ def safe_set(modalities: ModalitySet) -> ModalitySet:
     return ModalitySet(safe_colours(m) for m in modalities.values())
 
 
-def packed(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
+def packed(
+    values: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_] | None = None
+) -> dict[str, object]:
     """(C, H, W) as 16-bit steps between each band's extremes, base64; INVALID for invalid pixels.
 
     ``value = low + step * (high - low) / 65534``, exact to 1/65534 of a band's range.

@@ -59,7 +59,7 @@ class JobQueue:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._capacity = threads + waiting
         self._lock = threading.Lock()
-        self._open: dict[Future[Any], QueuedJob] = {}
+        self._open: dict[Future[object], QueuedJob] = {}
         self._latest: dict[str, QueuedJob] = {}
 
     def submit(self, work: Callable[[Cancellation], T], *, key: str = "") -> QueuedJob:
@@ -90,7 +90,7 @@ class JobQueue:
             job.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _forget(self, future: Future[Any], key: str) -> None:
+    def _forget(self, future: Future[object], key: str) -> None:
         with self._lock:
             self._open.pop(future, None)
             latest = self._latest.get(key)
@@ -133,7 +133,7 @@ class BackgroundJob:
         """The result; None until it is done."""
         return self._result if self.state == "done" else None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, object]:
         """``state``, ``share`` done in [0, 1] and ``problem``, for the page."""
         return {"state": self.state, "share": round(self.share, 3), "problem": self.problem}
 
@@ -148,7 +148,7 @@ class BackgroundJob:
         except MultiMAEError as error:
             self.problem, self.state = str(error), "failed"
 
-    def _finished(self, future: Future[Any]) -> None:
+    def _finished(self, future: Future[object]) -> None:
         try:
             future.result()
         except CancelledError:

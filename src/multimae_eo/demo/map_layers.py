@@ -47,7 +47,7 @@ class Frame:
         return self.west, bottom, right, self.north
 
     @property
-    def transform(self) -> Any:
+    def transform(self) -> object:
         """The affine transform."""
         from affine import Affine
 
@@ -306,7 +306,7 @@ def projected(crs: str, x: float, y: float) -> tuple[float, float] | None:
 
 
 def warp_array(
-    values: Array, georeference: tuple[str, Any], frame: Frame, *, nearest: bool
+    values: Array, georeference: tuple[str, object], frame: Frame, *, nearest: bool
 ) -> Array:
     """(C, h, w) warped to a frame; NaN for nodata. ``georeference``: its CRS and transform."""
     from rasterio.warp import Resampling, reproject

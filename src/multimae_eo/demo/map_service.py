@@ -84,7 +84,7 @@ class MapService:
         self._lock = threading.Lock()
         self.bounds = scene_bounds(scene)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Name, bounds in Web-Mercator metres, pixel size, layers and overlays."""
         layers = [
             {"id": key, "title": name, "description": describe(m), "unit": m.unit}
@@ -104,7 +104,7 @@ class MapService:
             "overlays": overlays,
         }
 
-    def legend(self, key: str) -> dict[str, Any]:
+    def legend(self, key: str) -> dict[str, object]:
         """A layer's legend: ``classes``, or ``ramp`` with ``low`` and ``high``."""
         layer = self.layer(key)
         span = value_range(layer)
@@ -133,7 +133,7 @@ class MapService:
                 self._tiles.popitem(last=False)
         return data
 
-    def values(self, key: str, x: float, y: float) -> list[dict[str, Any]]:
+    def values(self, key: str, x: float, y: float) -> list[dict[str, object]]:
         """A layer's bands at a point in Web-Mercator metres; empty where nothing is."""
         layer = self.layer(key)
         half = layer.pixel / 2

@@ -85,7 +85,7 @@ class ReconstructService:
         name = next(n for n in self.modalities if n in view.truth)
         return png(picture(self.modalities[name], view.truth[name], valid=view.valid[name]))
 
-    def look(self, number: int) -> dict[str, Any]:
+    def look(self, number: int) -> dict[str, object]:
         """A location's observations: per modality a picture, values, bands and grid of tokens."""
         sample = self.locations.read(number)
         view = self._view(sample)
@@ -283,7 +283,7 @@ class ReconstructService:
         view: _LocationView,
         predictions: Mapping[str, Reconstructed],
         masked: Mapping[str, Mask],
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         batch = view.batch
         valid = {}
         for name, pixels in batch.pixels.items():
@@ -370,7 +370,7 @@ def _stacked(parts: Sequence[Batch]) -> Batch:
     )
 
 
-def _picture(drawn: Panel) -> dict[str, Any]:
+def _picture(drawn: Panel) -> dict[str, object]:
     bar = drawn.bar
     return {
         "src": data_uri(drawn.image),
@@ -380,7 +380,7 @@ def _picture(drawn: Panel) -> dict[str, Any]:
     }
 
 
-def _values(values: npt.NDArray[Any], valid: Mask | None = None) -> dict[str, Any]:
+def _values(values: npt.NDArray[np.generic], valid: Mask | None = None) -> dict[str, object]:
     if values.size > _VALUES:
         return {"values": None}
     ok = None if valid is None else np.broadcast_to(valid, values.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
@@ -25,7 +25,7 @@ Zoom = Annotated[int, InPath(ge=0, le=24)]
 LayerId = Annotated[str, InPath(pattern=r"^[so]\d{1,3}$")]
 Metres = Annotated[float, Query(ge=-2.1e7, le=2.1e7, allow_inf_nan=False)]
 
-_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+_PNG: dict[int | str, dict[str, object]] = {200: {"content": {"image/png": {}}}}
 
 
 class PngResponse(Response):
@@ -39,7 +39,7 @@ def location_routes(app: FastAPI, services: Services) -> None:
     service = services.reconstruct
 
     @app.get("/api/about", responses=ERRORS)
-    async def info() -> dict[str, Any]:
+    async def info() -> dict[str, object]:
         return services.info
 
     @app.get("/api/locations/{location}", responses=ERRORS)
@@ -76,11 +76,11 @@ def search_routes(app: FastAPI, services: Services) -> None:
     service = services.search
 
     @app.get("/api/features", responses=ERRORS)
-    async def features() -> dict[str, Any]:
+    async def features() -> dict[str, object]:
         return service.index.status()
 
     @app.post("/api/features", responses=ERRORS)
-    async def compute_features() -> dict[str, Any]:
+    async def compute_features() -> dict[str, object]:
         service.index.start(services.background)
         return service.index.status()
 
@@ -109,7 +109,7 @@ def search_routes(app: FastAPI, services: Services) -> None:
         )
 
     @app.get("/api/location-at", responses=ERRORS)
-    async def location_at(request: Request, x: Metres, y: Metres) -> dict[str, Any]:
+    async def location_at(request: Request, x: Metres, y: Metres) -> dict[str, object]:
         location = await run_job(request, services.drawing, lambda _: service.at(x, y))
         return {"location": location, "bounds": service.bounds_of(location)}
 
@@ -167,13 +167,13 @@ def overlay_routes(app: FastAPI, services: Services) -> None:
     """Maps by the model: made on request, and downloaded."""
 
     @app.post("/api/layers/{layer}/make", responses=ERRORS)
-    async def make(layer: LayerId) -> dict[str, Any]:
+    async def make(layer: LayerId) -> dict[str, object]:
         job = _map(services).overlay(layer).job
         job.start(services.background)
         return job.status()
 
     @app.get("/api/layers/{layer}/state", responses=ERRORS)
-    async def state(layer: LayerId) -> dict[str, Any]:
+    async def state(layer: LayerId) -> dict[str, object]:
         return _map(services).overlay(layer).job.status()
 
     @app.get("/api/layers/{layer}/map.tif", responses=ERRORS, response_class=FileResponse)
@@ -191,7 +191,7 @@ def run_routes(app: FastAPI, services: Services) -> None:
         return services.runs
 
     @app.get("/api/runs", responses=ERRORS)
-    async def runs() -> list[dict[str, Any]]:
+    async def runs() -> list[dict[str, object]]:
         return service().runs()
 
     @app.get("/api/runs/{run}", responses=ERRORS)

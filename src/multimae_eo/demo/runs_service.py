@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,11 +31,11 @@ class RunsService:
             raise ConfigError(f"{folder}: holds no run folder (one with a metrics.csv)")
         self._runs = runs
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[dict[str, object]]:
         """``run`` (its number) and ``name`` of each."""
         return [{"run": i, "name": p.resolve().name} for i, p in enumerate(self._runs)]
 
-    def run(self, number: int) -> dict[str, Any]:
+    def run(self, number: int) -> dict[str, object]:
         """Losses per task, speed, facts and how many pictures there are; FormatError."""
         folder = self._folder(number)
         metrics = read_metrics(folder / "metrics.csv")

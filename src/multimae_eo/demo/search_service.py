@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +59,7 @@ class SearchService:
             self._scene if isinstance(locations, SceneLocations) else self._source
         )
 
-    def similar(self, number: int | None, point: Point | None, count: int) -> dict[str, Any]:
+    def similar(self, number: int | None, point: Point | None, count: int) -> dict[str, object]:
         """The ``count`` locations most similar to one, itself first; none overlaps another.
 
         ``similarity``: cosine of the mean features about the mean of all locations. On a scene
@@ -113,7 +112,7 @@ class SearchService:
         ground = grid.footprint(self.locations.window(number))
         return list(transform_bounds(grid.crs, MERCATOR, *ground.bounds))
 
-    def few_shot(self, a: list[Point], b: list[Point]) -> dict[str, Any]:
+    def few_shot(self, a: list[Point], b: list[Point]) -> dict[str, object]:
         """A map of where it looks like ``a`` rather than ``b``, from points of each.
 
         ``probability`` and ``entropy`` are PNGs (``data:`` addresses) over ``bounds`` (Web-Mercator

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from multimae_eo.demo.chip_locations import Locations, SceneLocations, SourceLocations
 from multimae_eo.demo.guard import Limits
@@ -55,7 +54,7 @@ class Services:
     work: JobQueue
     drawing: JobQueue
     background: JobQueue
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)
 
     def close(self) -> None:
         """Stop the threads."""
