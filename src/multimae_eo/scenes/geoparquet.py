@@ -50,7 +50,7 @@ class EmbeddingWriter:
         *,
         dtype: Dtype = "float32",
         model_hash: str,
-        details: Mapping[str, object] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.model_hash, self.rows, self.dtype = path, model_hash, 0, dtype
         self._details = dict(details or {})
@@ -61,7 +61,7 @@ class EmbeddingWriter:
         self._keys: list[str] = []
         self._texts: dict[str | None, int] = {None: -1}
         self._waiting: list[tuple[Geometry | None, str | None]] = []
-        self._vectors: list[npt.NDArray[np.generic]] = []
+        self._vectors: list[npt.NDArray[Any]] = []
         self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
         self._folder = temporary_path(path)
         with output_errors(path):
@@ -70,7 +70,7 @@ class EmbeddingWriter:
             self._stream = (self._folder / "rows").open("wb")
 
     def add(
-        self, key: str, geometry: Geometry | None, time: str | None, vector: npt.NDArray[np.generic]
+        self, key: str, geometry: Geometry | None, time: str | None, vector: npt.NDArray[Any]
     ) -> None:
         """Add one vector (width,)."""
         self._keys.append(key)
@@ -85,7 +85,7 @@ class EmbeddingWriter:
         self._flush()
         with output_errors(self.path):
             self._stream.close()
-            rows: npt.NDArray[np.generic] = np.zeros(0, self._row)
+            rows: npt.NDArray[Any] = np.zeros(0, self._row)
             if self.rows:
                 rows = np.memmap(self._folder / "rows", self._row, mode="r")
             self._write(rows, self._folder / "file.parquet")
@@ -127,7 +127,7 @@ class EmbeddingWriter:
             rows.tofile(self._stream)
         self._waiting, self._vectors = [], []
 
-    def _write(self, rows: npt.NDArray[np.generic], path: Path) -> None:
+    def _write(self, rows: npt.NDArray[Any], path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -164,11 +164,11 @@ class EmbeddingWriter:
             )
 
 
-def _half(vectors: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _half(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return vectors.astype(np.float16)
 
 
-def _schema(vector: object) -> object:
+def _schema(vector: Any) -> Any:
     import pyarrow as pa
 
     columns: dict[str, pa.DataType] = {
@@ -184,9 +184,7 @@ def _schema(vector: object) -> object:
     return pa.schema(columns)
 
 
-def _columns(
-    keys: list[str], rows: npt.NDArray[np.generic], texts: list[str | None]
-) -> list[object]:
+def _columns(keys: list[str], rows: npt.NDArray[Any], texts: list[str | None]) -> list[Any]:
     """``key`` to ``time`` of some rows; ``texts``: CRS and times by number, null for -1."""
     import pyarrow as pa
 
@@ -217,9 +215,9 @@ def footprint_columns(polygons: npt.NDArray[Any], boxes: Array) -> tuple[Any, An
     return pa.array(records, pa.binary()), corners
 
 
-def geo_record(boxes: Array) -> dict[str, object]:
+def geo_record(boxes: Array) -> dict[str, Any]:
     """GeoParquet's metadata. No "crs": its default is longitude and latitude on WGS 84."""
-    column: dict[str, object] = {
+    column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": ["Polygon"],
         "orientation": "counterclockwise",
@@ -235,7 +233,7 @@ def geo_record(boxes: Array) -> dict[str, object]:
 
 def on_the_globe(
     geometries: Sequence[Geometry | None],
-) -> tuple[npt.NDArray[np.generic], Array]:
+) -> tuple[npt.NDArray[Any], Array]:
     """Polygons as WKB records (n,) and their boxes (n, 4) in degrees; NaN where there is none.
 
     Each corner is transformed; the edges between are straight. Raises ConfigError where CRS have
