@@ -9,17 +9,23 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.optim.swa_utils import get_ema_avg_fn
 from tqdm import tqdm
 
 from multimae_eo.errors import FormatError
 from multimae_eo.files import METRICS_BYTES, read_text, reading, write_file
+from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.sample import Batch
+
+DrawChips = Callable[[MultiMAE, Path], None]
+"""Draws a model's reconstructions of a few chips into a file."""
 
 
 class MetricsCsv(Logger):
@@ -61,7 +67,7 @@ class MetricsCsv(Logger):
         row.update({k: float(v) for k, v in metrics.items()})
 
     @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """The recipe is written to its own file."""
 
     @rank_zero_only
@@ -94,7 +100,7 @@ class Progress(ProgressBar):
     def __init__(self, *, log_every: int) -> None:
         super().__init__()
         self.log_every, self.steps = log_every, 0
-        self.bar: tqdm[Any] | None = None
+        self.bar: tqdm[NoReturn] | None = None
         self._shown = True
         self._waited = self._counted = 0.0
         self._samples = 0
@@ -119,15 +125,15 @@ class Progress(ProgressBar):
             )  # fmt: skip
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """The wait for the loader ends here."""
         self._waited += time.perf_counter() - self._idle_since
         self._samples += len(batch)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT,
+        batch: Batch, batch_idx: int,
     ) -> None:  # fmt: skip
         """Log the throughput now and then, and move the bar."""
         now = self._idle_since = time.perf_counter()
@@ -145,7 +151,7 @@ class Progress(ProgressBar):
                 batch_size=len(batch),
             )
             if self.bar is not None:
-                loss = float(outputs["loss"])
+                loss = float(outputs["loss"]) if isinstance(outputs, Mapping) else math.nan
                 self.bar.set_postfix_str(
                     f"epoch {trainer.current_epoch + 1} loss {loss:.3f} "
                     f"{speed:.0f} samples/s loader wait {wait:.0%}",
@@ -197,7 +203,7 @@ class Ema(WeightAveraging):
 class Pictures(Callback):
     """Calls ``draw(model, path)`` every so many validated epochs, and at the end."""
 
-    def __init__(self, folder: Path, every: int, draw: Callable[[Any, Path], None]) -> None:
+    def __init__(self, folder: Path, every: int, draw: DrawChips) -> None:
         self.folder, self.every, self.draw = folder, every, draw
 
     @rank_zero_only
@@ -205,6 +211,7 @@ class Pictures(Callback):
         """Draw while the averaged weights, if any, are in place."""
         epoch = trainer.current_epoch + 1
         if epoch == trainer.max_epochs or (self.every and epoch % self.every == 0):
+            assert isinstance(pl_module.model, MultiMAE)
             self.draw(pl_module.model, self.folder / f"epoch_{epoch:05d}.png")
 
 

@@ -52,7 +52,7 @@ class Checkpoints(Checkpoint):
         self._stop(trainer)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Write ``last`` every so many optimiser steps.
@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
         """What is monitored is new."""
         self._validated = True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The best validation so far, and how many came after it."""
         return {"best": list(self.best), "since_best": self._since_best}
 
@@ -148,7 +148,7 @@ class Preemption(Callback):
             self._before = signal.signal(signal.SIGTERM, self._request_stop)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Stop between two optimiser steps."""
@@ -164,7 +164,7 @@ class Preemption(Callback):
             self._saved = True
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Leave once the step that was saved is over."""
         if self._saved:
@@ -190,7 +190,7 @@ class Preemption(Callback):
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
-    def _request_stop(self, *_: Any) -> None:
+    def _request_stop(self, *_: object) -> None:
         self._stop_requested = True
 
     def _agreed(self, trainer: pl.Trainer) -> bool:

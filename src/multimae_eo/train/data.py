@@ -8,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 
 from multimae_eo.errors import ConfigError, ContractError, DataError, FormatError
 from multimae_eo.files import read_json, reading, write_file
 from multimae_eo.loading.loader import make_loader
+from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig, encoder_named
 from multimae_eo.sample import Batch
@@ -122,7 +124,7 @@ class TrainBatches:
         accumulate: int = 1,
     ) -> None:
         self._accumulate = accumulate
-        self._trainer: Any = None
+        self._trainer: pl.Trainer | None = None
         self._arguments: dict[str, Any] = {
             "source": source,
             "indices": indices,
@@ -153,15 +155,15 @@ class TrainBatches:
         start = step * self._accumulate
         yield from islice(self._loader(epoch, start), len(self) - start)
 
-    def attach(self, trainer: Any) -> None:
+    def attach(self, trainer: pl.Trainer) -> None:
         """Follow a trainer's position and rank."""
         self._trainer = trainer
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """How a step's samples are split. The position is the trainer's count of steps."""
         return {"step_samples": self.step_samples, "accumulate": self._accumulate}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue in another split; ConfigError unless a step has as many samples as before."""
         before = state.get("step_samples", self.step_samples)
         if before != self.step_samples:
@@ -172,7 +174,8 @@ class TrainBatches:
                 "change one of them"
             )
         was = state.get("accumulate", self._accumulate)
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress
+        assert self._trainer is not None, "Lightning restores what is attached"
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress
         for counts in (progress.total, progress.current):
             pending = counts.ready - counts.completed
             ready = counts.ready // was * self._accumulate
@@ -190,7 +193,7 @@ class TrainBatches:
         trainer = self._trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
-    def _loader(self, epoch: int, start: int) -> Any:
+    def _loader(self, epoch: int, start: int) -> ChipLoader:
         rank, processes = self._share
         return make_loader(
             **self._arguments, epoch=epoch, start_batch=start, rank=rank, world_size=processes

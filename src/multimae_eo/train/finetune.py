@@ -17,6 +17,7 @@ import yaml
 from multimae_eo.errors import ConfigError
 from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
+from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.adapt import adapt
 from multimae_eo.network.heads import check_head
@@ -187,7 +188,9 @@ def _encoder(
     return adapted.encoder
 
 
-def _validation(source: Source, val: Indices, inputs: ModalitySet, recipe: FinetuneRecipe) -> Any:
+def _validation(
+    source: Source, val: Indices, inputs: ModalitySet, recipe: FinetuneRecipe
+) -> ChipLoader | None:
     """Batches of full chips, as predictions are made for them."""
     if not len(val):
         _report("no validation chips: the last weights are taken for the best")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 
+from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.train.callbacks import MetricsCsv
 from multimae_eo.train.data import TrainBatches
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
@@ -27,12 +29,12 @@ class ModuleFactory(Protocol[Module_co]):
 def fit(
     make_module: ModuleFactory[Module_co],
     batches: TrainBatches,
-    validation: Any,
+    validation: ChipLoader | None,
     *,
     recipe: Recipe | FinetuneRecipe,
     out: Path,
     metrics: MetricsCsv,
-    callbacks: Sequence[Any],
+    callbacks: Sequence[Callback],
 ) -> tuple[Module_co, pl.Trainer]:
     """Train to the end of the recipe, from the last checkpoint in ``out`` if there is one.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -147,7 +146,7 @@ class ShardedModule(PretrainModule):
     after training, assembled on the first process.
     """
 
-    full_weights: Mapping[str, Any] | None = None
+    full_weights: Mapping[str, object] | None = None
 
     def configure_model(self) -> None:
         """Shard: each encoder block by itself, all else of the model together."""

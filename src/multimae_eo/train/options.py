@@ -199,7 +199,7 @@ def check_keys(record: Any, kind: Any, *, where: str) -> None:
                 check_keys(entry, get_args(inner)[1], where=f"{where}: {key}.{name}")
 
 
-def _check_override(item: str, kind: Any) -> None:
+def _check_override(item: str, kind: type) -> None:
     """Turn an unknown ``--a.b=value`` into an error that names the nearest option."""
     option = item.split("=", maxsplit=1)[0].removeprefix("--")
     for depth, part in enumerate(parts := option.split(".")):

@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.callbacks import Callback
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
+from multimae_eo.loading.workers import ChipLoader
+from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.figures import reconstruction_figure, save_figure
 from multimae_eo.reports.run_page import run_report
 from multimae_eo.reports.views import chip_views
-from multimae_eo.sources.base import Source
-from multimae_eo.train.callbacks import MetricsCsv, Pictures
+from multimae_eo.sources.base import Indices, Source
+from multimae_eo.train.callbacks import DrawChips, MetricsCsv, Pictures
 from multimae_eo.train.checkpoints import Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.fit import fit
@@ -117,7 +119,7 @@ def pretrain(
     )
 
 
-def _callbacks(recipe: Recipe, out: Path, draw: Any) -> list[Any]:
+def _callbacks(recipe: Recipe, out: Path, draw: DrawChips) -> list[Callback]:
     run = recipe.run
     kept = Checkpoints(out / "checkpoints", every_steps=run.checkpoint_steps, keep=run.keep)
     # Where weights are sharded, no process can draw by itself.
@@ -157,7 +159,9 @@ def start_from(model: MultiMAE, init: InitialModel) -> None:
         sys.stderr.write(f"new weights: {', '.join(sorted(parts))}\n")
 
 
-def _validation(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:
+def _validation(
+    source: Source, val: Indices, modalities: ModalitySet, recipe: Recipe
+) -> ChipLoader | None:
     if not len(val):
         return None
     return make_loader(
@@ -172,7 +176,7 @@ def _validation(source: Source, val: Any, modalities: Any, recipe: Recipe) -> An
     )
 
 
-def _picture(source: Source, val: Any, modalities: Any, recipe: Recipe) -> Any:
+def _picture(source: Source, val: Indices, modalities: ModalitySet, recipe: Recipe) -> DrawChips:
     """A function that draws the same few validation chips each time.
 
     Only the first input is given, so that the picture shows what the model infers from it.

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.files import require_regular, write_file
@@ -61,11 +62,11 @@ def with_precision(run: RunKind, out: Path) -> RunKind:
 
 def claim_run(
     out: Path,
-    record: Mapping[str, Any],
+    record: Mapping[str, object],
     source: Source,
     spec: str,
     *,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> None:
     """Make ``out`` the folder of the run that ``record``, its recipe, describes.
 
@@ -97,7 +98,7 @@ def claim_run(
     write_file(path, yaml.safe_dump(record, sort_keys=False).encode())
 
 
-def _filled(record: Any, defaults: Mapping[str, Any]) -> Any:
+def _filled(record: object, defaults: Mapping[str, object]) -> object:
     """A record with the defaults of keys it lacks."""
     if not isinstance(record, dict):
         return record
@@ -128,7 +129,7 @@ _FREE = (
 _SPLIT = ("data.batch_size", "run.accumulate")
 
 
-def _differences(before: Any, now: Any, free: tuple[str, ...], prefix: str = "") -> list[str]:
+def _differences(before: object, now: object, free: tuple[str, ...], prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         differences = []
         for key in dict.fromkeys([*before, *now]):
@@ -169,14 +170,14 @@ def read_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
 
 def make_trainer(
     run: TrainingRecipe, optim: AdamWRecipe, *, out: Path, metrics: MetricsCsv, steps: int,
-    callbacks: Sequence[Any],
+    callbacks: Sequence[Callback],
 ) -> pl.Trainer:  # fmt: skip
     """A trainer for ``steps`` optimiser steps that shows and records its progress.
 
     ``callbacks``: further ones, the checkpoints' among them.
     """
     limit_threads()
-    every: list[Any] = [
+    every: list[Callback] = [
         ValidateLast(),
         *callbacks,
         Progress(log_every=run.log_every),
@@ -207,7 +208,7 @@ def make_trainer(
     )
 
 
-def _strategy(run: TrainingRecipe) -> Any:
+def _strategy(run: TrainingRecipe) -> Strategy | str:
     if run.strategy == "ddp":
         # Buffers are constants, the same everywhere.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
