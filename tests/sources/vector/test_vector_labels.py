@@ -111,7 +111,7 @@ def test_every_format_and_crs_gives_the_same_pixels(scene, suffix, crs):
 def test_ids_names_lines_and_points(scene):
     shapes = [square(2, 2), shapely.LineString([(LEFT + 5, TOP - 405), (LEFT + 95, TOP - 405)]),
               shapely.Point(LEFT + 505, TOP - 505)]  # fmt: skip
-    columns = {"crop": [7, 3, 3], "title": ["wheat", "maize", "maize"]}
+    columns: dict[str, list[Any]] = {"crop": [7, 3, 3], "title": ["wheat", "maize", "maize"]}
     write_vector(scene.parent / "fields.gpkg", shapes, columns)
     source = multimae_eo.open_source(add_labels(scene, {"size": 32}))
     assert (source.class_names, source.class_ids) == (("3", "7"), (3, 7))
