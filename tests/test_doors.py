@@ -46,7 +46,7 @@ ALLOWED = {
     ("scenes/blocks.py", "open"): "rows that this command wrote",
     ("scenes/quick_look.py", "rasterio.open"): "a map that this command wrote",
     ("scenes/raster_output.py", "rasterio.open"): "a map that this command writes",
-    ("sources/file_kind.py", "open"): "512 bytes of a regular file, errors caught",
+    ("sources/unsupported_files.py", "open"): "512 bytes of a regular file, errors caught",
     ("sources/dataset/dataset_file.py", "open"): "of this package, by way of read_raster",
     ("sources/hdf5.py", "h5py.File"): "open_hdf5, the door",
     ("sources/raster/reading.py", "Image.open"): "inside _reading, the door of rasters",

@@ -322,6 +322,7 @@ def test_intervals_hold_the_truth_in_95_of_100_draws(design):
     assert all(0.93 <= share <= 0.97 for share in held.values()), held
 
 
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
 def test_bad_input_is_one_line(maps, tmp_path, refused):
     predicted = str(maps[0])
     out = ["--out", str(tmp_path / "a")]

@@ -105,9 +105,9 @@ def test_reconstruction_equals_the_model(small, make_sample, modalities, tmp_pat
     [
         ("torch", "linear", False),
         ("onnx", "linear", True),
-        pytest.param("onnx", "convnext", True, marks=pytest.mark.slow),
+        pytest.param("onnx", "convnext", True, marks=pytest.mark.release),
         pytest.param("onnx", "upernet", True, marks=pytest.mark.slow),
-        pytest.param("onnx", "dpt", True, marks=pytest.mark.slow),
+        pytest.param("onnx", "dpt", True, marks=pytest.mark.release),
     ],
 )
 def test_prediction_equals_the_model(

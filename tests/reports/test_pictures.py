@@ -13,7 +13,6 @@ from matplotlib.patches import Rectangle
 from multimae_eo import catalog
 from multimae_eo.errors import ContractError
 from multimae_eo.modality import Band, Modality, ModalitySet, rename
-from multimae_eo.reports.figures import chip_figure, figure_png, reconstruction_figure
 from multimae_eo.reports.panels import short
 from multimae_eo.reports.pictures import (
     Look,
@@ -27,6 +26,11 @@ from multimae_eo.reports.pictures import (
     relief_ramp,
     scalar_picture,
     stretch_of,
+)
+from multimae_eo.reports.reconstruction_figures import (
+    chip_figure,
+    figure_png,
+    reconstruction_figure,
 )
 from multimae_eo.reports.views import ChipView
 

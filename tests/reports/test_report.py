@@ -10,8 +10,8 @@ from PIL import Image
 
 from multimae_eo.errors import FormatError, OutputError
 from multimae_eo.files import write_file
+from multimae_eo.reports.curves import Curve, curve_figure, thin
 from multimae_eo.reports.html import Report
-from multimae_eo.reports.plots import Curve, curve_figure, thin
 from multimae_eo.reports.run_page import read_metrics, run_page, run_report
 from multimae_eo.reports.tables import format_value
 

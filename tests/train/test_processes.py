@@ -140,7 +140,8 @@ def test_sigterm_saves_exits_0_and_is_continued_bit_for_bit(one, tmp_path, monke
     assert len(lines) == 11, "a row per step"
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.release)])
 def test_killed_at_any_moment_it_ends_bit_for_bit_equal(tmp_path, kills):
     """Weights, averaged weights, optimiser, schedule, position: the whole last checkpoint."""
     options = ("--run.checkpoint_steps=1", "--optim.ema=0.9", f"--run.epochs={2 * kills + 4}")

@@ -62,7 +62,13 @@ def test_recomputed_activations_give_the_same_gradients(make_model, batch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
-@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+@pytest.mark.parametrize(
+    "together",
+    [
+        pytest.param(False, id="one by one"),
+        pytest.param(True, id="together", marks=pytest.mark.release),
+    ],
+)
 def test_compiled_is_eager(make_model, batch, together, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = make_model()

@@ -20,8 +20,12 @@ from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.reconstruction_scores import PredictedPixels, ReconstructionScores
 from multimae_eo.network.finite import require_finite_output
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.reports.figures import chip_figure, reconstruction_figure, save_figure
 from multimae_eo.reports.html import Report
+from multimae_eo.reports.reconstruction_figures import (
+    chip_figure,
+    reconstruction_figure,
+    save_figure,
+)
 from multimae_eo.reports.views import ChipView, chip_views
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.sources.base import Source

@@ -9,9 +9,9 @@ from typing import Any
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sources.base import ConcatSource, Source
-from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.raster.arrays import is_xarray
 from multimae_eo.sources.scene.single_raster import RasterRule
+from multimae_eo.sources.unsupported_files import other_kind
 
 _YAML_KINDS = ("scene", "stac")
 

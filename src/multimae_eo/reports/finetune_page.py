@@ -6,8 +6,8 @@ from pathlib import Path
 
 from multimae_eo.errors import FormatError
 from multimae_eo.files import read_text
+from multimae_eo.reports.curves import Curve, curve_figure
 from multimae_eo.reports.html import Report
-from multimae_eo.reports.plots import Curve, curve_figure
 from multimae_eo.reports.run_page import loss_curves, read_metrics
 from multimae_eo.sources.yaml_section import YAML_BYTES
 

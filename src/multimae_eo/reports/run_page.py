@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from multimae_eo.errors import FormatError
 from multimae_eo.files import METRICS_BYTES, read_text, reading
+from multimae_eo.reports.curves import Curve, Role, curve_figure
 from multimae_eo.reports.html import Report
-from multimae_eo.reports.plots import Curve, Role, curve_figure
 from multimae_eo.sources.yaml_section import YAML_BYTES
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from multimae_eo.metrics.reconstruction_scores import class_index
 from multimae_eo.modality import ClassMapEntry, Modality
-from multimae_eo.reports.figures import save_figure
 from multimae_eo.reports.panels import Bar, short
 from multimae_eo.reports.pictures import (
     RGB,
@@ -25,6 +24,7 @@ from multimae_eo.reports.pictures import (
     scalar_picture,
     stretch_of,
 )
+from multimae_eo.reports.reconstruction_figures import save_figure
 from multimae_eo.scenes.output_layers import OutputLayer
 
 if TYPE_CHECKING:

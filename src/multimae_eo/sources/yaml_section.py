@@ -14,8 +14,8 @@ import yaml
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.files import read_text, reason_of
-from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed
+from multimae_eo.sources.unsupported_files import other_kind
 
 YAML_BYTES, YAML_NODES = 1 << 23, 1_000_000
 """Most bytes of a YAML file, and most values that it may stand for."""

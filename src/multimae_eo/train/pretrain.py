@@ -19,7 +19,7 @@ from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.reports.figures import reconstruction_figure, save_figure
+from multimae_eo.reports.reconstruction_figures import reconstruction_figure, save_figure
 from multimae_eo.reports.run_page import run_report
 from multimae_eo.reports.views import chip_views
 from multimae_eo.sources.base import Indices, Source

@@ -21,10 +21,10 @@ from multimae_eo.sources.base import split_name
 from multimae_eo.sources.dataset.chip_files import Pattern
 from multimae_eo.sources.dataset.class_maps import inline_class_map
 from multimae_eo.sources.dataset.split_draw import SplitDraw
-from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.file_names import composed, existing_path
 from multimae_eo.sources.raster.reading import Layout
 from multimae_eo.sources.raster.remote import is_remote
+from multimae_eo.sources.unsupported_files import other_kind
 from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
 from multimae_eo.sources.yaml_section import Section, as_number, load_yaml, parse_yaml
 

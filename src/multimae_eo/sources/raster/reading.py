@@ -21,7 +21,6 @@ import numpy as np
 from multimae_eo.errors import ConfigError, FormatError, MultiMAEError
 from multimae_eo.geo import Window
 from multimae_eo.sample import Pixels, Validity
-from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.raster.arrays import cube_name, open_array
 from multimae_eo.sources.raster.header import (
     RasterHeader,
@@ -37,6 +36,7 @@ from multimae_eo.sources.raster.remote import (
     with_attempts,
 )
 from multimae_eo.sources.raster.vrt import require_beside
+from multimae_eo.sources.unsupported_files import other_kind
 from multimae_eo.sources.yaml_section import one_line
 
 Layout = Literal["chw", "hwc"]
