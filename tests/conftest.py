@@ -19,7 +19,7 @@ from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Calibration, Sample
 from multimae_eo.statistics import Statistics
-from tests.support.made_once import longest_first, made_once
+from tests.support.made_once import longest_first, made_once, mark_slow
 
 SIZE = 16
 
@@ -34,8 +34,10 @@ class Tour:
     epochs: int
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     longest_first(items, config.rootpath)
+    mark_slow(items)
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in chosen}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_train")
 def test_a_seed_decides_everything_and_another_changes_it(tour, tmp_path):
     made = {}

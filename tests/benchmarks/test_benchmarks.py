@@ -39,6 +39,7 @@ def records():
     }
 
 
+@pytest.mark.slow
 def test_every_row_of_the_step_is_measured(records):
     rows = records["step_cpu"]["rows"]
     assert set(rows) == {f"{n}, fp32" for n in ("naive", "ours", *step.CHANGES)}
@@ -49,11 +50,13 @@ def test_every_row_of_the_step_is_measured(records):
     assert kept["activations recomputed, fp32"] < kept["ours, fp32"]
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_with_modalities(records):
     """What the backward pass keeps is counted, not timed: the line is exact but for the tasks."""
     assert records["scaling_cpu"]["lines"]["memory_bytes"]["r2"] > 0.999
 
 
+@pytest.mark.slow
 def test_the_curves_of_both_steps_coincide(records):
     record = records["curves"]
     assert record["largest_relative_difference"] < 1e-4
@@ -66,6 +69,7 @@ def check_waiting(rows):
         assert row["samples_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_end_to_end_counts_what_it_waits(records):
     rows = records["end_to_end_cpu"]["rows"]
     assert set(rows) == {"naive, fp32", "ours, fp32"}
@@ -80,6 +84,7 @@ def test_end_to_end_in_mixed_precision():
     check_waiting(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_step_and_the_encoder_are_profiled(tmp_path, graphs):
     options = [*TINY, "--precision=fp32", "--steps=1", "--rounds=2", f"--out={tmp_path}"]
@@ -88,6 +93,7 @@ def test_a_step_and_the_encoder_are_profiled(tmp_path, graphs):
     assert (tmp_path / "trace.json").is_file() is not graphs
 
 
+@pytest.mark.slow
 def test_results_are_drawn(records, tmp_path):
     for name, record in records.items():
         measure.write_results(name, record, tmp_path / "results")

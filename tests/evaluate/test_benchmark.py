@@ -48,6 +48,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_all_twelve_data_sets(root, tmp_path, capsys):
     assert run(root, tmp_path / "out", "--data.batch_size", "16") == 0, capsys.readouterr().err
     rows = rows_of(tmp_path / "out")
@@ -79,6 +80,7 @@ def test_all_twelve_data_sets(root, tmp_path, capsys):
     assert float(line.split('",6,')[1].split(",")[0]) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_run_again(root, tmp_path, monkeypatch):
     more = ("--datasets", "m-eurosat", "--partitions", "0.50x_train,default", "--methods")
     assert run(root, tmp_path, *more, "linear,finetune", "--seeds", "2") == 0

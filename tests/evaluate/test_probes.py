@@ -71,6 +71,7 @@ def test_the_linear_probe_equals_scikit_learn_called_directly(model, source, tmp
     assert row["accuracy"] == pytest.approx(accuracy(best, test), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_results_hold_baselines_and_intervals_and_repeat(model, source, tmp_path):
     rows = probe(model, source, inputs=INPUTS, out=tmp_path, seed=3)
     assert {(r["features"], r["method"]) for r in rows} == {
@@ -292,6 +293,7 @@ def test_several_labels_per_chip_are_probed(model, tmp_path):
         assert row["mAP low"] <= row["mAP"] <= row["mAP high"] <= 1
 
 
+@pytest.mark.slow
 def test_fractions_seeds_and_input_sets_in_one_command(model, source, tmp_path):
     import pyarrow.parquet as pq
 

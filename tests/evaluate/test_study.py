@@ -50,6 +50,7 @@ def plan(*options: str, methods=("finetune", "random-init"), grid=None, **how) -
     return StudyPlan(make=make, methods=methods, probing=probing, grid=grid, **how)
 
 
+@pytest.mark.slow
 def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypatch):
     sets = {"rgb": ["rgb"], "both": ["rgb", "ired"]}
     whole = plan(methods=("finetune", "random-init", "linear"), seeds=2)
@@ -70,12 +71,14 @@ def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypat
     assert study(about, whole, tmp_path, inputs=sets) == rows
 
 
+@pytest.mark.slow
 def test_a_repeated_study_gives_the_same_numbers(about, tmp_path):
     few = plan(fractions=(100,))
     first, again = (study(about, few, tmp_path / n, inputs={"rgb": ["rgb"]}) for n in "ab")
     assert first == again
 
 
+@pytest.mark.slow
 def test_the_grid_is_chosen_on_validation(about, tmp_path):
     tried = plan(methods=("finetune",), grid={"optim.lr": ("1e-9", "0.5")}, fractions=(100,))
     (row,) = study(about, tried, tmp_path, inputs={"all": ["rgb", "ired", "sired"]})
@@ -85,6 +88,7 @@ def test_the_grid_is_chosen_on_validation(about, tmp_path):
     assert points[row["chosen"]] == max(points.values())
 
 
+@pytest.mark.slow
 def test_test_chips_decide_nothing(about, tmp_path, monkeypatch):
     """Were the test split's labels others, the choices and the training would be the same."""
     tried = plan(methods=("finetune",), grid={"optim.lr": ("1e-9", "0.5")}, fractions=(100,))

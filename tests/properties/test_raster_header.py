@@ -80,6 +80,7 @@ def physical(sample: Sample, drawn: Drawn, side: int) -> tuple[np.ndarray, np.nd
     max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(drawn=rasters(), which=st.integers(0, len(GRIDS) - 1))
+@pytest.mark.slow
 def test_readers_agree_with_a_slow_reading(folder: Path, drawn: Drawn, which: int) -> None:
     for path in folder.glob("x*"):
         path.unlink()

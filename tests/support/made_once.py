@@ -50,3 +50,10 @@ def longest_first(items: list[pytest.Item], root: Path) -> None:
         return next((i for i, p in enumerate(LONGEST_FIRST) if path.startswith(p)), 99)
 
     items.sort(key=rank)
+
+
+def mark_slow(items: list[pytest.Item]) -> None:
+    """Mark ``slow`` every test that needs a quickstart to have run."""
+    for item in items:
+        if "tour" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

@@ -99,6 +99,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 # it learns ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_classification_beats_the_majority_by_far(source, tmp_path):
     done = finetune(recipe("--run.epochs=12"), source, tmp_path / "run", model=None)
     for name in ("recipe.yaml", "metrics.csv", "report.html", "checkpoints/best.ckpt",
@@ -124,6 +125,7 @@ def test_classification_beats_the_majority_by_far(source, tmp_path):
     assert right.mean() == pytest.approx(accuracy["value"])
 
 
+@pytest.mark.slow
 def test_segmentation_beats_the_majority_class(source, tmp_path):
     maps = Relabelled(source, cover, ("tree", "water", "other"))
     options = ("--task=segmentation", "--run.epochs=6", "--head.name=convnext")
@@ -142,6 +144,7 @@ def test_segmentation_beats_the_majority_class(source, tmp_path):
     assert {"IoU tree", "IoU water", "IoU other"} <= set(said["metrics"])
 
 
+@pytest.mark.slow
 def test_regression_explains_most_of_the_spread_in_the_labels_unit(source, tmp_path):
     values = Relabelled(source, vegetation)
     options = ("--task=regression", "--run.epochs=10", "--loss.regression=huber")
@@ -152,6 +155,7 @@ def test_regression_explains_most_of_the_spread_in_the_labels_unit(source, tmp_p
     assert said["RMSE"]["value"] < np.std(truth)
 
 
+@pytest.mark.slow
 def test_multilabel_ranks_chips_of_each_class(source, tmp_path):
     several = Relabelled(source, present, ("tree", "grass", "crop"))
     options = ("--run.epochs=8", "--loss.class_weights=balanced", "--augment.cutmix=1.0")
@@ -174,6 +178,7 @@ EVERYTHING = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(source, tmp_path, monkeypatch, stop):
     finetune(recipe(*EVERYTHING), source, tmp_path / "whole", model=None)

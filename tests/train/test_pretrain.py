@@ -86,6 +86,7 @@ def whole_run(source, tmp_path_factory) -> Callable[[str], Path]:
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stop"),
     [
@@ -120,6 +121,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert [r["step"] for r in rows(broken)] == [r["step"] for r in rows(whole)]
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_says_so(tmp_path):
     source = SyntheticSource(chips=160, size=32, seed=0)
     done = pretrain(recipe("--run.epochs=12"), source, tmp_path / "run")
@@ -240,6 +242,7 @@ class Other(SyntheticSource):
         )
 
 
+@pytest.mark.slow
 def test_sources_with_different_modalities_train_in_one_batch(tmp_path):
     """Two sources, one with optical, one with radar and relief in centimetres."""
     a = SyntheticSource(chips=40, size=32, seed=1)

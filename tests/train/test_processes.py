@@ -75,6 +75,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return train(tmp_path_factory.mktemp("one") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_are_one(one, tmp_path, strategy):
     out = tmp_path / "run"
@@ -89,6 +90,7 @@ def test_two_processes_are_one(one, tmp_path, strategy):
     assert [len(epoch) for epoch in seen.values()] == [40, 40]
 
 
+@pytest.mark.slow
 def test_stopped_in_two_processes_it_continues_in_one(one, tmp_path, monkeypatch):
     """A signal to one of them: both stop after the same step, with exit code 0."""
     out = tmp_path / "run"
@@ -115,6 +117,7 @@ def test_accumulated_batches_are_one_large_batch(one, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 4])
 def test_sigterm_saves_exits_0_and_is_continued_bit_for_bit(one, tmp_path, monkeypatch, step):
     """In the middle of an epoch, and in its last step."""
