@@ -25,12 +25,12 @@ from multimae_eo.model_folder.folder import load_either, model_hash
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.scenes.vector_output import require_vector_output
-from multimae_eo.sources.file_kind import other_kind
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.scene.chips import SceneChips, open_scene
 from multimae_eo.sources.scene.scene import SCENE_KEYS
 from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES
+from multimae_eo.sources.unsupported_files import other_kind
 from multimae_eo.sources.vector.vector_file import VectorFeatures, is_vector, read_features
 from multimae_eo.sources.yaml_section import Section, load_yaml
 
