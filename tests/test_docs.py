@@ -60,6 +60,7 @@ TOY = {
     "inspect": "--chips 60",
     "probe": "--features mean",
     "reconstruct": "--limit 1 --samples 1",
+    "map": "--folds 2 --steps 6 --chip 16 --run.precision 32-true --run.accelerator cpu",
 }
 # Of the reader's own data, where the real ones are only larger.
 QUICK = "--data quickstart/store"
