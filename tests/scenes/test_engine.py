@@ -175,7 +175,7 @@ def test_a_scene_becomes_a_cog_on_its_exact_grid(scene_folder):
     assert (classes[~observed] == 0).all()
     assert (classes[observed] == np.where(expected[observed] > 20, 10, 80)).all()
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [*(p.name for p in paths), *(f"{p.name}.png" for p in paths)]
+        [*(p.name for p in paths), *(f"{p.name}.png" for p in paths), "landcover.tif.aux.xml"]
     ), "no temporary file is left"
 
 
