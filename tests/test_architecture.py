@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import multimae_eo
 from tests.support.imports import circles, import_graph, lazy_imports, room, rooms_table
 from tests.support.paths import ROOT
 
@@ -40,7 +42,7 @@ ROOMS = (
     "inference",
     "scenes",
     "train",
-    "evaluate",
+    "evaluation",
     "doctor",
     "convert",
     "export",
@@ -205,3 +207,8 @@ def test_every_exported_name_exists() -> None:
 
     for name in multimae_eo.__all__:
         assert getattr(multimae_eo, name) is not None
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """``from multimae_eo import evaluate`` is the function, whatever was imported before."""
+    assert not [n for n in multimae_eo.__all__ if importlib.util.find_spec(f"multimae_eo.{n}")]

@@ -14,7 +14,7 @@ import pytest
 from multimae_eo import MultiMAE, open_source, quickstart
 from multimae_eo.catalog import class_map
 from multimae_eo.errors import OutputError
-from multimae_eo.evaluate import probes
+from multimae_eo.evaluation import probes
 from multimae_eo.inference import reconstruct_chips
 from multimae_eo.quickstart import GIVEN
 from multimae_eo.scenes import reconstruct

@@ -7,8 +7,6 @@ raster library.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.network import persistence
@@ -87,21 +85,6 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'multimae_eo' has no attribute {name!r}")
     return getattr(importlib.import_module(f"multimae_eo.{_MODULE_OF[name]}"), name)
-
-
-class _Package(ModuleType):
-    """This package: a public function keeps its name when a room of that name is imported.
-
-    ``from multimae_eo import evaluate`` is the function; ``from multimae_eo.evaluate.study import
-    …`` reaches into the room, which the import system finds in ``sys.modules``.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -59,7 +59,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
 
     Raises OutputError when ``out`` holds something else.
     """
-    from multimae_eo.evaluate.probes import probe
+    from multimae_eo.evaluation.probes import probe
     from multimae_eo.inference.reconstruct_chips import ReconstructOptions, reconstruct_chips
     from multimae_eo.loading.open_source import open_source
     from multimae_eo.network.multimae import MultiMAE

@@ -12,7 +12,7 @@ import pytest
 LONGEST_FIRST = (
     "tests/test_quickstart.py",
     "tests/test_docs.py",
-    "tests/evaluate/",
+    "tests/evaluation/",
     "tests/test_notebooks.py",
     "tests/train/",
     "tests/export/",

@@ -158,7 +158,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("train/options.py", "agreement.gain"): "a former option",
     ("train/options.py", "data.turns"): "a former option",
     ("train/options.py", "run.recompute"): "a former option",
-    ("evaluate/trials.py", "scratch"): "a former value of --methods",
+    ("evaluation/trials.py", "scratch"): "a former value of --methods",
     ("demo/map_service.py", "legend"): "the legend of a drawn map",
     ("demo/routes.py", "legend"): "the legend of a drawn map",
 }

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from multimae_eo import MultiMAE, Predictor
 from multimae_eo.errors import ConfigError, ContractError, DataError
-from multimae_eo.evaluate.predictions import evaluate
+from multimae_eo.evaluation.predictions import evaluate
 from multimae_eo.metrics.task_metrics import Predictions, values_of
 from multimae_eo.network.config import HeadConfig
 from multimae_eo.network.target import Target

@@ -13,8 +13,8 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from multimae_eo.cli import main
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.evaluate.labelled import task_of
-from multimae_eo.evaluate.trials import Trial, TrialFiles
+from multimae_eo.evaluation.labelled import task_of
+from multimae_eo.evaluation.trials import Trial, TrialFiles
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.metrics.task_metrics import Predictions, chip_outcomes, values_of
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from multimae_eo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from multimae_eo.evaluate.class_map_file import ClassMapRaster
-    from multimae_eo.evaluate.sample_design import DrawnSample, SamplePlan
+    from multimae_eo.evaluation.class_map_file import ClassMapRaster
+    from multimae_eo.evaluation.sample_design import DrawnSample, SamplePlan
 
 
 def assess(
@@ -73,9 +73,9 @@ def assess(
         FormatError, DataError: files that cannot be used. ClassMapError: a label that is no class
         of the map. OutputError: ``out`` cannot be written.
     """
-    from multimae_eo.evaluate.assess import ReferenceFile, assess_features, assess_raster
-    from multimae_eo.evaluate.class_map_file import ClassMapRaster
-    from multimae_eo.evaluate.sample_design import SamplePlan, expected_accuracies
+    from multimae_eo.evaluation.assess import ReferenceFile, assess_features, assess_raster
+    from multimae_eo.evaluation.class_map_file import ClassMapRaster
+    from multimae_eo.evaluation.sample_design import SamplePlan, expected_accuracies
     from multimae_eo.sources.vector.vector_file import is_vector
 
     target = ClassMapRaster.open(Path(map))
@@ -110,7 +110,7 @@ def _draw(
     out: Path,
     units: Literal["points", "pixels"],
 ) -> dict[str, Any]:
-    from multimae_eo.evaluate.sample_design import draw_sample, expected_errors, sample_layer
+    from multimae_eo.evaluation.sample_design import draw_sample, expected_errors, sample_layer
     from multimae_eo.scenes.vector_output import require_vector_output, write_features
 
     if reference is not None:
@@ -131,9 +131,9 @@ def _draw_labelled(
     """A sample that is labelled from a reference raster, and the assessment by it."""
     import numpy as np
 
-    from multimae_eo.evaluate.assess import assess_drawn, labels_at
-    from multimae_eo.evaluate.class_map_file import NO_CLASS
-    from multimae_eo.evaluate.sample_design import draw_sample, sample_layer
+    from multimae_eo.evaluation.assess import assess_drawn, labels_at
+    from multimae_eo.evaluation.class_map_file import NO_CLASS
+    from multimae_eo.evaluation.sample_design import draw_sample, sample_layer
     from multimae_eo.scenes.vector_output import write_features
     from multimae_eo.sources.vector.vector_file import is_vector
 

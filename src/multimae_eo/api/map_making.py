@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from multimae_eo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from multimae_eo.evaluate.map_plan import MapPlan
+    from multimae_eo.evaluation.map_plan import MapPlan
 
 Log = Callable[[str], None]
 
@@ -81,7 +81,7 @@ def map_scene(
         FormatError, ClassMapError, SplitError: labels or scene that cannot be used. TrainingError,
         OutputError: as for ``finetune`` and ``predict``.
     """
-    from multimae_eo.evaluate.map_plan import MapOptions, make_plan
+    from multimae_eo.evaluation.map_plan import MapOptions, make_plan
 
     log = progress or (lambda text: None)
     options = MapOptions(
@@ -141,7 +141,7 @@ def _train(plan: MapPlan, name: str, device: str, precision: str | None, log: Lo
 def _train_folds(plan: MapPlan, device: str, precision: str | None, log: Log) -> None:
     """Train and test a model per fold; the counts of each are kept in the work folder."""
     from multimae_eo.api.loading import load_predictor, load_source
-    from multimae_eo.evaluate.cross_validation import feature_counts
+    from multimae_eo.evaluation.cross_validation import feature_counts
     from multimae_eo.inference.computing import computing, on_device
     from multimae_eo.sources.scene.chips import SceneChips
 
@@ -180,8 +180,8 @@ def _train_and_map(plan: MapPlan, device: str, precision: str | None, log: Log) 
 
 def _finish(plan: MapPlan, log: Log) -> dict[str, Any]:
     """Write polygons, the record and the report."""
-    from multimae_eo.evaluate.class_map_file import ClassMapRaster
-    from multimae_eo.evaluate.map_record import map_record, write_map_record
+    from multimae_eo.evaluation.class_map_file import ClassMapRaster
+    from multimae_eo.evaluation.map_record import map_record, write_map_record
     from multimae_eo.scenes.polygons import write_polygons
 
     target = ClassMapRaster.open(plan.options.out)

@@ -11,7 +11,7 @@ from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
 from multimae_eo.api.runs import run_options
 
 if TYPE_CHECKING:
-    from multimae_eo.evaluate.study import StudyPlan
+    from multimae_eo.evaluation.study import StudyPlan
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
     from multimae_eo.sources.base import Source
@@ -56,7 +56,7 @@ def evaluate(
         ContractError: classes or inputs are not the model's. ConfigError: an unknown input, or a
         device that this machine does not have.
     """
-    from multimae_eo.evaluate.predictions import evaluate as run
+    from multimae_eo.evaluation.predictions import evaluate as run
     from multimae_eo.inference.computing import computing, on_device
 
     predictor = _predictor(model, flips=flips)
@@ -99,7 +99,7 @@ def evaluate_subsets(
     Raises:
         As ``evaluate``.
     """
-    from multimae_eo.evaluate.robustness import drop_inputs
+    from multimae_eo.evaluation.robustness import drop_inputs
     from multimae_eo.inference.computing import computing, on_device
 
     predictor = _predictor(model, flips=flips)
@@ -163,8 +163,8 @@ def probe(
         ConfigError: an unknown method or input. DataError: no labels. SplitError: no training or
         test split.
     """
-    from multimae_eo.evaluate.probes import ProbeOptions
-    from multimae_eo.evaluate.probes import probe as run
+    from multimae_eo.evaluation.probes import ProbeOptions
+    from multimae_eo.evaluation.probes import probe as run
     from multimae_eo.inference.computing import computing, on_device
 
     options = ProbeOptions(
@@ -235,8 +235,8 @@ def study(
         ConfigError: another study in ``out``, or options that do not fit; and as ``probe`` and
         ``finetune``.
     """
-    from multimae_eo.evaluate.study import Transfer, default_inputs
-    from multimae_eo.evaluate.study import study as run
+    from multimae_eo.evaluation.study import Transfer, default_inputs
+    from multimae_eo.evaluation.study import study as run
 
     source, spec = load_source(data)
     loaded = load_pretrained(model)
@@ -294,8 +294,8 @@ def benchmark(
     Raises:
         ConfigError: an unknown data set or partition, or another run in ``out``; and as ``study``.
     """
-    from multimae_eo.evaluate.benchmark import BenchmarkPlan
-    from multimae_eo.evaluate.benchmark import benchmark as run
+    from multimae_eo.evaluation.benchmark import BenchmarkPlan
+    from multimae_eo.evaluation.benchmark import benchmark as run
 
     loaded = load_pretrained(model)
     settings = _Settings(
@@ -339,8 +339,8 @@ class _Settings:
 
     def plan(self, first: Sequence[str], last: Sequence[str] = ()) -> StudyPlan:
         """The plan of a study; options of the recipe before and after the overrides."""
-        from multimae_eo.evaluate.probes import ProbeOptions
-        from multimae_eo.evaluate.study import StudyPlan
+        from multimae_eo.evaluation.probes import ProbeOptions
+        from multimae_eo.evaluation.study import StudyPlan
         from multimae_eo.train.finetune_recipe import FinetuneRecipe, load_finetune
 
         path = None if self.recipe is None else Path(self.recipe)

@@ -73,7 +73,7 @@ class Evaluate:
 
     def _drop(self) -> None:
         from multimae_eo.api.scores import evaluate_subsets
-        from multimae_eo.evaluate.robustness import score_names
+        from multimae_eo.evaluation.robustness import score_names
 
         if self.inputs is not None:
             raise ConfigError("--drop tries sets of inputs by itself: leave --inputs out")

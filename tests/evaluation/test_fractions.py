@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.evaluate.fractions import Strata, label_fractions
+from multimae_eo.evaluation.fractions import Strata, label_fractions
 
 PERCENTS = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.evaluate.predictions import input_names, predict_split
+from multimae_eo.evaluation.predictions import input_names, predict_split
 from multimae_eo.files import single_writer, write_file
 from multimae_eo.inference.input_check import check_source
 from multimae_eo.metrics.intervals import hierarchical_interval

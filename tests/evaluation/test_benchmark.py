@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from multimae_eo.cli import main
-from multimae_eo.evaluate.geobench_score import aggregate, load_normaliser
+from multimae_eo.evaluation.geobench_score import aggregate, load_normaliser
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
@@ -96,7 +96,7 @@ def test_finished_cells_are_not_run_again(root, tmp_path, monkeypatch):
     assert run(root, tmp_path, *more, "linear,finetune", "--seeds", "2") == 0
     assert rows_of(tmp_path) == before  # the same numbers, what was lost computed again
     assert [p.stat().st_mtime_ns for p in cells[1:]] == times[1:]
-    monkeypatch.setattr(import_module("multimae_eo.evaluate.study"), "finetune", None)
+    monkeypatch.setattr(import_module("multimae_eo.evaluation.study"), "finetune", None)
     assert run(root, tmp_path, *more, "linear,finetune", "--seeds", "2") == 0
     assert run(root, tmp_path, *more, "finetune", "--optim.lr", "0.2") == 1  # another run
 

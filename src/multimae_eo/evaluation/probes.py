@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.evaluate.baselines import image_statistics, pixel_values
-from multimae_eo.evaluate.fractions import Strata, label_fractions
-from multimae_eo.evaluate.labelled import ProbeTarget, take, task_of
-from multimae_eo.evaluate.linear_probe import FittedProbe, linear_probes, neighbour_probes
-from multimae_eo.evaluate.probe_page import write_probe
-from multimae_eo.evaluate.trials import PRETRAINED, Trial, TrialFiles, comparisons
+from multimae_eo.evaluation.baselines import image_statistics, pixel_values
+from multimae_eo.evaluation.fractions import Strata, label_fractions
+from multimae_eo.evaluation.labelled import ProbeTarget, take, task_of
+from multimae_eo.evaluation.linear_probe import FittedProbe, linear_probes, neighbour_probes
+from multimae_eo.evaluation.probe_page import write_probe
+from multimae_eo.evaluation.trials import PRETRAINED, Trial, TrialFiles, comparisons
 from multimae_eo.files import single_writer
 from multimae_eo.inference.extraction import (
     DEFAULT_KIND,

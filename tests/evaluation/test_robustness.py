@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.evaluate.robustness import MOST, curve, subsets
+from multimae_eo.evaluation.robustness import MOST, curve, subsets
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sources.synthetic import SyntheticSource

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from scipy import stats
 
 from multimae_eo.errors import ClassMapError, ConfigError, DataError, did_you_mean
-from multimae_eo.evaluate.assess_page import assess_page
-from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMapRaster, Ids, masked_ids
-from multimae_eo.evaluate.sample_design import LABEL_COLUMN, DrawnSample
+from multimae_eo.evaluation.assess_page import assess_page
+from multimae_eo.evaluation.class_map_file import NO_CLASS, ClassMapRaster, Ids, masked_ids
+from multimae_eo.evaluation.sample_design import LABEL_COLUMN, DrawnSample
 from multimae_eo.files import write_file
 from multimae_eo.metrics.design_based import (
     Accuracy,

@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.evaluate.benchmark_page import write_benchmark
-from multimae_eo.evaluate.geobench_score import Normaliser, aggregate, load_normaliser
-from multimae_eo.evaluate.study import StudyPlan, Transfer, claim_study, default_inputs, set_trials
-from multimae_eo.evaluate.trials import Trial
+from multimae_eo.evaluation.benchmark_page import write_benchmark
+from multimae_eo.evaluation.geobench_score import Normaliser, aggregate, load_normaliser
+from multimae_eo.evaluation.study import (
+    StudyPlan,
+    Transfer,
+    claim_study,
+    default_inputs,
+    set_trials,
+)
+from multimae_eo.evaluation.trials import Trial
 from multimae_eo.files import single_writer
 from multimae_eo.metrics.task_metrics import values_of
 from multimae_eo.network.multimae import MultiMAE

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
-from multimae_eo.evaluate.class_map_file import NO_CLASS, ClassMapRaster, Ids
+from multimae_eo.evaluation.class_map_file import NO_CLASS, ClassMapRaster, Ids
 from multimae_eo.metrics.design_based import Allocation, allocate, sample_size
 from multimae_eo.scenes.vector_output import VectorLayer
 

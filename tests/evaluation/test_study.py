@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from multimae_eo.errors import ConfigError, FormatError
-from multimae_eo.evaluate.probes import ProbeOptions
-from multimae_eo.evaluate.study import StudyPlan, Transfer, claim_study, set_trials, study
-from multimae_eo.evaluate.trials import Trial, TrialFiles, comparisons, merged, slug
+from multimae_eo.evaluation.probes import ProbeOptions
+from multimae_eo.evaluation.study import StudyPlan, Transfer, claim_study, set_trials, study
+from multimae_eo.evaluation.trials import Trial, TrialFiles, comparisons, merged, slug
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.metrics.task_metrics import Counts, MapCounts, Predictions, scores_of, values_of
 from multimae_eo.network.config import EncoderConfig, InputConfig, ModelConfig
@@ -66,8 +66,8 @@ def test_side_by_side_and_again_from_what_is_finished(about, tmp_path, monkeypat
     for name in ("results.md", "report.html", "card/card.md", "comparisons.csv"):
         assert (tmp_path / name).stat().st_size > 0
     assert list((tmp_path / "models").glob("*/config.json"))
-    monkeypatch.setattr(import_module("multimae_eo.evaluate.study"), "finetune", None)
-    monkeypatch.setattr(import_module("multimae_eo.evaluate.probes"), "extract", None)
+    monkeypatch.setattr(import_module("multimae_eo.evaluation.study"), "finetune", None)
+    monkeypatch.setattr(import_module("multimae_eo.evaluation.probes"), "extract", None)
     assert study(about, whole, tmp_path, inputs=sets) == rows
 
 
@@ -117,7 +117,7 @@ def test_small_fractions_get_their_steps(about, tmp_path):
     (trial,) = set_trials(about, plan(methods=("finetune",), fractions=(25,), steps=8),
                           tmp_path, label="rgb", inputs=["rgb"])  # fmt: skip
     assert trial.train_chips == 10
-    from multimae_eo.evaluate.study import _Case, _recipe
+    from multimae_eo.evaluation.study import _Case, _recipe
 
     case = _Case(about, whole, "rgb", ["rgb"], "random-init", 25)
     recipe = _recipe(case, 10, ())

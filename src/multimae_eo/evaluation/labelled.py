@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import DataError
-from multimae_eo.evaluate.linear_probe import Array, FittedProbe, Loss
+from multimae_eo.evaluation.linear_probe import Array, FittedProbe, Loss
 from multimae_eo.inference.extraction import FeatureTable
 from multimae_eo.metrics.task_metrics import Predictions, TaskKind
 

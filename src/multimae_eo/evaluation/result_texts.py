@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from multimae_eo.evaluate.trials import Trial
+from multimae_eo.evaluation.trials import Trial
 from multimae_eo.metrics.task_metrics import all_scores, scores_of
 from multimae_eo.reports.charts import FractionPoint
 from multimae_eo.reports.tables import Row, interval_in

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from multimae_eo.evaluate.assess import plain_estimate
-from multimae_eo.evaluate.assess_page import add_accuracy
-from multimae_eo.evaluate.class_map_file import ClassMapRaster
-from multimae_eo.evaluate.map_plan import MapPlan
+from multimae_eo.evaluation.assess import plain_estimate
+from multimae_eo.evaluation.assess_page import add_accuracy
+from multimae_eo.evaluation.class_map_file import ClassMapRaster
+from multimae_eo.evaluation.map_plan import MapPlan
 from multimae_eo.files import write_file
 from multimae_eo.metrics.design_based import estimate_from_groups
 from multimae_eo.reports.html import Report

@@ -16,8 +16,8 @@ import shapely
 
 import multimae_eo
 from multimae_eo.errors import ClassMapError, ConfigError, DataError
-from multimae_eo.evaluate.class_map_file import ClassMapRaster
-from multimae_eo.evaluate.sample_design import SamplePlan, draw_sample
+from multimae_eo.evaluation.class_map_file import ClassMapRaster
+from multimae_eo.evaluation.sample_design import SamplePlan, draw_sample
 from multimae_eo.metrics.design_based import ReferenceSample, estimate_accuracy
 from tests.support.scene_files import CRS, grid
 

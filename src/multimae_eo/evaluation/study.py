@@ -20,17 +20,17 @@ import numpy as np
 import torch
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.evaluate.fractions import Strata
-from multimae_eo.evaluate.predictions import evaluate, predict_split
-from multimae_eo.evaluate.probes import (
+from multimae_eo.evaluation.fractions import Strata
+from multimae_eo.evaluation.predictions import evaluate, predict_split
+from multimae_eo.evaluation.probes import (
     METHODS,
     ProbeOptions,
     draw_fractions,
     frozen_trials,
     splits_of,
 )
-from multimae_eo.evaluate.study_page import write_study
-from multimae_eo.evaluate.trials import (
+from multimae_eo.evaluation.study_page import write_study
+from multimae_eo.evaluation.trials import (
     FINETUNING,
     FORMER_NAMES,
     PRETRAINED,

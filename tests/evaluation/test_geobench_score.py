@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
 from multimae_eo.errors import ConfigError, DataError, FormatError
-from multimae_eo.evaluate.geobench_score import (
+from multimae_eo.evaluation.geobench_score import (
     aggregate,
     interquartile_mean,
     load_normaliser,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimae_eo.evaluate.result_texts import INTERVALS
+from multimae_eo.evaluation.result_texts import INTERVALS
 from multimae_eo.reports.charts import FractionPoint, fraction_charts
 from multimae_eo.reports.html import Report
 from multimae_eo.reports.tables import (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimae_eo.evaluate.result_texts import (
+from multimae_eo.evaluation.result_texts import (
     INTERVALS,
     TESTED,
     fraction_points,
     shown_scores,
 )
-from multimae_eo.evaluate.trials import Trial
+from multimae_eo.evaluation.trials import Trial
 from multimae_eo.reports.charts import fraction_charts
 from multimae_eo.reports.html import Report
 from multimae_eo.reports.tables import (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.evaluate.predictions import predict_split
+from multimae_eo.evaluation.predictions import predict_split
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.scene.chips import SceneChips
 
