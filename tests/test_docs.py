@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import yaml
 
 from multimae_eo.cli.main import SUBCOMMANDS, main
 from multimae_eo.cli.parser import Parser, add_options
+from tests.support import torchgeo_stand_in
 from tests.support.made_once import made_once
 from tests.support.paths import ROOT, SHARED
 
@@ -70,6 +72,7 @@ ADDED = {
     ("pretrain", "ddp"): "--run.devices 1 --run.strategy auto",
     ("pretrain", "paper-mmearth64"): "--model.encoder nano --data.batch_size 4 "
     "--data.workers 0 --data.val_fraction 0.3",
+    ("pretrain", "made/eurosat"): "--model.encoder nano --data.batch_size 8",
     ("finetune", "runs/full"): QUICK,
     ("evaluate", "results/dropped"): "--drop rgb,ired",
     ("evaluate", "runs/full/model"): "--data quickstart/store --drop rgb",
@@ -306,6 +309,8 @@ def reader(tour, data, tmp_path, monkeypatch) -> Path:
     for made in data.iterdir():
         (here / made.name).symlink_to(made)
     monkeypatch.chdir(here)
+    for module, stand_in in torchgeo_stand_in.modules().items():
+        monkeypatch.setitem(sys.modules, module, stand_in)
     return here
 
 

@@ -32,7 +32,7 @@ def draw_states() -> torch.Tensor:
             layout,
             observed,
             batch_size=CHIPS,
-            visible=VISIBLE,
+            num_visible_tokens=VISIBLE,
             alpha=alpha,
             generator=torch.Generator().manual_seed(4),
         )
