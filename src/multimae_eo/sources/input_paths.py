@@ -84,7 +84,8 @@ def _referred(path: Path) -> Iterator[Path]:
             if "{id}" in text:
                 yield from (root / name for name in Pattern(text).discover(root).values())
             else:
-                yield from (f for f in matching_files(root, text)[0] if f.is_file())
+                # A folder of this name is a product.
+                yield from (f for f in matching_files(root, text)[0] if f.is_file() or f.suffix)
         except (MultiMAEError, OSError, ValueError):
             continue
 

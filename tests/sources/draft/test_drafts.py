@@ -17,6 +17,7 @@ from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.draft.drafting import draft_of
 from multimae_eo.sources.scene.scene import Scene
 from tests.support.paths import DATA, ROOT
+from tests.support.product_files import write_raster
 from tests.support.scene_files import write
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
@@ -276,6 +277,26 @@ def test_a_table_gives_labels_and_splits(tmp_path: Path) -> None:
         open_source(tmp_path / "d.yaml")
 
 
+def test_a_folder_per_chip_with_a_file_per_band(tmp_path: Path) -> None:
+    sizes = {"B02": 12, "B03": 12, "B04": 12, "B05": 6, "B8A": 6}
+    for key in ("S2A_MSIL2A_1", "S2A_MSIL2A_2"):
+        (tmp_path / key).mkdir()
+        for name, side in sizes.items():
+            pixels = np.full((1, side, side), int(key[-1]) * 100 + side, np.uint16)
+            write_raster(tmp_path / key / f"{key}_{name}.tif", pixels, 120 / side)
+    draft = draft_of([tmp_path])
+    assert {b.rpartition(".")[2] for b in draft.blanks} == {"scale"}
+    (tmp_path / "d.yaml").write_text(filled(draft.text(tmp_path), scale="1.0e-4"))
+    source = open_source(tmp_path / "d.yaml")
+    assert list(source.keys) == ["S2A_MSIL2A_1", "S2A_MSIL2A_2"]
+    sample = source.read(1)
+    assert {n: p.shape for n, p in sample.pixels.items()} == {
+        "optical_12px": (3, 12, 12), "optical_6px": (2, 6, 6),
+    }  # fmt: skip
+    assert sample.pixels["optical_6px"][1, 0, 0] == 206
+    assert sample.calibration["optical_12px"].level == "l2a"
+
+
 # Scenes ---------------------------------------------------------------------------------------
 
 
@@ -301,6 +322,15 @@ def test_tiles_are_one_modality_by_a_pattern_that_takes_no_other(tmp_path: Path)
     write(tmp_path / "s1_tile_dem.tif", np.ones((1, 40, 40), np.int16), ("",))
     text = draft_of([tmp_path]).text(tmp_path)
     assert "s1_tile0.tif, s1_tile1.tif" in text  # the pattern s1_tile*.tif would take the DEM
+
+
+def test_files_of_one_ground_are_no_mosaic_without_a_doubt(tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / f"S1_RTCx_{i}.tif", np.full((2, 2000, 16), -9.0 - i, np.float32),
+              ("VV", "VH"), nodata=None)  # fmt: skip
+    assert "cover the same ground" in draft_of([tmp_path]).doubts[0]
+    with pytest.raises(ConfigError, match="cover the same ground"):
+        open_source(tmp_path)
 
 
 def test_several_dates_are_a_doubt_and_the_draft_names_one(tmp_path: Path) -> None:
@@ -367,6 +397,22 @@ def test_real_class_folders_equal_their_dataset_file() -> None:
         assert a.calibration == b.calibration
         for name in b.pixels:
             np.testing.assert_array_equal(a.pixels[name], b.pixels[name])
+
+
+@needs_data
+def test_real_chips_of_a_file_per_band(tmp_path: Path) -> None:
+    import tarfile
+
+    with tarfile.open(DATA / "bigearthnet_examples" / "BigEarthNet-S2-Example.tar.bz2") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    draft = draft_of([folder])
+    (tmp_path / "d.yaml").write_text(filled(draft.text(tmp_path), scale="1.0e-4"))
+    source = open_source(tmp_path / "d.yaml")
+    shapes = {n: p.shape for n, p in source.read(0).pixels.items()}
+    assert shapes == {
+        "optical_120px": (4, 120, 120), "optical_60px": (6, 60, 60), "optical_20px": (2, 20, 20),
+    }  # fmt: skip
 
 
 @needs_data

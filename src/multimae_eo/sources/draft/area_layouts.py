@@ -29,7 +29,7 @@ _MOSAIC_SIGNS = re.compile(r"[\d_\-. ]+$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _NamedRaster:
+class NamedRaster:
     """A raster of one band, the band's name in the catalogue, and its sensors."""
 
     name: str
@@ -50,8 +50,7 @@ def area_draft(files: FolderFiles) -> Draft | None:
     dates = sorted({d for n in located if (d := dates_of(n))})
     chosen = dates[-1] if dates else ""
     kept = {n: h for n, h in located.items() if dates_of(n) in ("", chosen)}
-    drafts, notes = _modalities(files.folder, kept)
-    doubts = []
+    drafts, notes, doubts = _modalities(files.folder, kept)
     if len(dates) > 1:
         doubts.append(
             f"files of {len(dates)} dates ({', '.join(dates[:4])}{', …' if dates[4:] else ''}): "
@@ -88,9 +87,11 @@ def _name(files: FolderFiles, kept: Mapping[str, RasterHeader]) -> str:
 
 def _modalities(
     folder: Path, headers: Mapping[str, RasterHeader]
-) -> tuple[list[ModalityDraft], list[str]]:
-    """Band files first, then a modality for each group of rasters that are named alike."""
-    drafts, notes, taken = _band_files(folder, headers)
+) -> tuple[list[ModalityDraft], list[str], list[str]]:
+    """Band files first, then a modality for each group of rasters that are named alike; notes,
+    and doubts."""
+    drafts, doubts, taken = _band_files(folder, headers)
+    notes: list[str] = []
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, header in headers.items():
         if name in taken:
@@ -102,7 +103,13 @@ def _modalities(
         path = Entry("path", covering_glob(names, list(headers)))
         drafts += _with_path(made, drafts, path, names[0])
         notes += more
-    return drafts, notes
+        extents = {h.geometry.bounds for n in names if (h := headers[n]).geometry is not None}
+        if len(extents) < len(names):
+            doubts.append(
+                f"several of {', '.join(names[:3])} cover the same ground; of a mosaic, the first "
+                "file with a valid pixel is used"
+            )
+    return drafts, notes, doubts
 
 
 def _with_path(
@@ -137,15 +144,16 @@ def _metres(header: RasterHeader) -> float:
 def _band_files(
     folder: Path, headers: Mapping[str, RasterHeader]
 ) -> tuple[list[ModalityDraft], list[str], set[str]]:
-    """Modalities of files that hold a band each; notes; and the files that were recognised."""
-    singles = [b for n, h in headers.items() if h.count == 1 and (b := _band_file(n, h)).bands]
-    groups: dict[str, list[_NamedRaster]] = {}
+    """Modalities of files that hold a band each; doubts; and the files that were recognised."""
+    singles = [b for n, h in headers.items() if h.count == 1 and (b := band_file(n, h)).bands]
+    groups: dict[str, list[NamedRaster]] = {}
     for file in singles:
         groups.setdefault(file.rest, []).append(file)
     group = max(groups.values(), key=len, default=[])
     if len(group) < 2:
         return [], [], set()
-    sensor = _sensor_of(group, words_of(" ".join([folder.name, group[0].name])))
+    words = words_of(f"{folder.name} {group[0].name}")
+    sensor = band_sensor(group, words)
     if not sensor:
         sensor = "sentinel2"
         blank = True
@@ -163,7 +171,7 @@ def _band_files(
             Entry("sensor", BLANK if blank else sensor,
                   "sensor: sentinel2 or landsat8; the names of the bands are both's"
                   if blank else ""),
-            *_calibration(evidence, sensor, set(at), words_of(folder.name + " " + group[0].name)),
+            *band_calibration_entries(evidence, sensor, set(at), words),
             *_ratio(size, min(by_size)),
         ]  # fmt: skip
         name = "optical" if len(by_size) == 1 else f"optical_{size:g}m"
@@ -174,11 +182,16 @@ def _band_files(
                 evidence=f"{sensor}: a file per band, {', '.join(bands)} at {size:g} m",
             )
         )
-    notes = [] if len(groups) == 1 else [f"{len(groups)} groups of band files; the largest is used"]
-    return drafts, notes, {f.name for f in singles}
+    names = sorted(groups, key=lambda rest: -len(groups[rest]))
+    doubts = (
+        [f"{len(groups)} groups of band files ({', '.join(names[:3])}); only the first is in it"]
+        if len(groups) > 1
+        else []
+    )
+    return drafts, doubts, {f.name for f in singles}
 
 
-def _band_file(name: str, header: RasterHeader) -> _NamedRaster:
+def band_file(name: str, header: RasterHeader) -> NamedRaster:
     """Which band of which sensor a file's name means; the rest of its name."""
     parts = [p for p in re.split(r"[_.\-]+", stem(name)) if p]
     for index, part in enumerate(parts):
@@ -191,11 +204,12 @@ def _band_file(name: str, header: RasterHeader) -> _NamedRaster:
         if bands:
             rest = [p for i, p in enumerate(parts) if i != index]
             rest = [p for p in rest if not re.fullmatch(r"\d+m|SR|sr", p)]
-            return _NamedRaster(name=name, header=header, bands=bands, rest="_".join(rest))
-    return _NamedRaster(name=name, header=header, bands={}, rest="")
+            return NamedRaster(name=name, header=header, bands=bands, rest="_".join(rest))
+    return NamedRaster(name=name, header=header, bands={}, rest="")
 
 
-def _sensor_of(group: Sequence[_NamedRaster], words: set[str]) -> str:
+def band_sensor(group: Sequence[NamedRaster], words: set[str]) -> str:
+    """The sensor of band files, "" where their names fit several. ``words``: of their paths."""
     names = {canonical(b) for f in group for b in f.bands.values()}
     if names & {"b8a", "b11", "b12"} or words & {"s2", "sentinel2", "l2a", "l1c", "s2a", "s2b"}:
         return "sentinel2"
@@ -204,7 +218,7 @@ def _sensor_of(group: Sequence[_NamedRaster], words: set[str]) -> str:
     return "hls" if "hls" in words else ""
 
 
-def _calibration(
+def band_calibration_entries(
     evidence: FileEvidence, sensor: str, bands: set[str], words: set[str]
 ) -> list[Entry]:
     """Level and scale of band files, as of files that hold all bands."""

@@ -10,17 +10,24 @@ from pathlib import Path, PurePosixPath
 from multimae_eo.errors import DataError, MultiMAEError
 from multimae_eo.sources.dataset.chip_files import ChipTable, Pattern, read_table
 from multimae_eo.sources.dataset.label_texts import number_of
+from multimae_eo.sources.draft.area_layouts import (
+    band_calibration_entries,
+    band_file,
+    band_sensor,
+)
 from multimae_eo.sources.draft.file_groups import (
     FolderFiles,
     common_ending,
     id_pattern,
     split_folders,
     stem,
+    words_of,
 )
 from multimae_eo.sources.draft.modality_evidence import ModalityDraft, modality_drafts
 from multimae_eo.sources.draft.pixel_evidence import BandValues, FileEvidence
 from multimae_eo.sources.draft.yaml_draft import Draft, Entry
 from multimae_eo.sources.file_names import counted, same_suffixes
+from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.yaml_section import BLANK
 
 _MASK_WORDS = re.compile(
@@ -71,10 +78,60 @@ def chip_draft(files: FolderFiles) -> Draft | None:
         return None
     if len(files.by_folder) == 1:
         return _paired(files) if _two_endings(files) else _flat(files)
+    if draft := _band_folders(files):
+        return draft
     layers = _layers(files)
     if _are_parallel(layers):
         return _layered(files, layers)
     return _class_folders(files) if len(folders) > 1 and "." not in files.by_folder else None
+
+
+def _band_folders(files: FolderFiles) -> Draft | None:
+    """A folder per chip with a file per band, as of BigEarthNet: ``{id}/{id}_B04.tif``."""
+    first, *others = files.by_folder
+    if not others or any("/" in f or f == "." for f in files.by_folder):
+        return None
+    prefix = "{id}" if all(stem(n).startswith(first) for n in files.by_folder[first]) else ""
+    endings = [
+        {PurePosixPath(n).name.removeprefix(folder if prefix else "") for n in names}
+        for folder, names in files.by_folder.items()
+    ]
+    common = sorted(set.intersection(*endings))
+    rasters = {e: f"{first}/{first if prefix else ''}{e}" for e in common}
+    bands = [band_file(n, read_header(files.folder / n)) for n in rasters.values()]
+    named = [(e, b) for e, b in zip(rasters, bands, strict=True) if b.bands]
+    if len(named) < 2:
+        return None
+    words = words_of(f"{files.folder.name} {first}")
+    sensor = band_sensor([b for _, b in named], words)
+    if not sensor:
+        return None
+    by_size: dict[tuple[int, int], dict[str, str]] = {}
+    for ending, band in named:
+        if sensor in band.bands:
+            paths = by_size.setdefault(band.header.shape, {})
+            paths[band.bands[sensor]] = f"{{id}}/{prefix}{ending}"
+    everything = {band for group in by_size.values() for band in group}
+    drafts = []
+    for shape, group in sorted(by_size.items(), reverse=True):
+        examples = [p.replace("{id}", f) for p in group.values() for f in list(files.by_folder)[:3]]
+        evidence = FileEvidence.of(files.folder, examples)
+        calibration = band_calibration_entries(evidence, sensor, everything, words)
+        drafts.append(
+            ModalityDraft(
+                name=f"optical_{shape[0]}px" if len(by_size) > 1 else "optical",
+                entries=(Entry("bands", group), Entry("sensor", sensor), *calibration),
+                evidence=f"{sensor}: a file per band, {', '.join(group)}",
+            )
+        )
+    lacking = sum(len(set().union(*endings)) - len(e) for e in endings)
+    return Draft(
+        kind="dataset",
+        folder=files.folder,
+        entries=(Entry("name", _name(files.folder)), _modalities(drafts), _SPLITS),
+        evidence=(f"{len(files.by_folder)} chips, a folder each", *_lines(drafts, [])),
+        doubts=(f"{lacking} files that other chips have are missing",) if lacking else (),
+    )
 
 
 def _class_folders(files: FolderFiles) -> Draft | None:
