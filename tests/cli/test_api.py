@@ -10,6 +10,11 @@ import pytest
 import multimae_eo
 from multimae_eo.cli.main import SUBCOMMANDS
 
+
+def test_make_world_is_the_former_name_of_make_synthetic_data():
+    assert multimae_eo.make_world is multimae_eo.make_synthetic_data
+
+
 FUNCTIONS = {
     "inspect": "inspect",
     "prepare": "prepare",

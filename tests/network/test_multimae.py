@@ -172,6 +172,7 @@ def test_other_sizes_and_aspects_run_and_keep_their_size(make_model, modalities,
     assert found["elevation"].mean.shape == (2, 1, height, width)
     assert found["landcover"].mean.shape == (2, 11, height, width)
     assert found["rgb"].std.shape == (2, 3, height, width)
+    assert found["rgb"].spread is found["rgb"].std, "the name before 0.2"
     shares = found["landcover"].mean.sum(dim=1)
     assert torch.allclose(shares, torch.ones_like(shares), atol=1e-5)
     features = model.encode(batch, ["rgb"])
