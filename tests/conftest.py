@@ -160,6 +160,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return here
 
 
+@pytest.fixture(scope="session")
+def fine(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of ``made``, fine-tuned for an epoch to classes."""
+    from multimae_eo.cli import main
+
+    out = tmp_path_factory.mktemp("fine") / "run"
+    arguments = ["finetune", "--model", made / "run/model", "--data", made / "store", "--task",
+                 "classification", "--inputs", "rgb,elevation", "--out", str(out),
+                 "--run.epochs=1", "--data.batch_size=8", "--run.accelerator=cpu"]  # fmt: skip
+    assert main(arguments) == 0
+    return out / "model"
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command line here; (exit code, stdout, stderr)."""

@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # One rank a room, the lowest first. A file imports its own room and those before it.
 ROOMS = (
+    "interrupts",
     "version",
     "errors",
     "modality",

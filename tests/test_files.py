@@ -24,6 +24,7 @@ from multimae_eo.files import (
     temporary_path,
     write_file,
 )
+from tests.support.writers import WRITERS
 
 ENDED = 2**31 - 2
 """The number of no process."""
@@ -217,27 +218,13 @@ def test_a_door_makes_one_line_of_whatever_is_raised():
     assert issubclass(FormatError, MultiMAEError)
 
 
-@pytest.mark.parametrize(
-    ("command", "folder"),
-    [
-        (["prepare", "{made}/world/dataset.yaml"], True),
-        (["pretrain", "--recipe", "quickstart", "--data", "{made}/store"], True),
-        (["reconstruct", "--model", "{made}/run/model", "--data", "{made}/store",
-          "--inputs", "rgb"], True),
-        (["reconstruct", "--model", "{made}/run/model", "--scene", "{made}/world/scene.yaml",
-          "--inputs", "rgb"], True),
-        (["probe", "--model", "{made}/run/model", "--data", "{made}/store"], True),
-        (["embed", "--model", "{made}/run/model", "--data", "{made}/store"], False),
-        (["export", "--model", "{made}/run/model", "--format", "torch"], False),
-    ],
-)  # fmt: skip
-def test_two_commands_on_one_output(made, refused, tmp_path, command, folder):
-    out = tmp_path / "out"
-    plant(out / LOCK if folder else tmp_path / f".out{LOCK}", other_process())
+@pytest.mark.parametrize("name", WRITERS)
+def test_two_commands_on_one_output(made, fine, refused, tmp_path, name):
+    writer = WRITERS[name]
+    out = tmp_path / f"out{writer.suffix}"
+    plant(out / LOCK if writer.folder else tmp_path / f".{out.name}{LOCK}", other_process())
     before = sorted(tmp_path.rglob("*"))
-    arguments = [a.replace("{made}", str(made.folder)) for a in command]
-    if command[0] == "pretrain":
-        arguments += made.small
-    message = refused(*arguments, "--out", str(out))
+    message = refused(*writer.command(made, fine, tmp_path / "out"))
     assert f"process {os.getppid()} on" in message
+    assert "has been writing to it since" in message
     assert sorted(tmp_path.rglob("*")) == before

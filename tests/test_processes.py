@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from multimae_eo.processes import WorkerPool, noted_interrupts
+from tests.support.paths import ROOT
 
 PROC = Path("/proc/self/stat")
 pytestmark = pytest.mark.skipif(not PROC.exists(), reason="processes are listed in /proc")
-COMMAND = (sys.executable, "-c", "from multimae_eo.cli import main; raise SystemExit(main())")
+COMMAND = (sys.executable, str(ROOT / "tests/support/command/multimae-eo"))
+INTERRUPTED = "multimae-eo: error: interrupted\n"
 
 
 def session(number: int) -> list[int]:
@@ -31,11 +33,13 @@ def session(number: int) -> list[int]:
     return found
 
 
-def begin(arguments: list[str], children: int) -> subprocess.Popen[str]:
+def begin(arguments: list[str], children: int, **environment: str) -> subprocess.Popen[str]:
     """A command in a session of its own, once it has so many processes."""
     process = subprocess.Popen(
         [*COMMAND, *arguments], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1",
+             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **environment},
     )  # fmt: skip
     end = time.monotonic() + 90
     while len(session(process.pid)) < children and process.poll() is None:
@@ -52,51 +56,107 @@ def left(process: subprocess.Popen[str], seconds: float = 5.0) -> list[int]:
     return found
 
 
-def arguments_of(name: str, made, out: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory) -> Path:
+    """A scene of several blocks."""
+    from multimae_eo.sources.synthetic import write_synthetic_data
+
+    folder = tmp_path_factory.mktemp("large")
+    write_synthetic_data(folder, chips=3, size=32, scene=1536)
+    return folder
+
+
+def arguments_of(name: str, made, request, out: Path) -> list[str]:
+    """A command that takes long enough to be ended, with processes of its own."""
     if name == "prepare":
         return ["prepare", made / "world/dataset.yaml", "--out", str(out), "--shard_chips", "1",
                 "--workers", "2"]  # fmt: skip
-    small = [a for a in made.small if "epochs" not in a]
-    return ["pretrain", "--recipe", "quickstart", "--data", made / "store", "--out", str(out),
-            *small, "--run.epochs=900", "--data.workers=2"]  # fmt: skip
+    if name in ("pretrain", "ddp"):
+        small = [a for a in made.small if "epochs" not in a]
+        shared = ["--run.devices=2", "--run.accelerator=cpu", "--run.strategy=ddp"]
+        more = {"pretrain": ["--data.workers=2"], "ddp": shared}
+        return ["pretrain", "--recipe", "quickstart", "--data", made / "store", "--out", str(out),
+                *small, "--run.epochs=900", *more[name]]  # fmt: skip
+    if name == "finetune":
+        return ["finetune", "--model", made / "run/model", "--data", made / "store", "--task",
+                "classification", "--inputs", "rgb,elevation", "--out", str(out),
+                "--run.epochs=900", "--data.workers=2", "--run.accelerator=cpu"]  # fmt: skip
+    folder: Path = request.getfixturevalue("scene")
+    workers = ["--scene", str(folder / "scene.yaml"), "--device", "cpu", "--workers", "2"]
+    if name == "reconstruct":
+        return ["reconstruct", "--model", made / "run/model", "--inputs", "rgb", "--outputs",
+                "elevation", "--out", str(out), *workers]  # fmt: skip
+    assert name == "predict"
+    model = str(request.getfixturevalue("fine"))
+    return ["predict", "--model", model, "--out", str(out / "map.tif"), *workers]
 
 
 CASES = [
     pytest.param("prepare", 4, id="prepare"),
     pytest.param("pretrain", 5, id="pretrain", marks=pytest.mark.slow),
+    pytest.param("ddp", 2, id="ddp", marks=pytest.mark.slow),
+    pytest.param("predict", 4, id="predict", marks=pytest.mark.slow),
+    pytest.param("finetune", 5, id="finetune", marks=pytest.mark.release),
+    pytest.param("reconstruct", 4, id="reconstruct", marks=pytest.mark.release),
 ]
 
 
 @pytest.mark.parametrize(("name", "processes"), CASES)
-def test_a_killed_command_leaves_no_process(made, tmp_path, name, processes):
+def test_a_killed_command_leaves_no_process(made, request, tmp_path, name, processes):
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    process = begin(arguments_of(name, made, tmp_path / "out"), processes)
+    process = begin(arguments_of(name, made, request, tmp_path / "out"), processes)
+    assert process.poll() is None
     process.kill()
-    process.communicate(timeout=30)
     assert not left(process)
+    process.communicate(timeout=30)
     if before:
         assert not [n for n in set(os.listdir("/dev/shm")) - before if f"-{process.pid}-" in n]
 
 
 @pytest.mark.parametrize(("name", "processes"), CASES)
-def test_an_interrupt_of_all_is_answered_by_one(made, tmp_path, name, processes):
-    process = begin(arguments_of(name, made, tmp_path / "out"), processes)
+def test_an_interrupt_of_all_is_answered_by_one(made, request, tmp_path, name, processes):
+    process = begin(arguments_of(name, made, request, tmp_path / "out"), processes)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
+    assert errors.endswith(INTERRUPTED)
     assert process.returncode == 130
-    assert errors.endswith("multimae-eo: error: interrupted\n")
+    assert errors.count("multimae-eo: error: ") == 1
     assert "Traceback" not in errors
     assert not left(process)
-    assert not (tmp_path / "out/.lock").exists()
+    assert not list((tmp_path / "out").glob("**/*.lock"))
+    assert not list((tmp_path / "out").glob("**/.*.part"))
 
 
-@pytest.mark.parametrize("delay", [0.5, 1.5])
-def test_an_interrupt_while_it_imports(made, tmp_path, delay):
-    process = begin(arguments_of("pretrain", made, tmp_path / "out"), 1)
-    time.sleep(delay)
+MOMENTS = [0.0, 0.01, 0.05, 0.15, 0.4, 0.8, 1.5, 2.5, 4.0, 6.0]
+"""Seconds after the first import of the package."""
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        pytest.param(
+            case.values[0], moment,
+            marks=[] if (case.values[0], moment) in {("prepare", 0.0), ("prepare", 0.05)}
+            else pytest.mark.slow if (case.values[0], moment) == ("pretrain", 1.5)
+            else pytest.mark.release,
+        )
+        for case in CASES for moment in MOMENTS
+    ],
+)  # fmt: skip
+def test_an_interrupt_at_any_moment_is_one_line(made, request, tmp_path, name, moment):
+    arguments = arguments_of(name, made, request, tmp_path / "out")
+    process = begin(arguments, 1, COMMAND_ANNOUNCES="1")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "imports\n"
+    time.sleep(moment)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "multimae-eo: error: interrupted\n")
+    assert "Traceback" not in errors
+    assert not left(process)
+    if process.returncode != 0:  # it had not ended by itself
+        assert errors.endswith(INTERRUPTED)
+        assert process.returncode == 130
+        assert errors.count("multimae-eo: error: ") == 1
 
 
 def nothing() -> None: ...

@@ -6,6 +6,10 @@ raster library.
 
 from __future__ import annotations
 
+# isort: off
+from multimae_eo import interrupts  # noqa: F401 - before the imports that take time
+
+# isort: on
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -18,11 +18,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from multimae_eo import interrupts
 from multimae_eo.errors import OutputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _POLL_SECONDS = 1.0
+_LAUNCHER = "MULTIMAE_EO_LAUNCHER"
+"""Environment variable: the process that started the others of a training run."""
+_following: list[int] = []
 
 
 def end_with_parent() -> None:
@@ -34,6 +38,29 @@ def end_with_parent() -> None:
     if with_signals and multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, name="parent-watch", daemon=True).start()
+
+
+def launching_followers(launch: Callable[[], R]) -> R:
+    """Call ``launch``, which starts this program again for the other processes of a training run.
+
+    They leave Ctrl-C to this process, and ``follow_launcher`` ends them with it.
+    """
+    os.environ[_LAUNCHER] = str(os.getpid())
+    with starting_children():
+        return launch()
+
+
+def follow_launcher() -> None:
+    """In a process that ``launching_followers`` started: it ends when its launcher has ended."""
+    launcher, rank = os.environ.get(_LAUNCHER, ""), os.environ.get("LOCAL_RANK", "0")
+    if not launcher.isdigit() or rank == "0" or _following:
+        return
+    if os.getppid() != int(launcher):
+        if multiprocessing.parent_process() is not None:
+            return  # a worker of a follower, which ends with that one
+        os._exit(1)
+    _following.append(int(launcher))
+    end_with_parent()
 
 
 def _watch() -> None:
@@ -117,7 +144,8 @@ def noted_interrupts() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)
         sys.unraisablehook = hook
 
 
@@ -140,6 +168,7 @@ class WorkerPool(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Have a function called by a worker, of which one more may be started."""
+        os.environ[interrupts.PARENT] = str(os.getpid())
         with starting_children():
             try:
                 return super().submit(fn, *args, **kwargs)

@@ -39,6 +39,7 @@ class _Steps:
         self.seconds[name] = time.perf_counter() - start
 
 
+@single_writer()
 def make_synthetic_data(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path:
     """Write a synthetic data set, chips and a scene, to ``out/world``; returns its dataset file.
 

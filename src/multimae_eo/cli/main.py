@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
 import multimae_eo
+from multimae_eo import interrupts
 from multimae_eo.cli.completion import Shell, script
 from multimae_eo.cli.data_commands import DATA_COMMANDS
 from multimae_eo.cli.evaluation_commands import EVALUATION_COMMANDS
@@ -25,7 +27,7 @@ from multimae_eo.cli.streams import make_printable, require_separate_outputs
 from multimae_eo.cli.tour_commands import TOUR_COMMANDS
 from multimae_eo.cli.training_commands import TRAINING_COMMANDS
 from multimae_eo.errors import MultiMAEError, did_you_mean
-from multimae_eo.processes import noted_interrupts
+from multimae_eo.processes import follow_launcher, noted_interrupts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    follow_launcher()
     make_printable(strict="--strict" in arguments)
-    with noted_interrupts() as interrupts:
+    with noted_interrupts() as received:
         try:
             remaining = [a for a in arguments if a not in ("--debug", "--strict")]
             return _run(remaining, debug=debug)
         except BaseException as error:
             # Libraries turn an interrupt into other errors: an import that failed, exit code 1.
-            if debug or not (interrupts or isinstance(error, KeyboardInterrupt)):
+            if debug or not (received or isinstance(error, KeyboardInterrupt)):
                 raise
-            return _fail("interrupted", 130)
+            # Once more while this one ends would be one line too many.
+            with suppress(ValueError):  # of another thread
+                interrupts.ignore()
+            return _fail("interrupted", interrupts.EXIT_CODE)
 
 
 def _run(arguments: Sequence[str], *, debug: bool) -> int:

@@ -21,7 +21,7 @@ from multimae_eo.errors import ClassMapError, ConfigError, DataError, did_you_me
 from multimae_eo.evaluation.assess_page import assess_page
 from multimae_eo.evaluation.class_map_file import NO_CLASS, ClassMapRaster, Ids, masked_ids
 from multimae_eo.evaluation.sample_design import LABEL_COLUMN, DrawnSample
-from multimae_eo.files import write_file
+from multimae_eo.files import single_writer, write_file
 from multimae_eo.metrics.design_based import (
     Accuracy,
     Estimate,
@@ -67,6 +67,7 @@ class ReferenceFile:
     cluster: str = ""
 
 
+@single_writer()
 def assess_features(
     target: ClassMapRaster,
     reference: ReferenceFile,
@@ -91,6 +92,7 @@ def assess_features(
     return write_assessment(target, pixels, str(reference.path), out=out, other=other)
 
 
+@single_writer()
 def assess_drawn(
     target: ClassMapRaster, drawn: DrawnSample, labels: Ids, where: str, *, out: Path
 ) -> dict[str, Any]:
@@ -115,6 +117,7 @@ def assess_drawn(
     return write_assessment(target, pixels, where, out=out)
 
 
+@single_writer()
 def assess_raster(target: ClassMapRaster, path: Path, *, out: Path) -> dict[str, Any]:
     """Accuracy of a map where a reference raster has a class: a census, without sampling error.
 

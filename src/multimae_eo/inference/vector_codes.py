@@ -107,7 +107,7 @@ def metadata_record(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """The record about embeddings in a Parquet file's metadata; empty where it has none."""
     try:
         record = json.loads((metadata or {}).get(METADATA_KEY.encode(), b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

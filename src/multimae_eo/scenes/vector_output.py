@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, OutputError, did_you_mean
-from multimae_eo.files import reason_of, remove, replacing
+from multimae_eo.files import reason_of, remove, replacing, single_writer
 from multimae_eo.modality import ClassMapEntry
 
 VECTOR_OUTPUTS = {
@@ -56,6 +56,7 @@ def require_vector_output(path: Path) -> None:
         )
 
 
+@single_writer(folder=False, argument="path")
 def write_features(path: Path, layer: VectorLayer) -> Path:
     """Write a layer; returns ``path``. Raises ConfigError for its extension, OutputError."""
     require_vector_output(path)

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +18,11 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.files import require_regular, write_file
+from multimae_eo.processes import follow_launcher, launching_followers
 from multimae_eo.runtime import limit_threads, resolve_device, resolve_precision
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.yaml_section import load_yaml
@@ -177,6 +180,7 @@ def make_trainer(
     ``callbacks``: further ones, the checkpoints' among them.
     """
     limit_threads()
+    follow_launcher()
     every: list[Callback] = [
         ValidateLast(),
         *callbacks,
@@ -186,7 +190,7 @@ def make_trainer(
     ]
     if optim.ema is not None:
         every.insert(0, Ema(optim.ema))
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=run.accelerator,
         num_nodes=run.nodes,
         strategy=_strategy(run),
@@ -206,6 +210,12 @@ def make_trainer(
         use_distributed_sampler=False,
         default_root_dir=out,
     )
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        start = launcher._call_children_scripts
+        ended_with_us = partial(launching_followers, start)
+        launcher._call_children_scripts = ended_with_us  # type: ignore[method-assign]
+    return trainer
 
 
 def _strategy(run: TrainingRecipe) -> Strategy | str:
