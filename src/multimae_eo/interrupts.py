@@ -21,7 +21,7 @@ _MESSAGE = b"multimae-eo: error: interrupted\n"
 def is_command() -> bool:
     """Whether this process was started as ``multimae-eo`` or ``python -m multimae_eo.cli``.
 
-    Programs that import the package, and worker processes, answer Ctrl-C in their own way.
+    Programs that import the package, and worker processes, handle Ctrl-C in their own way.
     """
     started = next((a for a in sys.orig_argv[1:] if not a.startswith("-")), "")
     name = os.path.basename(started)
