@@ -14,6 +14,8 @@ import rasterio.shutil
 import shapely
 
 import multimae_eo
+from tests.support.paths import DATA, ROOT
+from tests.support.product_files import s2_numbers, write_safe
 from tests.support.scene_files import CRS, write
 
 SIDE = 96
@@ -202,3 +204,106 @@ def test_bad_input_is_one_line(scene, tmp_path, refused):
         "--scene", image, "--labels", str(one), "--column", "crop", "--chip", "16",
         "--run.accelerator", "cpu",
     )  # fmt: skip
+
+
+ABERYSTWYTH = DATA / "scene_aberystwyth"
+
+
+def draw_western_polygons(out: Path, count: int) -> None:
+    """Parts of one class, ``count`` of each, in the western half of the scene's class map."""
+    from rasterio.features import shapes
+    from scipy import ndimage
+
+    with rasterio.open(ABERYSTWYTH / "sen2_20210527_aber_cls.tif") as file:
+        ids = file.read(1)
+        transform = file.transform
+    ids = ids[:, : ids.shape[1] // 2]
+    rng = np.random.default_rng(0)
+    polygons, covers = [], []
+    for number, name in enumerate(("forest", "grass", "urban", "water"), 1):
+        inner = ndimage.uniform_filter((ids == number).astype(float), 5) > 0.999
+        rows, cols = np.nonzero(inner)
+        for at in rng.choice(len(rows), size=count, replace=False).tolist():
+            window = np.zeros(ids.shape, dtype=bool)
+            window[max(rows[at] - 3, 0) : rows[at] + 4, max(cols[at] - 3, 0) : cols[at] + 4] = True
+            part = (window & (ids == number)).astype(np.uint8)
+            found = shapes(part, mask=part > 0, transform=transform)
+            parts = [shapely.geometry.shape(record) for record, _ in found]
+            polygons.append(max(parts, key=lambda p: p.area))
+            covers.append(name)
+    pyogrio.raw.write(
+        out, shapely.to_wkb(polygons), [np.array(covers, dtype=object)], ["cover"],
+        layer="fields", driver="GPKG", geometry_type="Polygon", crs="EPSG:27700",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="needs ../shared/data/scene_aberystwyth")
+def test_polygons_of_the_western_half_map_the_eastern(tmp_path):
+    """Four of five pixels of the eastern half are right, and intervals hold the true areas."""
+    draw_western_polygons(tmp_path / "fields.gpkg", 30)
+    text = (ROOT / "examples/scene_aberystwyth.yaml").read_text()
+    text = text.replace("root: ../../shared/data", f"root: {DATA}")
+    (tmp_path / "scene.yaml").write_text(text)
+    out = tmp_path / "map.tif"
+    record = multimae_eo.map_scene(
+        tmp_path / "scene.yaml", labels=tmp_path / "fields.gpkg", out=out, inputs=["optical"],
+        folds=0, steps=200, device="cpu", precision="32-true",
+    )  # fmt: skip
+    assert [c["name"] for c in record["classes"]] == ["forest", "grass", "urban", "water"]
+    with rasterio.open(out) as file:
+        ids, profile, tags = file.read(1), file.profile, file.tags()
+    half = ids.shape[1] // 2
+    east = {k: v for k, v in profile.items() if k in ("crs", "transform", "nodata")}
+    settings = {**east, "driver": "GTiff", "dtype": "uint8", "count": 1}
+    shape = {"height": ids.shape[0], "width": ids.shape[1]}
+    from rasterio.vrt import WarpedVRT
+
+    with rasterio.open(ABERYSTWYTH / "sen2_20210527_aber_cls.tif") as truth:
+        grid_of = {"crs": profile["crs"], "transform": profile["transform"], **shape}
+        with WarpedVRT(truth, **grid_of) as view:
+            observed = view.read(1).astype(int)
+    observed = np.where(observed > 0, observed - 1, 255)
+    for name, values in (("east.tif", ids), ("truth.tif", observed)):
+        part = np.where(np.arange(ids.shape[1]) < half, 255, values).astype(np.uint8)
+        with rasterio.open(tmp_path / name, "w", **settings, **shape) as file:
+            file.write(part, 1)
+            file.update_tags(**{k: v for k, v in tags.items() if k.startswith("class_")})
+    mapped, reference = tmp_path / "east.tif", tmp_path / "truth.tif"
+    census = multimae_eo.assess(mapped, reference=reference, out=tmp_path / "census")
+    assert census["overall"]["value"] >= 0.80
+    areas = {c["id"]: c["area_ha"]["value"] for c in census["classes"]}
+    held = []
+    for seed in range(5):
+        sampled = multimae_eo.assess(
+            mapped, draw=500, reference=reference, seed=seed, out=tmp_path / f"sample{seed}"
+        )
+        for got in sampled["classes"]:
+            area = areas[got["id"]]
+            held.append(got["area_ha"]["low"] <= area <= got["area_ha"]["high"])
+    assert len(held) >= 15
+    assert np.mean(held) >= 0.85, "of 95 %"
+
+
+def test_a_product_folder_is_a_scene(tmp_path):
+    """A SAFE folder as it comes, without a scene file."""
+    folder = write_safe(tmp_path, s2_numbers(48))
+    with rasterio.open(next(folder.rglob("*B04_10m.jp2"))) as file:
+        left, top, pixel, crs = *file.transform @ (0, 0), file.transform.a, file.crs.to_string()
+    shapes = [
+        shapely.box(
+            left + c * pixel, top - (r + 6) * pixel, left + (c + 6) * pixel, top - r * pixel
+        )
+        for r in (2, 18, 34)
+        for c in (2, 18, 34)
+    ]
+    kinds = np.array(["a", "b", "a"] * 3, dtype=object)
+    pyogrio.raw.write(
+        tmp_path / "f.gpkg", shapely.to_wkb(shapes), [kinds], ["kind"], driver="GPKG",
+        geometry_type="Polygon", crs=crs,
+    )  # fmt: skip
+    record = multimae_eo.map_scene(
+        folder, labels=tmp_path / "f.gpkg", out=tmp_path / "m.tif", folds=0, steps=2, chip=12,
+        overrides=("--run.accelerator=cpu", "--run.precision=32-true", *TINY[:1]),
+    )  # fmt: skip
+    assert [c["name"] for c in record["classes"]] == ["a", "b"]

@@ -47,7 +47,7 @@ def map_scene(
     but the map is in the folder ``<out's stem>.run``.
 
     Args:
-        scene: A scene file (YAML), or a raster.
+        scene: A scene file (YAML), a raster, or a product's folder.
         labels: Polygons, lines or points with a class: GeoPackage, GeoJSON, GeoParquet, Shapefile.
         out: GeoTIFF to write, ``MAP.tif``, beside it ``MAP.confidence.tif`` and quick-looks.
         column: Column of the classes, names or ids (default: the only column).

@@ -102,7 +102,7 @@ class Map:
     """Map a scene from labelled polygons, with its accuracy; run again to resume.
 
     Args:
-        scene: scene file (YAML), or a raster
+        scene: scene file (YAML), a raster, or a folder of a product (SAFE, Landsat, HLS)
         labels: polygons, lines or points with a class (.gpkg, .geojson, .parquet, .shp)
         column: column of the classes, names or ids (default: the only column)
         layer: layer of the labels, where the file has several

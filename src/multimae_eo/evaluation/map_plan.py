@@ -24,6 +24,7 @@ from multimae_eo.files import read_json, remove, write_file
 from multimae_eo.model_folder.folder import load_either, model_hash
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.scenes.scene_inputs import folder_text
 from multimae_eo.scenes.vector_output import require_vector_output
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import read_header
@@ -32,7 +33,7 @@ from multimae_eo.sources.scene.scene import SCENE_KEYS
 from multimae_eo.sources.scene.single_raster import RASTER_SUFFIXES
 from multimae_eo.sources.unsupported_files import other_kind
 from multimae_eo.sources.vector.vector_file import VectorFeatures, is_vector, read_features
-from multimae_eo.sources.yaml_section import Section, load_yaml
+from multimae_eo.sources.yaml_section import Section, load_yaml, parse_yaml
 
 Method = Literal["auto", "finetune", "linear"]
 _FEW = 30
@@ -227,11 +228,20 @@ def _scene_record(options: MapOptions, encoder: MultiMAE | None) -> dict[str, An
         modalities = _raster_modalities(read_header(scene), options, encoder)
         root = str(scene.parent.resolve())
         return {"name": scene.stem, "root": root, "modalities": modalities}
-    if scene.suffix.lower() not in (".yaml", ".yml"):
+    if scene.is_dir():
+        offered = (
+            None
+            if encoder is None
+            else encoder.modalities.select(options.inputs or [*encoder.modalities])
+        )
+        content = parse_yaml(folder_text(scene, offered), str(scene))
+    elif scene.suffix.lower() in (".yaml", ".yml"):
+        content = load_yaml(scene)
+    else:
         raise ConfigError(f"{scene}: {other_kind(scene) or 'is neither a scene file nor a raster'}")
     if options.level or options.scale is not None:
         raise ConfigError(f"{scene}: level and scale of its rasters stand in the scene file")
-    top = Section.of(str(scene), load_yaml(scene), SCENE_KEYS)
+    top = Section.of(str(scene), content, SCENE_KEYS)
     record = {k: v for k, v in top.record.items() if k not in ("labels", "chips")}
     record["root"] = str((scene.parent / top.text("root", ".")).resolve())
     record["name"] = top.text("name", scene.stem)

@@ -41,7 +41,8 @@ def open_for(
         if rule not in (None, RasterRule()):
             raise ConfigError(f"{path}: level and scale of its rasters stand in the scene file")
         native = len(set(sizes.values())) > 1
-        text = _drafted(path, _modalities_of(model, inputs)[0]) if path.is_dir() else None
+        offered = _modalities_of(model, inputs)[0]
+        text = folder_text(path, offered) if path.is_dir() else None
         return Scene(path, native=native, text=text)
     modalities, ratios = _modalities_of(model, inputs)
     return Scene.of_raster(path, modalities, rule, ratios=ratios)
@@ -69,9 +70,10 @@ def _modalities_of(
     return modalities, {n: side // sizes[n] for n in modalities if side % sizes[n] == 0}
 
 
-def _drafted(path: Path, offered: ModalitySet) -> str:
+def folder_text(path: Path, offered: ModalitySet | None) -> str:
     """The scene file of a product, or of a folder of rasters that leave nothing open.
 
+    ``offered``: the modalities of a model, which a product is read as; None for its native ones.
     ConfigError for a folder of chips, and where something is left open; FormatError for an
     incomplete product.
     """
