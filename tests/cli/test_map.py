@@ -289,7 +289,8 @@ def test_a_product_folder_is_a_scene(tmp_path):
     """A SAFE folder as it comes, without a scene file."""
     folder = write_safe(tmp_path, s2_numbers(48))
     with rasterio.open(next(folder.rglob("*B04_10m.jp2"))) as file:
-        left, top, pixel, crs = *file.transform @ (0, 0), file.transform.a, file.crs.to_string()
+        left, top = file.transform.c, file.transform.f
+        pixel, crs = file.transform.a, file.crs.to_string()
     shapes = [
         shapely.box(
             left + c * pixel, top - (r + 6) * pixel, left + (c + 6) * pixel, top - r * pixel
