@@ -21,6 +21,7 @@ rasterio = pytest.importorskip("rasterio")
 from multimae_eo.scenes.embed import embed_scene  # noqa: E402
 from multimae_eo.scenes.embedding_raster import embed_raster  # noqa: E402
 from multimae_eo.scenes.job import SceneOptions  # noqa: E402
+from tests.support.paths import DATA  # noqa: E402
 from tests.support.scene_files import CRS, optical_scene, write  # noqa: E402
 
 CHANGED = np.s_[16:24, 32:40]
@@ -49,7 +50,7 @@ def embedded(model, dates, folder: Path, suffix: str, **options) -> list[Path]:
     paths = [folder / f"before{suffix}", folder / f"after{suffix}"]
     write_embeddings = embed_raster if suffix == ".tif" else embed_scene
     for scene, path in zip(dates, paths, strict=True):
-        hashed = SceneOptions(model_hash="abc")
+        hashed = SceneOptions(model_hash="abc", overlap=0.0)
         write_embeddings(model, scene, path, per="patch", options=hashed, **options)
     return paths
 
@@ -202,3 +203,30 @@ def test_moved_back_chips_make_no_grid(make_model, tmp_path):
     assert summary["compared"] == 12
     assert summary["cosine_distance"]["max"] == pytest.approx(0, abs=1e-9)
     assert summary["raster"] is None
+
+
+@pytest.mark.skipif(not (DATA / "hls_water").exists(), reason="needs hls_water")
+def test_water_that_came_or_went_is_a_change(make_model, tmp_path):
+    """Two chips of one place (their elevation is equal) at two dates: a third of the labels differ.
+
+    The chips have no georeferencing: they are given one.
+    """
+    labels = []
+    for chip in ("111", "65"):
+        with rasterio.open(DATA / f"hls_water/images/{chip}.tif") as file:
+            pixels = file.read([4, 3, 2]).clip(1).astype("uint16")
+        write(tmp_path / f"{chip}.tif", pixels, ("B4", "B3", "B2"))
+        with rasterio.open(DATA / f"hls_water/labels/{chip}.png") as file:
+            labels.append(file.read(1).reshape(32, 4, 32, 4))
+    changed = (labels[0] != labels[1]).mean(axis=(1, 3)) > 0.5
+    assert 0.2 < changed.mean() < 0.5
+    multimae_eo.compare(
+        tmp_path / "111.tif", tmp_path / "65.tif", model=make_model().eval(), inputs=["rgb"],
+        level="l2a", scale=1e-4, device="cpu", out=tmp_path / "change",
+    )  # fmt: skip
+    with rasterio.open(tmp_path / "change/change.tif") as file:
+        distance = file.read(1)
+    ranks = distance.ravel().argsort().argsort().reshape(distance.shape) + 1
+    above = ranks[changed].sum() - changed.sum() * (changed.sum() + 1) / 2
+    auc = above / (changed.sum() * (~changed).sum())
+    assert auc > 0.6, "random weights already separate them"

@@ -95,7 +95,7 @@ def test_int8_without_its_scale_is_refused(make_model, scene, tmp_path):
 @pytest.mark.parametrize("per", ["patch", "chip"])
 def test_a_raster_has_the_vectors_of_the_table(make_model, scene, tmp_path, per):
     model, out = make_model().eval(), tmp_path / "e.tif"
-    options = SceneOptions(model_hash="abc", batch_size=4)
+    options = SceneOptions(model_hash="abc", batch_size=4, overlap=0.0)
     count = embed_raster(model, scene, out, per=per, options=options)
     embed_scene(model, scene, tmp_path / "e.parquet", per=per)
     rows = pq.read_table(tmp_path / "e.parquet").to_pylist()
@@ -134,6 +134,22 @@ def test_a_raster_of_int8_has_gdals_scale_and_offset(make_model, scene, tmp_path
     error = np.abs(raw * scale + offset - exact)[raw != -128]
     assert error.max() <= scale.max() * 0.51
     assert 0.999 < float(tags["cosine_min"]) < float(tags["cosine_mean"]) < 1
+
+
+def test_overlapping_windows_are_blended(make_model, tmp_path):
+    """Where they start at whole patches; a constant scene has no edges of windows."""
+    scene = Scene(optical_scene(tmp_path, 40, 52))
+    for overlap in (0.0, 0.5):
+        options = SceneOptions(overlap=overlap)
+        embed_raster(make_model().eval(), scene, tmp_path / f"{overlap}.tif", options=options)
+    maps = []
+    for overlap in (0.0, 0.5):
+        with rasterio.open(tmp_path / f"{overlap}.tif") as file:
+            maps.append(file.read())
+    assert maps[0].shape == maps[1].shape == (32, 10, 13)
+    assert np.isfinite(maps[1]).all()
+    assert np.abs(maps[0][:, :2, :2] - maps[1][:, :2, :2]).max() < 1e-5, "one window reaches these"
+    assert np.abs(maps[0] - maps[1]).max() > 1e-3
 
 
 def test_edges_reach_over_and_keep_one_grid(make_model, tmp_path):

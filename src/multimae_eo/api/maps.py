@@ -196,6 +196,7 @@ def embed(
     per: Literal["chip", "patch"] = "chip",
     dtype: Dtype = "float32",
     half: bool = False,
+    overlap: float = 0.5,
     level: str = "",
     scale: float | None = None,
     offset: float | None = None,
@@ -219,6 +220,7 @@ def embed(
         dtype: float32, float16 (GeoParquet only), or int8 with a scale and offset of each
             dimension in the file's metadata.
         half: The same as ``dtype="float16"``.
+        overlap: Of a raster per patch: share of a window's side, [0, 1); windows are blended.
         level, scale, offset, batch_size, device, precision: As for ``predict``.
         progress: Called with the pixels (of a scene) or chips done and in all.
 
@@ -240,7 +242,8 @@ def embed(
     if raster and scene is None:
         raise ConfigError(f"{out}: only a scene's embeddings are a raster; name it EMB.parquet")
     loaded = load_pretrained(_either(data, scene, model))
-    options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.0)
+    running = _Running(1, "", batch_size, device, precision, progress, loaded.digest)
+    options = running.options(overlap if raster else 0.0)
     if scene is not None:
         opened = _open_scene(loaded.model, scene, inputs, rule)
         write = embed_raster if raster else embed_scene
@@ -328,7 +331,7 @@ def compare(
     loaded = load_pretrained(model)
     rule = RasterRule(level=level, scale=scale, offset=offset)
     scenes = [_open_scene(loaded.model, scene, inputs, rule) for scene in (before, after)]
-    options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.0)
+    options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.5)
     paths = compare_scenes(
         loaded.model, scenes[0], scenes[1], Path(out), inputs=inputs, per=per, options=options
     )

@@ -183,6 +183,7 @@ class Embed(_Inference):
         per: a vector per chip, or per patch
         dtype: of the vectors; int8 has a scale and offset of each dimension in the file's metadata
         half: the same as --dtype float16
+        overlap: of a raster per patch: share of a window's side, [0, 1)
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -198,6 +199,7 @@ class Embed(_Inference):
     per: Literal["chip", "patch"] = "chip"
     dtype: Literal["float32", "float16", "int8"] = "float32"
     half: bool = False
+    overlap: float = 0.5
 
     def run(self) -> None:
         """Print the file's path and its number of vectors."""
@@ -216,6 +218,7 @@ class Embed(_Inference):
                 per=self.per,
                 dtype=self.dtype,
                 half=self.half,
+                overlap=self.overlap,
                 level=self.level,
                 scale=self.scale,
                 offset=self.offset,

@@ -1,7 +1,7 @@
 """Embeddings of a scene as a raster: a band per dimension, a pixel per patch or chip.
 
-Chips lie side by side from the scene's upper left, the last ones reach over its edges, so that
-patches form one grid. As int8 each band has GDAL's scale and offset.
+Windows start at whole patches from the scene's upper left, so that patches form one grid, and are
+blended where they overlap. As int8 each band has GDAL's scale and offset.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.files import single_writer
+from multimae_eo.geo import window_starts
 from multimae_eo.inference.vector_codes import NODATA_CODE, CodeLoss, Dtype, VectorCodes
 from multimae_eo.modality import Band, Modality, ModalitySet
 from multimae_eo.network.multimae import MultiMAE
@@ -53,14 +54,17 @@ def embed_raster(
 
     ``out``: a ``.tif`` of as many bands as the encoder is wide; float32 with NaN, or int8 with
     scale, offset and nodata -128. ``<out>.png`` shows its first three principal components.
-    Vectors are those of ``embed_scene`` where its chips lie on the same grid.
+    Windows overlap by whole patches and are blended, so that chips leave no edges; without overlap
+    vectors are those of ``embed_scene`` where its chips lie on the same grid.
 
     Raises as ``reconstruct_scene``; ConfigError for float16, which GeoTIFF readers lack; DataError
     where nothing is observed at all.
     """
     if dtype == "float16":
         raise ConfigError(f"{out}: a raster of embeddings is float32 or int8, not float16")
-    options = replace(options or SceneOptions(), overlap=0.0)
+    options = options or SceneOptions()
+    if per == "chip":
+        options = replace(options, overlap=0.0)
     embedder = WindowEmbedder(
         network=model.to(options.device),
         inputs=require_inputs(model.modalities, scene, inputs),
@@ -137,11 +141,10 @@ class CellEmbedder:
 
 
 def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Tiling:
-    """Windows side by side from the upper left, and the cell of an embedding in grid pixels."""
+    """Windows from the upper left, at multiples of the cell of an embedding in grid pixels."""
     tiling = scene_tiling(embedder.sizes, scene, embedder.inputs, options)
-    tiling = tiling_in_cells(tiling, FIELD, 0.0)
     if embedder.per == "chip":
-        return tiling
+        return tiling_in_cells(tiling, FIELD, 0.0)
     configs = {n: embedder.network.config.inputs[n] for n in embedder.inputs}
     sizes = embedder.sizes
     rows = max(config.grid(sizes[n], sizes[n])[0] for n, config in configs.items())
@@ -150,7 +153,13 @@ def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Ti
             f"a raster of {rows} patches on {tiling.chip} px of the scene's grid is not whole "
             "pixels; write GeoParquet (--out EMB.parquet)"
         )
-    return replace(tiling, ratios={**tiling.ratios, FIELD: tiling.chip // rows})
+    side = tiling.chip // rows
+    step = max(1, round(rows * (1 - options.overlap)))
+    tops, lefts = (
+        tuple(side * s for s in window_starts(-(-size // side), rows, step))
+        for size in (scene.grid.height, scene.grid.width)
+    )
+    return replace(tiling, ratios={**tiling.ratios, FIELD: side}, tops=tops, lefts=lefts)
 
 
 def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping[str, str]) -> int:
