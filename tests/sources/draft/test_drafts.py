@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -331,6 +332,32 @@ def test_files_of_one_ground_are_no_mosaic_without_a_doubt(tmp_path: Path) -> No
     assert "cover the same ground" in draft_of([tmp_path]).doubts[0]
     with pytest.raises(ConfigError, match="cover the same ground"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize(("fields", "column"), [(("crop",), "crop"), (("crop", "year"), "???")])
+def test_a_vector_file_beside_the_rasters_gives_labels(
+    tmp_path: Path, fields: tuple[str, ...], column: str
+) -> None:
+    optical = np.full((3, 64, 64), 0.2, np.float32)
+    write(tmp_path / "S2_L2A.tif", optical, ("B4", "B3", "B2"), nodata=None)
+    square = [[500000, 5799900], [500100, 5799900], [500100, 5800000], [500000, 5799900]]
+    features = [
+        {
+            "type": "Feature",
+            "properties": dict.fromkeys(fields, "maize"),
+            "geometry": {"type": "Polygon", "coordinates": [square]},
+        }
+    ]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32630"}}
+    record = {"type": "FeatureCollection", "crs": crs, "features": features}
+    (tmp_path / "fields.geojson").write_text(json.dumps(record))
+    text = draft_of([tmp_path]).text(tmp_path)
+    assert "  vector: fields.geojson" in text
+    assert f"  column: {column}\n" in text
+    (tmp_path / "scene.yaml").write_text(text.replace("column: ???", "column: crop"))
+    labels = Scene(tmp_path / "scene.yaml").labels
+    assert labels is not None
+    assert labels.column == "crop"
 
 
 def test_several_dates_are_a_doubt_and_the_draft_names_one(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from multimae_eo.sources.draft.pixel_evidence import FileEvidence
 from multimae_eo.sources.draft.yaml_draft import Draft, Entry
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import read_header
+from multimae_eo.sources.vector.vector_file import read_features
 from multimae_eo.sources.yaml_section import BLANK
 
 _OPTICAL = ("sentinel2", "landsat8", "hls")
@@ -56,8 +57,8 @@ def area_draft(files: FolderFiles) -> Draft | None:
             f"files of {len(dates)} dates ({', '.join(dates[:4])}{', …' if dates[4:] else ''}): "
             f"this file names those of {chosen}; write a scene file for each date"
         )
-    if files.vectors:
-        notes.append(f"a vector file beside the rasters: {', '.join(files.vectors[:3])}")
+    if len(files.vectors) > 1:
+        notes.append(f"vector files beside the rasters: {', '.join(files.vectors[:3])}")
     lost = sorted(set(headers) - set(located))
     if lost:
         notes.append(f"left out, without georeferencing: {', '.join(lost[:3])}")
@@ -71,6 +72,7 @@ def area_draft(files: FolderFiles) -> Draft | None:
             Entry("modalities", tuple(d.entry(drafts) for d in drafts)),
             Entry("chips", {"size": _CHIP}, "only where the scene is a SOURCE: the side of its "
                   "chips in pixels of the grid; see `split`, `label` and `min_valid`"),
+            *_vector_labels(files),
         ),
         evidence=(
             f"{len(kept)} raster(s) of one area",
@@ -79,6 +81,21 @@ def area_draft(files: FolderFiles) -> Draft | None:
         ),
         doubts=tuple(doubts),
     )  # fmt: skip
+
+
+def _vector_labels(files: FolderFiles) -> list[Entry]:
+    """The ``labels:`` of the only vector file beside the rasters."""
+    if len(files.vectors) != 1:
+        return []
+    features = read_features(files.folder / files.vectors[0])
+    columns = list(features.columns)
+    column = (
+        Entry("column", columns[0], "the only column")
+        if len(columns) == 1
+        else Entry("column", BLANK, f"the column of the classes: one of {', '.join(columns)}")
+    )
+    comment = "the vector file beside the rasters; remove it where it holds no labels"
+    return [Entry("labels", (Entry("vector", files.vectors[0]), column), comment)]
 
 
 def _name(files: FolderFiles, kept: Mapping[str, RasterHeader]) -> str:
