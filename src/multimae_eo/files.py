@@ -200,7 +200,7 @@ def read_json(
     limit: int = JSON_BYTES,
     remedy: str = "restore the file",
     form: str = "JSON",
-    object_hook: Callable[[dict[str, Any]], object] | None = None,
+    object_hook: Callable[[dict[str, object]], object] | None = None,
 ) -> Any:
     """A JSON document of bounded size and depth; a ``kind`` that names the file otherwise.
 
@@ -217,7 +217,7 @@ def parse_json(
     *,
     remedy: str = "restore the file",
     form: str = "JSON",
-    object_hook: Callable[[dict[str, Any]], object] | None = None,
+    object_hook: Callable[[dict[str, object]], object] | None = None,
 ) -> Any:
     """The JSON document in ``text``; a ``kind`` that names ``where`` otherwise."""
     with reading(where, kind, remedy, form=form):

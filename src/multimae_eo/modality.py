@@ -150,7 +150,7 @@ class Modality:
             f"{', '.join(self.levels)} (dataset file: `level:`)"
         )
 
-    def meaning(self) -> dict[str, Any]:
+    def meaning(self) -> dict[str, object]:
         """What must agree between data and model: everything but how a source stores it."""
         return {
             "name": self.name,
@@ -250,7 +250,7 @@ class ModalitySet(Mapping[str, Modality]):
         text = json.dumps([m.meaning() for m in self.values()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def to_list(self) -> list[dict[str, Any]]:
+    def to_list(self) -> list[dict[str, object]]:
         """JSON-ready records in order."""
         return [m.to_dict() for m in self.values()]
 

@@ -6,8 +6,6 @@ themselves are the catalogue's: ``Band.physical_range``.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -114,7 +112,9 @@ def level_seen(*, blue: float, red: float) -> str:
 # Fill values ----------------------------------------------------------------------------------
 
 
-def sentinel_message(values: npt.NDArray[Any], dtype: np.dtype[Any] | None = None) -> str:
+def sentinel_message(
+    values: npt.NDArray[np.generic], dtype: np.dtype[np.generic] | None = None
+) -> str:
     """The message for an undeclared fill value among numeric labels; "" where there is none.
 
     A well-known fill value (-9999, the least float, …) counts where it lies further from all other

@@ -156,7 +156,7 @@ class WorkerPool(ProcessPoolExecutor):
     """
 
     def __init__(
-        self, workers: int, *, initializer: Callable[..., None], initargs: tuple[Any, ...] = ()
+        self, workers: int, *, initializer: Callable[..., None], initargs: tuple[object, ...] = ()
     ) -> None:
         super().__init__(
             workers,
@@ -189,6 +189,6 @@ class WorkerPool(ProcessPoolExecutor):
             process.terminate()
 
 
-def _begin(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
+def _begin(initializer: Callable[..., None], initargs: tuple[object, ...]) -> None:
     end_with_parent()
     initializer(*initargs)

@@ -349,7 +349,7 @@ def _stack(
     return stacked, ok
 
 
-def stack_labels(labels: Sequence[Any]) -> torch.Tensor | None:
+def stack_labels(labels: Sequence[object]) -> torch.Tensor | None:
     """Labels of a batch, stacked; None where a chip has none, or their kinds or shapes differ."""
     import torch
 

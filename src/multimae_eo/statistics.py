@@ -254,7 +254,7 @@ def _require_finite(where: str, *numbers: Array) -> None:
         )
 
 
-def count_classes(ids: npt.NDArray[Any], modality: Modality) -> Array:
+def count_classes(ids: npt.NDArray[np.generic], modality: Modality) -> Array:
     """Pixels per class, in the order of the class map."""
     table, counts = np.unique(ids, return_counts=True)
     count_of = dict(zip(table.tolist(), counts.tolist(), strict=True))

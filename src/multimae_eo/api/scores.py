@@ -86,7 +86,7 @@ def evaluate_subsets(
     device: str = "auto",
     precision: str = "auto",
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Compute a fine-tuned model's metrics from subsets of its inputs.
 
     Args:
@@ -205,7 +205,7 @@ def study(
     device: str = "auto",
     precision: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Compare transfer over label fractions, seeds, sets of inputs and a grid; resumable.
 
     Args:
@@ -278,7 +278,7 @@ def benchmark(
     device: str = "auto",
     precision: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Probe and fine-tune on data sets of GEO-Bench; resumable.
 
     Args:

@@ -18,7 +18,7 @@ def print_json(record: Any) -> None:
     print(json.dumps(record, indent=1, default=str))
 
 
-def print_table(rows: Sequence[dict[str, Any]], scores: Sequence[str] = ()) -> None:
+def print_table(rows: Sequence[dict[str, object]], scores: Sequence[str] = ()) -> None:
     """Print rows as Markdown; ``scores``: columns with an interval in ``<score> low``, ``high``."""
     from multimae_eo.reports.tables import display_row, markdown_table
 

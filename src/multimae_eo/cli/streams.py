@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TextIO
 
 from multimae_eo.errors import InputWarning
 
@@ -37,7 +37,7 @@ def make_printable(*, strict: bool = False) -> None:
         warnings.showwarning = show_input_warning
 
 
-def require_separate_outputs(options: Mapping[str, Any]) -> None:
+def require_separate_outputs(options: Mapping[str, object]) -> None:
     """OutputError where a subcommand's output is, contains or overwrites one of its inputs."""
     from multimae_eo.sources import input_paths
 

@@ -303,7 +303,7 @@ class ReconstructService:
     ) -> ChipView:
         return replace(chip_views(batch, predictions, inputs=inputs)[0], modalities=self.all)
 
-    def _draw(self, name: str, chip: ChipView, scored: ChipView, masked: Mask) -> dict[str, Any]:
+    def _draw(self, name: str, chip: ChipView, scored: ChipView, masked: Mask) -> dict[str, object]:
         ranges = self._ranges(name)
         pictures: dict[str, Any] = {}
         kinds: tuple[PanelKind, ...] = ("prediction", "std", "error")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -136,7 +135,7 @@ class ClassScan:
         results = self.labels.setdefault(chip.split, Counter())
         results.update(self._classes_of(chip.sample.label))
 
-    def _classes_of(self, label: Any) -> dict[int, int]:
+    def _classes_of(self, label: object) -> dict[int, int]:
         """Class index to count: chips, or pixels of a label map."""
         array = np.asarray(label)
         if array.dtype.kind == "f" and array.ndim != 1:

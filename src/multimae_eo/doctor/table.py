@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from multimae_eo.doctor.finding import Diagnosis, Finding, Severity
 
@@ -25,7 +24,7 @@ def table(diagnosis: Diagnosis, *, width: int = 100, colour: bool = False) -> st
     return "\n".join(lines)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A piece of evidence as text: four digits, lists and counts in words."""
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {show(v)}" for k, v in value.items())

@@ -20,7 +20,7 @@ MOST_CELLS = 4096
 _CHIPS_PER_BLOCK = 16  # chips whose grids are predicted together
 
 
-def task_of(labels: npt.NDArray[Any]) -> TaskKind:
+def task_of(labels: npt.NDArray[np.generic]) -> TaskKind:
     """What kind of task stacked labels pose: by their axes, and whether they are whole numbers."""
     if labels.ndim == 1:
         return "regression" if labels.dtype.kind == "f" else "classification"
@@ -86,7 +86,10 @@ class ProbeTarget:
         return self._predictions(table, outputs.argmax(axis=1), outputs)
 
     def _predictions(
-        self, table: FeatureTable, predicted: npt.NDArray[Any], probability: npt.NDArray[Any] | None
+        self,
+        table: FeatureTable,
+        predicted: npt.NDArray[np.generic],
+        probability: npt.NDArray[np.generic] | None,
     ) -> Predictions:
         return Predictions(
             kind=self.kind,
@@ -108,7 +111,9 @@ def take(table: FeatureTable, rows: npt.NDArray[np.int64]) -> FeatureTable:
     )
 
 
-def _cell_rows(table: FeatureTable, classes: int, seed: int) -> tuple[npt.NDArray[Any], Array]:
+def _cell_rows(
+    table: FeatureTable, classes: int, seed: int
+) -> tuple[npt.NDArray[np.generic], Array]:
     count, _, rows, columns = table.features.shape
     cell = _cell_of(table.labels.shape[1:], (rows, columns))
     shares = np.zeros((count, rows * columns, classes), np.float32)

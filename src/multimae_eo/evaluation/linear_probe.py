@@ -39,7 +39,7 @@ class Scaler:
         constant = scale <= 1e-10 * np.maximum(np.abs(values).max(axis=0, initial=0.0), 1e-300)
         return cls(values.mean(axis=0), np.where(constant, np.inf, scale))
 
-    def __call__(self, features: npt.NDArray[Any]) -> Array:
+    def __call__(self, features: npt.NDArray[np.generic]) -> Array:
         """Standardise features (n, D)."""
         scaled: Array = (features.astype(np.float64) - self.mean) / self.scale
         return scaled

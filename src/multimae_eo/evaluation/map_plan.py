@@ -298,7 +298,7 @@ def _claim(work: Path, options: MapOptions, record: Mapping[str, Any], *, linear
     write_file(path, text.encode())
 
 
-def _split_of(source: SceneChips, block: int | None, folds: int) -> dict[str, Any]:
+def _split_of(source: SceneChips, block: int | None, folds: int) -> dict[str, object]:
     """How polygons are divided: by the largest blocks that leave enough of them, or singly."""
     least = max(folds, 2)
     for chips in (block,) if block else _BLOCKS:

@@ -19,7 +19,7 @@ from multimae_eo.reports.html import Report
 _HECTARE = 10_000.0
 
 
-def map_record(plan: MapPlan, target: ClassMapRaster) -> dict[str, Any]:
+def map_record(plan: MapPlan, target: ClassMapRaster) -> dict[str, object]:
     """Files, mapped areas, and accuracies and areas by cross-validation, as JSON."""
     ids = sorted(target.names)
     counts = target.counts

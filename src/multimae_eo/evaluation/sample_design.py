@@ -117,7 +117,9 @@ def draw_sample(target: ClassMapRaster, plan: SamplePlan) -> DrawnSample:
     )
 
 
-def expected_errors(drawn: DrawnSample, plan: SamplePlan, target: ClassMapRaster) -> dict[str, Any]:
+def expected_errors(
+    drawn: DrawnSample, plan: SamplePlan, target: ClassMapRaster
+) -> dict[str, object]:
     """Standard errors that a sample has where the expected accuracies are true.
 
     ``overall``, and ``users`` by class name (None where one unit or none is drawn). Of clusters,

@@ -126,7 +126,7 @@ def study(
     out: Path,
     *,
     inputs: Mapping[str, Sequence[str]] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Run what of the study is not finished yet, and write its tables, plots and pages to ``out``.
 
     ``inputs``: sets of modalities by name (default: all that model and data share). ``out``
@@ -366,7 +366,7 @@ def _keep_model(model: Path, kept: Path) -> None:
     shutil.copytree(model, kept)
 
 
-def _grid_rows(plan: StudyPlan, label: str, cells: TrialFiles) -> list[dict[str, Any]]:
+def _grid_rows(plan: StudyPlan, label: str, cells: TrialFiles) -> list[dict[str, object]]:
     """Validation scores of the points of a grid, with the first seed."""
     rows = []
     for method, percent, point in product(plan.methods, plan.probing.fractions, plan.points()):

@@ -157,7 +157,7 @@ def _require(format: Format) -> None:
         ) from error
 
 
-def _drawn(graph: Graph, images: tuple[Tensor, ...], *, dynamic: bool) -> Any:
+def _drawn(graph: Graph, images: tuple[Tensor, ...], *, dynamic: bool) -> object:
     """The graph as an exported program."""
     with torch.no_grad():
         graph(*images)  # Tables of positions are made here, once, and are constants of the graph.

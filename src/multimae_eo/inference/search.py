@@ -109,7 +109,7 @@ def _at_point(path: Path, lon: float, lat: float) -> _Query:
     raise DataError(f"{path}: no embedding covers {lon},{lat} (longitude, latitude); {hint}")
 
 
-def _record(group: _RowGroup, row: int, similarity: float) -> dict[str, Any]:
+def _record(group: _RowGroup, row: int, similarity: float) -> dict[str, object]:
     west, south, east, north = (float(v) for v in group.boxes[row])
     located = np.isfinite(west)
     return {

@@ -16,7 +16,7 @@ YAML = (".yaml", ".yml")
 GRAPHS = (".onnx", ".pt2")
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, object]:
     """Facts about a file, ready for JSON, by its ending.
 
     Raises ConfigError for a kind of file that is not known, FormatError for a damaged one.
@@ -61,7 +61,7 @@ def _raster(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: not a readable raster: {error}") from error
 
 
-def _embeddings(path: Path) -> dict[str, Any]:
+def _embeddings(path: Path) -> dict[str, object]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -82,7 +82,7 @@ def _embeddings(path: Path) -> dict[str, Any]:
     return record
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _yaml(path: Path) -> dict[str, object]:
     source = open_source(path)
     return {
         "what": "dataset or scene file",

@@ -41,7 +41,7 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     )
 
 
-def _store(path: Path, verify: bool) -> dict[str, Any]:
+def _store(path: Path, verify: bool) -> dict[str, object]:
 
     store = ChipStore(path)
     record = {"what": "chip store", **store.info()}
@@ -70,7 +70,7 @@ def _model(path: Path) -> dict[str, Any]:
     return {**_described(model, model_hash(path)), "tasks": tasks}
 
 
-def _described(model: MultiMAE, digest: str) -> dict[str, Any]:
+def _described(model: MultiMAE, digest: str) -> dict[str, object]:
     encoder = model.config.encoder
     return {
         "what": "model",
@@ -107,7 +107,7 @@ def _run(path: Path, verify: bool) -> dict[str, Any]:
     return record
 
 
-def _progress(rows: list[dict[str, str]]) -> dict[str, Any]:
+def _progress(rows: list[dict[str, str]]) -> dict[str, object]:
     """The last step of a run's metrics, and its last validation."""
     record: dict[str, Any] = {"step": int(rows[-1]["step"]) if rows else 0}
     validated = [r for r in rows if r.get("val/loss")]

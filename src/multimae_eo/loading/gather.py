@@ -34,7 +34,7 @@ class _Recycled:
     """
 
     def __init__(self) -> None:
-        self._arrays: list[npt.NDArray[Any]] = []
+        self._arrays: list[npt.NDArray[np.generic]] = []
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """An array that nobody else refers to, with anything in it."""
@@ -72,10 +72,10 @@ class Gatherer:
 
     def __init__(self, store: ChipStore) -> None:
         self.store = store
-        self._buffers: dict[tuple[int, ...], npt.NDArray[Any]] = {}
+        self._buffers: dict[tuple[int, ...], npt.NDArray[np.generic]] = {}
         self._outputs = {n: _Recycled() for n in store.arrays}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Gatherer, (self.store,)
 
     def pixels(self, name: str, windows: Windows) -> torch.Tensor:
@@ -136,14 +136,18 @@ class Gatherer:
         )
         return zip(*(c.tolist() for c in columns), strict=True)
 
-    def _buffer(self, count: int, bands: int, run: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def _buffer(
+        self, count: int, bands: int, run: int, dtype: np.dtype[np.generic]
+    ) -> npt.NDArray[np.generic]:
         key = (bands, run, dtype.num)
         if key not in self._buffers or len(self._buffers[key]) < count:
             self._buffers[key] = np.zeros((count, bands, run), dtype)
         return self._buffers[key][:count]
 
 
-def _reorient(views: npt.NDArray[Any], codes: Integers, out: npt.NDArray[Any]) -> None:
+def _reorient(
+    views: npt.NDArray[np.generic], codes: Integers, out: npt.NDArray[np.generic]
+) -> None:
     """Flip and transpose (B, C, h, w) into ``out``, all chips of one code at once."""
     import torch
 

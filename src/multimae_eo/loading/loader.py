@@ -270,7 +270,7 @@ class ChipDataset:
 
 def _calibrations(
     store: ChipStore, modality: Modality, indices: Indices
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[int]]:
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], list[int]]:
     """Scale, offset and level index of chips that have a modality."""
     scales, offsets, levels, words = store.calibrations(modality.name)
     codes = levels[indices].tolist()
@@ -341,7 +341,7 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
     )
 
 
-def _workers_context() -> Any:
+def _workers_context() -> object:
     """Forked from a clean process that has imported what workers need.
 
     Lightning and our own caches start threads; forking this process could hang.
@@ -353,5 +353,5 @@ def _workers_context() -> Any:
     return context
 
 
-def _as_is(batch: Any) -> Any:
+def _as_is(batch: object) -> object:
     return batch

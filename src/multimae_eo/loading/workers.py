@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -16,7 +16,7 @@ from multimae_eo.sample import Batch
 class Batches(Protocol):
     """Reads the batch of some chips."""
 
-    def __getitems__(self, chips: Sequence[Any]) -> Batch:
+    def __getitems__(self, chips: Sequence[object]) -> Batch:
         """The batch; called by torch's fetcher."""
 
 
@@ -26,7 +26,7 @@ class HandedOver:
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
-    def __getitems__(self, chips: Sequence[Any]) -> Batch | MultiMAEError:
+    def __getitems__(self, chips: Sequence[object]) -> Batch | MultiMAEError:
         """The batch of these chips, or in a worker the error, with its traceback as a note."""
         try:
             return self.batches.__getitems__(chips)

@@ -166,7 +166,7 @@ def census_accuracy(classes: Sequence[int], counts: npt.NDArray[np.int64]) -> Ac
     )
 
 
-def estimate_from_groups(counts: npt.NDArray[Any], mapped_shares: Floats) -> Accuracy:
+def estimate_from_groups(counts: npt.NDArray[np.generic], mapped_shares: Floats) -> Accuracy:
     """Accuracies and areas from groups of labelled pixels, such as polygons left out of training.
 
     Rows of the error matrix are weighted by the map's shares of each class (post-stratification,
@@ -212,7 +212,7 @@ def estimate_from_groups(counts: npt.NDArray[Any], mapped_shares: Floats) -> Acc
     )
 
 
-def _weighted(counts: npt.NDArray[Any], shares: Floats) -> Floats:
+def _weighted(counts: npt.NDArray[np.generic], shares: Floats) -> Floats:
     """An error matrix in shares of the area, whose rows sum to the map's shares."""
     rows = counts.sum(axis=1, keepdims=True)
     matrix: Floats = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(len(shares)))

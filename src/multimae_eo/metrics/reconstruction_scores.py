@@ -183,7 +183,7 @@ class _Continuous:
             },
         }
 
-    def _baseline(self, total: Array, count: Array) -> dict[str, Any]:
+    def _baseline(self, total: Array, count: Array) -> dict[str, object]:
         result = {"r2": 0.0, "rmse": _root(total.sum() / count.sum())}
         if self.mean is None:
             return {"predicts": "the mean of the scored pixels", **result}

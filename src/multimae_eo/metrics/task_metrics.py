@@ -232,7 +232,7 @@ def chip_outcomes(predictions: Judged) -> Array:
     return np.nan_to_num(counts.micro_f1, nan=1.0)  # no label, and none predicted
 
 
-def class_scores(predictions: Predictions) -> list[dict[str, Any]]:
+def class_scores(predictions: Predictions) -> list[dict[str, object]]:
     """A row per class: its name, chips or pixels of it, F1 and IoU, None where it does not occur.
 
     With several labels per chip, average precision, too.
@@ -354,7 +354,7 @@ def _mean_average_precision(predictions: Predictions) -> WeightedScore:
     return lambda weights: _class_mean(average_precision(truth, scores, weights))
 
 
-def _scores(predictions: Predictions) -> npt.NDArray[Any]:
+def _scores(predictions: Predictions) -> npt.NDArray[np.generic]:
     assert predictions.probability is not None
     return predictions.probability
 

@@ -67,7 +67,7 @@ def _first_layer(network: nn.Module, repeat: Callable[[], object]) -> str:
     return first[0] if first else ""
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def _tensors(output: object) -> Iterator[Tensor]:
     if isinstance(output, Tensor) and output.is_floating_point():
         yield output
     elif isinstance(output, tuple | list):

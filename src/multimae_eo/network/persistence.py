@@ -21,7 +21,7 @@ class ModelFolders(Protocol):
     def load(self, location: str | Path, kind: type, modalities: ModalitySet | None) -> Any:
         """A model of the class ``kind``, from a folder or ``owner/model`` of the hub."""
 
-    def upload(self, model: Any, name: str, *, private: bool, card: str) -> str:
+    def upload(self, model: object, name: str, *, private: bool, card: str) -> str:
         """Upload a model folder as ``owner/model``; returns its address."""
 
 

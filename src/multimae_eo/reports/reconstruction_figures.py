@@ -316,14 +316,14 @@ def _draw_panel(page: _Page, x: float, y: float, cell: Panel) -> None:
         page.text(x, below, cell.note, color=_SOFT)
 
 
-def _class_key_lines(table: _PanelTable, width: float) -> list[list[tuple[str, Any]]]:
+def _class_key_lines(table: _PanelTable, width: float) -> list[list[tuple[str, object]]]:
     """Lines of (text, colour) entries wrapped to the page; a colour of None makes a heading."""
     lines: list[list[tuple[str, Any]]] = []
     for modality, classes in table.class_keys:
         entries = [
             (textwrap.shorten(c.name, 30, placeholder="…"), c.color) for c in modality.classes
         ]
-        line: list[tuple[str, Any]] = [(modality.name, None)]
+        line: list[tuple[str, object]] = [(modality.name, None)]
         used = _MARGIN + _entry_width(line[0][0])
         for entry in (entries[i] for i in classes):
             if used + _entry_width(entry[0]) > width - _MARGIN:
@@ -339,7 +339,9 @@ def _entry_width(words: str) -> float:
     return 0.37 + _width(words)
 
 
-def _draw_class_keys(page: _Page, lines: Sequence[Sequence[tuple[str, Any]]], top: float) -> None:
+def _draw_class_keys(
+    page: _Page, lines: Sequence[Sequence[tuple[str, object]]], top: float
+) -> None:
     for number, line in enumerate(lines):
         x, y = _MARGIN, top + number * _KEY_ROW + 0.14
         for words, colour in line:

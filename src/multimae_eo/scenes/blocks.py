@@ -134,7 +134,7 @@ class BlockWriter:
         remove(self._part)
 
 
-def _require_equal(folder: Path, plan: Mapping[str, Any]) -> None:
+def _require_equal(folder: Path, plan: Mapping[str, object]) -> None:
     try:
         stored = read_json(folder / "plan.json", OutputError)
     except OutputError:

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 @single_writer()
-def compare_embeddings(before: Path, after: Path, out: Path) -> dict[str, Any]:
+def compare_embeddings(before: Path, after: Path, out: Path) -> dict[str, object]:
     """Write the change between two files of embeddings into the folder ``out``; its summary.
 
     ``change.parquet`` (GeoParquet: key, geometry, distance, percentile; the largest change first),
@@ -90,7 +90,7 @@ def _statistics(distance: npt.NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _largest(change: Distances, order: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def _largest(change: Distances, order: npt.NDArray[np.int64]) -> list[dict[str, object]]:
     """The locations of the largest change: key, distance, longitude and latitude."""
     first = [int(i) for i in order[:_LARGEST]]
     _, boxes = on_the_globe([change.geometries[i] for i in first])

@@ -203,7 +203,7 @@ def _vectors(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.b
 
 def _range(
     parts: Iterator[npt.NDArray[Any]], width: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], int]:
     """Least and greatest value of each dimension, and how many vectors there are."""
     low, high, count = np.full(width, np.inf), np.full(width, -np.inf), 0
     for part in parts:
@@ -215,7 +215,7 @@ def _range(
     return low, high, count
 
 
-def _coded(rows: npt.NDArray[Any], codes: VectorCodes) -> npt.NDArray[np.int8]:
+def _coded(rows: npt.NDArray[np.generic], codes: VectorCodes) -> npt.NDArray[np.int8]:
     """Rows (D, n, W) as int8, -128 where not observed."""
     vectors, observed = _vectors(rows)
     coded = np.full(vectors.shape, NODATA_CODE, np.int8)

@@ -82,7 +82,7 @@ def job_tags(job: SceneJob) -> dict[str, str]:
     return tags
 
 
-def _plan(job: SceneJob) -> dict[str, Any]:
+def _plan(job: SceneJob) -> dict[str, object]:
     """What has to be equal for an interrupted map to go on."""
     options = job.options
     return {

@@ -50,7 +50,7 @@ class EmbeddingWriter:
         *,
         dtype: Dtype = "float32",
         model_hash: str,
-        details: Mapping[str, Any] | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         self.path, self.model_hash, self.rows, self.dtype = path, model_hash, 0, dtype
         self._details = dict(details or {})
@@ -61,7 +61,7 @@ class EmbeddingWriter:
         self._keys: list[str] = []
         self._texts: dict[str | None, int] = {None: -1}
         self._waiting: list[tuple[Geometry | None, str | None]] = []
-        self._vectors: list[npt.NDArray[Any]] = []
+        self._vectors: list[npt.NDArray[np.generic]] = []
         self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
         self._folder = temporary_path(path)
         with output_errors(path):
@@ -70,7 +70,7 @@ class EmbeddingWriter:
             self._stream = (self._folder / "rows").open("wb")
 
     def add(
-        self, key: str, geometry: Geometry | None, time: str | None, vector: npt.NDArray[Any]
+        self, key: str, geometry: Geometry | None, time: str | None, vector: npt.NDArray[np.generic]
     ) -> None:
         """Add one vector (width,)."""
         self._keys.append(key)
@@ -164,7 +164,7 @@ class EmbeddingWriter:
             )
 
 
-def _half(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _half(vectors: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return vectors.astype(np.float16)
 
 
@@ -233,7 +233,7 @@ def geo_record(boxes: Array) -> dict[str, Any]:
 
 def on_the_globe(
     geometries: Sequence[Geometry | None],
-) -> tuple[npt.NDArray[Any], Array]:
+) -> tuple[npt.NDArray[np.generic], Array]:
     """Polygons as WKB records (n,) and their boxes (n, 4) in degrees; NaN where there is none.
 
     Each corner is transformed; the edges between are straight. Raises ConfigError where CRS have

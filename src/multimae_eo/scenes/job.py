@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import Precision, resolve_precision
@@ -76,7 +75,7 @@ class SceneJob:
     tiling: Tiling
     model: WindowModel
     layers: tuple[OutputLayer, ...]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     options: SceneOptions
     warning: str = ""
 

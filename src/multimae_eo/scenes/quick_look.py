@@ -96,7 +96,7 @@ def distance_look(path: Path, caption: str) -> Path:
     return save_figure(_figure(drawing), path.with_name(path.name + ".png"))
 
 
-def _components(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _components(vectors: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """The first three principal components (n, 3), each between its 2nd and 98th percentile."""
     centred = vectors - vectors.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
@@ -109,7 +109,9 @@ def _components(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.asarray(np.clip(share, 0, 1) * 255, np.uint8)
 
 
-def _draw(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Drawing:
+def _draw(
+    layer: OutputLayer, values: npt.NDArray[np.generic], ok: npt.NDArray[np.bool_]
+) -> _Drawing:
     modality = layer.modality
     if layer.kind == "value":
         return _value(modality, values, ok)
@@ -136,7 +138,9 @@ def _draw(layer: OutputLayer, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_
     return _ramp(flat, ramp, (-end if signed else 0.0, end), f"{modality.name}: {quantity}", unit)
 
 
-def _value(modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> _Drawing:
+def _value(
+    modality: Modality, values: npt.NDArray[np.generic], ok: npt.NDArray[np.bool_]
+) -> _Drawing:
     if modality.categorical:
         index = class_index(values[0], modality)
         present = np.unique(index[ok[0] & (index >= 0)])

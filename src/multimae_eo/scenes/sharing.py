@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multimae_eo.errors import ConfigError, OutputError
 from multimae_eo.processes import WorkerPool
@@ -120,7 +120,7 @@ def _keep(job: SceneJob) -> SceneJob:
     return job.on(job.options.device)
 
 
-def _remote_block(work: Callable[..., Any], job: SceneJob, blocks: Blocks, number: int) -> int:
+def _remote_block(work: Callable[..., object], job: SceneJob, blocks: Blocks, number: int) -> int:
     if not blocks.folder.is_dir():
         raise OutputError(
             f"{blocks.folder}: the worker on {socket.gethostname()} does not see it; choose an "

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -56,7 +56,7 @@ class WriteQueue:
     def __enter__(self) -> WriteQueue:
         return self
 
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, work: Callable[..., None], *arguments: object) -> None:
         """Queue ``work(*arguments)``."""
         while len(self._waiting) >= _QUEUED_WRITES:
             self._waiting.popleft().result()

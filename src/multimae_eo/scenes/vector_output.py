@@ -109,7 +109,7 @@ def _write_layer(named: Path, layer: VectorLayer, driver: str, path: Path) -> No
         raise OutputError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
-def _style_row(layer: VectorLayer) -> dict[str, Any]:
+def _style_row(layer: VectorLayer) -> dict[str, object]:
     """A row of the table in which QGIS looks up the style of a layer."""
     return {
         "f_table_catalog": "",

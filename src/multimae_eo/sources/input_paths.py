@@ -31,7 +31,7 @@ _BESIDE = (".png", ".json", ".probabilities.tif", ".probabilities.png", ".confid
 """What is written beside an output file, after its stem."""
 
 
-def require_separate_outputs(options: Mapping[str, Any]) -> None:
+def require_separate_outputs(options: Mapping[str, object]) -> None:
     """OutputError where an output is, contains or overwrites one of the inputs.
 
     ``options``: of a subcommand, by name; those of INPUT_OPTIONS are read, those of OUTPUT_OPTIONS

@@ -209,7 +209,7 @@ class MMEarthSource(Source):
                 f"{', '.join(map(str, modality.class_ids))}"
             )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None, "_arrays": {}, "_process": -1}
 
 

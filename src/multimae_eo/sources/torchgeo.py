@@ -118,7 +118,7 @@ class TorchGeoSource(Source):
             label=None if self.label is None else self._label(record, self.keys[index]),
         )
 
-    def _planes(self, record: Mapping[str, Any], image: ImageKey, key: str) -> Pixels:
+    def _planes(self, record: Mapping[str, object], image: ImageKey, key: str) -> Pixels:
         planes = np.asarray(self._get(record, image.key, key))
         if planes.ndim == 2:
             planes = planes[None]
@@ -143,7 +143,7 @@ class TorchGeoSource(Source):
             return np.where(np.isin(label, self.ignore), -1, label.astype(np.int64))
         return label
 
-    def _get(self, record: Mapping[str, Any], name: str, key: str) -> Any:
+    def _get(self, record: Mapping[str, object], name: str, key: str) -> object:
         if name not in record:
             raise FormatError(
                 f"{self.name}: {key}: no {name!r} in the sample; {did_you_mean(name, record)}"

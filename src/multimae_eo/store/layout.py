@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def json_bytes(record: Mapping[str, Any]) -> bytes:
+def json_bytes(record: Mapping[str, object]) -> bytes:
     """A JSON object as text, the same for equal ones."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 

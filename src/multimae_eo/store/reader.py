@@ -99,7 +99,7 @@ class ChipStore(Source):
         if any(dtype.kind not in "biuf" for dtype in types):
             raise ValueError("arrays or labels that are no real numbers")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ class ChipStore(Source):
 
     def calibrations(
         self, name: str
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.int32], list[str]]:
+    ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], npt.NDArray[np.int32], list[str]]:
         """Scale, offset and product level of all chips; the level as an index of the last."""
         return (
             self._numbers(layout.column(name, "scale")),
@@ -316,12 +316,12 @@ class ChipStore(Source):
                 self._maps.popitem(last=False)
         return array
 
-    def _taken(self, index: int, group: str, row: int) -> npt.NDArray[Any]:
+    def _taken(self, index: int, group: str, row: int) -> npt.NDArray[np.generic]:
         number = bisect_right(self.shard_starts, index) - 1
         array = self.shard(group, number)
         if not 0 <= row < len(array):
             raise self.lacks_row(group, number, row)
-        chip_array: npt.NDArray[Any] = array[row]
+        chip_array: npt.NDArray[np.generic] = array[row]
         return chip_array
 
     def lacks_row(self, group: str, number: int, row: int, *, valid: bool = False) -> FormatError:

@@ -220,7 +220,7 @@ class _Work:
             self._write_array(layout.array_path(name, shard, valid=True), packed, sums)
 
     def _write_array(
-        self, path: str, arrays: Sequence[npt.NDArray[Any]], sums: dict[str, str]
+        self, path: str, arrays: Sequence[npt.NDArray[np.generic]], sums: dict[str, str]
     ) -> None:
         sums[path] = layout.write_array(self.out / path, np.stack(arrays))
 
@@ -396,7 +396,7 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
     layout.write_bytes(out / layout.INDEX, index)
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> str:
+def write_json(path: Path, record: Mapping[str, object]) -> str:
     """Write a JSON object, the same bytes for equal ones; returns its checksum."""
     return layout.write_bytes(path, layout.json_bytes(record))
 

@@ -38,7 +38,7 @@ class OpaqueObject:
     arguments: tuple[Any, ...]
     state: Any
 
-    def __new__(cls, *arguments: Any) -> OpaqueObject:
+    def __new__(cls, *arguments: object) -> OpaqueObject:
         """Keep the arguments; pickles may skip ``__init__``."""
         made = super().__new__(cls)
         made.arguments, made.state = arguments, {}
@@ -150,7 +150,7 @@ class _RefusedName(pickle.UnpicklingError):
 class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         cls = _ALLOWED.get((module, name))
         if cls is None:
             raise _RefusedName(f"it names {module}.{name}")
@@ -179,7 +179,7 @@ for _code in (pickle.FROZENSET[0], pickle.ADDITEMS[0], pickle.SETITEM[0]):
     _Unpickler.dispatch[_code] = _with_flat_keys(_code, pickle._Unpickler.dispatch[_code])
 
 
-def _expanded(value: Any, sizes: dict[int, int]) -> int:
+def _expanded(value: object, sizes: dict[int, int]) -> int:
     """How many values a value stands for where shared ones are counted each time."""
     size = sizes.get(id(value))
     if size is None:
@@ -221,7 +221,7 @@ def load_pickle(data: bytes, where: str) -> Any:
         ) from error
 
 
-def load_pickle_text(text: str | bytes, where: str) -> Any:
+def load_pickle_text(text: str | bytes, where: str) -> object:
     """Decode a pickle stored as ``str(bytes)``: the text of a bytes literal. Errors as above."""
     if isinstance(text, bytes):
         text = text.decode("latin-1")

@@ -298,7 +298,7 @@ def _channels(path: Path, dataset: Any) -> Pixels:
 
 def _stack(
     path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: BandLayer
-) -> npt.NDArray[Any]:
+) -> npt.NDArray[np.generic]:
     """A modality's bands as (C, H, W), in a new array."""
     planes = []
     for band in modality.band_names:
@@ -334,7 +334,7 @@ def _class_map(path: Path, ids: npt.NDArray[Any], classes: int) -> npt.NDArray[n
     return ids.astype(np.int64)
 
 
-def _shown(label: npt.NDArray[Any]) -> str:
+def _shown(label: npt.NDArray[np.generic]) -> str:
     return " ".join(str(label).split())[:60]
 
 

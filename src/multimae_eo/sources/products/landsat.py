@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from multimae_eo.errors import FormatError
 from multimae_eo.files import read_json, read_text
@@ -93,7 +92,7 @@ def _groups(metadata: Path) -> dict[str, dict[str, str]]:
     return groups
 
 
-def _inner(metadata: Path, record: Any) -> dict[str, dict[str, str]]:
+def _inner(metadata: Path, record: object) -> dict[str, dict[str, str]]:
     top = record.get("LANDSAT_METADATA_FILE") if isinstance(record, Mapping) else None
     if not isinstance(top, Mapping):
         raise FormatError(f"{metadata}: has no LANDSAT_METADATA_FILE; {_RESTORE}")

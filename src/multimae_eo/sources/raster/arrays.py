@@ -60,7 +60,7 @@ class ArrayHolder:
             "scale_factor" in v.encoding and "scale_factor" not in v.attrs for v in variables
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"data": self.data, "path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -497,7 +497,7 @@ def _per_band(
     return [default] * count
 
 
-def _nodata(attributes: Mapping[str, Any], where: str) -> float | None:
+def _nodata(attributes: Mapping[str, object], where: str) -> float | None:
     for name in ("_FillValue", "missing_value", "nodata"):
         value = attributes.get(name)
         if value is None:

@@ -117,7 +117,7 @@ def physical(pixels: Pixels, calibration: Sequence[Linear]) -> npt.NDArray[Any]:
     return np.asarray(pixels * scale + offset).astype(physical_type(pixels.dtype))
 
 
-def physical_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def physical_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     """The floating type that holds calibrated numbers of ``dtype``."""
     wide = dtype.itemsize > 4 or (dtype.itemsize == 4 and dtype.kind != "f")
     return np.dtype(np.float64 if wide else np.float32)

@@ -161,7 +161,7 @@ def bilinear(
     return mean, ok
 
 
-def in_type(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> Pixels:
+def in_type(values: npt.NDArray[np.float64], dtype: np.dtype[np.generic]) -> Pixels:
     """Interpolated values in the raster's dtype; integers are rounded half up."""
     return (values if dtype.kind == "f" else np.floor(values + 0.5)).astype(dtype)
 

@@ -143,7 +143,7 @@ def _tags(item: StacItem, key: str) -> tuple[float | None, float | None]:
 
 def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
     """STAC's metadata of a band's raster: nodata, scale, offset, … without prefix."""
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     for part in (asset, _nth(asset.get("bands"), number)):
         for name in ("nodata", "data_type", "scale", "offset"):
             for key in (name, f"raster:{name}"):
@@ -153,7 +153,7 @@ def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
     return merged | old
 
 
-def _nth(bands: Any, number: int) -> Mapping[str, Any]:
+def _nth(bands: object, number: int) -> Mapping[str, object]:
     listed = bands if isinstance(bands, list) else []
     band = listed[number - 1] if len(listed) >= number else {}
     return band if isinstance(band, Mapping) else {}

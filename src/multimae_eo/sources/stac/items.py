@@ -57,7 +57,7 @@ def require_stac() -> None:
             ) from error
 
 
-def find_items(search: StacSearch, area: Mapping[str, Any], where: str) -> tuple[StacItem, ...]:
+def find_items(search: StacSearch, area: Mapping[str, object], where: str) -> tuple[StacItem, ...]:
     """Items that match a search and touch the area's box, by time.
 
     Raises FormatError for a catalogue that cannot be read, and DataError when nothing is found,
@@ -116,7 +116,7 @@ def _from_catalogue(search: StacSearch) -> list[Candidate]:
     return _plain(root.get_items(recursive=True))
 
 
-def _from_api(search: StacSearch, area: Mapping[str, Any]) -> list[Candidate]:
+def _from_api(search: StacSearch, area: Mapping[str, object]) -> list[Candidate]:
     import pystac_client
 
     first, last = (d.astimezone(datetime.UTC).isoformat() for d in search.dates)

@@ -183,7 +183,7 @@ def _layer(
     )
 
 
-def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[Any]:
+def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[np.generic]:
     """The dtype of an item's bands, by their rasters' headers."""
     dtypes = [
         open_header(str(item.assets[key]["href"])).dtype

@@ -213,7 +213,7 @@ def _area(top: Section, folder: Path) -> dict[str, Any]:
     return {"type": "Polygon", "coordinates": [ring]}
 
 
-def _geojson(path: Path) -> dict[str, Any]:
+def _geojson(path: Path) -> dict[str, object]:
     record = read_json(path, ConfigError, remedy="write polygons in EPSG:4326", form="GeoJSON")
     with reading(path, ConfigError, "write polygons in EPSG:4326", form="GeoJSON"):
         return _polygons(path, record)

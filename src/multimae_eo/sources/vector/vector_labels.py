@@ -287,5 +287,5 @@ class VectorLabels:
         return int((shapely.area(common) > 0).sum())
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else integer_text(composed(str(value).strip()))
