@@ -255,7 +255,7 @@ class ModalitySet(Mapping[str, Modality]):
         return [m.to_dict() for m in self.values()]
 
     @classmethod
-    def from_list(cls, records: Iterable[Mapping[str, Any]]) -> ModalitySet:
+    def from_list(cls, records: Iterable[Mapping[str, object]]) -> ModalitySet:
         """Inverse of ``to_list``."""
         return cls(Modality.from_dict(r) for r in records)
 

@@ -286,8 +286,8 @@ def search(
 
 
 def compare(
-    before: Any,
-    after: Any,
+    before: object,
+    after: object,
     *,
     out: str | Path,
     model: MultiMAE | str | Path | None = None,
@@ -338,7 +338,7 @@ def compare(
     return compare_embeddings(*paths, Path(out))
 
 
-def _either(data: object, scene: object, model: Any) -> Any:
+def _either(data: object, scene: object, model: object) -> Any:
     if (data is None) == (scene is None):
         raise ConfigError("give either data or scene")
     return model

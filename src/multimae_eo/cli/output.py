@@ -13,7 +13,7 @@ def names_in(text: str | None) -> list[str] | None:
     return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
 
 
-def print_json(record: Any) -> None:
+def print_json(record: object) -> None:
     """Print a result for programs."""
     print(json.dumps(record, indent=1, default=str))
 

@@ -305,7 +305,7 @@ class ReconstructService:
 
     def _draw(self, name: str, chip: ChipView, scored: ChipView, masked: Mask) -> dict[str, object]:
         ranges = self._ranges(name)
-        pictures: dict[str, Any] = {}
+        pictures: dict[str, object] = {}
         kinds: tuple[PanelKind, ...] = ("prediction", "std", "error")
         for kind in kinds:
             drawn = panel(scored if kind == "error" else chip, name, kind, ranges)

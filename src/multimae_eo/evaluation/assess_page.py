@@ -134,7 +134,7 @@ def _area_figure(classes: Sequence[Mapping[str, Any]], colors: Sequence[Color]) 
     return figure
 
 
-def _notes(record: Mapping[str, Any]) -> list[str]:
+def _notes(record: Mapping[str, object]) -> list[str]:
     notes = []
     if record.get("unlabelled"):
         notes.append(f"{record['unlabelled']} features have no label and are left out.")

@@ -87,7 +87,9 @@ def linear_probes(
         if basis is not None:
             weight = basis @ weight
 
-        def probe(new: npt.NDArray[Any], weight: Tensor = weight, bias: Tensor = bias) -> Array:
+        def probe(
+            new: npt.NDArray[np.generic], weight: Tensor = weight, bias: Tensor = bias
+        ) -> Array:
             values = torch.from_numpy(scaler(new)) @ weight + bias
             outputs: Array = _ACTIVATIONS[loss](values).numpy()
             return outputs

@@ -252,7 +252,7 @@ def _raster_modalities(
     header: RasterHeader, options: MapOptions, encoder: MultiMAE | None
 ) -> dict[str, Any]:
     """Modalities of a raster: the model's, or all of its bands as one."""
-    common: dict[str, Any] = {"path": str(options.scene.resolve())}
+    common: dict[str, object] = {"path": str(options.scene.resolve())}
     common |= {"scale": options.scale} if options.scale is not None else {}
     if encoder is None:
         names = [name or f"band_{i}" for i, name in enumerate(header.names, 1)]
@@ -272,7 +272,7 @@ def _raster_modalities(
     return records
 
 
-def _claim(work: Path, options: MapOptions, record: Mapping[str, Any], *, linear: bool) -> None:
+def _claim(work: Path, options: MapOptions, record: Mapping[str, object], *, linear: bool) -> None:
     """Make ``work`` the folder of these settings; ConfigError where it is another map's."""
     settings = {
         "scene": record,

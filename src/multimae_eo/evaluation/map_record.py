@@ -25,7 +25,7 @@ def map_record(plan: MapPlan, target: ClassMapRaster) -> dict[str, object]:
     counts = target.counts
     total = sum(counts.values())
     hectares = total * target.pixel_m2 / _HECTARE
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "map": str(plan.options.out),
         "report": str(plan.work / "report.html"),
         "area_ha": hectares,

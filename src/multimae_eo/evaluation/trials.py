@@ -156,7 +156,10 @@ def _packed(trial: Trial) -> dict[str, Any]:
         "class_names": first.class_names,
         "seeds": len(trial.predictions),
     }  # fmt: skip
-    arrays: dict[str, Any] = {"record": np.array(json.dumps(record)), "keys": np.array(first.keys)}
+    arrays: dict[str, object] = {
+        "record": np.array(json.dumps(record)),
+        "keys": np.array(first.keys),
+    }
     for i, prediction_set in enumerate(trial.predictions):
         if isinstance(prediction_set, MapCounts) or prediction_set.kind == "segmentation":
             for name, field in _COUNTS.items():

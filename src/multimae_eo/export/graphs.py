@@ -202,7 +202,7 @@ def contract(graph: Graph) -> dict[str, Any]:
             "class_ids": list(modality.class_ids),
             "unobserved": "NaN",
         }
-    record: dict[str, Any] = {"inputs": inputs, "outputs": list(graph.output_names)}
+    record: dict[str, object] = {"inputs": inputs, "outputs": list(graph.output_names)}
     if isinstance(graph, PredictGraph):
         record["classes"] = list(graph.predictor.target.classes)
     if isinstance(graph, ReconstructGraph):

@@ -52,7 +52,7 @@ def search(
         raise ConfigError(f"k must be ≥ 1, got {k}")
     query = _at_point(path, *at) if at is not None else _with_key(path, str(key))
     unit = query.vector / max(float(np.linalg.norm(query.vector)), 1e-12)
-    best: list[tuple[float, int, dict[str, Any]]] = []
+    best: list[tuple[float, int, dict[str, object]]] = []
     number = 0
     for group in _groups(path):
         lengths = np.maximum(np.linalg.norm(group.vectors, axis=1), 1e-12)

@@ -47,7 +47,7 @@ class VectorCodes:
         return cls(scale=np.where(scale > 0, scale, 1.0), offset=(top + bottom) / 2)
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any], where: str, width: int) -> VectorCodes:
+    def of_record(cls, record: Mapping[str, object], where: str, width: int) -> VectorCodes:
         """From a file's record; FormatError where it does not declare them for ``width``."""
         try:
             scale, offset = (np.asarray(record[n], np.float64) for n in ("scale", "offset"))

@@ -69,7 +69,7 @@ def _embeddings(path: Path) -> dict[str, object]:
     with reading(path, FormatError, form="Parquet"):
         file = pq.ParquetFile(path)
         fields = file.schema_arrow
-        record: dict[str, Any] = {
+        record: dict[str, object] = {
             "what": "GeoParquet" if b"geo" in (fields.metadata or {}) else "Parquet",
             "rows": file.metadata.num_rows,
             "columns": fields.names,

@@ -87,7 +87,7 @@ def _run(path: Path, verify: bool) -> dict[str, Any]:
     file, metrics = path / "recipe.yaml", path / "metrics.csv"
     recipe = load_yaml(file)
     with reading(file, FormatError, "restore what pretrain or finetune wrote"):
-        record: dict[str, Any] = {
+        record: dict[str, object] = {
             "what": "run",
             "data": recipe["source"]["spec"] or recipe["source"]["name"],
             "chips": recipe["source"]["chips"],
@@ -109,7 +109,7 @@ def _run(path: Path, verify: bool) -> dict[str, Any]:
 
 def _progress(rows: list[dict[str, str]]) -> dict[str, object]:
     """The last step of a run's metrics, and its last validation."""
-    record: dict[str, Any] = {"step": int(rows[-1]["step"]) if rows else 0}
+    record: dict[str, object] = {"step": int(rows[-1]["step"]) if rows else 0}
     validated = [r for r in rows if r.get("val/loss")]
     if validated:
         record["validation"] = {

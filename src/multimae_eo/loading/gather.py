@@ -36,7 +36,7 @@ class _Recycled:
     def __init__(self) -> None:
         self._arrays: list[npt.NDArray[np.generic]] = []
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
         """An array that nobody else refers to, with anything in it."""
         for array in self._arrays:
             # Two references are our own, the list's and the variable's, and getrefcount adds one.

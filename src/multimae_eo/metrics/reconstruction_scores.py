@@ -78,7 +78,7 @@ def truth_of(batch: Batch, name: str) -> Truth | None:
     return Truth(values, valid & np.isfinite(values))
 
 
-def class_index(ids: npt.NDArray[Any], modality: Modality) -> npt.NDArray[np.int64]:
+def class_index(ids: npt.NDArray[np.generic], modality: Modality) -> npt.NDArray[np.int64]:
     """Class ids as stored → class indices, int64 of the same shape; -1 for ids of no class."""
     order = np.argsort(modality.class_ids)
     sorted_ids = np.asarray(modality.class_ids)[order]

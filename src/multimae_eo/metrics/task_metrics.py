@@ -41,7 +41,7 @@ class Predictions:
     truth: npt.NDArray[Any]
     predicted: npt.NDArray[Any]
     class_names: tuple[str, ...] = ()
-    probability: npt.NDArray[Any] | None = None
+    probability: npt.NDArray[np.generic] | None = None
 
     def __post_init__(self) -> None:
         if self.truth.shape != self.predicted.shape or len(self.truth) != len(self.keys):

@@ -236,7 +236,7 @@ def _contract_record(model: MultiMAE) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+def _write_json(path: Path, record: Mapping[str, object]) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

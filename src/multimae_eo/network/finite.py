@@ -51,7 +51,7 @@ def _first_layer(network: nn.Module, repeat: Callable[[], object]) -> str:
     first: list[str] = []
 
     def observe(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
+        def hook(_: nn.Module, __: object, output: object) -> None:
             if not first and any(not bool(torch.isfinite(t).all()) for t in _tensors(output)):
                 first.append(name)
 

@@ -134,7 +134,7 @@ def _value_figure(predictions: Predictions, rows: list[int], images: list[RGB]) 
     return figure
 
 
-def _columns(columns: list[tuple[str, tuple[npt.NDArray[Any], ...]]]) -> Figure:
+def _columns(columns: list[tuple[str, tuple[npt.NDArray[np.generic], ...]]]) -> Figure:
     """A titled column per chip: the chip, the truth, the prediction."""
     figure = new_figure(1.6 * len(columns) + 0.5, 5.9, pad=_PAD)
     grid = figure.subplots(3, len(columns), squeeze=False)

@@ -318,7 +318,7 @@ def _draw_panel(page: _Page, x: float, y: float, cell: Panel) -> None:
 
 def _class_key_lines(table: _PanelTable, width: float) -> list[list[tuple[str, object]]]:
     """Lines of (text, colour) entries wrapped to the page; a colour of None makes a heading."""
-    lines: list[list[tuple[str, Any]]] = []
+    lines: list[list[tuple[str, object]]] = []
     for modality, classes in table.class_keys:
         entries = [
             (textwrap.shorten(c.name, 30, placeholder="…"), c.color) for c in modality.classes

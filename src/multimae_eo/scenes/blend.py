@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +118,7 @@ def _coarser(at: tuple[slice, slice], ratio: int) -> tuple[slice, slice]:
     return rows, cols
 
 
-def _shift(rows: npt.NDArray[Any], count: int) -> None:
+def _shift(rows: npt.NDArray[np.generic], count: int) -> None:
     """Drop the first rows and make room for new ones at the end."""
     kept = rows.shape[-2] - count
     rows[..., :kept, :] = rows[..., count:, :].copy()

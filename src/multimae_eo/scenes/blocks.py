@@ -39,7 +39,7 @@ class Blocks:
     Raises OutputError where the folder holds another command's blocks.
     """
 
-    def __init__(self, folder: Path, plan: Mapping[str, Any] | None) -> None:
+    def __init__(self, folder: Path, plan: Mapping[str, object] | None) -> None:
         self.folder = folder
         mark = folder / "plan.json"
         if plan is None:

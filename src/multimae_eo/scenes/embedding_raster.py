@@ -195,7 +195,7 @@ def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping
     return count
 
 
-def _vectors(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+def _vectors(rows: npt.NDArray[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Rows (D, n, W) as vectors (n * W, D), and which of them are observed."""
     vectors = rows.reshape(len(rows), -1).T
     return vectors, np.isfinite(vectors).all(axis=1)

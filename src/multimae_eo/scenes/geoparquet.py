@@ -201,7 +201,7 @@ def _columns(keys: list[str], rows: npt.NDArray[Any], texts: list[str | None]) -
     ]
 
 
-def footprint_columns(polygons: npt.NDArray[Any], boxes: Array) -> tuple[Any, Any]:
+def footprint_columns(polygons: npt.NDArray[np.generic], boxes: Array) -> tuple[Any, Any]:
     """The columns ``geometry`` and ``bbox`` of polygons and boxes; see ``on_the_globe``."""
     import pyarrow as pa
 

@@ -160,7 +160,7 @@ def _write_parquet(temporary: Path, layer: VectorLayer) -> None:
     from rasterio.crs import CRS
 
     crs = CRS.from_user_input(layer.crs).to_dict(projjson=True)
-    entry: dict[str, Any] = {
+    entry: dict[str, object] = {
         "encoding": "WKB",
         "geometry_types": sorted({g.geom_type for g in layer.shapes}),
         "crs": crs,

@@ -27,7 +27,7 @@ class WindowPredictions:
     """
 
     rows: Sequence[int] = ()
-    fields: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    fields: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
 
 
 class WindowModel(Protocol):

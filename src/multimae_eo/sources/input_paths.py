@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from multimae_eo.errors import ConfigError, MultiMAEError, OutputError
 from multimae_eo.sources.dataset.chip_files import Pattern
@@ -42,7 +41,7 @@ def require_separate_outputs(options: Mapping[str, object]) -> None:
         return
     for name in INPUT_OPTIONS:
         given = options.get(name)
-        listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
+        listed: Sequence[object] = given if isinstance(given, list | tuple) else [given]
         for spec in listed:
             if not isinstance(spec, str | Path) or not str(spec) or str(spec) == "none":
                 continue
@@ -90,7 +89,7 @@ def _referred(path: Path) -> Iterator[Path]:
             continue
 
 
-def _texts(node: Any) -> Iterator[str]:
+def _texts(node: object) -> Iterator[str]:
     if isinstance(node, str):
         yield node
     elif isinstance(node, Mapping):

@@ -308,7 +308,7 @@ def _has_biome(path: Path, file: Any, size: int) -> bool:
     return True
 
 
-def _read_json(path: Path, hook: Callable[[dict[str, Any]], object] | None = None) -> Any:
+def _read_json(path: Path, hook: Callable[[dict[str, object]], object] | None = None) -> Any:
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
     record = read_json(
@@ -357,7 +357,7 @@ def _tiles(path: Path, keys: Sequence[str]) -> list[_TileRecord]:
     return tiles
 
 
-def _compact(record: dict[str, Any]) -> object:
+def _compact(record: dict[str, object]) -> object:
     """Called for every JSON object from the inside out: keeps little of a tile's record."""
     if "S2_type" in record or "BANDS" in record:
         date = record.get("S2_DATE")
@@ -367,7 +367,7 @@ def _compact(record: dict[str, Any]) -> object:
     return record if any(isinstance(v, _TileRecord) for v in record.values()) else None
 
 
-def _published(path: Path, record: Mapping[str, Any], modality: Modality, level: str) -> Moments:
+def _published(path: Path, record: Mapping[str, object], modality: Modality, level: str) -> Moments:
     key, channels = _STORED_CHANNELS[modality.name]
     entry = record.get(f"{key}_{level}" if level else key)
     columns = []

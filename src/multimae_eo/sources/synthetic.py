@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -321,7 +320,7 @@ def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -
 
     count, height, width = pixels.shape
     left, _, _, top = geometry.bounds
-    profile: dict[str, Any] = {
+    profile: dict[str, object] = {
         "driver": "GTiff",
         "dtype": pixels.dtype,
         "count": count,

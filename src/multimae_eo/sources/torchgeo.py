@@ -84,7 +84,7 @@ class TorchGeoSource(Source):
     def from_datamodule(
         cls,
         name: str,
-        module: Any,
+        module: object,
         images: Sequence[ImageKey],
         *,
         label: str | None = None,
@@ -133,7 +133,7 @@ class TorchGeoSource(Source):
             )
         return planes if channels is None else planes[list(channels)]
 
-    def _label(self, record: Mapping[str, Any], key: str) -> Any:
+    def _label(self, record: Mapping[str, object], key: str) -> Any:
         label = np.asarray(self._get(record, self.label or "", key))
         if label.ndim == 3 and len(label) == 1:
             label = label[0]

@@ -148,7 +148,7 @@ class Section:
     """A mapping of a YAML file with typed access; ``where`` leads every error message."""
 
     where: str
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
 
     @classmethod
     def of(cls, where: str, record: object, keys: Sequence[str]) -> Section:

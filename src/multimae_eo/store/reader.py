@@ -102,7 +102,7 @@ class ChipStore(Source):
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class ChipStore(Source):
         column = self._column(name)
         if not isinstance(column, np.ndarray):
             self._columns[name] = column = column.to_numpy(zero_copy_only=False)
-        numbers: npt.NDArray[Any] = column
+        numbers: npt.NDArray[np.generic] = column
         return numbers
 
     def _words(self, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:

@@ -39,7 +39,7 @@ def squared(sample: Sample) -> Sample:
     )
 
 
-def _padded(array: npt.NDArray[Any], value: float) -> npt.NDArray[Any]:
+def _padded(array: npt.NDArray[np.generic], value: float) -> npt.NDArray[Any]:
     height, width = array.shape[-2:]
     side = max(height, width)
     edges = [(0, 0)] * (array.ndim - 2) + [(0, side - height), (0, side - width)]

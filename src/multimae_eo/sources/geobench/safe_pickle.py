@@ -35,8 +35,8 @@ class OpaqueObject:
     ``arguments``: those of its constructor. ``state``: its attributes, or whatever it stored.
     """
 
-    arguments: tuple[Any, ...]
-    state: Any
+    arguments: tuple[object, ...]
+    state: object
 
     def __new__(cls, *arguments: object) -> OpaqueObject:
         """Keep the arguments; pickles may skip ``__init__``."""
@@ -44,7 +44,7 @@ class OpaqueObject:
         made.arguments, made.state = arguments, {}
         return made
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
 
@@ -53,7 +53,7 @@ class StoredArray:
 
     values: npt.NDArray[Any] = np.zeros(0)
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
@@ -64,7 +64,7 @@ class StoredArray:
 class _NumberType:
     """A NumPy dtype: its name, and the byte order that the pickle sets afterwards."""
 
-    def __init__(self, name: str, *_: Any) -> None:
+    def __init__(self, name: str, *_: object) -> None:
         self.name, self.order = name, "<"
 
     def __setstate__(self, state: Any) -> None:
@@ -89,24 +89,24 @@ def _decode(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
 class _Scalar:
     """Makes a Python number. A class, as all that is reachable: functions could be written to."""
 
-    def __new__(cls, dtype: Any, data: Any) -> Any:
+    def __new__(cls, dtype: object, data: object) -> Any:
         return _decode(data, dtype, (), "C").item()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError("a number has no state")
 
 
 class _FromBuffer(StoredArray):
     """An array as protocol 5 stores it."""
 
-    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
+    def __init__(self, data: object, dtype: object, shape: object, order: object) -> None:
         self.values = _decode(data, dtype, shape, order)
 
 
 class _Ordered(OrderedDict[Any, Any]):
     """An OrderedDict that is filled item by item only, as Python pickles it."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: object) -> None:
         if arguments:
             raise pickle.UnpicklingError("an OrderedDict with arguments")
         super().__init__()
@@ -170,7 +170,7 @@ def _with_flat_keys(opcode: int, load: Callable[[Any], None]) -> Callable[[Any],
     return step
 
 
-def _nested(item: Any) -> bool:
+def _nested(item: object) -> bool:
     parts = item if isinstance(item, tuple | frozenset) else ()
     return any(isinstance(p, tuple | frozenset) for p in parts)
 
@@ -184,7 +184,7 @@ def _expanded(value: object, sizes: dict[int, int]) -> int:
     size = sizes.get(id(value))
     if size is None:
         sizes[id(value)] = LARGEST  # what holds itself never ends
-        below: Iterable[Any] = ()
+        below: Iterable[object] = ()
         if isinstance(value, Mapping):
             below = (*value.keys(), *value.values())
         elif isinstance(value, list | tuple | set | frozenset):

@@ -63,7 +63,7 @@ class ArrayHolder:
     def __getstate__(self) -> dict[str, object]:
         return {"data": self.data, "path": self.path}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         _registered[str(self.path)] = self
 
@@ -328,7 +328,9 @@ class ArrayDataset:
 
     driver = "xarray"
 
-    def __init__(self, path: str, variables: Mapping[str, Any], spatial: tuple[str, str]) -> None:
+    def __init__(
+        self, path: str, variables: Mapping[str, object], spatial: tuple[str, str]
+    ) -> None:
         self.name = path
         rows, columns = spatial
         self._dims = spatial
@@ -477,7 +479,7 @@ def _labels(name: str, data: Any, others: Sequence[Hashable], count: int) -> lis
     return [name]
 
 
-def _texts(value: Any, count: int) -> list[str]:
+def _texts(value: object, count: int) -> list[str]:
     if isinstance(value, str):
         return [value if count == 1 else ""] * count
     texts = [str(v) for v in value] if isinstance(value, Sequence | np.ndarray) else []
@@ -485,7 +487,7 @@ def _texts(value: Any, count: int) -> list[str]:
 
 
 def _per_band(
-    attributes: Mapping[str, Any], names: Sequence[str], default: float, count: int, path: str
+    attributes: Mapping[str, object], names: Sequence[str], default: float, count: int, path: str
 ) -> list[float]:
     """A number of each band from the first attribute that is there."""
     for name in names:
@@ -569,7 +571,7 @@ def _transform(data: Any, spatial: tuple[str, str], crs: Any, path: str) -> Any:
     return made
 
 
-def _declared_transform(text: Any) -> Any:
+def _declared_transform(text: object) -> Any:
     from rasterio.transform import Affine
 
     try:

@@ -141,7 +141,7 @@ def read_raster(path: Path, *, layout: Layout = "chw") -> Raster:
             return Raster(header=header, pixels=_real(path, pixels), mask=mask)
 
 
-def open_dataset(path: Path | str, **options: Any) -> Any:
+def open_dataset(path: Path | str, **options: object) -> Any:
     """A rasterio dataset of a file or link, opened by the drivers that its kind allows.
 
     FormatError for a VRT under another name, or one that reads files elsewhere.

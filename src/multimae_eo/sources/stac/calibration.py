@@ -141,7 +141,7 @@ def _tags(item: StacItem, key: str) -> tuple[float | None, float | None]:
     return header.bands[number - 1].scale, header.bands[number - 1].offset
 
 
-def raster_record(asset: Mapping[str, Any], number: int) -> dict[str, Any]:
+def raster_record(asset: Mapping[str, object], number: int) -> dict[str, Any]:
     """STAC's metadata of a band's raster: nodata, scale, offset, … without prefix."""
     merged: dict[str, object] = {}
     for part in (asset, _nth(asset.get("bands"), number)):

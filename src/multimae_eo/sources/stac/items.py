@@ -165,7 +165,7 @@ def _flat(bbox: Sequence[float]) -> Box:
     return float(bbox[0]), float(bbox[1]), float(bbox[half]), float(bbox[half + 1])
 
 
-def box_of(geometry: Mapping[str, Any]) -> Box:
+def box_of(geometry: Mapping[str, object]) -> Box:
     """The box around a GeoJSON geometry."""
     points = list(_points(geometry["coordinates"]))
     xs, ys = [p[0] for p in points], [p[1] for p in points]

@@ -119,7 +119,7 @@ def _plain(item: StacItem, keys: Sequence[str]) -> pystac.Item:
     for name, number in (asset_of(item, key) for key in keys):
         counts[name] = max(number, counts.get(name, 0))
     for name, count in counts.items():
-        fields: dict[str, Any] = {"bands": [{} for _ in range(count)]}
+        fields: dict[str, object] = {"bands": [{} for _ in range(count)]}
         href = str(item.assets[name]["href"])
         plain.add_asset(
             name, pystac.Asset(href, media_type="image/tiff", roles=["data"], extra_fields=fields)

@@ -49,7 +49,7 @@ class VectorFeatures:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def take(self, rows: npt.NDArray[Any]) -> VectorFeatures:
+    def take(self, rows: npt.NDArray[np.generic]) -> VectorFeatures:
         """The features at some indices, or where a mask is true."""
         kept = np.arange(len(self))[rows]
         return replace(
@@ -262,7 +262,7 @@ def _valid(shapes: Shapes) -> Shapes:
     return shapes
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A cell as a Python value; None where there is none."""
     if isinstance(value, np.generic):
         value = value.item()
