@@ -35,7 +35,7 @@ class OpaqueObject:
     ``arguments``: those of its constructor. ``state``: its attributes, or whatever it stored.
     """
 
-    arguments: tuple[object, ...]
+    arguments: tuple[Any, ...]
     state: object
 
     def __new__(cls, *arguments: object) -> OpaqueObject:
