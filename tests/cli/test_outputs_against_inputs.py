@@ -19,9 +19,9 @@ from multimae_eo.cli.parser import recipe_options
 from multimae_eo.sources.input_paths import INPUT_OPTIONS, OUTPUT_OPTIONS
 
 NO_PATHS = {
-    "at", "datasets", "dask", "device", "drop", "features", "fractions", "grid", "host", "inputs",
-    "key", "level", "levels", "methods", "outputs", "partitions", "split",
-    "paths",
+    "allow_host", "at", "cluster", "column", "crs", "dask", "datasets", "device", "drop",
+    "expected", "features", "fractions", "grid", "head", "host", "inputs", "key", "layer",
+    "level", "levels", "methods", "outputs", "partitions", "paths", "split",
 }  # fmt: skip
 """Options of text that name no file, or none that the output may not lie beside (init)."""
 READ_AS_SOURCE = ("source", "data", "scene")

@@ -337,8 +337,8 @@ def test_absent_inputs_leave_features_of_one_width(modalities, make_sample):
 
 
 def test_options_out_of_range_are_told(model, tmp_path):
-    with pytest.raises(ConfigError, match="did you mean 'layers'"):
-        ProbeOptions(features="layer")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="did you mean 'all-layers-mean'"):
+        ProbeOptions(features="all-layer-mean")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="above 0 and up to 100, got 0"):
         ProbeOptions(fractions=(0,))
     with pytest.raises(ConfigError, match="seeds: expected ≥ 1"):

@@ -7,7 +7,6 @@ The file holds a pickled ``argparse.Namespace`` beside the tensors. It is read w
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -90,7 +89,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
             record = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch's unpickler raises whatever a damaged stream leads to
         raise CheckpointError(
             f"{path}: is no PyTorch checkpoint, is damaged, or holds something other than tensors, "
             "plain values and argparse.Namespace; it is refused, and nothing in it was executed"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from multimae_eo.errors import ConfigError, DataError, did_you_mean
 from multimae_eo.inference.computing import device_of
 from multimae_eo.loading.loader import make_loader
+from multimae_eo.network.config import POOLS_OF_ALL_LAYERS
 from multimae_eo.network.features import Features
 from multimae_eo.network.finite import require_finite_output
 from multimae_eo.network.multimae import MultiMAE
@@ -146,7 +147,7 @@ def _encoded(
 ) -> Features:
     """Features with the stages that the kind asks for."""
     depth = len(model.encoder.blocks)
-    stages = tuple(range(1, depth + 1)) if kind.startswith("layers") else (depth,)
+    stages = tuple(range(1, depth + 1)) if kind in POOLS_OF_ALL_LAYERS else (depth,)
     return model.encode(batch, inputs, stages=stages)
 
 
@@ -161,7 +162,7 @@ def _grid(model: MultiMAE, batch: Batch, inputs: Sequence[str], kind: FeatureKin
     grids = {n: g for n, g in model.patchify(batch).layout.grids.items() if n in inputs}
     finest = max(grids.values(), key=lambda grid: grid[0] * grid[1])
     rows = model.observed_rows(batch, inputs)
-    blocks = len(model.encoder.blocks) if kind.startswith("layers") else 1
+    blocks = len(model.encoder.blocks) if kind in POOLS_OF_ALL_LAYERS else 1
     values = torch.zeros(len(batch), blocks, len(inputs), model.config.encoder.width, *finest)
     if len(rows):
         features = _encoded(model, batch.take(rows), inputs, kind)

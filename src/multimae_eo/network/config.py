@@ -100,6 +100,10 @@ POOLS: Mapping[PoolKind, str] = {
     "global": "the mean of the global tokens after the last block",
 }
 """How a chip's tokens are pooled, by name."""
+POOLS_OF_ALL_LAYERS: frozenset[PoolKind] = frozenset({"all-layers-mean", "all-layers-mean-std"})
+"""Poolings that read the tokens after every block; the others read those after the last."""
+POOLS_WITH_STD: frozenset[PoolKind] = frozenset({"mean-std", "all-layers-mean-std"})
+"""Poolings that hold a standard deviation beside each mean."""
 FORMER_POOLS: Mapping[str, PoolKind] = {
     "spread": "mean-std",
     "layers": "all-layers-mean",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, did_you_mean
-from multimae_eo.network.config import PoolKind
+from multimae_eo.network.config import POOLS_OF_ALL_LAYERS, POOLS_WITH_STD, PoolKind
 from multimae_eo.network.tokens import TokenLayout, VisibleSlots
 
 
@@ -40,10 +40,10 @@ class Features:
         if kind == "global":
             return self.global_tokens.mean(dim=1)
         parts = []
-        for tokens in self.stages if kind.startswith("all-layers") else (self.tokens,):
+        for tokens in self.stages if kind in POOLS_OF_ALL_LAYERS else (self.tokens,):
             mean = self._mean(tokens)
             parts.append(mean)
-            if kind.endswith("std"):
+            if kind in POOLS_WITH_STD:
                 apart = self._mean((tokens - mean[:, None]).square())
                 # The root has no slope at 0.
                 parts.append(apart.clamp_min(torch.finfo(apart.dtype).tiny).sqrt())

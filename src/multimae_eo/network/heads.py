@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.network.config import HeadConfig
+from multimae_eo.network.config import POOLS_OF_ALL_LAYERS, POOLS_WITH_STD, HeadConfig
 from multimae_eo.network.features import Features
 
 _POOLED = (1, 2, 3, 6)
@@ -24,9 +24,9 @@ class ChipHead(nn.Module):
     def __init__(self, width: int, outputs: int, config: HeadConfig, depth: int) -> None:
         super().__init__()
         self.pool = config.pool
-        layers = config.pool.startswith("all-layers")
+        layers = config.pool in POOLS_OF_ALL_LAYERS
         self.blocks = tuple(range(1, depth + 1)) if layers else ()
-        self.parts = (depth if layers else 1) * (2 if config.pool.endswith("std") else 1)
+        self.parts = (depth if layers else 1) * (2 if config.pool in POOLS_WITH_STD else 1)
         self.norm = nn.LayerNorm(width, elementwise_affine=self.parts == 1)
         self.dropout = nn.Dropout(config.dropout)
         self.project = nn.Linear(self.parts * width, outputs)
