@@ -13,7 +13,6 @@ from multimae_eo.doctor.scan import Bool, Chip
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Pixels
 
-_RARE = 0.001
 _BETWEEN = 0.75
 _IMBALANCE = 20.0
 
