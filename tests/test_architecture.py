@@ -157,6 +157,7 @@ def test_import_loads_neither_torch_nor_raster_libraries() -> None:
     assert not heavy & set(loaded)
 
 
+@pytest.mark.slow
 def test_torch_alone_is_enough_for_the_model() -> None:
     """Machines without a raster library must import and train."""
     loaded = run_python(
@@ -165,6 +166,7 @@ def test_torch_alone_is_enough_for_the_model() -> None:
     assert not {"rasterio", "torchvision", "timm"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_chips_without_a_place_are_embedded_without_a_raster_library(tmp_path: Path) -> None:
     made = run_python(
         f"""

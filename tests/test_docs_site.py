@@ -43,6 +43,7 @@ def test_navigation_leads_to_every_page_once():
     assert sorted(shown) == sorted(str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md"))
 
 
+@pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path):
     pytest.importorskip("zensical", reason="needs the extra docs")
     (tmp_path / "zensical.toml").write_bytes((ROOT / "zensical.toml").read_bytes())

@@ -67,6 +67,7 @@ def started(arguments: list[str], prefix: tuple[str, ...] = (), files: int = 0) 
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "prepare", *(pytest.param(n, marks=pytest.mark.release) for n in WRITERS if n != "prepare")
 ])  # fmt: skip

@@ -228,6 +228,7 @@ def test_a_users_error_is_one_line_and_leaves_nothing(made, refused, tmp_path, a
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ConfigError, match="no such file or folder"):
         main(["info", str(tmp_path / "none"), "--debug"])
@@ -252,6 +253,7 @@ def test_results_go_to_stdout_and_are_json_where_asked(made, run):
     assert (told["what"], told["epochs"], told["finished"]) == ("run", 1, True)
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_is_no_error(made):
     """``multimae-eo info STORE | head -1``, with a reader that is gone before we write."""
     code = (
@@ -316,6 +318,7 @@ def test_a_truncated_tiff_is_one_line_from_any_process(world, refused, tmp_path,
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_readers_error_in_a_loaders_worker_is_the_same_line(made, world, refused, tmp_path):
     """torch would say "Caught FormatError in DataLoader worker process 0.", and a traceback."""
     source = open_source(world / "dataset.yaml")

@@ -99,6 +99,7 @@ def ready(page: Any) -> None:
     page.wait_for_selector("#shown[data-visible]")
 
 
+@pytest.mark.slow
 def test_painting_a_mask_changes_the_numbers(opened):
     page = opened()
     ready(page)
@@ -119,6 +120,7 @@ def test_painting_a_mask_changes_the_numbers(opened):
     until(lambda: everything["visible"] - shown(page) == hidden - 1)
 
 
+@pytest.mark.slow
 def test_a_mask_is_painted_with_the_keyboard(opened):
     page = opened()
     ready(page)
@@ -131,6 +133,7 @@ def test_a_mask_is_painted_with_the_keyboard(opened):
     assert result["masks"]["rgb"].index("1") == 1, "the second patch"
 
 
+@pytest.mark.slow
 def test_a_modality_is_dropped_and_imagined(opened):
     page = opened()
     ready(page)
@@ -140,6 +143,7 @@ def test_a_modality_is_dropped_and_imagined(opened):
     assert page.locator("article.modality.off .name").inner_text() == "elevation"
 
 
+@pytest.mark.slow
 def test_sliders_and_seeds_ask_again(opened):
     page = opened()
     ready(page)
@@ -172,6 +176,7 @@ def test_values_and_a_spectrum_are_told_at_the_cursor(opened):
     assert page.locator("#spectrum polyline").count() == 2
 
 
+@pytest.mark.slow
 def test_the_map_swipes_measures_and_gives_its_file(opened, tmp_path):
     page = opened("map")
     page.wait_for_selector("#overlay-tools:not([hidden])")
@@ -208,6 +213,7 @@ def test_the_map_swipes_measures_and_gives_its_file(opened, tmp_path):
     assert page.locator("#panel-reconstruct").is_visible()
 
 
+@pytest.mark.slow
 def test_the_map_moves_with_the_keyboard_and_the_wheel(opened):
     page = opened("map")
     page.wait_for_selector("#overlay-tools:not([hidden])")
@@ -228,6 +234,7 @@ def test_the_map_moves_with_the_keyboard_and_the_wheel(opened):
     assert page.evaluate(image) != seen[3]
 
 
+@pytest.mark.slow
 def test_clicks_find_places_and_make_a_map(opened):
     page = opened("search")
     page.wait_for_selector("#features[data-ready=true]")
@@ -261,6 +268,7 @@ def test_runs_show_curves(opened):
     assert page.locator(".fact").count() >= 3
 
 
+@pytest.mark.slow
 def test_tabs_are_moved_through_with_arrows(opened):
     page = opened()
     ready(page)
@@ -272,6 +280,7 @@ def test_tabs_are_moved_through_with_arrows(opened):
         page.wait_for_timeout(300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1920])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_panel_fits_reads_and_is_labelled(opened, width, scheme):
@@ -290,6 +299,7 @@ def test_every_panel_fits_reads_and_is_labelled(opened, width, scheme):
     assert page.locator("html").get_attribute("data-theme") != scheme
 
 
+@pytest.mark.slow
 def test_a_slow_page_is_not_waited_for(opened):
     """Moving on aborts: of many slides only the last is shown."""
     page = opened()

@@ -279,6 +279,7 @@ def test_a_client_that_leaves_frees_its_place(on_scene):
     queue.close()
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_server_error(made, model, scene):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, settings

@@ -57,6 +57,7 @@ def test_json_is_strict_and_complete(diagnosis):
     assert sum(shares) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_page_is_one_file_with_pictures(diagnosis, faulty, tmp_path):
     path = write_page(diagnosis, faulty, tmp_path / "doctor.html")
     text = path.read_text(encoding="utf-8")
@@ -87,6 +88,7 @@ def test_evidence_is_readable():
     assert show({"train": 3, "test": [1, 2.0]}) == "train 3, test 1, 2"
 
 
+@pytest.mark.slow
 def test_verb_inspects_a_store(tmp_path, capsys):
     store = tmp_path / "store"
     prepare(SyntheticSource(12, 16, seed=1, missing=0.3, nodata=0.3), store)

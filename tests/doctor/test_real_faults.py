@@ -44,6 +44,7 @@ def as_it_is(name):
     return inspect(open_source(EXAMPLES / f"{name}.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "known"),
     [("eurosat_ms", set()), ("hls_water", {"leak"}), ("terramind_examples", set())],
@@ -55,6 +56,7 @@ def test_real_data_as_they_are(name, known):
     assert serious(diagnosis) == known
 
 
+@pytest.mark.slow
 def test_hls_shows_places_twice_across_splits():
     diagnosis = as_it_is("hls_water")
     (leak,) = diagnosis.of("leak")

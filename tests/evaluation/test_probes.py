@@ -47,6 +47,7 @@ def model(source: SyntheticSource) -> MultiMAE:
     return small_model(source, depth=1)
 
 
+@pytest.mark.slow
 def test_the_linear_probe_equals_scikit_learn_called_directly(model, source, tmp_path):
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -262,6 +263,7 @@ class Relabelled(SyntheticSource):
         return replace(chosen, label=label)
 
 
+@pytest.mark.slow
 def test_maps_are_probed_pixel_by_pixel(model, tmp_path):
     rows = probe(model, Relabelled("map"), inputs=INPUTS, out=tmp_path)
     by_name = {r["features"]: r for r in rows}

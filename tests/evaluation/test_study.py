@@ -112,6 +112,7 @@ def test_test_chips_decide_nothing(about, tmp_path, monkeypatch):
     assert values_of(other.predictions[0]) != values_of(honest.predictions[0])
 
 
+@pytest.mark.slow
 def test_small_fractions_get_their_steps(about, tmp_path):
     whole = plan("--optim.warmup_epochs=0.5", fractions=(25,), steps=8)
     (trial,) = set_trials(about, plan(methods=("finetune",), fractions=(25,), steps=8),
@@ -126,6 +127,7 @@ def test_small_fractions_get_their_steps(about, tmp_path):
     assert _recipe(case, 40, ()).run.epochs == 2
 
 
+@pytest.mark.slow
 def test_another_study_in_the_folder_is_refused(about, tmp_path):
     one = plan(methods=("finetune",), fractions=(100,))
     study(about, one, tmp_path, inputs={"rgb": ["rgb"]})

@@ -61,7 +61,7 @@ def run_file(path, images):
         pytest.param(
             kind, inputs, size, id=f"{kind}-{'+'.join(inputs)}-{size}",
             # All but a release's run keep each input configuration, size and format at least once.
-            marks=[] if (kind, size) in QUICK[inputs] else [pytest.mark.release],
+            marks=[pytest.mark.slow] if (kind, size) in QUICK[inputs] else [pytest.mark.release],
         )
         for kind in ("torch", "onnx") for inputs in INPUTS for size in (16, 24)
     ],
@@ -86,6 +86,7 @@ def test_encoder_equals_the_model(small, make_sample, modalities, tmp_path, kind
     assert (record["inputs"]["rgb"]["level"], record["model_hash"]) == ("l2a", "0123456789abcdef")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_reconstruction_equals_the_model(small, make_sample, modalities, tmp_path, kind):
     path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
@@ -100,6 +101,7 @@ def test_reconstruction_equals_the_model(small, make_sample, modalities, tmp_pat
         assert len(about["bands"]) == got.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "head", "dense"),
     [
@@ -127,6 +129,7 @@ def test_prediction_equals_the_model(
     assert_close(got, own, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_graphs_equal_the_model_on_real_chips(make_model, tmp_path, kind):
     if not EUROSAT.is_dir():
@@ -149,6 +152,7 @@ def test_graphs_equal_the_model_on_real_chips(make_model, tmp_path, kind):
     assert_close(pooled, own.pooled, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_real_chips_are_part_of_the_check(small, make_sample, modalities, tmp_path):
     batch = collate([make_sample(s, size=20) for s in (0, 2)], modalities)
     options = GraphOptions(inputs=("rgb", "elevation"), levels=LEVEL, size=16)
@@ -164,6 +168,7 @@ def test_real_chips_are_part_of_the_check(small, make_sample, modalities, tmp_pa
         )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "quantization", "most"),
     [
@@ -187,6 +192,7 @@ def test_quantised_weights_are_small_and_nearly_right(wide, tmp_path, kind, quan
     assert isinstance(wide.encoder.blocks[0].mlp.fc1, torch.nn.Linear), "the model stays as it is"
 
 
+@pytest.mark.slow
 def test_one_chip_at_a_time(small, tmp_path):
     options = GraphOptions(inputs=("elevation",))
     record = export_model(small, tmp_path / "g.onnx", options, FileOptions(dynamic=False))
@@ -197,6 +203,7 @@ def test_one_chip_at_a_time(small, tmp_path):
         assert_close(run_file(tmp_path / "g.onnx", images)[0], graph(*images)[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_is_not_written(small, tmp_path, monkeypatch):
     def other(path):
         return lambda images: [t + 1e-2 for t in build_graph(small, options)(*images)]

@@ -134,6 +134,7 @@ def drawn(design: str, mapped: np.ndarray, truth: np.ndarray, rng) -> ReferenceS
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["random", "stratified", "cluster"])
 def test_intervals_hold_the_truth_as_often_as_they_say(design) -> None:
     """95 % intervals of overall accuracy and of areas, over 1,000 draws."""

@@ -174,6 +174,7 @@ def test_a_band_of_two_inputs_goes_to_both():
     assert split.channels == {"rgb": (1,), "edge": (1, 0)}
 
 
+@pytest.mark.slow
 def test_the_core_imports_no_plugin():
     import subprocess
 

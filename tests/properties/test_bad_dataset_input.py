@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 import yaml
 from hypothesis import given, settings
@@ -212,6 +213,7 @@ def read_all(path):
 
 @settings(max_examples=90, deadline=None)
 @given(data=st.data(), corruption=st.sampled_from(CORRUPTIONS), key=st.sampled_from(KEYS))
+@pytest.mark.slow
 def test_a_corruption_gives_a_one_line_error_naming_it_or_a_valid_sample(data, corruption, key):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -259,6 +261,7 @@ VALUES = st.recursive(
     labels=st.dictionaries(st.sampled_from(LABEL_KEYS), VALUES, max_size=3),
     top=st.dictionaries(st.sampled_from(DATASET_KEYS), VALUES, max_size=2),
 )
+@pytest.mark.slow
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(modality, labels, top):
     record = {
         "chips": "{id}.tif",

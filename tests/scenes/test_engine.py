@@ -489,6 +489,7 @@ def test_a_window_valid_only_between_the_pixels_a_model_takes_is_nodata(make_mod
     assert np.isfinite(values[:, 30:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="needs ../shared/data/scene_aberystwyth")
 def test_elevation_from_optical_over_a_real_scene(tmp_path):
     example = ROOT / "examples/scene_aberystwyth.yaml"

@@ -64,6 +64,7 @@ def test_what_goes_wrong_behind_is_raised():
     assert order == list(range(50))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_scenes_height(tmp_path):
     """Everything NumPy and Python hold, with tall sparse rasters."""
     import rasterio
@@ -141,6 +142,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_map_goes_on_and_equals_an_uninterrupted_one(run, model_folder, tall, tmp_path):
     out = tmp_path / "out"
     command = arguments(model_folder, tall, out)
@@ -202,6 +204,7 @@ def test_finished_blocks_are_not_computed_again(tall, tmp_path):
     assert told == sorted(told)
 
 
+@pytest.mark.slow
 def test_processes_share_a_scene(run, model_folder, tall, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(*arguments(model_folder, tall, one))[0] == 0

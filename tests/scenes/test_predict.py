@@ -267,6 +267,7 @@ def alone(run, folder, tall, tmp_path) -> dict[str, bytes]:
     return written(out)
 
 
+@pytest.mark.slow
 def test_a_killed_map_goes_on_and_processes_share_it(run, folder, tall, alone, tmp_path):
     out = tmp_path / "out/map.tif"
     words = command(folder, tall, out, "--probabilities")
@@ -295,6 +296,7 @@ def cluster(monkeypatch) -> Iterator[object]:
         yield made
 
 
+@pytest.mark.slow
 def test_two_dask_workers_write_the_same_bytes(run, cluster, folder, tall, alone, monkeypatch):
     # What is given relative to here is found by workers that are elsewhere.
     tmp_path = tall.parents[1]

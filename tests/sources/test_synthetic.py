@@ -298,6 +298,7 @@ def test_the_scene_is_georeferenced_held_out_and_described(files):
     assert left > max(rights), "no chip of training is in the scene"
 
 
+@pytest.mark.slow
 def test_600_chips_are_quick():
     """Ten seconds on an idle core for the files; the pixels in memory are most of it."""
     start = time.process_time()

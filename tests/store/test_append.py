@@ -76,6 +76,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
+@pytest.mark.slow
 def test_killed_before_any_write_the_store_is_readable_and_ends_the_same(tmp_path, monkeypatch):
     old, new = TinySource(6), Later(5)
     prepare(old, tmp_path / "whole", shard_chips=4)

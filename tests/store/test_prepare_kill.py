@@ -50,6 +50,7 @@ def expected(tmp_path_factory) -> dict[str, bytes]:
     return files_of(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_again_and_again_it_ends_byte_identical(tmp_path, expected, workers):
     out = tmp_path / "store"

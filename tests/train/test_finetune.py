@@ -199,6 +199,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(source, tmp_path, monkeypatch,
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_it_stops_early_stays_stopped_and_keeps_the_best(source, tmp_path):
     options = ("--run.epochs=30", "--run.patience=2", "--optim.lr=3.0", "--optim.clip=null")
     done = finetune(recipe(*options), source, tmp_path / "run", model=None)
@@ -214,6 +215,7 @@ def test_it_stops_early_stays_stopped_and_keeps_the_best(source, tmp_path):
     assert done.metrics["val/accuracy"] == pytest.approx(-min(score)[0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_in_mixed_precision_too(source, tmp_path):
     """A fused AdamW refuses to be clipped there."""
     options = ("--run.precision=bf16-mixed", "--run.epochs=1", "--optim.clip=0.5")
@@ -416,6 +418,7 @@ def test_hidden_tokens_are_drawn_as_in_pretraining(source, make_model):
     assert features.slots.count == 5
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_few_tokens_learns_and_costs_less(source, tmp_path):
     done = finetune(
         recipe("--run.epochs=12", "--augment.num_visible_tokens=8"),

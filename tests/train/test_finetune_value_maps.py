@@ -66,6 +66,7 @@ def test_a_dataset_file_and_a_store_give_the_map(folder, capsys):
     np.testing.assert_array_equal(open_source(str(folder / "store")).read(0).label, label)
 
 
+@pytest.mark.slow
 def test_it_learns_the_map_and_scores_it(folder, capsys):
     out = folder / "run"
     code = run(

@@ -48,6 +48,7 @@ def run(source, tmp_path_factory):
     return pretrain(recipe, source, tmp_path_factory.mktemp("mixed") / "run")
 
 
+@pytest.mark.slow
 def test_both_train_together(run):
     """All eight training chips are one batch: three have all, two lack four, three have radar."""
     rows = list(csv.DictReader((run.model.parent / "metrics.csv").open()))
@@ -56,6 +57,7 @@ def test_both_train_together(run):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_absent_modalities_give_neither_tokens_nor_loss(run, source):
     model = MultiMAE.from_pretrained(run.model)
     keys = [

@@ -111,6 +111,7 @@ def test_stopped_in_two_processes_it_continues_in_one(one, tmp_path, monkeypatch
         assert len(epoch) == 40, "none is lost"
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(one, tmp_path):
     assert apart(one, train(tmp_path / "run", "--data.batch_size=2", "--run.accumulate=4")) < (
         TOLERANCE
@@ -168,6 +169,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_equal(tmp_path, kills):
     assert same(ours["averaging_state"], theirs["averaging_state"])
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_by_rule_and_verified(tmp_path):
     out = tmp_path / "run"
     train(out, "--run.epochs=3", "--run.keep=2")

@@ -414,6 +414,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
         "elevation": elevation})  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="shared data are not there")
 def test_aberystwyth_is_one_store_equal_to_a_direct_warp(tmp_path: Path) -> None:
     """Sixteen tiles, both elevation models and the class map; right and bottom edges included."""

@@ -469,6 +469,7 @@ def test_only_chips_that_touch_the_polygon_are_cut(folder: Path) -> None:
     assert top_right not in cut.keys
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="shared data are not there")
 def test_aberystwyth_from_a_catalogue_equals_its_scene_file(tmp_path: Path) -> None:
     """Sixteen tiles as items, in their own CRS: windows equal the merged tiles."""
