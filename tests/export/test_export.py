@@ -61,7 +61,9 @@ def run_file(path, images):
         pytest.param(
             kind, inputs, size, id=f"{kind}-{'+'.join(inputs)}-{size}",
             # All but a release's run keep each input configuration, size and format at least once.
-            marks=[pytest.mark.slow] if (kind, size) in QUICK[inputs] else [pytest.mark.release],
+            marks=[pytest.mark.slow] * (kind == "onnx")
+            if (kind, size) in QUICK[inputs]
+            else [pytest.mark.release],
         )
         for kind in ("torch", "onnx") for inputs in INPUTS for size in (16, 24)
     ],
