@@ -93,6 +93,8 @@ class StacArea:
         for name, layer in self._layers.items():
             if names is not None and name not in names:
                 continue
+            if all(overlap(covered, window) is None for covered in layer.windows):
+                continue
             values, ok, used = _merged(layer, self.grid, window, name)
             if not ok.any():
                 continue
@@ -114,10 +116,11 @@ class StacArea:
 
     def contains_chip(self, window: Window) -> bool:
         """Whether a chip touches the area."""
-        from odc.geo.geom import box
+        import shapely
 
-        chip = box(*self.grid.footprint(window).bounds, crs=self.grid.crs)
-        return bool(self._area.intersects(chip))
+        # Not odc-geo's boxes: a country has millions of chips, and each of those parses a CRS.
+        chip = shapely.box(*self.grid.footprint(window).bounds)
+        return bool(shapely.intersects(self._area, chip))
 
     def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
         """The valid class ids of the cloud modality in a window, flat."""
@@ -155,9 +158,13 @@ def _bounds(box: Bounds, crs: str, where: Path) -> Bounds:
 
 
 def _on_grid(spec: StacSpec) -> Any:
+    """The area as a shapely geometry in the grid's CRS, prepared for many tests."""
+    import shapely
     from odc.geo.geom import Geometry
 
-    return Geometry(dict(spec.area), "EPSG:4326").to_crs(spec.crs, resolution=0.01)
+    area = Geometry(dict(spec.area), "EPSG:4326").to_crs(spec.crs, resolution=0.01).geom
+    shapely.prepare(area)
+    return area
 
 
 def _layer(
