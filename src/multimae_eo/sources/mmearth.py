@@ -285,7 +285,7 @@ def _tile_ids(path: Path, file: Any, size: int) -> list[str]:
     return ids
 
 
-def _id_field(dtype: np.dtype[Any]) -> str | None:
+def _id_field(dtype: np.dtype[np.generic]) -> str | None:
     """The field that holds the tiles' ids: ``tile_id``, else ``meta_id``, else the first of bytes.
 
     Writers disagree on its name, and not all put it first. None where no field may hold ids.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class SampleDataset(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+    def __getitem__(self, index: int, /) -> Mapping[str, object]:
         """A sample: tensors by key."""
 
 
@@ -133,7 +133,7 @@ class TorchGeoSource(Source):
             )
         return planes if channels is None else planes[list(channels)]
 
-    def _label(self, record: Mapping[str, object], key: str) -> Any:
+    def _label(self, record: Mapping[str, object], key: str) -> object:
         label = np.asarray(self._get(record, self.label or "", key))
         if label.ndim == 3 and len(label) == 1:
             label = label[0]

@@ -33,7 +33,7 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice (YAML itself keeps the last, silently)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        seen: set[object] = set()
         # Only keys as written: merged ones (<<) may be overridden.
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key_node, yaml.ScalarNode) and not key_node.tag.endswith(":merge"):

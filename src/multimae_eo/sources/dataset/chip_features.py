@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from multimae_eo.errors import DataError
 from multimae_eo.geo import Geometry
@@ -24,7 +23,7 @@ class ChipFeatures:
         self.labels, self._root, self._files = labels, root, files
         self._require_overlap()
 
-    def read(self, key: str) -> Any:
+    def read(self, key: str) -> object:
         """The label of a chip, (H, W): see ``VectorLabels.read``; None where it has no file."""
         if key not in self._files:
             return None

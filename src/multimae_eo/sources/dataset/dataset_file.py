@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -225,7 +224,7 @@ class DatasetFileSource(Source):
             return headers[0]
         return stacked_header(headers, spec.modality, spec.rule.file_bands)
 
-    def _label(self, key: str, files: _Files) -> Any:
+    def _label(self, key: str, files: _Files) -> object:
         """The label of a chip, None where it has none."""
         if self._features is not None:
             return self._features.read(key)

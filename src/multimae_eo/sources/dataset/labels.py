@@ -79,7 +79,7 @@ class ChipLabels:
             return replace(nothing, values=_numbers(where, labels, texts))
         return _class_labels(nothing, texts, where)
 
-    def read(self, key: str, open_file: Callable[[str], Raster]) -> Any:
+    def read(self, key: str, open_file: Callable[[str], Raster]) -> object:
         """A class index (int), a multi-hot vector or number (float32), an (H, W) map, or None.
 
         Maps hold classes (int64, -1 where ignored) or values (float32, NaN where there is none).
@@ -99,7 +99,7 @@ class ChipLabels:
             for key, value in (self.values if self.classes else {}).items()
         }
 
-    def _map(self, raster: Raster) -> npt.NDArray[Any]:
+    def _map(self, raster: Raster) -> npt.NDArray[np.generic]:
         header = raster.header
         if header.count != 1 and not (header.count == 2 and header.alpha == 1):
             raise FormatError(f"{header.path}: a label mask has one band, got {header.count}")
@@ -223,7 +223,7 @@ def _folders(files: Mapping[str, str], keys: Sequence[str], where: str) -> dict[
     return {k: folder.name for k, folder in folder_of.items()}
 
 
-def _numbers(where: str, labels: LabelSpec, texts: Mapping[str, str]) -> dict[str, Any]:
+def _numbers(where: str, labels: LabelSpec, texts: Mapping[str, str]) -> dict[str, np.float32]:
     """Numbers by chip; those that are declared to be none are left out."""
     none = {*labels.ignore, *(labels.nodata or ())}
     numbers = {}

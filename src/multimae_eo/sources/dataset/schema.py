@@ -55,7 +55,7 @@ class PerChip:
 
     default: Any = None
     column: str = ""
-    chips: Mapping[str, Any] = field(default_factory=dict)
+    chips: Mapping[str, object] = field(default_factory=dict)
 
     def of(self, key: str) -> Any:
         """The value of one chip."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.geo import Geometry
 from multimae_eo.sample import Sample
+
+_Dtype = TypeVar("_Dtype", bound=np.generic)
 
 
 def squared(sample: Sample) -> Sample:
@@ -39,7 +41,7 @@ def squared(sample: Sample) -> Sample:
     )
 
 
-def _padded(array: npt.NDArray[np.generic], value: float) -> npt.NDArray[Any]:
+def _padded(array: npt.NDArray[_Dtype], value: float) -> npt.NDArray[_Dtype]:
     height, width = array.shape[-2:]
     side = max(height, width)
     edges = [(0, 0)] * (array.ndim - 2) + [(0, side - height), (0, side - width)]

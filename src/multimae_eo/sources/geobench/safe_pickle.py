@@ -51,7 +51,7 @@ class OpaqueObject:
 class StoredArray:
     """A NumPy array decoded from its bytes: ``values``."""
 
-    values: npt.NDArray[Any] = np.zeros(0)
+    values: npt.NDArray[np.generic] = np.zeros(0)
 
     def __init__(self, *_: object) -> None:
         pass
@@ -71,18 +71,18 @@ class _NumberType:
         self.order = state[1]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         name = f"{self.order}{self.name}"
         if not _NUMBERS.fullmatch(name):
             raise pickle.UnpicklingError(f"the NumPy type {name!r} is no number")
         return np.dtype(name)
 
 
-def _decode(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
+def _decode(data: object, dtype: object, shape: Any, order: object) -> npt.NDArray[np.generic]:
     if not isinstance(dtype, _NumberType) or not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("a NumPy array of other things than numbers")
     flat = np.frombuffer(bytes(data), dtype.dtype)
-    values: npt.NDArray[Any] = flat.reshape(shape, order="F" if order == "F" else "C")
+    values: npt.NDArray[np.generic] = flat.reshape(shape, order="F" if order == "F" else "C")
     return values
 
 
@@ -103,7 +103,7 @@ class _FromBuffer(StoredArray):
         self.values = _decode(data, dtype, shape, order)
 
 
-class _Ordered(OrderedDict[Any, Any]):
+class _Ordered(OrderedDict[object, object]):
     """An OrderedDict that is filled item by item only, as Python pickles it."""
 
     def __init__(self, *arguments: object) -> None:
@@ -148,7 +148,9 @@ class _RefusedName(pickle.UnpicklingError):
 
 # The pure Python decoder: the other one takes gigabytes of memory where ten bytes ask for it.
 class _Unpickler(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[pickle.Unpickler], None]]] = dict(
+        pickle._Unpickler.dispatch
+    )
 
     def find_class(self, module: str, name: str) -> object:
         cls = _ALLOWED.get((module, name))
@@ -157,7 +159,9 @@ class _Unpickler(pickle._Unpickler):
         return cls
 
 
-def _with_flat_keys(opcode: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
+def _with_flat_keys(
+    opcode: int, load: Callable[[pickle.Unpickler], None]
+) -> Callable[[pickle.Unpickler], None]:
     """A step of decoding that refuses keys made of others: to hash them may take for ever."""
 
     def step(unpickler: Any) -> None:

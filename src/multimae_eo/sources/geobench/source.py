@@ -115,7 +115,7 @@ class GeoBenchSource(Source):
     @contextmanager
     def _opened(
         self, index: int, names: Sequence[str] | None
-    ) -> Iterator[tuple[Any, Mapping[str, Any], list[_DatedScene]]]:
+    ) -> Iterator[tuple[Any, Mapping[str, object], list[_DatedScene]]]:
         path = self._path(index)
         with opened_hdf5(path) as file:
             metadata = load_pickle_text(_attribute(path, file), str(path))
@@ -141,7 +141,7 @@ class GeoBenchSource(Source):
         self,
         index: int,
         file: Any,
-        metadata: Mapping[str, Any],
+        metadata: Mapping[str, object],
         scene: _DatedScene,
         names: Sequence[str] | None,
     ) -> Sample:
@@ -175,7 +175,9 @@ class GeoBenchSource(Source):
             label=self._label(path, file, metadata, scene),
         )
 
-    def _label(self, path: Path, file: Any, metadata: Mapping[str, Any], scene: _DatedScene) -> Any:
+    def _label(
+        self, path: Path, file: Any, metadata: Mapping[str, Any], scene: _DatedScene
+    ) -> object:
         classes = len(self.data.classes)
         if self.data.label == "map":
             stored = scene.stored.get("label")
@@ -322,7 +324,7 @@ def _stack(
     return values
 
 
-def _class_map(path: Path, ids: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+def _class_map(path: Path, ids: npt.NDArray[np.generic], classes: int) -> npt.NDArray[np.int64]:
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
     if ids.ndim != 2 or ids.dtype.kind not in "iuf":
         raise FormatError(f"{path}: label: expected numbers (H, W), got {ids.dtype} {ids.shape}")
@@ -338,7 +340,7 @@ def _shown(label: npt.NDArray[np.generic]) -> str:
     return " ".join(str(label).split())[:60]
 
 
-def _geometry(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry | None:
+def _geometry(attributes: Mapping[str, object], shape: tuple[int, ...]) -> Geometry | None:
     """The footprint of a north-up transform; None where there is none."""
     transform, crs = attributes.get("transform"), attributes.get("crs")
     crs = crs.state if isinstance(crs, OpaqueObject) else crs
@@ -352,7 +354,7 @@ def _geometry(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry
     return Geometry(crs=crs, bounds=(left, bottom, right, top))
 
 
-def _time(attributes: Mapping[str, Any], scene: _DatedScene) -> str | None:
+def _time(attributes: Mapping[str, object], scene: _DatedScene) -> str | None:
     """The date; None for a composite of years, whose date in the data set is arbitrary."""
     extra = attributes.get("meta_info")
     if isinstance(extra, Mapping) and extra.get("is_composite"):

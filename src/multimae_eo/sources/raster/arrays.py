@@ -375,12 +375,12 @@ class ArrayDataset:
         return tuple(b.unit for b in self._bands)
 
     @property
-    def colorinterp(self) -> list[Any]:
+    def colorinterp(self) -> list[object]:
         """Nothing is known of colours."""
         return [SimpleNamespace(name="undefined")] * self.count
 
     @property
-    def mask_flag_enums(self) -> list[list[Any]]:
+    def mask_flag_enums(self) -> list[list[object]]:
         """No mask beside nodata."""
         return [[SimpleNamespace(name="all_valid")]] * self.count
 
@@ -395,7 +395,7 @@ class ArrayDataset:
         """None."""
         return {}
 
-    def read(self, bands: Sequence[int], window: Any = None) -> npt.NDArray[Any]:
+    def read(self, bands: Sequence[int], window: Any = None) -> npt.NDArray[np.generic]:
         """1-based bands of a window ((row, row), (column, column)): (C, H, W)."""
         rows, columns = window or ((0, self.height), (0, self.width))
         part = {self._dims[0]: slice(*rows), self._dims[1]: slice(*columns)}

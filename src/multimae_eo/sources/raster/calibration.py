@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +109,7 @@ def common(calibrations: Sequence[Linear]) -> Linear | None:
     return next(iter(kinds)) if len(kinds) == 1 else None
 
 
-def physical(pixels: Pixels, calibration: Sequence[Linear]) -> npt.NDArray[Any]:
+def physical(pixels: Pixels, calibration: Sequence[Linear]) -> npt.NDArray[np.generic]:
     """Raw pixels (C, H, W) in physical units: float32, or float64 for wide numbers."""
     scale = np.array([c.scale for c in calibration])[:, None, None]
     offset = np.array([c.offset for c in calibration])[:, None, None]

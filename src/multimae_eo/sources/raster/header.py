@@ -35,7 +35,7 @@ class BandHeader:
     """
 
     name: str = ""
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     scale: float | None = None
     offset: float | None = None
     unit: str = ""
@@ -80,7 +80,7 @@ class RasterHeader:
         return tuple(b.name for b in self.bands)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """The dtype of all bands."""
         return self.bands[0].dtype
 
@@ -134,7 +134,7 @@ def plain_header(
     path: Path,
     shape: tuple[int, int],
     bands: Sequence[str],
-    dtype: np.dtype[Any],
+    dtype: np.dtype[np.generic],
     *,
     transparent: tuple[float, ...] = (),
     palette: Mapping[int, tuple[int, int, int, int]] | None = None,
@@ -171,7 +171,7 @@ def dataset_header(path: Path | str, dataset: Any) -> RasterHeader:
     )
 
 
-def _band(dataset: Any, index: int, dtype: np.dtype[Any], color: str) -> BandHeader:
+def _band(dataset: Any, index: int, dtype: np.dtype[np.generic], color: str) -> BandHeader:
     scale, offset = float(dataset.scales[index]), float(dataset.offsets[index])
     nodata = dataset.nodatavals[index]
     palette = dataset.colormap(index + 1) if color == "palette" else None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ class Area(Protocol):
     def contains_chip(self, window: Window) -> bool:
         """Whether a chip may lie here."""
 
-    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[np.generic]:
         """The valid class ids of the cloud layer in a window, flat."""
 
 

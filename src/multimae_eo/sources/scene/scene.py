@@ -124,7 +124,7 @@ class Scene:
         rule: RasterRule | None = None,
         *,
         ratios: Mapping[str, int] | None = None,
-        chips: Mapping[str, Any] | None = None,
+        chips: Mapping[str, object] | None = None,
     ) -> Scene:
         """A raster that holds the bands of all ``modalities``; see ``scene_raster``.
 
@@ -158,7 +158,7 @@ class Scene:
         rule: RasterRule | None = None,
         *,
         ratios: Mapping[str, int] | None = None,
-        chips: Mapping[str, Any] | None = None,
+        chips: Mapping[str, object] | None = None,
     ) -> Scene:
         """An ``xarray.DataArray`` or ``Dataset`` that holds the bands of all ``modalities``.
 
@@ -236,7 +236,7 @@ class Scene:
         """Whether a chip may lie here: anywhere on the grid."""
         return window.row < self.grid.height and window.col < self.grid.width
 
-    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[np.generic]:
         """The valid class ids of the cloud layer in a window, flat."""
         if self._cloud is None:
             return class_ids(self.read(window, [rule.modality]), rule.modality)
@@ -244,7 +244,7 @@ class Scene:
         return values[ok]
 
 
-def class_ids(sample: Sample, name: str) -> npt.NDArray[Any]:
+def class_ids(sample: Sample, name: str) -> npt.NDArray[np.generic]:
     """The valid pixels of one modality of a sample, flat; none where it is absent."""
     if name not in sample.pixels:
         return np.zeros(0, dtype=np.int64)
@@ -314,7 +314,7 @@ def _native_ratio(files: LayerFiles, grid: Grid) -> int:
 
 
 def check_classes(
-    modality: Modality, values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], where: str
+    modality: Modality, values: npt.NDArray[np.generic], ok: npt.NDArray[np.bool_], where: str
 ) -> None:
     """ClassMapError where a valid pixel is not in the class map; ``where`` starts the message."""
     if not modality.categorical:

@@ -34,9 +34,9 @@ class StacItem:
     document: Mapping[str, Any] = field(repr=False, hash=False, compare=False)
 
     @property
-    def properties(self) -> Mapping[str, Any]:
+    def properties(self) -> Mapping[str, object]:
         """The item's properties."""
-        properties: Mapping[str, Any] = self.document["properties"]
+        properties: Mapping[str, object] = self.document["properties"]
         return properties
 
     @property

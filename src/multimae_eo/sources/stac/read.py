@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +56,7 @@ def read_item(
     window: Window,
     options: ReadOptions,
     tags: Sequence[Linear] = (),
-) -> npt.NDArray[Any]:
+) -> npt.NDArray[np.generic]:
     """Bands of an item in a window of ``options.grid``: raw values (C, H, W), NaN where invalid.
 
     ``tags``: each band's calibration, which the scale and offset tags of its file must not
@@ -185,8 +184,8 @@ class _Reader:
         self._expected = expected
 
     def read(
-        self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None
-    ) -> tuple[Slices, npt.NDArray[Any]]:
+        self, cfg: object, dst_geobox: GeoBox, *, dst: object = None, selection: object = None
+    ) -> tuple[Slices, npt.NDArray[np.generic]]:
         """The part of ``dst_geobox`` that the raster covers, and its pixels."""
         options = self._options
         header, view = _view(self._uri, stamp(self._uri), options, self._nodata_values)

@@ -49,7 +49,7 @@ class _StacLayer:
     windows: tuple[Window, ...]
     assets: Mapping[str, tuple[str, ...]]
     calibration: Common
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
 
 
 class StacArea:
@@ -122,7 +122,7 @@ class StacArea:
         chip = shapely.box(*self.grid.footprint(window).bounds)
         return bool(shapely.intersects(self._area, chip))
 
-    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[Any]:
+    def cloud_ids(self, window: Window, rule: CloudRule) -> npt.NDArray[np.generic]:
         """The valid class ids of the cloud modality in a window, flat."""
         return class_ids(self.read(window, [rule.modality]), rule.modality)
 

@@ -75,7 +75,7 @@ class StacSpec:
 
     file: Path
     name: str
-    area: Mapping[str, Any]
+    area: Mapping[str, object]
     crs: str
     resolution: float
     modalities: Mapping[str, StacModality]
@@ -198,7 +198,7 @@ def _moment(top: Section, value: object, *, last: bool) -> datetime.datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
-def _area(top: Section, folder: Path) -> dict[str, Any]:
+def _area(top: Section, folder: Path) -> dict[str, object]:
     value = top.get("area")
     if isinstance(value, str) and value:
         return _geojson(folder / value)
@@ -219,12 +219,12 @@ def _geojson(path: Path) -> dict[str, object]:
         return _polygons(path, record)
 
 
-def _polygons(path: Path, record: Any) -> dict[str, Any]:
+def _polygons(path: Path, record: Any) -> dict[str, object]:
     """The polygons of a GeoJSON document as one."""
     kind = record.get("type") if isinstance(record, dict) else None
     features = record.get("features", []) if kind == "FeatureCollection" else [record]
     shapes = [f.get("geometry") if f.get("type") == "Feature" else f for f in features if f]
-    polygons: list[Any] = []
+    polygons: list[object] = []
     for shape in shapes:
         if not isinstance(shape, dict) or shape.get("type") not in ("Polygon", "MultiPolygon"):
             raise ConfigError(f"{path}: area: expected polygons in EPSG:4326")

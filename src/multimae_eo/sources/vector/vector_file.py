@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -262,7 +263,7 @@ def _valid(shapes: Shapes) -> Shapes:
     return shapes
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """A cell as a Python value; None where there is none."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -278,7 +279,7 @@ def _rounded(bounds: Sequence[float]) -> str:
 
 
 @cache
-def _shapely() -> Any:
+def _shapely() -> ModuleType:
     try:
         import shapely
     except ImportError as error:

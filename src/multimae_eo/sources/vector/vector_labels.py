@@ -139,7 +139,7 @@ class VectorLabels:
         geometry: Geometry,
         shape: tuple[int, int],
         chosen: npt.NDArray[np.bool_] | None = None,
-    ) -> npt.NDArray[Any]:
+    ) -> npt.NDArray[np.generic]:
         """The label of a chip, (H, W): class indices, -1 where ignored, or values with NaN.
 
         ``chosen``: the features (n,) that count; what others cover is ignored.
