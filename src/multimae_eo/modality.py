@@ -162,7 +162,7 @@ class Modality:
             "levels": list(self.levels),
         }
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready dictionary; ``from_dict`` is its inverse."""
         return asdict(self)
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from multimae_eo import interrupts
 from multimae_eo.errors import OutputError
@@ -129,7 +129,7 @@ def noted_interrupts() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    def ignored(problem: Any) -> None:
+    def ignored(problem: sys.UnraisableHookArgs) -> None:
         if issubclass(problem.exc_type, KeyboardInterrupt):
             _thread.interrupt_main()
         else:
@@ -177,7 +177,7 @@ class WorkerPool(ProcessPoolExecutor):
                     f"worker processes cannot be started: {error.strerror or error}; use one worker"
                 ) from error
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and not issubclass(kind, Exception):
             self.end()
         self.shutdown(wait=True, cancel_futures=True)

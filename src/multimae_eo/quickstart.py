@@ -123,7 +123,7 @@ def _claim(out: Path, plan: dict[str, int]) -> None:
 def _report(
     out: Path,
     reconstruction: dict[str, Any],
-    rows: list[dict[str, Any]],
+    rows: list[dict[str, object]],
     maps: list[Path],
     steps: _Steps,
 ) -> Path:

@@ -6,7 +6,7 @@ the reader: no sentinel value travels further than that. Normalisation happens i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def crop(sample: Sample, *, top: float, left: float, size: float) -> Sample:
     edges of every modality (within 1e-6 of a pixel); ContractError otherwise.
     """
 
-    def cut(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
+    def cut(array: Pixels, what: str) -> Pixels:
         spans = []
         for start, length in ((top, array.shape[-2]), (left, array.shape[-1])):
             exact = (start * length, size * length)
@@ -121,7 +121,7 @@ def flip(sample: Sample, *, horizontal: bool, vertical: bool = False, rot90: int
     """Flip and rotate all modalities and a label map alike. ``rot90``: number of rotations by
     90°."""
 
-    def move(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def move(array: Pixels) -> Pixels:
         if horizontal:
             array = array[..., ::-1]
         if vertical:
@@ -182,7 +182,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def _moved(self, move: Any, keys: tuple[str, ...] | None = None) -> Batch:
+    def _moved(
+        self, move: Callable[[torch.Tensor], torch.Tensor], keys: tuple[str, ...] | None = None
+    ) -> Batch:
         return replace(
             self,
             keys=keys or self.keys,
@@ -207,7 +209,7 @@ class Batch:
 
         return replace(self, pixels=part(self.pixels), valid=part(self.valid), labels=None)
 
-    def to(self, device: Any, non_blocking: bool = True) -> Batch:
+    def to(self, device: str | torch.device, non_blocking: bool = True) -> Batch:
         """The same batch on ``device``."""
         return self._moved(lambda t: t.to(device, non_blocking=non_blocking))
 

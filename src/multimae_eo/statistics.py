@@ -43,7 +43,7 @@ class Moments:
         )  # fmt: skip
 
     @classmethod
-    def of(cls, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> Moments:
+    def of(cls, values: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_] | None) -> Moments:
         """Moments of ``values`` (C, …) where ``valid`` (broadcastable to it) holds."""
         flat = values.reshape(len(values), -1).astype(np.float64)
         if valid is None:

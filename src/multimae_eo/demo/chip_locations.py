@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, DataError
 from multimae_eo.geo import Window
@@ -55,7 +55,9 @@ class _Cache:
 
     def __init__(self, make: Callable[[int], Sample], *, serial: bool) -> None:
         self._make, self._lock = make, threading.Lock()
-        self._call_lock: AbstractContextManager[Any] = threading.Lock() if serial else nullcontext()
+        self._call_lock: AbstractContextManager[object] = (
+            threading.Lock() if serial else nullcontext()
+        )
         self._samples: OrderedDict[int, Sample] = OrderedDict()
 
     def __call__(self, number: int) -> Sample:
@@ -191,7 +193,7 @@ def _windows_wide(size: int) -> int:
     return max(1, _PICTURE // size)
 
 
-def _subset(count: int, most: int) -> Any:
+def _subset(count: int, most: int) -> npt.NDArray[np.int64]:
     """At most ``most`` of ``count`` numbers, sorted, drawn without replacement."""
     if count <= most:
         return np.arange(count)

@@ -34,7 +34,7 @@ class BoundedProtocol(H11Protocol):
     ) -> None:
         super().__init__(*arguments, **options)
         self._limits, self._waiting = limits, waiting
-        self._state: Any = None
+        self._state: object = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

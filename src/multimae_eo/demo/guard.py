@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, object], Receive, Send], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -62,7 +62,7 @@ class Guard:
     limits: Limits = field(default_factory=Limits)
     _buckets: OrderedDict[str, _Bucket] = field(default_factory=OrderedDict)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
@@ -91,9 +91,7 @@ class Guard:
             return
         await self.app(scope, receive, respond)
 
-    def _refused(
-        self, scope: MutableMapping[str, Any], headers: dict[str, str]
-    ) -> tuple[int, str] | None:
+    def _refused(self, scope: Message, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
         hosts = self.limits.hosts
         if self.limits.local_address:

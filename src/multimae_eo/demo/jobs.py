@@ -109,9 +109,9 @@ class BackgroundJob:
     ``make`` is given a function of (done, total). A job that failed begins again when requested.
     """
 
-    def __init__(self, make: Callable[[Callable[[int, int], None]], Any]) -> None:
+    def __init__(self, make: Callable[[Callable[[int, int], None]], object]) -> None:
         self._make, self._lock = make, threading.Lock()
-        self._result: Any = None
+        self._result: object = None
         self.state: JobState = "idle"
         self.share = 0.0
         self.problem = ""

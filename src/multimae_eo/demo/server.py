@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -86,7 +85,7 @@ def _page_routes(app: FastAPI) -> None:
             app.add_api_route(path, _giver(data, kind), methods=["GET"], include_in_schema=False)
 
 
-def _giver(data: bytes, kind: str) -> Any:
+def _giver(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     async def give() -> Response:
         return Response(data, media_type=kind)
 

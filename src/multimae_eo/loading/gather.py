@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class _Recycled:
     def __init__(self) -> None:
         self._arrays: list[npt.NDArray[np.generic]] = []
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
         """An array that nobody else refers to, with anything in it."""
         for array in self._arrays:
             # Two references are our own, the list's and the variable's, and getrefcount adds one.
@@ -88,7 +88,7 @@ class Gatherer:
         rows = self.store.rows(name)[windows.indices]
         has = rows >= 0
         wide = self._buffer(len(rows), bands, run, dtype)
-        shards: dict[int, npt.NDArray[Any]] = {}
+        shards: dict[int, npt.NDArray[np.generic]] = {}
         for position, number, row, first in self._stored_rows(windows, rows, width):
             if number not in shards:
                 shards[number] = self.store.shard(name, number).reshape(-1, bands, chip_pixels)
@@ -124,7 +124,7 @@ class Gatherer:
         return torch.from_numpy(out.view(bool))
 
     def _stored_rows(
-        self, windows: Windows, rows: npt.NDArray[Any], width: int
+        self, windows: Windows, rows: npt.NDArray[np.int32], width: int
     ) -> Iterator[tuple[int, int, int, int]]:
         """Position in the batch, shard, row in the shard and first pixel of chips that have it."""
         positions = np.flatnonzero(rows >= 0)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from multimae_eo.loading.gather import Gatherer, Windows
 from multimae_eo.loading.sampler import ChipBatchSampler, ChipRef, EpochRandom, Orientation
 from multimae_eo.loading.workers import ChipLoader, HandedOver, start_worker
 from multimae_eo.modality import Modality
-from multimae_eo.sample import Batch, Sample, collate, crop, flip, stack_labels
+from multimae_eo.sample import Batch, Pixels, Sample, collate, crop, flip, stack_labels
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.store.reader import ChipStore
 
@@ -62,7 +61,7 @@ class _ChipWindow:
             sample = crop(sample, top=top, left=left, size=size)
         return flip(sample, horizontal=self.across, vertical=self.down, rot90=self.rot90)
 
-    def of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def of(self, array: Pixels) -> Pixels:
         """The view of (…, H, W) whose pixel edges it falls on."""
         if self.size != self.side:
             array_side = array.shape[-1]
@@ -153,7 +152,7 @@ class ChipDataset:
         return corners
 
     def _label_corners(
-        self, positions: Indices, key: str, finest_side: int, labels: Sequence[Any]
+        self, positions: Indices, key: str, finest_side: int, labels: Sequence[npt.ArrayLike]
     ) -> Indices:
         """Corners of the windows of chips with these labels."""
         if self.chip is None:

@@ -17,10 +17,10 @@ _YAML_KINDS = ("scene", "stac")
 
 
 def open_source(
-    spec: Any,
+    spec: object,
     *,
     modalities: ModalitySet | None = None,
-    chips: Mapping[str, Any] | None = None,
+    chips: Mapping[str, object] | None = None,
     level: str = "",
     scale: float | None = None,
     offset: float | None = None,
@@ -137,7 +137,7 @@ def _open_drafted(path: Path, spec: str) -> Source:
 
 
 def _open_raster(
-    spec: Any, modalities: ModalitySet | None, chips: Mapping[str, Any] | None, rule: RasterRule
+    spec: Any, modalities: ModalitySet | None, chips: Mapping[str, object] | None, rule: RasterRule
 ) -> Source:
     """The chips of an array, cube or raster."""
     from multimae_eo.sources.scene.chips import SceneChips

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,7 @@ from multimae_eo.files import read_json, remove, single_writer, sync_and_rename,
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.checks import require_finite, require_sizes
 from multimae_eo.model_folder.hub import located, push
-from multimae_eo.model_folder.migrations import FORMAT_VERSION, migrated
+from multimae_eo.model_folder.migrations import FORMAT_VERSION, Record, migrated
 from multimae_eo.model_folder.model_card import model_card
 from multimae_eo.network.config import HeadConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
@@ -65,7 +65,7 @@ def _write(
     folder: Path,
     module: MultiMAE | Predictor,
     model: MultiMAE,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     text: str,
 ) -> None:
     is_model = (folder / "config.json").is_file()
@@ -164,7 +164,7 @@ def is_predictor(folder: Path) -> bool:
     return "head" in _read_json(folder / "config.json")
 
 
-def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _records(folder: Path) -> tuple[Record, Record]:
     """``config.json`` and ``modalities.json``, of a format that this version reads."""
     for name in FILES:
         if not (folder / name).is_file():
@@ -174,7 +174,7 @@ def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return migrated(config, contract, where=str(folder))
 
 
-def _model(config: Mapping[str, Any], contract: Mapping[str, Any]) -> MultiMAE:
+def _model(config: Record, contract: Record) -> MultiMAE:
     modalities = ModalitySet.from_list(contract["modalities"])
     if contract.get("fingerprint") != modalities.fingerprint:
         raise CheckpointError(
@@ -208,7 +208,7 @@ def model_hash(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def config_record(model: MultiMAE) -> dict[str, Any]:
+def config_record(model: MultiMAE) -> dict[str, object]:
     """The record of a model in ``config.json``."""
     return {
         "format_version": FORMAT_VERSION,
@@ -227,7 +227,7 @@ def config_record(model: MultiMAE) -> dict[str, Any]:
     }
 
 
-def _contract_record(model: MultiMAE) -> dict[str, Any]:
+def _contract_record(model: MultiMAE) -> dict[str, object]:
     statistics = model.statistics
     return {
         "modalities": model.modalities.to_list(),
@@ -240,7 +240,7 @@ def _write_json(path: Path, record: Mapping[str, object]) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Record:
     record = read_json(path, CheckpointError)
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: expected a JSON object")

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from multimae_eo.errors import CheckpointError, ConfigError, OutputError
 
@@ -54,7 +54,7 @@ def push(save: Callable[[Path], None], name: str, *, private: bool) -> str:
     return str(address)
 
 
-def _hub(why: str) -> Any:
+def _hub(why: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:

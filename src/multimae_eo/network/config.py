@@ -189,7 +189,7 @@ class ModelConfig:
                     "a continuous modality would lose pixels"
                 )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready dictionary; ``from_dict`` is its inverse."""
         return asdict(self)
 

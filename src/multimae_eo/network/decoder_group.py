@@ -7,7 +7,7 @@ each decoder's small products leave most of it idle, a group of them fills it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from multimae_eo.network.decoder import Decoder
 from multimae_eo.network.encoder import NORM_EPS, Mlp, attend
 from multimae_eo.network.tokens import TokenLayout, VisibleSlots
+
+M = TypeVar("M")
 
 # Shape letters: G decoders of a group, B batch, T context tokens, N queries, W decoder width.
 
@@ -68,7 +70,7 @@ def decode_together(
     x = _cross(decoders, x, context, attention_mask).to(queries.dtype)
     x = x + _mlp(decoders, lambda d: d.mlp, _normed(decoders, lambda d: d.out_norm, x))
     for depth in range(len(decoders[0].blocks)):
-        blocks = [d.blocks[depth] for d in decoders]
+        blocks: list[Any] = [d.blocks[depth] for d in decoders]
         x = x + _attended(blocks, _normed(blocks, lambda b: b.norm1, x))
         x = x + _mlp(blocks, lambda b: b.mlp, _normed(blocks, lambda b: b.norm2, x))
     # Tasks differ in what they predict per patch.
@@ -83,7 +85,7 @@ def _projected(decoders: Sequence[Decoder], tokens: Tensor) -> Tensor:
     return wide.reshape(*wide.shape[:2], len(decoders), -1).permute(2, 0, 1, 3)
 
 
-def _linear(modules: Sequence[Any], layer: Callable[[Any], nn.Linear], x: Tensor) -> Tensor:
+def _linear(modules: Sequence[M], layer: Callable[[M], nn.Linear], x: Tensor) -> Tensor:
     """Each module's own linear layer on its part of (G, B, N, in)."""
     layers = [layer(m) for m in modules]
     weight = torch.stack([linear.weight for linear in layers]).transpose(1, 2)
@@ -91,14 +93,14 @@ def _linear(modules: Sequence[Any], layer: Callable[[Any], nn.Linear], x: Tensor
     return torch.baddbmm(bias, x.flatten(1, 2), weight).reshape(*x.shape[:3], -1)
 
 
-def _normed(modules: Sequence[Any], layer: Callable[[Any], nn.LayerNorm], x: Tensor) -> Tensor:
+def _normed(modules: Sequence[M], layer: Callable[[M], nn.LayerNorm], x: Tensor) -> Tensor:
     layers = [layer(m) for m in modules]
     weight = torch.stack([norm.weight for norm in layers])[:, None, None]
     bias = torch.stack([norm.bias for norm in layers])[:, None, None]
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
 
 
-def _mlp(modules: Sequence[Any], layer: Callable[[Any], Mlp], x: Tensor) -> Tensor:
+def _mlp(modules: Sequence[M], layer: Callable[[M], Mlp], x: Tensor) -> Tensor:
     activations = F.gelu(_linear(modules, lambda m: layer(m).fc1, x))
     return _linear(modules, lambda m: layer(m).fc2, activations)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ def _first_layer(network: nn.Module, repeat: Callable[[], object]) -> str:
     """The module whose output is the first not to be finite; "" where all are."""
     first: list[str] = []
 
-    def observe(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def observe(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_: nn.Module, __: object, output: object) -> None:
             if not first and any(not bool(torch.isfinite(t).all()) for t in _tensors(output)):
                 first.append(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from multimae_eo.modality import ModalitySet
 
@@ -15,10 +15,10 @@ from multimae_eo.modality import ModalitySet
 class ModelFolders(Protocol):
     """Reads and writes models as folders, on disk or on a hub."""
 
-    def save(self, model: Any, folder: Path, *, card: str = "") -> None:
+    def save(self, model: object, folder: Path, *, card: str = "") -> None:
         """Write a model folder; ``card``: Markdown appended to its README."""
 
-    def load(self, location: str | Path, kind: type, modalities: ModalitySet | None) -> Any:
+    def load(self, location: str | Path, kind: type, modalities: ModalitySet | None) -> object:
         """A model of the class ``kind``, from a folder or ``owner/model`` of the hub."""
 
     def upload(self, model: object, name: str, *, private: bool, card: str) -> str:

@@ -66,7 +66,7 @@ class Target:
         """The task that such labels serve."""
         return _KINDS[self.kind][0]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready dictionary; ``from_dict`` is its inverse."""
         record = asdict(self)
         if not self.class_ids:
@@ -100,7 +100,7 @@ class TargetScan:
         self._counts = np.zeros(len(self._names))
         self._total = self._sum = self._square = 0.0
 
-    def add(self, label: Any) -> bool:
+    def add(self, label: object) -> bool:
         """Count a label; False where it has no value (none, or all ignored).
 
         Raises DataError where it is not of the task's kind, or beyond the classes.

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class Blocks:
         """A writer of a block. ``area``: where a layer of errors reads the truth."""
         return BlockWriter(self.folder / f"block-{number:05d}", layers, area)
 
-    def rows(self, layer: OutputLayer, grid: Grid, count: int) -> Iterator[npt.NDArray[Any]]:
+    def rows(self, layer: OutputLayer, grid: Grid, count: int) -> Iterator[npt.NDArray[np.generic]]:
         """The rows of a raster from top to bottom, some at a time: (bands, n, W).
 
         ``count``: how many blocks there are, all of them finished.

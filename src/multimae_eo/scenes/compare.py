@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +118,7 @@ def _write_raster(change: Distances, path: Path) -> None:
         tags["model_hash"] = change.model_hash
     profile = Profile(bands=("cosine distance",), dtype="float32", nodata=float("nan"), tags=tags)
 
-    def rows() -> Iterator[npt.NDArray[Any]]:
+    def rows() -> Iterator[npt.NDArray[np.generic]]:
         step = rows_at_once(grid.width, profile)
         for top in range(0, grid.height, step):
             yield values[:, top : top + step]

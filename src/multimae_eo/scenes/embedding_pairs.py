@@ -179,7 +179,7 @@ def _strips(
         yield distance.reshape(height, shared.width)
 
 
-def _vectors(file: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _vectors(file: Any, pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     """Pixels (D, n, W) as vectors (n * W, D), NaN where not observed."""
     flat = pixels.reshape(len(pixels), -1).T.astype(np.float64)
     if pixels.dtype.kind != "f":
@@ -221,7 +221,7 @@ class _Table:
     path: Path
     keys: list[str]
     geometries: list[Geometry | None]
-    ids: list[Any]
+    ids: list[object]
     times: list[str | None]
     model_hash: str
     vectors: npt.NDArray[np.float32]
@@ -309,7 +309,7 @@ def _read_table(path: Path) -> _Table:
     )
 
 
-def _identity(key: str, geometry: Geometry | None) -> Any:
+def _identity(key: str, geometry: Geometry | None) -> object:
     """What is equal for one location in two files: the footprint to a thousandth of its side."""
     if geometry is None:
         return key

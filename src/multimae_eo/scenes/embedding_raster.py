@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +169,7 @@ def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping
     if len(profile.bands) > _MANY_BANDS:
         profile = replace(profile, block=_SMALL_BLOCK)
 
-    def rows() -> Iterator[npt.NDArray[Any]]:
+    def rows() -> Iterator[npt.NDArray[np.generic]]:
         for part in blocks.rows(layer, grid, len(job.tiling.blocks)):
             without_token = (part == 0).all(axis=0)
             yield np.where(without_token, np.float32(np.nan), part)
@@ -195,14 +194,16 @@ def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping
     return count
 
 
-def _vectors(rows: npt.NDArray[np.generic]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+def _vectors(
+    rows: npt.NDArray[np.generic],
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
     """Rows (D, n, W) as vectors (n * W, D), and which of them are observed."""
     vectors = rows.reshape(len(rows), -1).T
     return vectors, np.isfinite(vectors).all(axis=1)
 
 
 def _range(
-    parts: Iterator[npt.NDArray[Any]], width: int
+    parts: Iterator[npt.NDArray[np.generic]], width: int
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], int]:
     """Least and greatest value of each dimension, and how many vectors there are."""
     low, high, count = np.full(width, np.inf), np.full(width, -np.inf), 0

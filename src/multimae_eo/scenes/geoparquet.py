@@ -85,7 +85,7 @@ class EmbeddingWriter:
         self._flush()
         with output_errors(self.path):
             self._stream.close()
-            rows: npt.NDArray[Any] = np.zeros(0, self._row)
+            rows: npt.NDArray[np.void] = np.zeros(0, self._row)
             if self.rows:
                 rows = np.memmap(self._folder / "rows", self._row, mode="r")
             self._write(rows, self._folder / "file.parquet")
@@ -127,7 +127,7 @@ class EmbeddingWriter:
             rows.tofile(self._stream)
         self._waiting, self._vectors = [], []
 
-    def _write(self, rows: npt.NDArray[Any], path: Path) -> None:
+    def _write(self, rows: npt.NDArray[np.void], path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -184,7 +184,7 @@ def _schema(vector: Any) -> Any:
     return pa.schema(columns)
 
 
-def _columns(keys: list[str], rows: npt.NDArray[Any], texts: list[str | None]) -> list[Any]:
+def _columns(keys: list[str], rows: npt.NDArray[np.void], texts: list[str | None]) -> list[Any]:
     """``key`` to ``time`` of some rows; ``texts``: CRS and times by number, null for -1."""
     import pyarrow as pa
 
@@ -215,9 +215,9 @@ def footprint_columns(polygons: npt.NDArray[np.generic], boxes: Array) -> tuple[
     return pa.array(records, pa.binary()), corners
 
 
-def geo_record(boxes: Array) -> dict[str, Any]:
+def geo_record(boxes: Array) -> dict[str, object]:
     """GeoParquet's metadata. No "crs": its default is longitude and latitude on WGS 84."""
-    column: dict[str, Any] = {
+    column: dict[str, object] = {
         "encoding": "WKB",
         "geometry_types": ["Polygon"],
         "orientation": "counterclockwise",

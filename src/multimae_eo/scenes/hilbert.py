@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +9,7 @@ _BITS = 16
 
 
 def hilbert_codes(
-    x: npt.NDArray[Any], y: npt.NDArray[Any], bits: int = _BITS
+    x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], bits: int = _BITS
 ) -> npt.NDArray[np.int64]:
     """Position of each cell along the curve through 2^bits × 2^bits cells; all arrays (n,)."""
     x, y = x.astype(np.int64), y.astype(np.int64)

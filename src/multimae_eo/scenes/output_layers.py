@@ -50,7 +50,7 @@ class OutputLayer:
         bands = tuple(f"{b} error" for b in modality.band_names)
         return replace(plain, bands=bands, tags={**plain.tags, "unit": unit})
 
-    def rows(self, rows: BlendedRows, area: Area) -> npt.NDArray[Any]:
+    def rows(self, rows: BlendedRows, area: Area) -> npt.NDArray[np.generic]:
         """The raster's values of finished rows: (bands, n, W) in the profile's dtype."""
         profile = self.profile
         grid = area.grid.coarser(self.ratio)
@@ -60,7 +60,7 @@ class OutputLayer:
         if self.field not in rows.values:
             # No window with any input so far: nothing was observed in these rows.
             return np.full((len(profile.bands), *observed.shape), profile.nodata, profile.dtype)
-        values: Any = rows.values[self.field][:, :height, : grid.width]
+        values: npt.NDArray[Any] = rows.values[self.field][:, :height, : grid.width]
         if self.modality.categorical and self.kind in ("value", "error"):
             values = np.array(self.modality.class_ids)[values.argmax(axis=0)][None]
         if self.kind == "confidence":

@@ -159,7 +159,7 @@ def _value(
 
 
 def _ramp(
-    values: npt.NDArray[Any], name: str, ends: tuple[float, float], caption: str, unit: str
+    values: npt.NDArray[np.generic], name: str, ends: tuple[float, float], caption: str, unit: str
 ) -> _Drawing:
     image = scalar_picture(values, name, *ends)
     return _Drawing(image, caption, bar=_bar(ramp_colours(name), ends, unit))
@@ -191,7 +191,7 @@ def _figure(drawing: _Drawing) -> Figure:
         axes.imshow(pixels, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
 
-    def text(line: str, x: float, y: float, **style: Any) -> None:
+    def text(line: str, x: float, y: float, **style: object) -> None:
         plain: dict[str, Any] = {"fontsize": 9, "va": "center", "parse_math": False}
         figure.text(x / figure_width, 1 - y / figure_height, line, **plain | style)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -102,7 +101,7 @@ class RowWriter:
                 self._file.scales, self._file.offsets = profile.scales, profile.offsets
             self._file.update_tags(**profile.tags)
 
-    def write(self, rows: npt.NDArray[Any]) -> None:
+    def write(self, rows: npt.NDArray[np.generic]) -> None:
         """Append rows (bands, n, width)."""
         count = rows.shape[1]
         with _writing(self.path):
@@ -186,7 +185,7 @@ def write_classes(path: Path, profile: Profile) -> Path:
 
 
 def write_raster(
-    path: Path, grid: Grid, profile: Profile, rows: Iterable[npt.NDArray[Any]]
+    path: Path, grid: Grid, profile: Profile, rows: Iterable[npt.NDArray[np.generic]]
 ) -> Path:
     """Write rows (bands, n, width), from top to bottom, as a COG at ``path``; OutputError."""
     writer = RowWriter(path, grid, profile)

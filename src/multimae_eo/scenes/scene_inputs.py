@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.geo import Window
@@ -50,7 +49,7 @@ def open_for(
 
 def open_arrays(
     model: MultiMAE,
-    data: Any,
+    data: object,
     *,
     inputs: Sequence[str] | None = None,
     rule: RasterRule | None = None,

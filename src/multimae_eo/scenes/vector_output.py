@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -42,7 +41,7 @@ class VectorLayer:
     kind: str
     crs: str
     shapes: npt.NDArray[np.object_]
-    columns: Mapping[str, npt.NDArray[Any]]
+    columns: Mapping[str, npt.NDArray[np.generic]]
     classes: Sequence[ClassMapEntry] = ()
     class_column: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from multimae_eo.network.multimae import MultiMAE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def device_of(network: object) -> torch.device:
     return torch.device("cpu")
 
 
-def moved(network: Any, device: str) -> Any:
+def moved(network: T, device: str) -> T:
     """A network on a device; what has no weights stays."""
     import torch
 

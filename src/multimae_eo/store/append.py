@@ -147,7 +147,7 @@ def _link(source: Path, target: Path) -> None:
     remove(temporary)
 
 
-def _merged(store: ChipStore, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _merged(store: ChipStore, old: dict[str, Any], new: dict[str, Any]) -> dict[str, object]:
     statistics = {s: Statistics.from_dict(store.modalities, r) for s, r in old.items()}
     for split, record in new.items():
         more = Statistics.from_dict(store.modalities, record)

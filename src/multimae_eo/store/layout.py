@@ -93,7 +93,7 @@ def write_bytes(path: Path, data: bytes) -> str:
     return _write(path, lambda file: file.write(data))
 
 
-def write_array(path: Path, array: npt.NDArray[Any]) -> str:
+def write_array(path: Path, array: npt.NDArray[np.generic]) -> str:
     """Write an array as ``.npy``, without a copy of it; see ``write_bytes``."""
     return _write(path, lambda file: np.save(file, array, allow_pickle=False))
 
@@ -113,14 +113,14 @@ class _Hashed:
         return str(self._digest.hexdigest())
 
 
-def _write(path: Path, fill: Callable[[Any], object]) -> str:
+def _write(path: Path, fill: Callable[[_Hashed], object]) -> str:
     with replacing(path) as temporary, temporary.open("wb") as file:
         hashed = _Hashed(file)
         fill(hashed)
     return hashed.hexdigest()
 
 
-def _digest() -> Any:
+def _digest() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
 
 
@@ -202,7 +202,7 @@ def column(name: str, what: str) -> str:
 
 
 def index_bytes(
-    tables: Sequence[Any], labels: Sequence[Any], labelled: Mapping[str, Any] | None
+    tables: Sequence[Any], labels: Sequence[object], labelled: Mapping[str, Any] | None
 ) -> bytes:
     """The index as Parquet, from the tables of all parts and every chip's label.
 

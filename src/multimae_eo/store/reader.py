@@ -80,7 +80,7 @@ class ChipStore(Source):
                 f"{self.path}: {layout.INDEX} has {rows} chips, {layout.HEADER} has "
                 f"{self._count}; delete the store and prepare it again"
             )
-        self._maps: OrderedDict[str, npt.NDArray[Any]] = OrderedDict()
+        self._maps: OrderedDict[str, npt.NDArray[np.generic]] = OrderedDict()
         self._columns: dict[str, Any] = {}
 
     def _require_counts(self) -> None:
@@ -176,7 +176,7 @@ class ChipStore(Source):
         packed[alike] = packed[alike, :1]
         return np.unpackbits(packed, axis=-1, count=width).view(bool)
 
-    def _valid_bands(self, name: str) -> npt.NDArray[Any]:
+    def _valid_bands(self, name: str) -> npt.NDArray[np.int32]:
         return self._numbers(layout.column(name, "valid_bands"))
 
     def calibration(self, index: int, name: str) -> Calibration:
@@ -241,7 +241,7 @@ class ChipStore(Source):
             or layout.checksum_file(self.path / name) != expected
         ]
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> dict[str, object]:
         """Facts for ``multimae-eo info``, ready for JSON."""
         return {
             "name": self.name,
@@ -306,7 +306,7 @@ class ChipStore(Source):
         numbers: npt.NDArray[np.int64] = np.searchsorted(self.shard_starts, indices, "right") - 1
         return numbers
 
-    def shard(self, group: str, number: int, *, valid: bool = False) -> npt.NDArray[Any]:
+    def shard(self, group: str, number: int, *, valid: bool = False) -> npt.NDArray[np.generic]:
         """A shard's array: of a modality, of its validity, or of labels."""
         name = layout.array_path(group, number, valid=valid)
         array = self._maps.get(name)
@@ -329,7 +329,7 @@ class ChipStore(Source):
         path = self.path / layout.array_path(group, number, valid=valid)
         return self._damaged(path, f"there is no row {row}")
 
-    def _opened(self, name: str, group: str, valid: bool) -> npt.NDArray[Any]:
+    def _opened(self, name: str, group: str, valid: bool) -> npt.NDArray[np.generic]:
         path = self.path / name
         require_regular(path, FormatError)
         try:
@@ -338,7 +338,7 @@ class ChipStore(Source):
         except Exception as error:  # NumPy evaluates the header, which raises anything
             raise self._damaged(path, error) from error
         if group == LABELS:
-            expected: Any = (self.label_shape, self._label_type)
+            expected: object = (self.label_shape, self._label_type)
         elif valid:
             (_, height, width), _ = self.arrays[group]
             expected = ((*array.shape[1:2], height, -(-width // 8)), np.dtype(np.uint8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.config import HeadConfig
@@ -141,7 +141,7 @@ def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneR
 
 
 def parse_finetune(
-    record: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
+    record: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = "recipe"
 ) -> FinetuneRecipe:
     """Build a typed recipe from plain data and overrides; see ``load_finetune``."""
     recipe = build(FinetuneRecipe, record, overrides, where=where)

@@ -85,7 +85,7 @@ def build(
     return recipe
 
 
-def with_current_names(record: Any) -> Any:
+def with_current_names(record: object) -> Any:
     """A recipe's plain data with former names of options replaced by today's."""
     if not isinstance(record, Mapping):
         return record
@@ -140,7 +140,7 @@ def check_least(where: str, least: Mapping[str, tuple[float, float]]) -> None:
 
 def _with_encoder(
     record: Mapping[str, Any], overrides: Sequence[str]
-) -> tuple[Mapping[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """Take ``--model.encoder …`` into the record; the parser cannot change one of a union's parts.
 
     Returns the record and the other overrides.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.files import read_text
@@ -280,7 +280,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(
-    record: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe"
+    record: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = "recipe"
 ) -> Recipe:
     """Build a typed Recipe from plain data and overrides; see ``load_recipe``."""
     recipe = build(Recipe, record, overrides, where=where)
