@@ -17,7 +17,7 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, ContractError, DataError
 from multimae_eo.loading.gather import Gatherer, Windows
 from multimae_eo.loading.sampler import ChipBatchSampler, ChipRef, EpochRandom, Orientation
-from multimae_eo.loading.workers import ChipLoader, HandedOver, start_worker
+from multimae_eo.loading.workers import ChipLoader, HandedOver, start_worker, usable_workers
 from multimae_eo.modality import Modality
 from multimae_eo.sample import Batch, Pixels, Sample, collate, crop, flip, stack_labels
 from multimae_eo.sources.base import Indices, Source
@@ -326,6 +326,7 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
         start_batch=start_batch,
         locality=locality,
     )
+    workers = usable_workers(workers)
     dataset = ChipDataset(source, names, indices=indices, chip=chip, seed=drawn, augment=augment)
     return ChipLoader(
         HandedOver(dataset),  # type: ignore[arg-type]  # torch calls __getitems__ with a whole batch

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch.utils.data import DataLoader, get_worker_info
@@ -11,6 +16,48 @@ from torch.utils.data import DataLoader, get_worker_info
 from multimae_eo.errors import MultiMAEError
 from multimae_eo.processes import end_with_parent, starting_children
 from multimae_eo.sample import Batch
+
+logger = logging.getLogger(__name__)
+
+_SHARED_MEMORY = Path("/dev/shm")
+_LEAST_SHARED_BYTES = 32 * 2**20
+"""A few batches. Workers that run out of it are killed by the kernel without a message."""
+
+
+def usable_workers(requested: int, shared_memory: Path = _SHARED_MEMORY) -> int:
+    """``requested``, or 0 where workers cannot hand batches over for lack of shared memory.
+
+    Batches are the same with any number of workers, so the lack is only logged, once.
+    """
+    if not requested or not sys.platform.startswith("linux"):
+        return requested
+    if problem := _shared_memory_problem(shared_memory):
+        _log_no_workers(problem)
+        return 0
+    return requested
+
+
+def _shared_memory_problem(folder: Path) -> str:
+    try:
+        state = os.statvfs(folder)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    free = state.f_bavail * state.f_frsize
+    if not os.access(folder, os.W_OK):
+        return f"{folder} cannot be written to"
+    if free < _LEAST_SHARED_BYTES:
+        return f"{folder} has {free / 2**20:.1f} MB free"
+    return ""
+
+
+@functools.cache
+def _log_no_workers(problem: str) -> None:
+    logger.warning(
+        "%s: batches are read without worker processes; give it %d MB (docker run --shm-size), or "
+        "set workers to 0",
+        problem,
+        _LEAST_SHARED_BYTES // 2**20,
+    )
 
 
 class Batches(Protocol):
