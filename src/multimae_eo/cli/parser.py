@@ -192,7 +192,7 @@ def add_options(parser: Parser, kind: type[Subcommand]) -> None:
             )
 
 
-def _typed(hint: Any) -> dict[str, Any]:
+def _typed(hint: object) -> dict[str, Any]:
     """What ``add_argument`` needs to know of a type."""
     if type(None) in get_args(hint):
         hint = next(h for h in get_args(hint) if h is not type(None))
@@ -253,7 +253,7 @@ class _Override(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: Any,
-        values: Any,
+        values: object,
         option_string: str | None = None,
     ) -> None:
         given = namespace.get(_OVERRIDES) or []
@@ -326,7 +326,7 @@ def read_options(
     kind: type[Subcommand], parsed: Namespace, arguments: Sequence[str] = ()
 ) -> Subcommand:
     """The subcommand with its parsed options; ``arguments``: the command line they were in."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for field in dataclasses.fields(kind):
         if field.metadata.get("recipe") is not None:
             values[field.name] = tuple(_overrides(parsed, arguments))
@@ -350,7 +350,7 @@ def _overrides(parsed: Namespace, arguments: Sequence[str]) -> Iterator[str]:
             yield from (f"--{path}.{key}={_flow(v)}" for key, v in value.items())
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     import yaml
 
     text: str = yaml.safe_dump(value, default_flow_style=True)

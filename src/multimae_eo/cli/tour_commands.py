@@ -169,7 +169,7 @@ def _check(app: Any) -> None:
 
     statuses: list[int] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:

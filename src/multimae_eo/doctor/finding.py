@@ -32,7 +32,7 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     chips: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready record."""
         return {
             "severity": self.severity,
@@ -61,7 +61,7 @@ class BandSummary:
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready record."""
         low, middle, high = (v if math.isfinite(v) else None for v in self.percentiles)
         return {
@@ -83,7 +83,7 @@ class ClassSummary:
     name: str
     share: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready record."""
         return {"modality": self.modality, "class": self.name, "share": self.share}
 
@@ -115,7 +115,7 @@ class Diagnosis:
         """The findings of one check."""
         return tuple(f for f in self.findings if f.check == check)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A JSON-ready record."""
         return {
             "source": self.source,

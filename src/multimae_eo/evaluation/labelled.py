@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,9 @@ class ProbeTarget:
     class_names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, labels: Sequence[npt.NDArray[Any]], class_names: tuple[str, ...]) -> ProbeTarget:
+    def of(
+        cls, labels: Sequence[npt.NDArray[np.generic]], class_names: tuple[str, ...]
+    ) -> ProbeTarget:
         """The task of the splits' labels; DataError where they differ or there is one class."""
         kinds = {task_of(part) for part in labels}
         if len(kinds) > 1:
@@ -58,7 +59,7 @@ class ProbeTarget:
             return "square"
         return "sigmoid" if self.kind == "multilabel" else "softmax"
 
-    def rows(self, table: FeatureTable, *, seed: int) -> tuple[npt.NDArray[Any], Array]:
+    def rows(self, table: FeatureTable, *, seed: int) -> tuple[npt.NDArray[np.generic], Array]:
         """Features (n, D) and targets (n, C) to fit on.
 
         Of maps: a row per labelled cell, at most MOST_CELLS of them drawn by ``seed``; its target

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 Array = npt.NDArray[np.float64]
 Loss = Literal["softmax", "sigmoid", "square"]
-FittedProbe = Callable[[npt.NDArray[Any]], Array]
+FittedProbe = Callable[[npt.NDArray[np.generic]], Array]
 """Features (n, D) → probabilities of the C classes, or values: (n, C)."""
 
 _MOST_ITERATIONS = 200
@@ -32,7 +32,7 @@ class Scaler:
     scale: Array
 
     @classmethod
-    def of(cls, features: npt.NDArray[Any]) -> Scaler:
+    def of(cls, features: npt.NDArray[np.generic]) -> Scaler:
         """Fit to features (n, D)."""
         values = features.astype(np.float64)
         scale = values.std(axis=0)
@@ -46,7 +46,7 @@ class Scaler:
 
 
 def neighbour_probes(
-    features: npt.NDArray[Any], targets: Array, neighbours: Sequence[int]
+    features: npt.NDArray[np.generic], targets: Array, neighbours: Sequence[int]
 ) -> Iterator[tuple[int, FittedProbe]]:
     """k nearest neighbours by cosine similarity on standardised features, weighted by it.
 
@@ -60,7 +60,7 @@ def neighbour_probes(
         fitted = KNeighborsRegressor(k, metric="cosine", weights="distance")
         fitted.fit(scaler(features), targets)
 
-        def probe(new: npt.NDArray[Any], fitted: Any = fitted) -> Array:
+        def probe(new: npt.NDArray[np.generic], fitted: Any = fitted) -> Array:
             outputs: Array = fitted.predict(scaler(new)).reshape(len(new), -1)
             return outputs
 
@@ -68,7 +68,7 @@ def neighbour_probes(
 
 
 def linear_probes(
-    features: npt.NDArray[Any], targets: Array, loss: Loss, strengths: Sequence[float]
+    features: npt.NDArray[np.generic], targets: Array, loss: Loss, strengths: Sequence[float]
 ) -> Iterator[tuple[float, FittedProbe]]:
     """Linear models on standardised features, one per strength, from the strongest regularisation.
 

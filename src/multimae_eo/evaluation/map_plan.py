@@ -315,9 +315,9 @@ def _validation(groups: int, folds: int) -> dict[str, float]:
 
 
 def _write_scene(
-    path: Path, record: Mapping[str, Any], side: int, split: Mapping[str, Any] | None
+    path: Path, record: Mapping[str, object], side: int, split: Mapping[str, object] | None
 ) -> SceneChips:
-    chips: dict[str, Any] = {"size": side} | ({"split": dict(split)} if split else {})
+    chips: dict[str, object] = {"size": side} | ({"split": dict(split)} if split else {})
     text = yaml.safe_dump({**record, "chips": chips}, sort_keys=False, allow_unicode=True)
     write_file(path, text.encode())
     return open_scene(path)
@@ -328,7 +328,7 @@ def _training_chips(source: SceneChips) -> int:
 
 
 def _notes(
-    source: SceneChips, model: Path | None, linear: bool, features: int, split: Mapping[str, Any]
+    source: SceneChips, model: Path | None, linear: bool, features: int, split: Mapping[str, object]
 ) -> tuple[str, ...]:
     unit = "polygons" if "polygons" in split else f"blocks of {split['block']} chips"
     notes = [

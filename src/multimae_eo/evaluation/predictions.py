@@ -226,7 +226,7 @@ def _parquet(predictions: Predictions, ids: Sequence[int]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {"key": list(predictions.keys)}
+    columns: dict[str, object] = {"key": list(predictions.keys)}
     if predictions.kind == "regression" and predictions.truth.ndim > 1:
         pixels = np.isfinite(predictions.truth).sum(axis=(1, 2))
         columns["pixels"] = pixels.tolist()

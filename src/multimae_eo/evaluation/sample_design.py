@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -165,7 +165,7 @@ def sample_layer(
         shapes = shapely.points((left + right) / 2, (top + bottom) / 2)
     else:
         shapes = shapely.box(left, bottom, right, top)
-    columns: dict[str, npt.NDArray[Any]] = {
+    columns: dict[str, npt.NDArray[np.generic]] = {
         "id": np.arange(1, len(drawn) + 1),
         "map_class": drawn.map_class,
         "map_name": np.array([target.name(i) for i in drawn.map_class.tolist()], dtype=object),

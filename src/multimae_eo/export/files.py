@@ -46,7 +46,7 @@ RECORD = "multimae_eo.json"
 _OPSET = 18
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
-Save = Callable[[dict[str, Any]], bytes]
+Save = Callable[[dict[str, object]], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def export_model(
         checks = [tuple(t[i : i + 1] for t in c) for c in checks for i in range(c[0].shape[0])]
     if images is not None:
         checks += _real(graph, images, graph_options.size, dynamic=file_options.dynamic)
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "software": f"multimae-eo {__version__}",
         "model_hash": file_options.model_hash,
         "what": graph_options.what,
@@ -105,11 +105,11 @@ def export_model(
         opened = _open_onnx
     else:
         save, opened = _torch_bytes(program), _open_torch
-    record["max_difference"] = _difference(graph, opened(save(record)), checks)
+    record["max_difference"] = difference = _difference(graph, opened(save(record)), checks)
     record["checked_on"] = f"{sum(c[0].shape[0] for c in checks)} chips"
-    if not record["max_difference"] <= TOLERANCE:
+    if not difference <= TOLERANCE:
         raise OutputError(
-            f"{out}: the graph differs from the model by {record['max_difference']:.2g} "
+            f"{out}: the graph differs from the model by {difference:.2g} "
             f"(allowed {TOLERANCE:g}); nothing was written"
         )
     write_file(out, save(record))
@@ -169,7 +169,7 @@ def _drawn(graph: Graph, images: tuple[Tensor, ...], *, dynamic: bool) -> object
 
 
 def _torch_bytes(program: Any) -> Save:
-    def save(record: dict[str, Any]) -> bytes:
+    def save(record: dict[str, object]) -> bytes:
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={RECORD: json.dumps(record)})
         return buffer.getvalue()
@@ -192,7 +192,7 @@ def _onnx_bytes(program: Any, graph: Graph, *, fold: bool) -> Save:
         )
     assert written is not None
 
-    def save(record: dict[str, Any]) -> bytes:
+    def save(record: dict[str, object]) -> bytes:
         written.model.metadata_props[RECORD] = json.dumps(record)
         return bytes(written.model_proto.SerializeToString())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +189,7 @@ def random_images(graph: Graph, size: int | None, batch: int, seed: int) -> tupl
     return tuple(images)
 
 
-def contract(graph: Graph) -> dict[str, Any]:
+def contract(graph: Graph) -> dict[str, object]:
     """Inputs and outputs of a graph, for its file."""
     modalities = graph.reader.model.modalities
     inputs = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ class FeatureTable:
 
     keys: tuple[str, ...]
     features: Array
-    labels: npt.NDArray[Any]
+    labels: npt.NDArray[np.generic]
     seconds: float = 0.0
 
 
@@ -204,7 +204,7 @@ def extract(
     loader = make_loader(source, indices, batch_size=batch_size, modalities=modalities, train=False)
     keys: list[str] = []
     features: list[Array] = []
-    labels: list[npt.NDArray[Any]] = []
+    labels: list[npt.NDArray[np.generic]] = []
     seconds = 0.0
     for batch in loader:
         if batch.labels is None:

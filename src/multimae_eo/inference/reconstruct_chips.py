@@ -107,7 +107,7 @@ def reconstruct_chips(
             f"{source.name}: none of {len(indices)} chips has any of the inputs "
             f"{', '.join(inputs)} observed"
         )
-    result: dict[str, Any] = {
+    result: dict[str, object] = {
         "source": source.name,
         "split": split,
         "chips": tally.chips,

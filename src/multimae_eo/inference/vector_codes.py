@@ -80,7 +80,7 @@ class CodeLoss:
     def __init__(self) -> None:
         self.count, self.total, self.least = 0, 0.0, 1.0
 
-    def add(self, vectors: npt.NDArray[Any], coded: npt.NDArray[Any]) -> None:
+    def add(self, vectors: npt.NDArray[Any], coded: npt.NDArray[np.generic]) -> None:
         """Compare vectors (n, D), row by row."""
         if not len(vectors):
             return

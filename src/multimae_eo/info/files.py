@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.export.files import read_record
@@ -36,7 +35,7 @@ def describe_file(path: Path) -> dict[str, object]:
     )
 
 
-def _raster(path: Path) -> dict[str, Any]:
+def _raster(path: Path) -> dict[str, object]:
     try:
         import rasterio
     except ImportError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -149,7 +149,9 @@ def census_accuracy(classes: Sequence[int], counts: npt.NDArray[np.int64]) -> Ac
     """
     total, diagonal = counts.sum(), np.diag(counts)
 
-    def shares(numerators: npt.NDArray[Any], denominators: npt.NDArray[Any]) -> dict[int, Estimate]:
+    def shares(
+        numerators: npt.NDArray[np.generic], denominators: npt.NDArray[np.generic]
+    ) -> dict[int, Estimate]:
         return {
             c: _exact(float(n / d) if d else math.nan)
             for c, n, d in zip(classes, numerators, denominators, strict=True)

@@ -79,7 +79,7 @@ class Predictions:
         chip = np.broadcast_to(chip, truth.shape)
         seen = truth >= 0
 
-        def tally(values: npt.NDArray[Any], where: npt.NDArray[np.bool_]) -> Array:
+        def tally(values: npt.NDArray[np.generic], where: npt.NDArray[np.bool_]) -> Array:
             at = chip[where] * classes + values[where].astype(np.int64)
             result = np.bincount(at, minlength=len(truth) * classes)
             return result.reshape(len(truth), classes).astype(np.float64)
@@ -327,7 +327,9 @@ def reliability_of(predictions: Predictions) -> Reliability | None:
     return reliability(p[seen], right[seen])
 
 
-def average_precision(truth: npt.NDArray[Any], scores: npt.NDArray[Any], weights: Array) -> Array:
+def average_precision(
+    truth: npt.NDArray[np.generic], scores: npt.NDArray[Any], weights: Array
+) -> Array:
     """Average precision of each class under each weighting of the chips: (R, C).
 
     truth: 0 or 1 (N, C). scores: (N, C). weights: (R, N). NaN for classes without a true chip.
