@@ -20,12 +20,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, FormatError, did_you_mean
+
+if TYPE_CHECKING:
+    # Of an optional extra.
+    from xarray import DataArray, Dataset
 
 CUBE_SUFFIXES = (".zarr", ".nc", ".nc4", ".cdf")
 _NAME = re.compile(
@@ -184,7 +188,7 @@ def open_array(path: Path | str) -> ArrayDataset:
 # What is in a cube ------------------------------------------------------------------------------
 
 
-def _variables(name: CubeName) -> dict[str, Any]:
+def _variables(name: CubeName) -> dict[str, DataArray]:
     """The named variables of a cube that are rasters, of the named date."""
     data = _data(name)
     rasters = {
@@ -203,7 +207,7 @@ def _variables(name: CubeName) -> dict[str, Any]:
     return {n: _at_time(v, name) for n, v in chosen.items()}
 
 
-def _data(name: CubeName) -> Any:
+def _data(name: CubeName) -> Dataset:
     if name.file in _registered:
         return _with_mapping(_registered[name.file].data)
     if name.file.endswith(".xarray"):
@@ -215,13 +219,13 @@ def _data(name: CubeName) -> Any:
     return _with_mapping(_opened(name.file, cube_stamp(name.file) or 0, os.getpid()))
 
 
-def _with_mapping(data: Any) -> Any:
+def _with_mapping(data: Dataset) -> Dataset:
     """The grid mapping among the coordinates, also where no variable refers to it."""
     return data.set_coords("spatial_ref") if "spatial_ref" in data.data_vars else data
 
 
 @functools.lru_cache(maxsize=16)
-def _opened(file: str, written: int, process: int) -> Any:
+def _opened(file: str, written: int, process: int) -> Dataset:
     """A cube, undecoded and lazy. ``written``, ``process``: opened again where they differ."""
     try:
         import xarray
@@ -253,13 +257,13 @@ def _opened(file: str, written: int, process: int) -> Any:
         ) from error
 
 
-def _is_time(data: Any, dim: Hashable) -> bool:
+def _is_time(data: DataArray, dim: Hashable) -> bool:
     coordinate = data.coords.get(dim)
     dated = coordinate is not None and coordinate.dtype.kind == "M"
     return dated or str(dim).lower() in _TIME_NAMES
 
 
-def _at_time(data: Any, name: CubeName) -> Any:
+def _at_time(data: DataArray, name: CubeName) -> DataArray:
     """The variable at the named date; the only one where none is named."""
     dims = [d for d in data.dims if _is_time(data, d)]
     if not dims:
@@ -285,7 +289,7 @@ def _at_time(data: Any, name: CubeName) -> Any:
     return data.isel({dim: matches[0]})
 
 
-def _spatial_dims(data: Any, where: str) -> tuple[str, str]:
+def _spatial_dims(data: DataArray, where: str) -> tuple[str, str]:
     """The names of the dimensions of rows and columns."""
     rows = [str(d) for d in data.dims if _is_axis(data, d, "y", _Y_NAMES)]
     columns = [str(d) for d in data.dims if _is_axis(data, d, "x", _X_NAMES)]
@@ -297,7 +301,7 @@ def _spatial_dims(data: Any, where: str) -> tuple[str, str]:
     return rows[0], columns[0]
 
 
-def _is_axis(data: Any, dim: Hashable, axis: str, names: Sequence[str]) -> bool:
+def _is_axis(data: DataArray, dim: Hashable, axis: str, names: Sequence[str]) -> bool:
     coordinate = data.coords.get(dim)
     attributes = {} if coordinate is None else coordinate.attrs
     declared = str(attributes.get("axis", "")).lower()
@@ -329,7 +333,7 @@ class ArrayDataset:
     driver = "xarray"
 
     def __init__(
-        self, path: str, variables: Mapping[str, object], spatial: tuple[str, str]
+        self, path: str, variables: Mapping[str, DataArray], spatial: tuple[str, str]
     ) -> None:
         self.name = path
         rows, columns = spatial
@@ -431,7 +435,7 @@ class ArrayDataset:
         self.close()
 
 
-def _ordered(data: Any, spatial: tuple[str, str], path: str) -> Any:
+def _ordered(data: DataArray, spatial: tuple[str, str], path: str) -> DataArray:
     """The variable as (rows, columns) or (bands, rows, columns), still lazy."""
     others = [d for d in data.dims if d not in spatial]
     if len(others) > 1:
@@ -444,7 +448,7 @@ def _ordered(data: Any, spatial: tuple[str, str], path: str) -> Any:
     return data.transpose(*others, *spatial)
 
 
-def _bands(name: str, data: Any, spatial: tuple[str, str], path: str) -> list[_ArrayBand]:
+def _bands(name: str, data: DataArray, spatial: tuple[str, str], path: str) -> list[_ArrayBand]:
     others = [d for d in data.dims if d not in spatial]
     count = data.sizes[others[0]] if others else 1
     attributes = data.attrs
@@ -466,7 +470,7 @@ def _bands(name: str, data: Any, spatial: tuple[str, str], path: str) -> list[_A
     ]
 
 
-def _labels(name: str, data: Any, others: Sequence[Hashable], count: int) -> list[str]:
+def _labels(name: str, data: DataArray, others: Sequence[Hashable], count: int) -> list[str]:
     """Names of the bands: the band coordinate's texts, else ``long_name``, else the variable's."""
     if others:
         coordinate = data.coords.get(others[0])
@@ -517,14 +521,14 @@ def _nodata(attributes: Mapping[str, object], where: str) -> float | None:
 # Where it lies ----------------------------------------------------------------------------------
 
 
-def _mapping(data: Any) -> Mapping[str, Any]:
+def _mapping(data: DataArray) -> Mapping[str, Any]:
     """Attributes of the grid mapping, empty where there is none."""
     name = data.attrs.get("grid_mapping") or data.encoding.get("grid_mapping") or "spatial_ref"
     coordinate = data.coords.get(str(name).split(":")[0].strip())
     return {} if coordinate is None else coordinate.attrs
 
 
-def _crs(data: Any, path: str) -> Any:
+def _crs(data: DataArray, path: str) -> Any:
     """rasterio's CRS, None where none is declared."""
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
@@ -543,7 +547,7 @@ def _crs(data: Any, path: str) -> Any:
         ) from error
 
 
-def _transform(data: Any, spatial: tuple[str, str], crs: Any, path: str) -> Any:
+def _transform(data: DataArray, spatial: tuple[str, str], crs: Any, path: str) -> Any:
     """From the coordinates of pixel centres; the grid mapping's ``GeoTransform`` where it is the
     same, which is exact. The identity without either."""
     from rasterio.transform import Affine
@@ -583,7 +587,7 @@ def _declared_transform(text: object) -> Any:
     return Affine.from_gdal(*values)
 
 
-def _axis_values(coordinate: Any, dim: str, path: str) -> npt.NDArray[np.float64]:
+def _axis_values(coordinate: DataArray, dim: str, path: str) -> npt.NDArray[np.float64]:
     """Coordinates of pixel centres; FormatError unless sorted and even."""
     where = f"{path}: {dim!r}"
     if coordinate.ndim != 1 or coordinate.dtype.kind not in "iuf":
@@ -615,7 +619,7 @@ def _axis_values(coordinate: Any, dim: str, path: str) -> npt.NDArray[np.float64
 
 
 def _require_degrees(
-    data: Any, spatial: tuple[str, str], axes: Sequence[npt.NDArray[np.float64]], path: str
+    data: DataArray, spatial: tuple[str, str], axes: Sequence[npt.NDArray[np.float64]], path: str
 ) -> None:
     """FormatError where rows are longitudes, or degrees lie outside their range."""
     y, x = (data.coords[d].attrs for d in spatial)
