@@ -150,7 +150,8 @@ def reconstruct(
         ConfigError: unknown inputs or outputs, neither or both of ``data`` and ``scene``.
         DataError: no chip has any of the inputs. ContractError, OutputError: as for ``predict``.
     """
-    loaded = load_pretrained(_either(data, scene, model))
+    _require_one(data, scene)
+    loaded = load_pretrained(model)
     if scene is not None:
         from multimae_eo.scenes.reconstruct import reconstruct_scene
         from multimae_eo.sources.scene.single_raster import RasterRule
@@ -241,7 +242,8 @@ def embed(
     raster = out.suffix.lower() in (".tif", ".tiff")
     if raster and scene is None:
         raise ConfigError(f"{out}: only a scene's embeddings are a raster; name it EMB.parquet")
-    loaded = load_pretrained(_either(data, scene, model))
+    _require_one(data, scene)
+    loaded = load_pretrained(model)
     running = _Running(1, "", batch_size, device, precision, progress, loaded.digest)
     options = running.options(overlap if raster else 0.0)
     if scene is not None:
@@ -338,10 +340,9 @@ def compare(
     return compare_embeddings(*paths, Path(out))
 
 
-def _either(data: object, scene: object, model: object) -> Any:
+def _require_one(data: object, scene: object) -> None:
     if (data is None) == (scene is None):
         raise ConfigError("give either data or scene")
-    return model
 
 
 def _absolute(path: str | Path, *, shared: bool) -> Path:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from multimae_eo.cli.output import counter, names_in, print_json
 from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import Precision
+
+
+class InferenceArguments(TypedDict):
+    """What ``predict``, ``reconstruct``, ``embed`` and ``compare`` all take."""
+
+    level: str
+    scale: float | None
+    offset: float | None
+    precision: Precision
+    batch_size: int | None
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,17 @@ class _Inference:
     precision: Precision = "auto"
     batch_size: int | None = None
     device: str = "auto"
+
+    def inference(self) -> InferenceArguments:
+        """These options as arguments of the public functions."""
+        return {
+            "level": self.level,
+            "scale": self.scale,
+            "offset": self.offset,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "device": self.device,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +98,10 @@ class Predict(_Inference):
                 inputs=names_in(self.inputs),
                 probabilities=self.probabilities,
                 confidence=self.confidence,
-                level=self.level,
-                scale=self.scale,
-                offset=self.offset,
                 overlap=self.overlap,
                 workers=self.workers,
                 dask=self.dask,
-                batch_size=self.batch_size,
-                device=self.device,
-                precision=self.precision,
+                **self.inference(),
                 progress=progress,
             )
         for path in paths:
@@ -152,15 +169,10 @@ class Reconstruct(_Inference):
                 arrays=self.arrays,
                 samples=self.samples,
                 error=self.error,
-                level=self.level,
-                scale=self.scale,
-                offset=self.offset,
                 overlap=self.overlap,
                 workers=self.workers,
                 dask=self.dask,
-                batch_size=self.batch_size,
-                device=self.device,
-                precision=self.precision,
+                **self.inference(),
                 progress=progress,
             )
         if isinstance(result, dict):
@@ -219,12 +231,7 @@ class Embed(_Inference):
                 dtype=self.dtype,
                 half=self.half,
                 overlap=self.overlap,
-                level=self.level,
-                scale=self.scale,
-                offset=self.offset,
-                batch_size=self.batch_size,
-                device=self.device,
-                precision=self.precision,
+                **self.inference(),
                 progress=progress,
             )
         print(f"{self.out}: {count} vectors")
@@ -302,12 +309,7 @@ class Compare(_Inference):
                 model=self.model,
                 inputs=names_in(self.inputs),
                 per=self.per,
-                level=self.level,
-                scale=self.scale,
-                offset=self.offset,
-                batch_size=self.batch_size,
-                device=self.device,
-                precision=self.precision,
+                **self.inference(),
                 progress=progress,
             )
         print_json(summary)

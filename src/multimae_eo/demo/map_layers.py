@@ -16,6 +16,7 @@ from multimae_eo.geo import Window
 from multimae_eo.metrics.reconstruction_scores import class_index
 from multimae_eo.modality import Band, ClassMapEntry, Modality
 from multimae_eo.reports.pictures import Look, Stretch, look_of, picture, stretch_of
+from multimae_eo.scenes.raster_output import class_names_in
 from multimae_eo.sources.raster.grid import Grid, overlap
 from multimae_eo.sources.raster.reading import open_dataset
 from multimae_eo.sources.raster.warped import reading
@@ -345,7 +346,7 @@ def modality_of(file: Any, name: str) -> Modality:
             table = file.colormap(1)
         except ValueError:
             table = {}
-    named = {int(k[6:]): v for k, v in tags.items() if k[:6] == "class_" and k[6:].isdigit()}
+    named = class_names_in(tags)
     if not named and table:
         named = {i: f"class {i}" for i, c in table.items() if c[:3] != (0, 0, 0)}
     if file.count == 1 and len(named) >= 2:

@@ -114,9 +114,8 @@ class _Zone:
         shape = (window.height, window.width)
         if self.ring is None:
             return np.ones(shape, np.bool_)
-        shift = type(grid.transform).translation(window.col, window.row)
         polygon = {"type": "Polygon", "coordinates": [self.ring]}
-        mask = geometry_mask([polygon], shape, grid.transform @ shift, invert=True)
+        mask = geometry_mask([polygon], shape, grid.part(window).transform, invert=True)
         return np.asarray(mask, np.bool_)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from multimae_eo.doctor.alignment import AlignmentScan
 from multimae_eo.doctor.bands import StackScan, copy_findings
@@ -61,8 +61,18 @@ def inspect(
     scaled_rightly = not any(f.severity == "error" for f in scales)
     findings = [
         *reader.findings(),
-        *_outward_links(source),
-        *_left_out(source),
+        *_remarks(
+            source.outward_links,
+            check="links",
+            severity="warning",
+            remedy="nothing to do if they are yours; of others' data, copy the files in",
+        ),
+        *_remarks(
+            source.notes,
+            check="left-out",
+            severity="note",
+            remedy="nothing to do if they are no chips; else mend the pattern",
+        ),
         *scales,
         *(level_findings(values.results) if scaled_rightly else ()),
         *gap_findings(values.results),
@@ -86,33 +96,11 @@ def inspect(
     )
 
 
-def _left_out(source: Source) -> list[Finding]:
-    """What opening the source left out, one note each."""
+def _remarks(texts: Sequence[str], *, check: str, severity: Severity, remedy: str) -> list[Finding]:
+    """A finding for each text that the source gives when it is opened."""
     return [
-        Finding(
-            check="left-out",
-            severity="note",
-            where="",
-            what=note,
-            evidence={},
-            remedy="nothing to do if they are no chips; else mend the pattern",
-        )
-        for note in source.notes
-    ]
-
-
-def _outward_links(source: Source) -> list[Finding]:
-    """Files of the data set that lie elsewhere, one finding per pattern."""
-    return [
-        Finding(
-            check="links",
-            severity="warning",
-            where="",
-            what=links,
-            evidence={},
-            remedy="nothing to do if they are yours; of others' data, copy the files in",
-        )
-        for links in source.outward_links
+        Finding(check=check, severity=severity, where="", what=text, evidence={}, remedy=remedy)
+        for text in texts
     ]
 
 

@@ -30,6 +30,7 @@ from multimae_eo.metrics.design_based import (
     compare_accuracy,
     estimate_accuracy,
 )
+from multimae_eo.scenes.raster_output import class_names_in
 from multimae_eo.sources.raster.reading import open_dataset, read_header
 from multimae_eo.sources.vector.vector_file import VectorFeatures, on_crs, read_features
 
@@ -148,7 +149,7 @@ def labels_at(
             if here.any():
                 block = masked_ids(view, ((top, bottom), (0, target.grid.width)))
                 ids[here] = block[rows[here] - top, cols[here]]
-    return ids, _class_names(tags)
+    return ids, class_names_in(tags)
 
 
 def write_assessment(
@@ -443,7 +444,7 @@ def _confusion(
     """Class ids, counts of map x reference, and the names of the reference's classes."""
     pairs: dict[tuple[int, int], int] = {}
     with _on_grid(target, path) as view:
-        names = _class_names({**view.src_dataset.tags(), **view.src_dataset.tags(1)})
+        names = class_names_in({**view.src_dataset.tags(), **view.src_dataset.tags(1)})
         for top, ids in target.blocks():
             window = ((top, top + len(ids)), (0, target.grid.width))
             truth = masked_ids(view, window)
@@ -458,8 +459,3 @@ def _confusion(
     for (mapped, observed), number in pairs.items():
         counts[classes.index(mapped), classes.index(observed)] = number
     return classes, counts, names
-
-
-def _class_names(tags: Mapping[str, str]) -> dict[int, str]:
-    texts = {k.removeprefix("class_"): v for k, v in tags.items() if k.startswith("class_")}
-    return {int(k): v for k, v in texts.items() if k.isdigit()}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import DataError, FormatError
 from multimae_eo.modality import ClassMapEntry
+from multimae_eo.scenes.raster_output import class_names_in
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import open_dataset, read_header
 
@@ -51,7 +52,6 @@ class ClassMapRaster:
             )
         with open_dataset(path) as dataset:
             tags = {**dataset.tags(), **dataset.tags(1)}
-        texts = {k.removeprefix("class_"): v for k, v in tags.items() if k.startswith("class_")}
         return cls(
             path=path,
             grid=Grid(
@@ -60,7 +60,7 @@ class ClassMapRaster:
                 height=header.shape[0],
                 width=header.shape[1],
             ),
-            names={int(k): v for k, v in texts.items() if k.isdigit()},
+            names=class_names_in(tags),
         )
 
     def name(self, number: int) -> str:

@@ -121,7 +121,7 @@ def _of_rasters(before: Path, after: Path) -> Distances:
     rows, cols = np.nonzero(np.isfinite(values))
     if not len(rows):
         raise DataError(f"{before} and {after}: no pixel is observed in both")
-    grid = _part(grids[0], shared)
+    grid = grids[0].part(shared)
     return Distances(
         distance=values[rows, cols],
         keys=[f"{r},{c}" for r, c in zip(rows.tolist(), cols.tolist(), strict=True)],
@@ -155,13 +155,6 @@ def _shift(paths: Sequence[Path], grids: Sequence[Grid]) -> tuple[int, int]:
             f"which are not whole pixels; {remedy}"
         )
     return round(row), round(col)
-
-
-def _part(grid: Grid, window: Window) -> Grid:
-    moved = type(grid.transform).translation(window.col, window.row)
-    return Grid(
-        crs=grid.crs, transform=grid.transform @ moved, height=window.height, width=window.width
-    )
 
 
 def _strips(

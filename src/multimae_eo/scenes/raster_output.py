@@ -17,6 +17,7 @@ from multimae_eo.modality import Modality
 from multimae_eo.sources.raster.grid import Grid
 
 _CHUNK_BYTES = 1 << 25
+_CLASS_TAG = "class_"
 _MOST_CATEGORIES = 255
 
 
@@ -50,7 +51,7 @@ def profile_of(modality: Modality, *, uncertainty: bool = False) -> Profile:
         return Profile(bands=("entropy",), dtype="float32", nodata=float("nan"), tags=tags)
     free = [v for v in (0, 255, 65535, *range(1, 255)) if v not in modality.class_ids]
     dtype = "uint8" if max(*modality.class_ids, free[0]) < 256 else "uint16"
-    tags |= {f"class_{c.id}": c.name for c in modality.classes}
+    tags |= {f"{_CLASS_TAG}{c.id}": c.name for c in modality.classes}
     return Profile(
         bands=(modality.bands[0].name,),
         dtype=dtype,
@@ -59,6 +60,12 @@ def profile_of(modality: Modality, *, uncertainty: bool = False) -> Profile:
         classes={c.id: c.name for c in modality.classes},
         tags=tags,
     )
+
+
+def class_names_in(tags: Mapping[str, str]) -> dict[int, str]:
+    """The names of classes by id, from the tags of a raster that ``profile_of`` describes."""
+    texts = {k.removeprefix(_CLASS_TAG): v for k, v in tags.items() if k.startswith(_CLASS_TAG)}
+    return {int(k): v for k, v in texts.items() if k.isdigit()}
 
 
 def tagged(profile: Profile, tags: Mapping[str, str]) -> Profile:

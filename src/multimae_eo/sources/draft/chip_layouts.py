@@ -125,12 +125,25 @@ def _band_folders(files: FolderFiles) -> Draft | None:
             )
         )
     lacking = sum(len(set().union(*endings)) - len(e) for e in endings)
+    return _dataset(
+        files,
+        _modalities(drafts),
+        _SPLITS,
+        evidence=(f"{len(files.by_folder)} chips, a folder each", *_lines(drafts, [])),
+        doubts=(f"{lacking} files that other chips have are missing",) if lacking else (),
+    )
+
+
+def _dataset(
+    files: FolderFiles, *entries: Entry, evidence: tuple[str, ...], doubts: tuple[str, ...] = ()
+) -> Draft:
+    """The dataset file of a folder, whose name is the data set's."""
     return Draft(
         kind="dataset",
         folder=files.folder,
-        entries=(Entry("name", _name(files.folder)), _modalities(drafts), _SPLITS),
-        evidence=(f"{len(files.by_folder)} chips, a folder each", *_lines(drafts, [])),
-        doubts=(f"{lacking} files that other chips have are missing",) if lacking else (),
+        entries=(Entry("name", _name(files.folder)), *entries),
+        evidence=evidence,
+        doubts=doubts,
     )
 
 
@@ -157,17 +170,13 @@ def _class_folders(files: FolderFiles) -> Draft | None:
     else:
         assert isinstance(_SPLITS.value, dict)
         drawn = Entry("splits", {**_SPLITS.value, "stratify": True}, _SPLITS.comment)
-    return Draft(
-        kind="dataset",
-        folder=files.folder,
-        entries=(
-            Entry("name", _name(files.folder)),
-            Entry("chips", pattern),
-            *_size(evidence),
-            _modalities(drafts),
-            Entry("labels", {"folder": True}, "the class of a chip is the name of its folder"),
-            drawn,
-        ),
+    return _dataset(
+        files,
+        Entry("chips", pattern),
+        *_size(evidence),
+        _modalities(drafts),
+        Entry("labels", {"folder": True}, "the class of a chip is the name of its folder"),
+        drawn,
         evidence=(recognised, *_lines(drafts, notes), *_others(files, evidence.names)),
     )
 
@@ -200,15 +209,11 @@ def _layered(files: FolderFiles, layers: Sequence[_Layer]) -> Draft:
     shown = ", ".join(f"{layer.pattern} ({len(layer.ids)})" for layer in layers)
     labels = [_mask_labels(masks[0], ids)] if masks else []
     doubts = [f"which of {', '.join(m.folder for m in masks)} is the label"] if masks[1:] else []
-    return Draft(
-        kind="dataset",
-        folder=files.folder,
-        entries=(
-            Entry("name", _name(files.folder)),
-            _modalities(drafts),
-            *labels,
-            _splits_of(files, images[0].pattern),
-        ),
+    return _dataset(
+        files,
+        _modalities(drafts),
+        *labels,
+        _splits_of(files, images[0].pattern),
         evidence=(
             f"{len(ids)} chips with files of one name in several folders: {shown}",
             *evidence,
@@ -231,17 +236,13 @@ def _flat(files: FolderFiles) -> Draft | None:
     table = _table(files, pattern)
     drafts, notes = modality_drafts(evidence, f"{files.folder.name} {names[0]}")
     labels = _column_label(table) if table is not None else []
-    return Draft(
-        kind="dataset",
-        folder=files.folder,
-        entries=(
-            Entry("name", _name(files.folder)),
-            Entry("chips", pattern),
-            *_size(evidence),
-            _modalities(drafts),
-            *labels,
-            _splits_of(files, pattern),
-        ),
+    return _dataset(
+        files,
+        Entry("chips", pattern),
+        *_size(evidence),
+        _modalities(drafts),
+        *labels,
+        _splits_of(files, pattern),
         evidence=(
             f"{len(names)} chips of {evidence.shapes[0][0]} × {evidence.shapes[0][1]} px",
             *_lines(drafts, notes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from multimae_eo.errors import FormatError
@@ -52,7 +52,7 @@ def hls_product(path: Path) -> Product:
         kind=f"HLS {product}",
         path=path,
         sensor="hls",
-        time=f"{day + timedelta():%Y-%m-%d}",
+        time=f"{day:%Y-%m-%d}",
         bands={
             name: ProductBand(path=by_band.get(b, path / f"{granule}.{b}.tif"), scale=_SCALE)
             for b, name in names.items()

@@ -50,12 +50,16 @@ class Grid:
         placed = [self._span(b) for b in bounds]
         top, left = min(p[0] for p in placed), min(p[1] for p in placed)
         bottom, right = max(p[2] for p in placed), max(p[3] for p in placed)
-        shift = type(self.transform).translation(left, top)
+        return self.part(Window(row=top, col=left, height=bottom - top, width=right - left))
+
+    def part(self, window: Window) -> Grid:
+        """The grid of a window's pixels, which may lie over the edges."""
+        shift = type(self.transform).translation(window.col, window.row)
         return replace(
             self,
             transform=self.transform @ shift,
-            height=bottom - top,
-            width=right - left,
+            height=window.height,
+            width=window.width,
         )
 
     def window_of(self, bounds: Bounds, *, margin: int = 2) -> Window | None:

@@ -69,7 +69,7 @@ def read_item(
         for (name, number), linear in zip(bands, tags, strict=False)
     }
     grid = options.grid
-    origin = grid.transform @ type(grid.transform).translation(window.col, window.row)
+    origin = grid.part(window).transform
     try:
         loaded = odc.stac.load(
             [_plain(item, keys)],

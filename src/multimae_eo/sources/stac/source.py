@@ -51,6 +51,11 @@ class _StacLayer:
     calibration: Common
     dtype: np.dtype[np.generic]
 
+    def touching(self, window: Window) -> list[StacItem]:
+        """The items that may lie in a window, in the same order."""
+        placed = zip(self.items, self.windows, strict=True)
+        return [item for item, covered in placed if overlap(covered, window) is not None]
+
 
 class StacArea:
     """A STAC file (YAML), opened: everything is searched, nothing read but a few headers.
@@ -93,9 +98,10 @@ class StacArea:
         for name, layer in self._layers.items():
             if names is not None and name not in names:
                 continue
-            if all(overlap(covered, window) is None for covered in layer.windows):
+            touching = layer.touching(window)
+            if not touching:
                 continue
-            values, ok, used = _merged(layer, self.grid, window, name)
+            values, ok, used = _merged(layer, touching, self.grid, window, name)
             if not ok.any():
                 continue
             pixels[name] = values
@@ -203,7 +209,7 @@ def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[np.generic]:
 
 
 def _merged(
-    layer: _StacLayer, grid: Grid, window: Window, name: str
+    layer: _StacLayer, items: Sequence[StacItem], grid: Grid, window: Window, name: str
 ) -> tuple[Pixels, Validity, list[StacItem]]:
     """Pixels (C, H, W), validity (1, H, W) and the items that gave them.
 
@@ -216,9 +222,7 @@ def _merged(
     values = np.full(shape, np.nan)
     stack: list[npt.NDArray[Any]] = []
     used: list[StacItem] = []
-    for item, item_window in zip(layer.items, layer.windows, strict=True):
-        if overlap(item_window, window) is None:
-            continue
+    for item in items:
         read = _observed(layer, item, layer_window, grid.coarser(requested.ratio))
         fresh = np.isfinite(read) & (np.isnan(values) if requested.composite != "median" else True)
         if not fresh.any():
