@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import asdict, replace
@@ -166,6 +168,27 @@ def test_leftovers_of_ended_processes_are_swept(tmp_path):
         pass
     assert not [p for p in gone if p.exists()]
     assert not [p for p in kept if not p.exists()]
+
+
+def test_leftovers_of_a_process_that_was_not_waited_for_are_swept(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.read()  # ends when the process does, which stays a zombie until it is waited for
+    while files._birth(child.pid):
+        time.sleep(0.01)
+    leftover = tmp_path / f".a.npy.{child.pid}-0123abcd.part"
+    leftover.write_text("half")
+    with output_lock(tmp_path):
+        assert not leftover.exists()
+    child.wait()
+
+
+def test_leftovers_of_workers_that_end_late_are_swept_at_the_end(tmp_path):
+    """Workers of a killed run may still end while the next run has begun."""
+    with output_lock(tmp_path):
+        leftover = tmp_path / f".a.npy.{ENDED}-0123abcd.part"
+        leftover.write_text("half")
+    assert not leftover.exists()
 
 
 def test_leftovers_of_a_file_are_swept_and_its_neighbours_kept(tmp_path):

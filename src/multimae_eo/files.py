@@ -323,9 +323,9 @@ def output_lock(out: Path, *, folder: bool = True) -> Iterator[None]:
         _sweep(out, folder)
         try:
             yield
-        except BaseException:
-            _sweep(out, folder)  # of workers that were ended
-            raise
+        finally:
+            # Of workers that were ended, and of those of an earlier run that ended only meanwhile.
+            _sweep(out, folder)
     finally:
         ended.set()
         with _held_guard:
@@ -461,7 +461,7 @@ def _runs(pid: int) -> bool:
         return False
     except (OSError, OverflowError):
         return True  # it is another user's
-    return True
+    return _birth(pid) != ""
 
 
 def _runs_on_windows(pid: int) -> bool:
