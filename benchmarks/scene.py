@@ -159,7 +159,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=10_980)
     parser.add_argument("--encoder", default="tiny", choices=sorted(ENCODERS))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="32-true")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        type=lambda value: {"bf16": "bf16-mixed", "32": "32-true"}.get(value, value),
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="to time the model alone")
     parser.add_argument("--kill", action="store_true", help="and go on after a SIGKILL")

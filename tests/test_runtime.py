@@ -16,6 +16,7 @@ from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import (
     Bfloat16Support,
     bfloat16_cost,
+    fastest_threads,
     limit_threads,
     resolve_device,
     resolve_precision,
@@ -225,14 +226,13 @@ class Torch:
 
 def test_torch_is_kept_to_what_the_process_may_use(monkeypatch, caplog):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
     monkeypatch.setattr(runtime, "_affinity", lambda: 16)
     threads = Torch(monkeypatch, 16)
     with caplog.at_level(logging.INFO, "multimae_eo"):
         assert limit_threads() == limit_threads() == 2
     assert threads.count == 2
-    assert caplog.messages == ["threads: 2 (SLURM_CPUS_PER_TASK), passive waiting"]
+    assert caplog.messages == ["threads: 2 (SLURM_CPUS_PER_TASK)"]
 
 
 @pytest.mark.parametrize(("variable", "count"), [("16", 16), ("", 12)])
@@ -245,15 +245,66 @@ def test_the_users_own_thread_count_wins(monkeypatch, variable, count):
     assert limit_threads() == count
 
 
-def test_the_command_line_waits_passively_before_torch_is_loaded():
-    code = (
-        "import os, sys, multimae_eo.cli; "
-        "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+@pytest.mark.parametrize(
+    ("seconds", "count"),
+    [
+        ({1: 8.0, 2: 4.5, 4: 3.0, 8: 2.9}, 4),  # the last doubling gains too little
+        ({1: 1.0, 2: 1.1, 4: 1.3, 8: 2.0}, 1),  # small operations, or a busy machine
+        ({1: 1.0, 2: 1.05, 4: 0.6, 8: 0.9}, 4),
+    ],
+)
+def test_the_fewest_threads_that_are_fast_are_chosen(monkeypatch, caplog, seconds, count):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = Torch(monkeypatch, 8)
+    monkeypatch.setattr(
+        runtime, "_block_seconds", lambda counts, *_: {n: seconds[n] for n in counts}
     )
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**environment, **given}, capture_output=True,
-            text=True, check=True,
-        )  # fmt: skip
-        assert done.stdout.split() == ["False", expected]
+    with caplog.at_level(logging.INFO, "multimae_eo"):
+        assert fastest_threads(96, 896) == count
+    assert threads.count == 8
+    assert f"threads: {count} (measured speed with 1: 1.00" in caplog.text
+
+
+def test_the_measurement_takes_every_count_and_draws_no_random_number(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtime, "_THREADS_ROUND_SECONDS", 0.001)
+    before, count = torch.random.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seconds = runtime._block_seconds([1, 3], 32, 64, "bf16-mixed")
+        assert fastest_threads(32, 64) in (1, 3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(count)
+    assert seconds.keys() == {1, 3}
+    assert all(s > 0 for s in seconds.values())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_users_own_count_is_not_measured(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    Torch(monkeypatch, 4)
+    monkeypatch.setattr(runtime, "_block_seconds", None)
+    assert fastest_threads(96, 896) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "turns"),
+    [
+        ({}, "PASSIVE", "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "None"),
+    ],
+)
+def test_the_command_line_limits_spinning_before_torch_is_loaded(given, policy, turns):
+    code = (
+        "import os, sys, multimae_eo.cli; print('torch' in sys.modules, "
+        "os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, **given}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", policy, turns]

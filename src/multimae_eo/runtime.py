@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,6 +24,10 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 _NATIVE, _EMULATED = "multiplies bfloat16 natively", "does not multiply bfloat16 natively"
 _PROBE_SIDE = 192
 _PROBE_ROUNDS = 3
+_THREADS_GAIN = 0.1
+_THREADS_ROUNDS = 6
+_THREADS_ROUND_SECONDS = 0.025
+_PROBE_PRODUCTS = 4 << 20
 _BF16_ISAS = ("DEFAULT", "ALL", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512")
 """Values of ONEDNN_MAX_CPU_ISA (beside those with AMX) that leave oneDNN its bfloat16 products."""
 
@@ -202,10 +206,70 @@ def limit_threads() -> int:
 
 @functools.cache
 def _log_threads(count: int, reason: str) -> None:
-    waiting = os.environ.get("OMP_WAIT_POLICY", "").lower() or "default"
     if os.environ.get("OMP_NUM_THREADS"):
         reason = "OMP_NUM_THREADS"
-    logger.info("threads: %d (%s), %s waiting", count, reason, waiting)
+    logger.info("threads: %d (%s)", count, reason)
+
+
+def fastest_threads(width: int, rows: int, precision: str = "32-true") -> int:
+    """The number of threads that trains a transformer of this ``width`` fastest on this CPU now.
+
+    Threads wait for each other at the end of every operation. Where operations are small, or
+    other processes occupy the cores, fewer threads are faster. Counts from one to torch's own
+    (halved repeatedly) run the feed-forward part of a block, forward and backward, in turns, for
+    less than a second in all; a larger count must gain a tenth on the next smaller one.
+
+    ``rows``: tokens in a batch. ``precision``: as resolved. OMP_NUM_THREADS is kept. Returns the
+    count; sets none.
+    """
+    import torch
+
+    most = torch.get_num_threads()
+    if most == 1 or os.environ.get("OMP_NUM_THREADS"):
+        return most
+    counts = sorted({max(1, most >> n) for n in range(most.bit_length())})
+    seconds = _block_seconds(counts, width, rows, precision)
+    torch.set_num_threads(most)
+    best = counts[0]
+    for count in counts[1:]:
+        if seconds[count] < seconds[best] * (1 - _THREADS_GAIN):
+            best = count
+    speed = ", ".join(f"{n}: {seconds[counts[0]] / seconds[n]:.2f}" for n in counts)
+    logger.info("threads: %d (measured speed with %s)", best, speed)
+    return best
+
+
+def _block_seconds(
+    counts: Sequence[int], width: int, rows: int, precision: str
+) -> dict[int, float]:
+    """Seconds per pass with each number of threads; rounds alternate between the counts."""
+    import torch
+
+    # One pass of a large model need not be as long as its steps.
+    rows = min(rows, max(64, _PROBE_PRODUCTS // (width * width)))
+    with torch.random.fork_rng(devices=[]):
+        block = torch.nn.Sequential(
+            torch.nn.LayerNorm(width), torch.nn.Linear(width, 4 * width), torch.nn.GELU(),
+            torch.nn.Linear(4 * width, width),
+        )  # fmt: skip
+    tokens = torch.full((rows, width), 0.5)
+    passes, seconds = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
+    for turn in range(_THREADS_ROUNDS + 1):
+        for count in counts:
+            torch.set_num_threads(count)
+            start = time.perf_counter()
+            elapsed, done = 0.0, 0
+            while elapsed < _THREADS_ROUND_SECONDS:
+                with (
+                    torch.enable_grad(),
+                    torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
+                ):
+                    block(tokens).sum().backward()
+                elapsed, done = time.perf_counter() - start, done + 1
+            if turn:  # the first round creates threads and loads kernels
+                passes[count] += done
+                seconds[count] += elapsed
+    return {count: seconds[count] / passes[count] for count in counts}
 
 
 def _affinity() -> int:

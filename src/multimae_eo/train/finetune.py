@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +42,7 @@ from multimae_eo.train.run import (
     read_checkpoint,
     with_precision,
 )
+from multimae_eo.train.threads import ThreadCount
 from multimae_eo.train.validation_score import score_rule
 
 
@@ -99,7 +101,13 @@ def finetune(
         recipe=recipe,
         out=out,
         metrics=metrics,
-        callbacks=[_checkpoints(recipe, target, out)],
+        callbacks=[
+            _checkpoints(recipe, target, out),
+            ThreadCount(
+                width=encoder.config.encoder.width,
+                tokens=recipe.data.batch_size * _token_count(recipe, encoder, inputs),
+            ),
+        ],
     )
     best = _best_row(metrics, module)
     if module.global_rank == 0:
@@ -220,6 +228,14 @@ def _restore_best(module: FinetuneModule, out: Path) -> None:
     path = out / "checkpoints" / "best.ckpt"
     if path.exists():
         module.load_state_dict(read_checkpoint(path)["state_dict"])
+
+
+def _token_count(recipe: FinetuneRecipe, encoder: MultiMAE, inputs: ModalitySet) -> int:
+    """Tokens that the encoder sees of a complete chip."""
+    if recipe.augment.num_visible_tokens is not None:
+        return recipe.augment.num_visible_tokens
+    sizes = [encoder.config.inputs[name] for name in inputs]
+    return sum(math.prod(i.grid(i.size, i.size)) for i in sizes)
 
 
 def _best_row(metrics: MetricsCsv, module: FinetuneModule) -> dict[str, float]:

@@ -15,6 +15,7 @@ from multimae_eo.train.data import TrainBatches
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
 from multimae_eo.train.recipe import Recipe
 from multimae_eo.train.run import last_checkpoint, make_trainer, quiet
+from multimae_eo.train.threads import threads_restored
 
 Module_co = TypeVar("Module_co", bound=pl.LightningModule, covariant=True)
 
@@ -40,13 +41,12 @@ def fit(
 
     The peak learning rate is the recipe's per 256 samples, scaled to the effective batch: batch
     size x accumulated batches x processes.
-
     Returns:
         The trained module, and the trainer with its last metrics.
     """
     run, optim = recipe.run, recipe.optim
     at_most = batches.steps_per_epoch * run.epochs
-    with quiet():
+    with quiet(), threads_restored():
         trainer = make_trainer(
             run, optim, out=out, metrics=metrics, steps=at_most, callbacks=list(callbacks)
         )

@@ -34,6 +34,7 @@ from multimae_eo.train.run import (
     claim_run,
     with_precision,
 )
+from multimae_eo.train.threads import ThreadCount
 
 _PICTURED = 4
 
@@ -92,7 +93,8 @@ def pretrain(
     )
     validation = _validation(source, val, modalities, recipe)
     metrics = MetricsCsv(out / "metrics.csv")
-    callbacks = _callbacks(recipe, out, _picture(source, val, modalities, recipe))
+    draw = _picture(source, val, modalities, recipe)
+    callbacks = _callbacks(recipe, out, draw, config.encoder.width)
     module, trainer = fit(
         partial(ShardedModule if recipe.run.strategy == "fsdp" else PretrainModule, model, recipe),
         batches,
@@ -119,12 +121,13 @@ def pretrain(
     )
 
 
-def _callbacks(recipe: Recipe, out: Path, draw: DrawChips) -> list[Callback]:
+def _callbacks(recipe: Recipe, out: Path, draw: DrawChips, width: int) -> list[Callback]:
     run = recipe.run
     kept = Checkpoints(out / "checkpoints", every_steps=run.checkpoint_steps, keep=run.keep)
     # Where weights are sharded, no process can draw by itself.
     drawn = [] if run.strategy == "fsdp" else [Pictures(out / "pictures", run.pictures_every, draw)]
-    return [kept, *drawn]
+    tokens = recipe.data.batch_size * recipe.masking.num_visible_tokens
+    return [kept, *drawn, ThreadCount(width=width, tokens=tokens)]
 
 
 def start_from(model: MultiMAE, init: InitialModel) -> None:
