@@ -64,6 +64,40 @@ def test_what_goes_wrong_behind_is_raised():
     assert order == list(range(50))
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_threads_of_the_model_change_no_byte(make_model, tmp_path, precision):
+    """Each predicts batches of its own, without gradients and in the precision that was chosen."""
+    scene = Scene(optical_scene(tmp_path, 100, 150))
+    model = make_model()
+    original, states = model.reconstruct, set()
+
+    def observed(*arguments, **options):
+        states.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        return original(*arguments, **options)
+
+    model.reconstruct = observed
+    before, maps = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        threads: set[tuple[int, int]] = set()
+        try:
+            paths = reconstruct_scene(
+                model, scene, inputs=["rgb"], out=tmp_path / str(count),
+                options=SceneOptions(batch_size=2, precision=precision),
+            )  # fmt: skip
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+        maps.append([path.read_bytes() for path in paths])
+        assert len(threads) == count
+        assert {n for _, n in threads} == {1}
+    assert maps[0] == maps[1]
+    assert states == {(False, precision == "bf16-mixed")}
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_scenes_height(tmp_path):
     """Everything NumPy and Python hold, with tall sparse rasters."""

@@ -166,19 +166,16 @@ class SearchService:
         cells = np.zeros((rows, cols, width), np.float32)
         cells_observed = np.zeros((rows, cols), bool)
         options = SceneOptions(overlap=0.0)
-        with computing(options):
-            block = (0, tiling.shape[0])
-            for batch in predict_windows(
-                embedder, locations.scene, tiling, block, batch_size=options.batch
-            ):
-                for item in batch:
-                    window, fields = item.window.window, item.fields
-                    top, left = round(window.row / cell), round(window.col / cell)
-                    inside = np.s_[top : top + per_side, left : left + per_side]
-                    height, across = cells[inside].shape[:2]
-                    cells[inside] = fields["vectors"][:height, :across]
-                    cells_observed[inside] = fields["seen"][:height, :across]
-                progress(batch[-1].window.floor if batch else 0, tiling.shape[0])
+        block = (0, tiling.shape[0])
+        for batch in predict_windows(embedder, locations.scene, tiling, block, options=options):
+            for item in batch:
+                window, fields = item.window.window, item.fields
+                top, left = round(window.row / cell), round(window.col / cell)
+                inside = np.s_[top : top + per_side, left : left + per_side]
+                height, across = cells[inside].shape[:2]
+                cells[inside] = fields["vectors"][:height, :across]
+                cells_observed[inside] = fields["seen"][:height, :across]
+            progress(batch[-1].window.floor if batch else 0, tiling.shape[0])
         if not cells_observed.any():
             raise DataError(f"{locations.scene.name}: nothing was observed")
         cells = _without_position(cells, cells_observed, per_side)

@@ -55,6 +55,9 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed class indices (n, p·p), -1 where invalid, to (n, D)."""
+        if not len(patches) and not torch.is_grad_enabled():
+            # The table is larger than most batches of windows.
+            return self.projection.weight.new_zeros(0, self.projection.out_features)
         width = self.classes.shape[1]
         weight = self.projection.weight.reshape(-1, width, self.positions)
         table = torch.einsum("ce,dep->cpd", self.classes, weight).flatten(0, 1)

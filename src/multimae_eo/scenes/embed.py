@@ -69,7 +69,7 @@ def embed_scene(
 
     def embeddings() -> Iterator[Embedding]:
         block = (0, tiling.shape[0])
-        for batch in predict_windows(embedder, scene, tiling, block, batch_size=options.batch):
+        for batch in predict_windows(embedder, scene, tiling, block, options=options):
             for item in batch:
                 yield from embedder.embeddings(item.window.sample, item.fields)
             if options.progress is not None:
@@ -79,7 +79,7 @@ def embed_scene(
             options.progress(height * width, height * width)
 
     writer = _writer(out, embedder, dtype, options.model_hash, scene.name)
-    with computing(options), bounded_cache():
+    with bounded_cache():
         return _write(embeddings(), embedder, writer, scene.name)
 
 

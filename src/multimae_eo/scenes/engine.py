@@ -7,10 +7,14 @@ do not depend on one another: an interrupted map goes on with the next, and proc
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,9 @@ from multimae_eo.sources.raster.warped import bounded_cache
 from multimae_eo.sources.scene.chips import Area
 from multimae_eo.version import __version__
 
+_MOST_MODEL_THREADS = 8
+"""Beyond these, threads share the operations of a batch, which bounds the memory."""
+
 
 def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
     """Write a COG and a quick-look PNG for each layer: ``folder/<stem>.tif``.
@@ -43,6 +50,8 @@ def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
     Raises OutputError where the results cannot be written, or an interrupted map of another job is
     in the way.
     """
+    # Loading it takes half a second, for which the other cores have something to do now.
+    threading.Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     with finished_blocks(job, folder / keep) as blocks:
         tags = job_tags(job)
         paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
@@ -145,9 +154,9 @@ def run_block(
             blender.add(at.window, item.fields, at.observed, at.floor)
 
     try:
-        with computing(job.options), bounded_cache(), WriteQueue() as queue:
+        with bounded_cache(), WriteQueue() as queue:
             for batch in predict_windows(
-                job.model, job.scene, job.tiling, block, batch_size=job.options.batch
+                job.model, job.scene, job.tiling, block, options=job.options
             ):
                 queue.submit(add, batch)
             queue.submit(blender.finish)
@@ -169,21 +178,44 @@ class PredictedWindow:
 
 
 def predict_windows(
-    model: WindowModel, area: Area, tiling: Tiling, block: tuple[int, int], *, batch_size: int
+    model: WindowModel, area: Area, tiling: Tiling, block: tuple[int, int], *, options: SceneOptions
 ) -> Iterator[list[PredictedWindow]]:
-    """Read the windows of a block and apply a model to them, batch by batch.
+    """Read the windows of a block and apply a model to them, batch by batch, in order.
 
-    Windows of which the model observes nothing are left out. A batch for which the device has no
-    memory is halved.
+    On the CPU, batches are predicted side by side, each by a thread of its own: operations of a
+    batch of windows are too small to be shared out. Windows of which the model observes nothing are
+    left out. A batch for which the device has no memory is halved.
     """
+    import torch
+
     windows = read_windows(area, model.inputs, tiling, block)
-    parts = iter(lambda: list(islice(windows, batch_size)), [])
+    parts = enumerate(iter(lambda: list(islice(windows, options.batch)), []))
+    usable = torch.get_num_threads()
+    threads = min(usable, _MOST_MODEL_THREADS) if options.device == "cpu" else 1
 
-    def collated(part: list[SceneWindow]) -> tuple[list[SceneWindow], Batch]:
-        return part, collate([w.sample for w in part], model.inputs)
+    def predicted(part: tuple[int, list[SceneWindow]]) -> list[PredictedWindow]:
+        batch = collate([window.sample for window in part[1]], model.inputs)
+        return _predict_batch(model, part[1], batch)
 
-    for part, batch in prefetch(collated, parts, lambda _: 0, threads=1):
-        yield _predict_batch(model, part, batch)
+    torch.set_num_threads(max(1, usable // threads))
+    try:
+        yield from prefetch(
+            predicted, parts, itemgetter(0), threads=threads, start=partial(_start, options)
+        )
+    finally:
+        torch.set_num_threads(usable)
+        torch.clear_autocast_cache()
+
+
+def _start(options: SceneOptions) -> None:
+    """In a new thread that predicts: gradients and autocast are settings of a thread.
+
+    Autocast is never left, so that weights are converted once.
+    """
+    import torch
+
+    torch.set_grad_enabled(False)
+    _autocast(options).__enter__()
 
 
 def _predict_batch(
@@ -233,8 +265,13 @@ def computing(options: SceneOptions) -> Iterator[None]:
     """No gradients, in the precision of the options."""
     import torch
 
+    with torch.no_grad(), _autocast(options):
+        yield
+
+
+def _autocast(options: SceneOptions) -> AbstractContextManager[object]:
+    import torch
+
     kind = options.device.split(":", maxsplit=1)[0]
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(options.precision)
-    half = nullcontext() if dtype is None else torch.autocast(kind, dtype)
-    with torch.no_grad(), half:
-        yield
+    return nullcontext() if dtype is None else torch.autocast(kind, dtype)

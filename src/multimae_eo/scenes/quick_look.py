@@ -174,6 +174,7 @@ def _figure(drawing: _Drawing) -> Figure:
     """The image pixel by pixel, and below it the caption, and a bar or the classes."""
     from matplotlib.figure import Figure as NewFigure
 
+    # Without axes, which take longer to make than all the rest.
     times = max(1, _LEAST // max(drawing.image.shape[:2]))
     image = drawing.image.repeat(times, axis=0).repeat(times, axis=1)
     height, width = image.shape[:2]
@@ -185,27 +186,26 @@ def _figure(drawing: _Drawing) -> Figure:
         figsize=(figure_width / _DPI, figure_height / _DPI), dpi=_DPI, facecolor="white"
     )
 
-    def draw(pixels: RGB, x: float, y: float, size: tuple[float, float]) -> None:
-        left, bottom = x / figure_width, 1 - (y + size[1]) / figure_height
-        axes = figure.add_axes((left, bottom, size[0] / figure_width, size[1] / figure_height))
-        axes.imshow(pixels, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
+    def draw(pixels: RGB, x: int, y: int) -> None:
+        figure.figimage(pixels, x, figure_height - y - len(pixels), origin="upper")
 
     def text(line: str, x: float, y: float, **style: object) -> None:
         plain: dict[str, Any] = {"fontsize": 9, "va": "center", "parse_math": False}
         figure.text(x / figure_width, 1 - y / figure_height, line, **plain | style)
 
-    draw(image, _MARGIN, _MARGIN, (width, height))
+    draw(image, _MARGIN, _MARGIN)
     y = _MARGIN + height + 0.75 * _LINE
     text(drawing.caption, _MARGIN, y, fontweight="bold")
     if drawing.bar is not None:
         y, right = y + _LINE, figure_width - _MARGIN
         text(drawing.bar.low, _MARGIN, y)
         text(drawing.bar.high, right, y, ha="right")
-        draw(drawing.bar.colours[None], _MARGIN + 60, y - 5, (right - _MARGIN - 180, 10))
+        length = right - _MARGIN - 180
+        index = np.arange(length) * len(drawing.bar.colours) // length
+        draw(drawing.bar.colours[index][None].repeat(10, axis=0), _MARGIN + 60, round(y) - 5)
     for number, entry in enumerate(drawing.classes):
         x = _MARGIN + 200 * (number % columns)
         below = y + _LINE * (1 + number // columns)
-        draw(np.full((1, 1, 3), entry.color, np.uint8), x, below - 6, (12, 12))
+        draw(np.full((12, 12, 3), entry.color, np.uint8), x, round(below) - 6)
         text(entry.name[:28], x + 18, below)
     return figure

@@ -1,4 +1,4 @@
-"""Threads around the model: prefetching before it, a write queue after it.
+"""Threads that read windows, apply the model to batches, and write.
 
 Queues are bounded, and so is memory; an error in a thread is raised where its result is taken.
 """
@@ -18,14 +18,20 @@ _QUEUED_WRITES = 4
 
 
 def prefetch(
-    work: Callable[[A], B], items: Iterable[A], thread_of: Callable[[A], int], *, threads: int
+    work: Callable[[A], B],
+    items: Iterable[A],
+    thread_of: Callable[[A], int],
+    *,
+    threads: int,
+    start: Callable[[], None] | None = None,
 ) -> Iterator[B]:
     """``work`` of each item, in order, done by threads; at most ``threads`` + 1 results wait.
 
-    Items of equal ``thread_of`` (modulo the number of threads) are done by the same thread.
+    Items of equal ``thread_of`` (modulo the number of threads) are done by the same thread, which
+    first calls ``start``.
     """
     remaining = iter(items)
-    pools = [ThreadPoolExecutor(1, thread_name_prefix="reader") for _ in range(threads)]
+    pools = [ThreadPoolExecutor(1, initializer=start) for _ in range(threads)]
 
     def submit(count: int) -> list[Future[B]]:
         return [
