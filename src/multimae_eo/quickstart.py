@@ -17,6 +17,7 @@ from typing import Any
 
 from multimae_eo.errors import OutputError
 from multimae_eo.files import LOCK, read_text, single_writer, write_file
+from multimae_eo.runtime import Precision, resolve_device
 
 GIVEN = ("rgb", "ired", "sired", "ebands")
 """Inputs of the model: the optical bands. Radar, elevation and land cover are masked."""
@@ -52,23 +53,37 @@ def make_synthetic_data(out: Path, *, seed: int = 0, chips: int = CHIPS) -> Path
 
 
 @single_writer()
-def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | None = None) -> Path:
+def quickstart(
+    out: Path,
+    *,
+    seed: int = 0,
+    chips: int = CHIPS,
+    epochs: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> Path:
     """Run the quickstart; returns the path of ``report.html`` in ``out``.
 
     Leaves ``world/`` (chips and a scene), ``store/``, ``run/``, ``model/``, ``reconstruction/``,
     ``probe/``, ``scene/`` (maps as COGs, and their pictures). Training is not done again.
 
-    Raises OutputError when ``out`` holds something else.
+    ``device``: auto, cpu, cuda, cuda:N or mps.
+
+    Raises OutputError when ``out`` holds something else, ConfigError for a device that this machine
+    does not have.
     """
     from multimae_eo.evaluation.probes import probe
+    from multimae_eo.inference.computing import computing, on_device
     from multimae_eo.inference.reconstruct_chips import ReconstructOptions, reconstruct_chips
     from multimae_eo.loading.open_source import open_source
     from multimae_eo.network.multimae import MultiMAE
+    from multimae_eo.scenes.job import SceneOptions
     from multimae_eo.scenes.reconstruct import reconstruct_scene
     from multimae_eo.sources.scene.scene import Scene
     from multimae_eo.store.writer import prepare
     from multimae_eo.train.pretrain import pretrain
     from multimae_eo.train.recipe import load_recipe
+    from multimae_eo.train.run import run_options
 
     steps = _Steps()
     with steps.step("making synthetic data"):
@@ -76,21 +91,23 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
     with steps.step("preparing a chip store"):
         store = prepare(open_source(dataset), out / "store")
     overrides = [f"--run.seed={seed}", *([f"--run.epochs={epochs}"] if epochs else [])]
-    recipe = load_recipe("quickstart", overrides)
+    device = resolve_device(device)
+    recipe = load_recipe("quickstart", [*overrides, *run_options(device, precision)])
     with steps.step("pre-training"):
         run = pretrain(recipe, store, out / "run", spec=str(out / "store"))
     model = MultiMAE.from_pretrained(run.model)
     model.save_pretrained(out / "model")
-    with steps.step("reconstructing masked modalities"):
+    device, resolved = on_device(model, device, precision)
+    with steps.step("reconstructing masked modalities"), computing(device, resolved):
         reconstruction = reconstruct_chips(
             model,
             store,
             inputs=list(GIVEN),
             out=out / "reconstruction",
             split="test",
-            options=ReconstructOptions(limit=4, samples=4),
+            options=ReconstructOptions(limit=4, samples=4, device=device),
         )
-    with steps.step("probing against a random encoder"):
+    with steps.step("probing against a random encoder"), computing(device, resolved):
         rows = probe(model, store, inputs=list(GIVEN), out=out / "probe", seed=seed)
     with steps.step("mapping a scene"):
         maps = reconstruct_scene(
@@ -99,6 +116,7 @@ def quickstart(out: Path, *, seed: int = 0, chips: int = CHIPS, epochs: int | No
             inputs=list(GIVEN),
             outputs=["landcover", "elevation"],
             out=out / "scene",
+            options=SceneOptions(device=device, precision=precision),
         )
     return _report(out, reconstruction, rows, maps, steps)
 

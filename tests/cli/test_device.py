@@ -16,7 +16,7 @@ from multimae_eo.sample import Batch
 
 MODEL_COMMANDS = (
     "pretrain", "finetune", "evaluate", "probe", "study", "benchmark", "predict", "reconstruct",
-    "embed",
+    "embed", "quickstart", "demo",
 )  # fmt: skip
 
 
@@ -97,3 +97,26 @@ def test_a_device_that_is_not_there_is_an_error(tuned, refused, tmp_path, name):
     message = refused(name.split()[0], *arguments, "--device", "cuda:7")
     assert "--device cuda:7" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_computes_on_its_device(tuned, recorder, tmp_path):
+    """Reconstruction, features and maps of a scene."""
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from multimae_eo import MultiMAE
+    from multimae_eo.demo.guard import Limits
+    from multimae_eo.demo.server import create_app
+    from multimae_eo.demo.services import DemoData
+    from multimae_eo.sources.scene.scene import Scene
+
+    model = MultiMAE.from_pretrained(tuned.folder / "run/model")
+    scene = Scene(tuned.folder / "world/scene.yaml")
+    data = DemoData(scene=scene, device="cpu", precision="bf16-mixed")
+    limits = Limits(hosts=("testserver",))
+    with TestClient(create_app(model, data, limits=limits)) as client:
+        body = {"location": 0, "inputs": ["rgb", "elevation"], "visible": 8}
+        response = client.post("/api/reconstruct", json=body)
+        assert response.status_code == 200, response.text
+    assert set(recorder.devices) == {"cpu"}
+    assert recorder.dtypes == {torch.bfloat16}

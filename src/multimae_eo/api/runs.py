@@ -48,6 +48,7 @@ def pretrain(
     from multimae_eo.train.pretrain import InitialModel
     from multimae_eo.train.pretrain import pretrain as run
     from multimae_eo.train.recipe import load_recipe
+    from multimae_eo.train.run import run_options
 
     loaded = load_recipe(str(recipe), [*overrides, *run_options(device, precision)])
     source, spec = load_source(data)
@@ -95,6 +96,7 @@ def finetune(
     """
     from multimae_eo.train.finetune import finetune as run
     from multimae_eo.train.finetune_recipe import load_finetune
+    from multimae_eo.train.run import run_options
 
     given = [f"--task={task}"]
     if inputs is not None:
@@ -119,19 +121,3 @@ def finetune(
         else {"model": first.name, "hash": first.digest},
         spec=spec,
     )
-
-
-def run_options(device: str | None, precision: str | None) -> list[str]:
-    """A device and a precision as options of a recipe's ``run``; none where they are None.
-
-    Raises ConfigError for a device that this machine does not have.
-    """
-    from multimae_eo.runtime import resolve_device
-
-    options = [] if precision is None else [f"--run.precision={precision}"]
-    if device not in (None, "auto"):
-        kind, _, index = resolve_device(str(device)).partition(":")
-        options.append(f"--run.accelerator={'gpu' if kind == 'cuda' else kind}")
-        if index:
-            options.append(f"--run.devices='{index},'")
-    return options

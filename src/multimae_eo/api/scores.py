@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
-from multimae_eo.api.runs import run_options
 
 if TYPE_CHECKING:
     from multimae_eo.evaluation.study import StudyPlan
@@ -342,6 +341,7 @@ class _Settings:
         from multimae_eo.evaluation.probes import ProbeOptions
         from multimae_eo.evaluation.study import StudyPlan
         from multimae_eo.train.finetune_recipe import FinetuneRecipe, load_finetune
+        from multimae_eo.train.run import run_options
 
         path = None if self.recipe is None else Path(self.recipe)
         given = [*first, *self.overrides, *run_options(self.device, self.precision), *last]

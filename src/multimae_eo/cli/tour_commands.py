@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.errors import ConfigError
+from multimae_eo.runtime import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,9 @@ class Quickstart:
         out: folder to write
         seed: seed of the data and the model
         chips: number of synthetic chips
+        device: auto, cpu, cuda, cuda:N or mps
+        precision: auto, 32-true or bf16-mixed; auto: bfloat16 where the device multiplies it
+            natively
         data_only: stop when chips and a scene are written
     """
 
@@ -31,14 +35,22 @@ class Quickstart:
     out: str = "quickstart"
     seed: int = 0
     chips: int = 600
+    device: str = "auto"
+    precision: Precision = "auto"
     data_only: bool = argument(default=False, aliases=("--world_only",))
 
     def run(self) -> None:
         """Print the report's path, or the dataset file's."""
         from multimae_eo.quickstart import make_synthetic_data, quickstart
 
-        step = make_synthetic_data if self.data_only else quickstart
-        print(step(Path(self.out), seed=self.seed, chips=self.chips))
+        out = Path(self.out)
+        if self.data_only:
+            print(make_synthetic_data(out, seed=self.seed, chips=self.chips))
+            return
+        report = quickstart(
+            out, seed=self.seed, chips=self.chips, device=self.device, precision=self.precision
+        )
+        print(report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,8 @@ class Demo:
         allow_host: a name by which browsers reach the page, beside the address; repeatable
         port: port (0: any free one)
         threads: worker threads of the model (default: number of cores)
+        device: auto, cpu, cuda, cuda:N or mps
+        precision: precision of the model; auto: bfloat16 where the device multiplies it natively
         check: load everything, serve one request and exit
     """
 
@@ -72,6 +86,8 @@ class Demo:
     allow_host: tuple[str, ...] | None = argument(default=None, aliases=("--allow-host",))
     port: int = 8000
     threads: int | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
     check: bool = False
 
     def run(self) -> None:
@@ -127,6 +143,7 @@ class Demo:
         from multimae_eo.loading.open_source import open_source
         from multimae_eo.network.multimae import MultiMAE
         from multimae_eo.network.predictor import Predictor
+        from multimae_eo.runtime import resolve_device
         from multimae_eo.scenes.scene_inputs import open_for
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -143,6 +160,8 @@ class Demo:
             runs=None if self.runs is None else Path(self.runs),
             predictor=None if predictor is None else Predictor.from_pretrained(predictor),
             map=None if self.map is None else Path(self.map),
+            device=resolve_device(self.device),
+            precision=self.precision,
         )
         return create_app(model, shown, threads=threads, limits=limits)
 

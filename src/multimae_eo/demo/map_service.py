@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ class MapService:
         *,
         predictor: Predictor | None = None,
         map: Path | None = None,
+        options: SceneOptions | None = None,
     ) -> None:
+        self._options = options or SceneOptions()
         self.model, self.scene, self._folder = model, scene, folder
         self.layers = {
             f"s{i}": SceneLayer(scene, safe_colours(m))
@@ -214,7 +216,7 @@ class MapService:
             inputs=inputs,
             outputs=[name],
             out=self._folder / f"reconstruct-{list(self.model.modalities).index(name)}",
-            options=SceneOptions(progress=progress),
+            options=replace(self._options, progress=progress),
         )
         observed = next((la for la in self.layers.values() if la.modality.name == name), None)
         modality = safe_colours(self.model.modalities[name])
@@ -225,6 +227,6 @@ class MapService:
             predictor,
             self.scene,
             out=self._folder / "prediction" / "prediction.tif",
-            options=SceneOptions(progress=progress),
+            options=replace(self._options, progress=progress),
         )
         return FileLayer(path)

@@ -34,6 +34,8 @@ from multimae_eo.reports.panels import Panel, PanelKind, Ranges, panel, panel_ti
 from multimae_eo.reports.pictures import describe, look_of, picture
 from multimae_eo.reports.views import ChipView, chip_views
 from multimae_eo.sample import Batch, Sample, collate
+from multimae_eo.scenes.engine import computing
+from multimae_eo.scenes.job import SceneOptions
 
 Mask = npt.NDArray[np.bool_]
 _VALUES = 1 << 20  # numbers sent per location: beyond them the page gets pictures only
@@ -70,7 +72,10 @@ class _LocationView:
 class ReconstructService:
     """Reconstructs the locations of one source or scene with one model. Keeps nothing of a user."""
 
-    def __init__(self, model: MultiMAE, locations: Locations) -> None:
+    def __init__(
+        self, model: MultiMAE, locations: Locations, options: SceneOptions | None = None
+    ) -> None:
+        self._options = options or SceneOptions()
         self.model, self.locations = model.eval(), locations
         self.modalities = safe_set(locations.modalities)
         # Scores are in the data's units; outputs that the data lack are only drawn.
@@ -166,7 +171,7 @@ class ReconstructService:
         overlap = 0.5 if exact and math.gcd(*counts) % 2 == 0 else 0.0
         cut = chip_windows(config.sizes, batch, overlap) if exact else []
         windows = [dict(w) for w in cut]
-        patches = self.model.patchify(batch)
+        patches = self.model.patchify(batch.to(self._options.device))
         sides = {n: extent(windows, n) if windows else s for n, s in patches.chip_sizes.items()}
         layout = TokenLayout({n: config.inputs[n].grid(*sides[n]) for n in self.model.modalities})
         observed = torch.zeros(1, layout.count, dtype=torch.bool)
@@ -174,7 +179,7 @@ class ReconstructService:
             columns = patches.layout.slices[name]
             if name in patches.values:
                 observed[:, part] = (
-                    True if patches.observed is None else patches.observed[:, columns]
+                    True if patches.observed is None else patches.observed[:, columns].cpu()
                 )
         return _LocationView(batch, windows, layout, sides, observed)
 
@@ -241,10 +246,10 @@ class ReconstructService:
 
     def _blended(self, view: _LocationView, states: torch.Tensor) -> dict[str, torch.Tensor]:
         if not view.windows:
-            return predict_masked(self.model, view.batch, states)
+            return self._predict_masked(view.batch, states)
         stacked = _stacked([view.batch.cut(w) for w in view.windows])
         window_states = torch.cat([self._window_states(view, states, w) for w in view.windows])
-        predictions = predict_masked(self.model, stacked, window_states)
+        predictions = self._predict_masked(stacked, window_states)
         blended = {}
         for name, values in predictions.items():
             blend = Blend(1, view.sides[name])
@@ -252,6 +257,11 @@ class ReconstructService:
                 blend.add(values[row : row + 1], torch.tensor([0]), window[name])
             blended[name] = blend.mean()
         return blended
+
+    def _predict_masked(self, batch: Batch, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        with computing(self._options):
+            predictions = predict_masked(self.model, batch.to(self._options.device), states)
+        return {name: values.cpu() for name, values in predictions.items()}
 
     def _window_states(
         self, view: _LocationView, states: torch.Tensor, window: Mapping[str, Window]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,10 @@ class FeatureIndex:
 class SearchService:
     """Finds similar locations and fits maps to clicks; ``index`` is the job of the features."""
 
-    def __init__(self, model: MultiMAE, locations: Locations) -> None:
+    def __init__(
+        self, model: MultiMAE, locations: Locations, options: SceneOptions | None = None
+    ) -> None:
+        self._options = options or SceneOptions()
         self.model, self.locations = model.eval(), locations
         self.index = BackgroundJob(
             self._scene if isinstance(locations, SceneLocations) else self._source
@@ -165,7 +168,7 @@ class SearchService:
             )
         cells = np.zeros((rows, cols, width), np.float32)
         cells_observed = np.zeros((rows, cols), bool)
-        options = SceneOptions(overlap=0.0)
+        options = replace(self._options, overlap=0.0)
         block = (0, tiling.shape[0])
         for batch in predict_windows(embedder, locations.scene, tiling, block, options=options):
             for item in batch:
@@ -210,7 +213,7 @@ class SearchService:
         observed = np.zeros(locations.count, bool)
         number_of = {key: i for i, key in enumerate(locations.source.keys)}
         done = 0
-        with computing(SceneOptions()):
+        with computing(self._options):
             for samples in chip_batches(locations.source, range(count), names, names, 16):
                 predictions = embedder(collate(samples, locations.modalities))
                 for i, row in enumerate(predictions.rows):

@@ -16,6 +16,8 @@ from multimae_eo.demo.search_service import SearchService
 from multimae_eo.errors import ConfigError, MultiMAEError
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.runtime import Precision
+from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.version import __version__
@@ -34,6 +36,8 @@ class DemoData:
     runs: Path | None = None
     predictor: Predictor | None = None
     map: Path | None = None
+    device: str = "cpu"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if (self.scene is None) == (self.source is None):
@@ -82,9 +86,13 @@ def make_services(
     """
     locations: Locations
     maps = None
+    options = SceneOptions(device=data.device, precision=data.precision)
+    model.to(data.device)
     if data.scene is not None:
         name, locations = data.scene.name, SceneLocations(data.scene, model)
-        maps = MapService(model, data.scene, folder, predictor=data.predictor, map=data.map)
+        maps = MapService(
+            model, data.scene, folder, predictor=data.predictor, map=data.map, options=options
+        )
     else:
         assert data.source is not None
         name, locations = data.source.name, SourceLocations(data.source, model)
@@ -100,8 +108,8 @@ def make_services(
     }
     return Services(
         locations=locations,
-        reconstruct=ReconstructService(model, locations),
-        search=SearchService(model, locations),
+        reconstruct=ReconstructService(model, locations, options),
+        search=SearchService(model, locations, options),
         map=maps,
         runs=None if data.runs is None else RunsService(data.runs),
         work=JobQueue("model", threads=threads, waiting=limits.waiting),

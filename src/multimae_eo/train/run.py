@@ -63,6 +63,20 @@ def with_precision(run: RunKind, out: Path) -> RunKind:
     return replace(run, precision=resolve_precision(requested, resolve_device(kind)))  # type: ignore[arg-type]
 
 
+def run_options(device: str | None, precision: str | None) -> list[str]:
+    """A device and a precision as options of a recipe's ``run``; none where they are None.
+
+    Raises ConfigError for a device that this machine does not have.
+    """
+    options = [] if precision is None else [f"--run.precision={precision}"]
+    if device not in (None, "auto"):
+        kind, _, index = resolve_device(str(device)).partition(":")
+        options.append(f"--run.accelerator={'gpu' if kind == 'cuda' else kind}")
+        if index:
+            options.append(f"--run.devices='{index},'")
+    return options
+
+
 def claim_run(
     out: Path,
     record: Mapping[str, object],
