@@ -11,7 +11,12 @@ in one process and, with ``--workers``, in several:
 - *reference*: what the reference does per sample: reopen the file, read Sentinel-2 once per
   spectral group, normalise in float64.
 
-All cut the same random 56 px windows and flip. The machine's copy bandwidth is printed beside.
+All cut the same random 56 px windows and flip. Beside them, what bounds any loader on one core:
+
+- *copy*: one large array copied to another, GB/s;
+- *chips*: whole random chips copied from the store's shards by ``numpy.take``, without Python
+  between them, counted in bytes of windows;
+- *no flips*: the loader without flips, which saves one of its passes.
 
     python benchmarks/loading.py [--chips 2000] [--rounds 5] [--workers 0]
 
@@ -35,6 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.open_source import open_source
+from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
 from tests.support.mmearth_files import write_mmearth
 
@@ -107,6 +113,21 @@ def samples_per_second(batches: Iterator[Any], seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
+def whole_chips(store: ChipStore, chosen: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Random chips of all modalities into arrays that are used again; only the first shard's."""
+    first = chosen[store.shard_of(chosen) == 0]
+    shards = {n: store.shard(n, 0) for n in MODALITIES}
+    out = {n: np.empty((BATCH, *s.shape[1:]), s.dtype) for n, s in shards.items()}
+    rng = np.random.default_rng(0)
+    while True:
+        chips = rng.permutation(first)
+        for start in range(0, len(chips) - BATCH + 1, BATCH):
+            batch = chips[start : start + BATCH]
+            for name, shard in shards.items():
+                np.take(shard, store.rows(name)[batch], axis=0, out=out[name], mode="clip")
+            yield out
+
+
 def copy_bandwidth() -> float:
     """GB/s of copying one large array to another, on one core."""
     source = np.ones(1 << 28, np.uint8)
@@ -138,7 +159,7 @@ def main() -> None:
         # In the generator's folders every other tile has a hole; in real ones few have.
         chosen = np.array([i for i in range(len(source)) if options.holes or i % 4 in (0, 3)])
 
-        def ours(source: Any, epoch: int) -> Iterator[Any]:
+        def ours(source: Any, epoch: int, *, flips: bool = True) -> Iterator[Any]:
             loader = make_loader(
                 source,
                 chosen,
@@ -146,6 +167,7 @@ def main() -> None:
                 modalities=MODALITIES,
                 chip=CHIP,
                 train=True,
+                flips=flips,
                 epoch=epoch,
                 workers=options.workers,
             )
@@ -159,6 +181,9 @@ def main() -> None:
                 plain_loader(ReferenceDataset(path, chosen), options.workers)
             ),
         }
+        if not options.workers:
+            ways["no flips"] = lambda r: ours(store, r, flips=False)
+            ways["chips"] = lambda _: whole_chips(store, chosen)
         found: dict[str, list[float]] = {n: [] for n in ways}
         for number in range(options.rounds):
             for way, start in ways.items():
@@ -177,11 +202,11 @@ def main() -> None:
             f"{way:>9}  {middle:8,.0f}  {max(rates):8,.0f}  {middle / plain:7.1f}  "
             f"{middle / reference:11.1f}"
         )
-    moved = statistics.median(found["store"]) * chip_bytes / 1e9
-    print(
-        f"{chip_bytes / 1e3:.0f} kB of raw pixels per chip: the store gives {moved:.2f} GB/s, "
-        f"{moved / bandwidth:.0%} of the {bandwidth:.1f} GB/s that a plain copy reaches"
-    )
+    print(f"{chip_bytes / 1e3:.0f} kB of raw pixels per chip; a plain copy: {bandwidth:.1f} GB/s")
+    for way in ("store", "no flips", "chips"):
+        if way in found:
+            moved = statistics.median(found[way]) * chip_bytes / 1e9
+            print(f"{way:>9}: {moved:.2f} GB/s, {moved / bandwidth:.0%} of a plain copy")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multimae_eo.train.run import RunResult
 
 
 def names_in(text: str | None) -> list[str] | None:
@@ -25,7 +28,7 @@ def print_table(rows: Sequence[dict[str, object]], scores: Sequence[str] = ()) -
     print("\n".join(markdown_table([display_row(row, scores) for row in rows] if scores else rows)))
 
 
-def print_run(result: Any) -> None:
+def print_run(result: RunResult) -> None:
     """Print a training run's metrics and the folder of its model, in the first process only."""
     if not result.first_process:
         return

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import Precision
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import Message
+
+    from multimae_eo.demo.guard import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +113,8 @@ class Demo:
             _check(app)
             print(f"ready after {time.perf_counter() - start:.1f} s")
             return
-        socket = _listen(self.host, self.port)
-        host, port = socket.getsockname()[:2]
+        listening = _listen(self.host, self.port)
+        host, port = listening.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         print(f"loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
         print(f"http://{address}:{port}/", flush=True)
@@ -117,9 +124,9 @@ class Demo:
             app, http=bounded_protocol(limits), ws="none", log_level="warning",
             server_header=False, limit_concurrency=limits.half_open + 256,
         )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[socket])
+        uvicorn.Server(config).run(sockets=[listening])
 
-    def _limits(self) -> Any:
+    def _limits(self) -> Limits:
         """Which names are served; an address that others use is checked, too."""
         from multimae_eo.demo.guard import LOOPBACK, Limits
 
@@ -133,9 +140,7 @@ class Demo:
         bound = () if every else (f"[{self.host}]" if ":" in self.host else self.host.lower(),)
         return Limits(hosts=(*LOOPBACK, *bound, *names), local_address=every)
 
-    def _app(self, limits: Any) -> Any:
-        import os
-
+    def _app(self, limits: Limits) -> FastAPI:
         import torch
 
         from multimae_eo.demo.server import create_app
@@ -143,15 +148,15 @@ class Demo:
         from multimae_eo.loading.open_source import open_source
         from multimae_eo.network.multimae import MultiMAE
         from multimae_eo.network.predictor import Predictor
-        from multimae_eo.runtime import resolve_device
+        from multimae_eo.runtime import resolve_device, usable_threads
         from multimae_eo.scenes.scene_inputs import open_for
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = self.threads or max(1, min(cores or 1, 8))
+        cores = usable_threads().count
+        threads = self.threads or min(cores, 8)
         if threads < 1:
             raise ConfigError(f"--threads must be ≥ 1, got {threads}")
         # Requests are small: several at once serve people better than one on all cores.
-        torch.set_num_threads(max(1, (cores or 1) // threads))
+        torch.set_num_threads(max(1, cores // threads))
         model = MultiMAE.from_pretrained(self.model)
         predictor = self.predictor
         shown = DemoData(
@@ -166,9 +171,7 @@ class Demo:
         return create_app(model, shown, threads=threads, limits=limits)
 
 
-def _listen(host: str, port: int) -> Any:
-    import socket
-
+def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -182,16 +185,16 @@ def _listen(host: str, port: int) -> Any:
     return listening
 
 
-def _check(app: Any) -> None:
+def _check(app: FastAPI) -> None:
     """Send one request through everything, without a network."""
     import asyncio
 
     statuses: list[int] = []
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def send(message: Any) -> None:
+    async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 

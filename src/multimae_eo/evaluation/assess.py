@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from multimae_eo.metrics.design_based import (
 from multimae_eo.scenes.raster_output import class_names_in
 from multimae_eo.sources.raster.reading import open_dataset, read_header
 from multimae_eo.sources.vector.vector_file import VectorFeatures, on_crs, read_features
+
+if TYPE_CHECKING:
+    from rasterio.vrt import WarpedVRT
 
 DesignName = Literal["auto", "srs", "stratified", "cluster"]
 _HECTARE = 10_000.0
@@ -417,7 +420,7 @@ def _comparison(
     }
 
 
-def _on_grid(target: ClassMapRaster, path: Path) -> Any:
+def _on_grid(target: ClassMapRaster, path: Path) -> WarpedVRT:
     """A raster of class ids seen on the map's grid."""
     from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -41,11 +40,11 @@ class ThreadCount(Callback):
             logger.info("threads: %d, as when the run began", self._count)
         torch.set_num_threads(self._count)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int | None]:
         """The count, for the checkpoint."""
         return {"threads": self._count}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
         """The count of a checkpoint; a user's OMP_NUM_THREADS wins."""
         if not os.environ.get("OMP_NUM_THREADS"):
             self._count = state_dict["threads"]
