@@ -24,7 +24,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 _NATIVE, _EMULATED = "multiplies bfloat16 natively", "does not multiply bfloat16 natively"
 _PROBE_SIDE = 192
 _PROBE_ROUNDS = 3
-_THREADS_GAIN = 0.1
+_THREADS_SPEEDUP = 0.1
 _THREADS_ROUNDS = 6
 _THREADS_ROUND_SECONDS = 0.025
 _PROBE_PRODUCTS = 4 << 20
@@ -216,7 +216,7 @@ def fastest_threads(width: int, rows: int, precision: str = "32-true") -> int:
 
     Threads wait for each other at the end of every operation. Where operations are small, or
     other processes occupy the cores, fewer threads are faster. Counts from one to torch's own
-    (halved repeatedly) run the feed-forward part of a block, forward and backward, in turns, for
+    (halved repeatedly) run the feed-forward part of a block, forward and backward, alternately, for
     less than a second in all; a larger count must gain a tenth on the next smaller one.
 
     ``rows``: tokens in a batch. ``precision``: as resolved. OMP_NUM_THREADS is kept. Returns the
@@ -232,7 +232,7 @@ def fastest_threads(width: int, rows: int, precision: str = "32-true") -> int:
     torch.set_num_threads(most)
     best = counts[0]
     for count in counts[1:]:
-        if seconds[count] < seconds[best] * (1 - _THREADS_GAIN):
+        if seconds[count] < seconds[best] * (1 - _THREADS_SPEEDUP):
             best = count
     speed = ", ".join(f"{n}: {seconds[counts[0]] / seconds[n]:.2f}" for n in counts)
     logger.info("threads: %d (measured speed with %s)", best, speed)
@@ -254,7 +254,7 @@ def _block_seconds(
         )  # fmt: skip
     tokens = torch.full((rows, width), 0.5)
     passes, seconds = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
-    for turn in range(_THREADS_ROUNDS + 1):
+    for number in range(_THREADS_ROUNDS + 1):
         for count in counts:
             torch.set_num_threads(count)
             start = time.perf_counter()
@@ -266,7 +266,7 @@ def _block_seconds(
                 ):
                     block(tokens).sum().backward()
                 elapsed, done = time.perf_counter() - start, done + 1
-            if turn:  # the first round creates threads and loads kernels
+            if number:  # the first round creates threads and loads kernels
                 passes[count] += done
                 seconds[count] += elapsed
     return {count: seconds[count] / passes[count] for count in counts}

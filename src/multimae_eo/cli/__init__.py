@@ -3,8 +3,8 @@
 import os
 
 # Read by OpenMP when torch is loaded. Threads that spin while they wait hold a core that other
-# processes need; threads that sleep at once lose half of a small model's speed to waking up. Some
-# thousand turns (about 30 microseconds) bridge the gaps between operations.
+# processes need; threads that sleep at once lose half of a small model's speed to waking up.
+# Spinning for about 30 microseconds bridges the gaps between operations.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

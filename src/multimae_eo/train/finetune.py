@@ -101,13 +101,7 @@ def finetune(
         recipe=recipe,
         out=out,
         metrics=metrics,
-        callbacks=[
-            _checkpoints(recipe, target, out),
-            ThreadCount(
-                width=encoder.config.encoder.width,
-                tokens=recipe.data.batch_size * _token_count(recipe, encoder, inputs),
-            ),
-        ],
+        callbacks=[_checkpoints(recipe, target, out), _thread_count(recipe, encoder, inputs)],
     )
     best = _best_row(metrics, module)
     if module.global_rank == 0:
@@ -230,12 +224,13 @@ def _restore_best(module: FinetuneModule, out: Path) -> None:
         module.load_state_dict(read_checkpoint(path)["state_dict"])
 
 
-def _token_count(recipe: FinetuneRecipe, encoder: MultiMAE, inputs: ModalitySet) -> int:
-    """Tokens that the encoder sees of a complete chip."""
-    if recipe.augment.num_visible_tokens is not None:
-        return recipe.augment.num_visible_tokens
+def _thread_count(recipe: FinetuneRecipe, encoder: MultiMAE, inputs: ModalitySet) -> ThreadCount:
+    """For the tokens that the encoder sees of complete chips."""
     sizes = [encoder.config.inputs[name] for name in inputs]
-    return sum(math.prod(i.grid(i.size, i.size)) for i in sizes)
+    tokens = recipe.augment.num_visible_tokens
+    if tokens is None:
+        tokens = sum(math.prod(i.grid(i.size, i.size)) for i in sizes)
+    return ThreadCount(width=encoder.config.encoder.width, tokens=recipe.data.batch_size * tokens)
 
 
 def _best_row(metrics: MetricsCsv, module: FinetuneModule) -> dict[str, float]:
