@@ -10,10 +10,10 @@ import pytest
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.evaluation.baselines import image_statistics, pixel_values
-from multimae_eo.evaluation.linear_probe import linear_probes, neighbour_probes
 from multimae_eo.evaluation.probes import STRENGTHS, ProbeOptions, probe
 from multimae_eo.geo import Window
 from multimae_eo.inference.extraction import KINDS, encoder_features, encoder_grids, extract
+from multimae_eo.inference.linear_probe import linear_probes, neighbour_probes
 from multimae_eo.modality import Task
 from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE

@@ -21,6 +21,9 @@ from multimae_eo.train.supervised import Hiding, changes
 NAMES = ("rgb", "ired", "elevation")
 
 
+KEYS = tuple(f"chip-{i}" for i in range(64))
+
+
 @pytest.fixture(scope="module")
 def patches():
     source = SyntheticSource(chips=64, size=16, seed=0)
@@ -41,7 +44,7 @@ def shown(patches) -> torch.Tensor:
 
 @pytest.mark.parametrize("probability", [0.3, 0.97])
 def test_hiding_keeps_one_input_and_hides_the_others_as_often_as_asked(patches, probability):
-    kept = torch.cat([shown(Hiding(probability, seed)(patches)) for seed in range(40)])
+    kept = torch.cat([shown(Hiding(probability, KEYS, (seed,))(patches)) for seed in range(40)])
     assert bool(kept.any(dim=1).all())
     # All are hidden with p³; then one of three is shown again.
     expected = 1 - (probability - probability**3 / 3)
@@ -54,14 +57,28 @@ def test_hiding_never_hides_the_only_input_of_a_chip(patches):
     observed[:, patches.layout.slices["ired"]] = False
     alone = replace(patches, observed=observed)
     for seed in range(20):
-        assert torch.equal(Hiding(0.9, seed)(alone).observed, observed)
+        assert torch.equal(Hiding(0.9, KEYS, (seed,))(alone).observed, observed)
 
 
 def test_hiding_is_drawn_by_its_seed(patches):
-    one, same, other = (Hiding(0.5, s)(patches).observed for s in (1, 1, 2))
+    one, same, other = (Hiding(0.5, KEYS, (s,))(patches).observed for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert changes(AugmentRecipe(), None, 0) is None
+    assert changes(AugmentRecipe(), None, KEYS, 0) is None
+
+
+def test_what_is_dropped_of_a_chip_does_not_depend_on_its_batch(patches):
+    """Nor on its position in the batch, or on the number of processes that share an epoch."""
+    recipe = AugmentRecipe(drop_inputs=0.5, num_visible_tokens=9)
+    whole = changes(recipe, None, KEYS, 7, 3)(patches).observed
+    order = torch.arange(63, 15, -1)
+    keys = [KEYS[i] for i in order.tolist()]
+    part = replace(
+        patches, values={n: v[order] for n, v in patches.values.items()}, batch_size=len(order)
+    )
+    assert torch.equal(changes(recipe, None, keys, 7, 3)(part).observed, whole[order])
+    assert len({tuple(row) for row in shown(replace(patches, observed=whole)).tolist()}) > 3
+    assert not torch.equal(changes(recipe, None, KEYS, 7, 4)(patches).observed, whole)
 
 
 def test_the_share_of_hidden_inputs_is_checked():

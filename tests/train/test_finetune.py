@@ -406,13 +406,13 @@ def test_hidden_tokens_are_drawn_as_in_pretraining(source, make_model):
     model = make_model()
     batch = source.batch(source.keys[:16], ["rgb", "elevation"])
     patches = model.patchify(batch)
-    assert hide(patches, AugmentRecipe(), seed=1) is patches
-    few = hide(patches, AugmentRecipe(num_visible_tokens=5, alpha=0.05), seed=1)
+    assert hide(patches, AugmentRecipe(), batch.keys, 1) is patches
+    few = hide(patches, AugmentRecipe(num_visible_tokens=5, alpha=0.05), batch.keys, 1)
     assert few.observed is not None
     assert (few.observed.sum(dim=1) == 5).all()
     by_modality = torch.stack([few.observed[:, s].sum(1) for s in few.layout.slices.values()], 1)
     assert (by_modality.max(dim=1).values == 5).float().mean() > 0.5, "small alpha: often one only"
-    again = hide(patches, AugmentRecipe(num_visible_tokens=5, alpha=0.05), seed=1).observed
+    again = hide(patches, AugmentRecipe(num_visible_tokens=5, alpha=0.05), batch.keys, 1).observed
     assert torch.equal(few.observed, again)
     features = model.encode_patches(few, batch.keys)
     assert features.slots.count == 5

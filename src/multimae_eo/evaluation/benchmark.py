@@ -151,7 +151,7 @@ def _run(
         model=model, source=source, digest=digest, spec=f"{name}?partition={partition}"
     )
     folder = out / name / partition
-    claim_study(transfer, plan, folder)
+    plan = claim_study(transfer, plan, folder)
     inputs = plan.make(()).inputs or default_inputs(transfer)
     trials = set_trials(transfer, plan, folder, label="+".join(inputs), inputs=inputs)
     match = _PARTITION.fullmatch(partition)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import DataError
-from multimae_eo.evaluation.linear_probe import Array, FittedProbe, Loss
+from multimae_eo.inference.cells import class_pixels
 from multimae_eo.inference.extraction import FeatureTable
+from multimae_eo.inference.linear_probe import Array, FittedProbe, Loss
 from multimae_eo.metrics.task_metrics import Predictions, TaskKind
 
 MOST_CELLS = 4096
@@ -115,14 +116,8 @@ def take(table: FeatureTable, rows: npt.NDArray[np.int64]) -> FeatureTable:
 def _cell_rows(
     table: FeatureTable, classes: int, seed: int
 ) -> tuple[npt.NDArray[np.generic], Array]:
-    count, _, rows, columns = table.features.shape
-    cell = _cell_of(table.labels.shape[1:], (rows, columns))
-    shares = np.zeros((count, rows * columns, classes), np.float32)
-    for row, label in enumerate(table.labels):
-        seen = label >= 0
-        at = cell[seen] * classes + label[seen]
-        tally = np.bincount(at, minlength=rows * columns * classes)
-        shares[row] = tally.reshape(-1, classes)
+    rows, columns = table.features.shape[2:]
+    shares = class_pixels(table.labels, (rows, columns), classes)
     labelled = np.flatnonzero(shares.sum(axis=2).ravel())
     if not len(labelled):
         raise DataError("no pixel of the training chips is labelled")
@@ -133,15 +128,6 @@ def _cell_rows(
     features = table.features[chip, :, position // columns, position % columns]
     targets = shares.reshape(-1, classes)[labelled].astype(np.float64)
     return features, targets / targets.sum(axis=1, keepdims=True)
-
-
-def _cell_of(pixels: tuple[int, ...], grid: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """The cell that each pixel lies in: (H, W)."""
-    (height, width), (rows, columns) = pixels, grid
-    down = np.arange(height) * rows // height
-    across = np.arange(width) * columns // width
-    cells: npt.NDArray[np.int64] = down[:, None] * columns + across[None, :]
-    return cells
 
 
 def _read_maps(

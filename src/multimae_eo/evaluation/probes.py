@@ -18,7 +18,6 @@ from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluation.baselines import image_statistics, pixel_values
 from multimae_eo.evaluation.fractions import Strata, label_fractions
 from multimae_eo.evaluation.labelled import ProbeTarget, take, task_of
-from multimae_eo.evaluation.linear_probe import FittedProbe, linear_probes, neighbour_probes
 from multimae_eo.evaluation.probe_page import write_probe
 from multimae_eo.evaluation.trials import PRETRAINED, Trial, TrialFiles, comparisons
 from multimae_eo.files import single_writer
@@ -33,6 +32,7 @@ from multimae_eo.inference.extraction import (
     extract,
 )
 from multimae_eo.inference.input_check import check_source
+from multimae_eo.inference.linear_probe import FittedProbe, linear_probes, neighbour_probes
 from multimae_eo.metrics.task_metrics import Predictions, values_of
 from multimae_eo.network.config import FORMER_POOLS
 from multimae_eo.network.multimae import MultiMAE

@@ -50,8 +50,8 @@ from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.data import chip_sizes, train_statistics
 from multimae_eo.train.finetune import finetune, shown_sizes
-from multimae_eo.train.finetune_recipe import FinetuneRecipe
-from multimae_eo.train.run import claim_run
+from multimae_eo.train.finetune_recipe import FinetuneRecipe, begun_with, former_defaults
+from multimae_eo.train.run import claim_run, recorded
 
 STUDY_METHODS = ("finetune", "random-init", *METHODS)
 """Methods of a study; the last two are probes of frozen features, with their baselines."""
@@ -111,12 +111,22 @@ class Transfer:
     spec: str = ""
 
 
-def claim_study(transfer: Transfer, plan: StudyPlan, out: Path) -> None:
-    """Make ``out`` this study's folder; ConfigError where it holds another."""
+def claim_study(transfer: Transfer, plan: StudyPlan, out: Path) -> StudyPlan:
+    """Make ``out`` this study's folder; ConfigError where it holds another.
+
+    Returns the plan, of a resumed study with the defaults that it began with.
+    """
+    before = recorded(out)
+    began = before.get("recipe") if isinstance(before, dict) else None
+
+    def make(options: Sequence[str]) -> FinetuneRecipe:
+        return begun_with(plan.make(options), began)
+
     record = {"model": transfer.digest, "seed": plan.seed, "steps": plan.steps}
-    record["recipe"] = plan.make(()).to_plain()
-    defaults = {"recipe": FinetuneRecipe().to_plain()}
+    record["recipe"] = make(()).to_plain()
+    defaults = {"recipe": former_defaults()}
     claim_run(out, record, transfer.source, transfer.spec, defaults=defaults)
+    return replace(plan, make=make)
 
 
 @single_writer()
@@ -137,7 +147,7 @@ def study(
     Raises ConfigError where ``out`` holds another study or options do not fit, and what probes and
     fine-tuning raise.
     """
-    claim_study(transfer, plan, out)
+    plan = claim_study(transfer, plan, out)
     sets = inputs or {"all": default_inputs(transfer)}
     trials = [
         trial

@@ -37,10 +37,14 @@ class ChipHead(nn.Module):
         """The summary (B, parts · D), which the windows of a larger chip are averaged by."""
         return features.summary(self.pool)
 
+    def normalised(self, pooled: Tensor) -> Tensor:
+        """Summaries (B, parts · D) as the projection reads them: each part normalised."""
+        parts: Tensor = self.norm(pooled.view(pooled.shape[0], self.parts, -1)).flatten(1)
+        return parts
+
     def predict(self, pooled: Tensor) -> Tensor:
         """Predict from summaries (B, parts · D): (B, O)."""
-        parts = self.norm(pooled.view(pooled.shape[0], self.parts, -1)).flatten(1)
-        out: Tensor = self.project(self.dropout(parts))
+        out: Tensor = self.project(self.dropout(self.normalised(pooled)))
         return out
 
     def forward(self, features: Features) -> Tensor:
@@ -59,9 +63,14 @@ class LinearHead(nn.Module):
         self.dropout = nn.Dropout2d(config.dropout)
         self.project = nn.Conv2d(width, outputs, 1)
 
+    def normalised(self, features: Features) -> Tensor:
+        """The fused map as the projection reads it: (B, D, h, w)."""
+        fused: Tensor = self.norm(features.fused())
+        return fused
+
     def forward(self, features: Features) -> Tensor:
         """Predict from features: (B, O, h, w)."""
-        out: Tensor = self.project(self.dropout(self.norm(features.fused())))
+        out: Tensor = self.project(self.dropout(self.normalised(features)))
         return out
 
 

@@ -108,29 +108,41 @@ class Predictor(Pretrained):
         ]
         return torch.stack(outputs).mean(dim=0)
 
-    def _predict(self, batch: Batch, inputs: Sequence[str] | None) -> Tensor:
-        overlap = DENSE_OVERLAP if self.target.dense else 0.0
-        windows = chip_windows(self.encoder.config.sizes, batch, overlap)
-        if not windows:
-            return self(batch, inputs)  # type: ignore[no-any-return]
-        finest = max(self.encoder.config.sizes, key=lambda n: self.encoder.config.sizes[n])
-        blend = Blend(len(batch), extent(windows, finest))
+    @torch.no_grad()
+    def summary(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:
+        """Chips' tokens as a head of one vector per chip pools them: (B, parts · D).
+
+        Those of larger chips are the mean of their windows'.
+        """
+        assert isinstance(self.head, ChipHead)
+        windows = chip_windows(self.encoder.config.sizes, batch, 0.0)
         total = count = torch.zeros(len(batch), 1, device=batch.present.device)
         for window in windows:
             part = batch.cut(window)
             rows = self.encoder.observed_rows(part, inputs)
-            if not len(rows):
-                continue
-            seen = part.take(rows)
-            if isinstance(self.head, ChipHead):
+            if len(rows):
+                seen = part.take(rows)
                 pooled = self.head.pooled(self._encode(self.encoder.patchify(seen), seen, inputs))
                 total = total.expand(-1, pooled.shape[1]).index_add(0, rows, pooled.float())
                 count = count.index_add(0, rows, torch.ones_like(count[rows]))
-            else:
-                blend.add(self(seen, inputs).float(), rows, window[finest])
+        if windows and bool(count.all()):
+            return total / count
+        # Encoding the full chip reports the one in which nothing was observed.
+        return self.head.pooled(self._encode(self.encoder.patchify(batch), batch, inputs))
+
+    def _predict(self, batch: Batch, inputs: Sequence[str] | None) -> Tensor:
         if isinstance(self.head, ChipHead):
-            # Encoding the full chip reports the one in which nothing was observed.
-            return self.head.predict(total / count) if bool(count.all()) else self(batch, inputs)
+            return self.head.predict(self.summary(batch, inputs))
+        windows = chip_windows(self.encoder.config.sizes, batch, DENSE_OVERLAP)
+        if not windows:
+            return self(batch, inputs)  # type: ignore[no-any-return]
+        finest = max(self.encoder.config.sizes, key=lambda n: self.encoder.config.sizes[n])
+        blend = Blend(len(batch), extent(windows, finest))
+        for window in windows:
+            part = batch.cut(window)
+            rows = self.encoder.observed_rows(part, inputs)
+            if len(rows):
+                blend.add(self(part.take(rows), inputs).float(), rows, window[finest])
         if blend.sum is None:
             return self(batch, inputs)  # type: ignore[no-any-return]
         return blend.mean(None if blend.complete else self(batch, inputs))

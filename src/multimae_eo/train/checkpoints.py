@@ -27,7 +27,8 @@ class Checkpoints(Checkpoint):
     ``last`` is written after every epoch and, with ``every_steps``, also in between: a run killed
     at any moment continues from it. ``keep``: the latest so many epochs' checkpoints stay, too, as
     ``epoch_00012.ckpt``. ``sign``: -1 where the highest ``monitor`` is the best.
-    With ``patience``, training stops after so many validations without a better one.
+    With ``patience``, training stops after so many validations without a better one, but not before
+    ``min_epochs`` epochs.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Checkpoints(Checkpoint):
         monitor: str = "val/loss",
         sign: float = 1.0,
         patience: int = 0,
+        min_epochs: int = 0,
     ) -> None:
         self.folder, self.every_steps, self.keep = folder, every_steps, keep
-        self.monitor, self.sign, self.patience = monitor, sign, patience
+        self.monitor, self.sign = monitor, sign
+        self.patience, self.min_epochs = patience, min_epochs
         self.best = (math.inf, math.inf)
-        self._since_best = 0
+        self._since_best = self._epochs = 0
         self._validated = False
         self._written = -1
 
@@ -76,7 +79,8 @@ class Checkpoints(Checkpoint):
         self.best = min(self.best, score)
         self._since_best = 0 if better else self._since_best + self._validated
         self._validated = False
-        self.save(trainer, best=better, epoch=trainer.current_epoch + 1)
+        self._epochs = trainer.current_epoch + 1
+        self.save(trainer, best=better, epoch=self._epochs)
         self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -84,17 +88,23 @@ class Checkpoints(Checkpoint):
         self._validated = True
 
     def state_dict(self) -> dict[str, object]:
-        """The best validation so far, and how many came after it."""
-        return {"best": list(self.best), "since_best": self._since_best}
+        """The best validation so far, how many came after it, and the epochs so far."""
+        return {
+            "best": list(self.best),
+            "since_best": self._since_best,
+            "epochs": self._epochs,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         first, second = state_dict["best"]
         self.best = (float(first), float(second))
         self._since_best = int(state_dict["since_best"])
+        self._epochs = int(state_dict.get("epochs", 0))
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        if self.patience and self._since_best >= self.patience:
+        enough = self._epochs >= self.min_epochs
+        if self.patience and self._since_best >= self.patience and enough:
             trainer.should_stop = True
 
     def save(self, trainer: pl.Trainer, *, best: bool = False, epoch: int = 0) -> None:

@@ -30,16 +30,19 @@ from multimae_eo.reports.finetune_page import finetune_page
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.train.callbacks import MetricsCsv
-from multimae_eo.train.checkpoints import Checkpoints
+from multimae_eo.train.checkpoints import BEST, LAST, Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.finetune_module import FinetuneModule
-from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.finetune_recipe import FinetuneRecipe, begun_with, former_defaults
 from multimae_eo.train.fit import fit
+from multimae_eo.train.head_start import from_probe, start_head
+from multimae_eo.train.peak_rate import recorded_rate
 from multimae_eo.train.recipe import ModelRecipe
 from multimae_eo.train.run import (
     RunResult,
     claim_run,
     read_checkpoint,
+    recorded,
     with_precision,
 )
 from multimae_eo.train.threads import ThreadCount
@@ -70,16 +73,17 @@ def finetune(
         TrainingError: the loss is not finite.
     """
     started = time.monotonic()
-    recipe = replace(recipe, run=with_precision(recipe.run, out))
+    recipe = begun_with(replace(recipe, run=with_precision(recipe.run, out)), recorded(out))
     inputs = _inputs(recipe, source, model)
     train, val = splits or source.train_val(val_fraction=recipe.data.val_fraction)
     train, target = labelled(source, train, inputs, recipe)
     if len(val):
         val, _ = labelled(source, val, inputs, recipe, required=False)
     check_head(recipe.head, dense=target.dense)
+    probed = from_probe(recipe, target)
     sizes = shown_sizes(chip_sizes(source, inputs, train), recipe.data.chip)
-    record = recipe.to_plain() | {"init": dict(init or {})}
-    claim_run(out, record, source, spec, defaults=FinetuneRecipe().to_plain())
+    record: dict[str, Any] = recipe.to_plain() | {"init": dict(init or {})}
+    claim_run(out, record, source, spec, defaults=former_defaults())
 
     def measured(modalities: ModalitySet) -> Statistics:
         limit, kept = recipe.data.statistics_chips, out / "statistics.json"
@@ -89,13 +93,16 @@ def finetune(
     pl.seed_everything(recipe.run.seed, verbose=False)
     encoder = _encoder(recipe, inputs, sizes, model, measured)
     predictor = Predictor(encoder, target, recipe.head)
+    # A run that is continued takes its head from the checkpoint.
+    if probed and not (out / "checkpoints" / LAST).exists():
+        _report(start_head(predictor, source, train, val, recipe))
     run = recipe.run
     batches = TrainBatches(
         source, train, inputs, recipe.data, seed=run.seed, accumulate=run.accumulate
     )
     metrics = MetricsCsv(out / "metrics.csv")
     module, _ = fit(
-        partial(FinetuneModule, predictor, recipe),
+        partial(_module, predictor, recipe, out),
         batches,
         _validation(source, val, inputs, recipe),
         recipe=recipe,
@@ -106,10 +113,8 @@ def finetune(
     best = _best_row(metrics, module)
     if module.global_rank == 0:
         metrics.save()
-        _restore_best(module, out)
-        merge_low_rank(predictor.encoder.encoder)
-        predictor.save_pretrained(out / "model", card=_card(record, source, spec, best))
-        finetune_page(out, module.score.rule.name).write(out / "report.html")
+        record["learning_rate"] = module.lr
+        _save(module, out, card=_card(record, source, spec, best))
     return RunResult(
         model=out / "model",
         metrics=best,
@@ -215,13 +220,33 @@ def _checkpoints(recipe: FinetuneRecipe, target: Target, out: Path) -> Checkpoin
         monitor=f"val/{rule.name}",
         sign=rule.sign,
         patience=run.patience,
+        min_epochs=run.min_epochs,
     )
 
 
-def _restore_best(module: FinetuneModule, out: Path) -> None:
-    path = out / "checkpoints" / "best.ckpt"
+def _module(
+    predictor: Predictor,
+    recipe: FinetuneRecipe,
+    out: Path,
+    *,
+    steps: int,
+    warmup: int,
+    samples: int,
+) -> FinetuneModule:
+    """The module that trains ``predictor``, with the run's peak learning rate."""
+    width = predictor.encoder.config.encoder.width
+    lr = recorded_rate(out, recipe.optim.lr, width, samples)
+    return FinetuneModule(predictor, recipe, steps=steps, warmup=warmup, lr=lr)
+
+
+def _save(module: FinetuneModule, out: Path, *, card: str) -> None:
+    """Write the model folder of the weights that were best, and the page of the run."""
+    path = out / "checkpoints" / BEST
     if path.exists():
         module.load_state_dict(read_checkpoint(path)["state_dict"])
+    merge_low_rank(module.predictor.encoder.encoder)
+    module.predictor.save_pretrained(out / "model", card=card)
+    finetune_page(out, module.score.rule.name).write(out / "report.html")
 
 
 def _thread_count(recipe: FinetuneRecipe, encoder: MultiMAE, inputs: ModalitySet) -> ThreadCount:

@@ -28,9 +28,10 @@ _INPUTS = ("embeddings", "modality", "global_tokens")
 class FinetuneModule(pl.LightningModule):
     """Predicts labels, all observed tokens visible, and minimises a supervised loss.
 
-    What is random in a step (drop path, dropout, mixing, hiding) is a pure function of (seed,
-    epoch, batch, rank): a resumed run draws the same. ``steps``: optimiser steps of the whole run;
-    ``warmup``: of its warm-up; ``lr``: the head's peak rate.
+    What is random in a step (drop path, dropout, mixing) is a pure function of (seed, epoch, batch,
+    rank), and what is dropped of a chip one of (seed, epoch, its key): a resumed run draws the
+    same. ``steps``: optimiser steps of the whole run; ``warmup``: of its warm-up; ``lr``: the
+    head's peak rate.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class FinetuneModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
-        seed = mixed_seed(self.recipe.run.seed, self.current_epoch, batch_idx, self.global_rank)
+        run_seed, epoch = self.recipe.run.seed, self.current_epoch
+        seed = mixed_seed(run_seed, epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed)
         labels = self._labels(batch)
         mixing = draw_mixing(self.recipe.augment, len(batch), mixed_seed(seed, 1))
-        change = changes(self.recipe.augment, mixing, mixed_seed(seed, 2))
+        change = changes(self.recipe.augment, mixing, batch.keys, run_seed, epoch)
         outputs = resized_outputs(self.predictor(batch, change=change), labels)
         loss: Tensor = self.loss(outputs, labels, mixing)
         self._guard(loss, batch)
@@ -93,7 +95,8 @@ class FinetuneModule(pl.LightningModule):
         scale = layer_scale(self.predictor.encoder.config.encoder.depth, optim.layer_decay)
         fused = may_fuse(optim, self.recipe.run.precision)
         optimizer = build_layered_adamw(self, optim, lr=self.lr, scale_of=scale, fused=fused)
-        floor = optim.min_lr / optim.lr if optim.lr else 0.0
+        base = self.lr if optim.lr == "auto" else optim.lr
+        floor = optim.min_lr / base if base else 0.0
         schedule = warmup_cosine(warmup=self.warmup, total=self.steps, floor=floor)
         return {
             "optimizer": optimizer,

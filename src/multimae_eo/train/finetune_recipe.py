@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.config import HeadConfig
 from multimae_eo.network.target import TaskName
 from multimae_eo.sources.yaml_section import load_yaml
-from multimae_eo.train.options import Recorded, build, check_keys, check_least
+from multimae_eo.train.options import (
+    Recorded,
+    build,
+    check_keys,
+    check_least,
+    with_current_names,
+)
 from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, EncoderRecipe, TrainingRecipe
 
 
@@ -65,11 +71,14 @@ class FinetuneOptim(AdamWRecipe):
     """AdamW with warm-up, cosine decay, and smaller steps for layers nearer to the pixels.
 
     Args:
+        lr: Base learning rate of the head per 256 samples of effective batch; auto: a peak by the
+            batch and the encoder's width.
+        min_lr: Base learning rate at the end; beside lr=auto the rate itself.
         layer_decay: Factor of the learning rate per layer below the head.
         drop_path: Probability of leaving out a branch of the last block; less in those before.
     """
 
-    lr: float = 5e-4
+    lr: float | Literal["auto"] = "auto"
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_epochs: float = 5.0
     layer_decay: float = 0.75
@@ -91,10 +100,12 @@ class FinetuneRun(TrainingRecipe):
 
     Args:
         patience: Stop after so many validations without improvement (0: never).
+        min_epochs: With patience, do not stop before so many epochs.
     """
 
     epochs: int = 50
     patience: int = 0
+    min_epochs: int = 0
 
 
 @dataclass(kw_only=True)
@@ -106,6 +117,8 @@ class FinetuneRecipe(Recorded):
         inputs: Modalities that are used (default: all that data and model share).
         freeze: none, encoder, or a number: the input projections and so many blocks.
         adapt: Small differences that learn in the encoder's stead.
+        head_init: Weights of the head at the start: random, or those of a linear probe of the
+            encoder's features (auto: a linear probe where the head is linear).
         model: The network's size, where none is given.
         head: The layers that map tokens to predictions.
         loss: What is minimised.
@@ -119,6 +132,7 @@ class FinetuneRecipe(Recorded):
     inputs: list[str] = field(default_factory=list)
     freeze: Literal["none", "encoder"] | int = "none"
     adapt: AdaptRecipe = field(default_factory=AdaptRecipe)
+    head_init: Literal["auto", "random", "linear-probe"] = "auto"
     model: EncoderRecipe = field(default_factory=EncoderRecipe)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossRecipe = field(default_factory=LossRecipe)
@@ -140,6 +154,29 @@ def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneR
     return parse_finetune(record, overrides, where=str(path))
 
 
+def begun_with(recipe: FinetuneRecipe, before: object) -> FinetuneRecipe:
+    """``recipe`` as a run with the record ``before`` began it, where the recipe leaves it open.
+
+    What is auto takes the value that an earlier default or option gave it; ``head_init`` was random
+    before there was a choice.
+    """
+    before = with_current_names(before)
+    if not isinstance(before, Mapping):
+        return recipe
+    optim = before.get("optim")
+    lr = optim.get("lr") if isinstance(optim, Mapping) else None
+    if recipe.optim.lr == "auto" and isinstance(lr, (int, float)):
+        recipe = replace(recipe, optim=replace(recipe.optim, lr=float(lr)))
+    if recipe.head_init == "auto" and "head_init" not in before:
+        recipe = replace(recipe, head_init="random")
+    return recipe
+
+
+def former_defaults() -> dict[str, Any]:
+    """Values of the options that the record of an earlier version's run lacks."""
+    return FinetuneRecipe().to_plain() | {"head_init": "random"}
+
+
 def parse_finetune(
     record: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = "recipe"
 ) -> FinetuneRecipe:
@@ -156,6 +193,7 @@ def parse_finetune(
         ),
         "adapt.lora": (recipe.adapt.lora, 0),
         "run.patience": (recipe.run.patience, 0),
+        "run.min_epochs": (recipe.run.min_epochs, 0),
         "run.keep": (recipe.run.keep, 0),
     }
     if recipe.adapt.lora and recipe.freeze != "none":
@@ -164,6 +202,8 @@ def parse_finetune(
         raise ConfigError(f"{where}: run.strategy: fsdp shards pre-training only; use ddp")
     for name in ("epochs", "nodes", "accumulate", "val_every", "log_every"):
         least[f"run.{name}"] = (getattr(recipe.run, name), 1)
+    if recipe.optim.lr != "auto":
+        least["optim.lr"] = (recipe.optim.lr, 0)
     if isinstance(recipe.freeze, int):
         least["freeze"] = (recipe.freeze, 0)
     check_least(where, least)

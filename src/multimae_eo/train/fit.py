@@ -21,10 +21,13 @@ Module_co = TypeVar("Module_co", bound=pl.LightningModule, covariant=True)
 
 
 class ModuleFactory(Protocol[Module_co]):
-    """Builds the module that is trained, once the length and the rate of the run are known."""
+    """Builds the module that is trained, once the length of the run and its steps are known."""
 
-    def __call__(self, *, steps: int, warmup: int, lr: float) -> Module_co:
-        """The module for ``steps`` optimiser steps; ``warmup`` of them raise the rate to ``lr``."""
+    def __call__(self, *, steps: int, warmup: int, samples: int) -> Module_co:
+        """The module for ``steps`` optimiser steps of ``samples`` each.
+
+        ``warmup`` of the steps raise the learning rate to its peak.
+        """
 
 
 def fit(
@@ -39,8 +42,8 @@ def fit(
 ) -> tuple[Module_co, pl.Trainer]:
     """Train to the end of the recipe, from the last checkpoint in ``out`` if there is one.
 
-    The peak learning rate is the recipe's per 256 samples, scaled to the effective batch: batch
-    size x accumulated batches x processes.
+    The samples of an optimiser step are batch size x accumulated batches x processes.
+
     Returns:
         The trained module, and the trainer with its last metrics.
     """
@@ -57,7 +60,7 @@ def fit(
         module = make_module(
             steps=steps,
             warmup=round(batches.steps_per_epoch * optim.warmup_epochs),
-            lr=optim.lr * effective / 256,
+            samples=effective,
         )
         trainer.fit(module, batches, validation, ckpt_path=last_checkpoint(out), weights_only=True)
     return module, trainer

@@ -96,7 +96,7 @@ def pretrain(
     draw = _picture(source, val, modalities, recipe)
     callbacks = _callbacks(recipe, out, draw, config.encoder.width)
     module, trainer = fit(
-        partial(ShardedModule if recipe.run.strategy == "fsdp" else PretrainModule, model, recipe),
+        partial(_module, model, recipe),
         batches,
         validation,
         recipe=recipe,
@@ -119,6 +119,14 @@ def pretrain(
         seconds=seconds,
         first_process=trainer.is_global_zero,
     )
+
+
+def _module(
+    model: MultiMAE, recipe: Recipe, *, steps: int, warmup: int, samples: int
+) -> PretrainModule:
+    """The module that trains ``model``; its peak rate is the recipe's per 256 samples of a step."""
+    kind = ShardedModule if recipe.run.strategy == "fsdp" else PretrainModule
+    return kind(model, recipe, steps=steps, warmup=warmup, lr=recipe.optim.lr * samples / 256)
 
 
 def _callbacks(recipe: Recipe, out: Path, draw: DrawChips, width: int) -> list[Callback]:

@@ -109,7 +109,6 @@ class AdamWRecipe:
     """AdamW with warm-up and cosine decay.
 
     Args:
-        lr: Base learning rate per 256 samples of effective batch.
         weight_decay: On matrices only: never on biases, norms, tokens or embeddings.
         betas: AdamW's two decay rates.
         warmup_epochs: Linear warm-up from 0.
@@ -118,7 +117,6 @@ class AdamWRecipe:
         ema: Decay of the averaged weights that are validated and saved (none: no averaging).
     """
 
-    lr: float = 1e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_epochs: float = 1.0
@@ -132,9 +130,11 @@ class OptimRecipe(AdamWRecipe):
     """The optimiser of a pre-training run.
 
     Args:
+        lr: Base learning rate per 256 samples of effective batch.
         learned_task_weights: Weigh tasks by learned uncertainty.
     """
 
+    lr: float = 1e-4
     learned_task_weights: bool = False
 
 

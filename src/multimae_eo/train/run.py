@@ -53,14 +53,24 @@ def with_precision(run: RunKind, out: Path) -> RunKind:
     A run that is resumed keeps the precision that it began with, on whatever machine.
     """
     requested: str = run.precision
-    path = out / "recipe.yaml"
-    if requested == "auto" and path.exists():
-        before = load_yaml(path)
+    if requested == "auto":
+        before = recorded(out)
         options = before.get("run") if isinstance(before, dict) else None
         if isinstance(options, dict):
             requested = options.get("precision", requested)
+    return replace(run, precision=resolve_precision(requested, run_device(run)))  # type: ignore[arg-type]
+
+
+def run_device(run: TrainingRecipe) -> str:
+    """The device of a run's accelerator, as torch calls it."""
     kind = {"auto": "auto", "gpu": "auto", "tpu": "cpu"}.get(run.accelerator, run.accelerator)
-    return replace(run, precision=resolve_precision(requested, resolve_device(kind)))  # type: ignore[arg-type]
+    return resolve_device(kind)
+
+
+def recorded(out: Path) -> object:
+    """The record of the run in ``out``, of whatever shape; None where there is none."""
+    path = out / "recipe.yaml"
+    return load_yaml(path) if path.exists() else None
 
 
 def run_options(device: str | None, precision: str | None) -> list[str]:
@@ -140,6 +150,7 @@ _FREE = (
     "data.workers",
     "source.spec",
     "init.model",
+    "learning_rate",
 )
 # What may change once there is a checkpoint: it knows the samples of a step, their product with
 # the number of processes, and is refused where that differs.

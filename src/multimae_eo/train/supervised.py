@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,13 @@ from torch.nn import functional as F
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.masking import sample_states
 from multimae_eo.network.predictor import Change
+from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.target import Target
 from multimae_eo.network.tokens import Patches, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
+
+_INPUTS, _TOKENS = 1, 2
+"""Separate the random numbers of dropped inputs and of visible tokens."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def draw_mixing(recipe: AugmentRecipe, size: int, seed: int) -> Mixing | None:
     return Mixing(partner, 1 - (bottom - top) * (right - left), (top, bottom, left, right))
 
 
-def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
+def hide(patches: Patches, recipe: AugmentRecipe, keys: Sequence[str], *parts: int) -> Patches:
     """Leave ``recipe.num_visible_tokens`` tokens of each chip, drawn as in pre-training; all where
     it is None.
 
@@ -113,7 +117,7 @@ def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
         batch_size=patches.batch_size,
         num_visible_tokens=recipe.num_visible_tokens,
         alpha=recipe.alpha,
-        generator=torch.Generator().manual_seed(seed),
+        generator=PerSample(keys, *parts, _TOKENS),
     )
     seen = states == TokenState.VISIBLE
     return replace(patches, observed=seen.to(patches.device, non_blocking=True))
@@ -121,10 +125,14 @@ def hide(patches: Patches, recipe: AugmentRecipe, seed: int) -> Patches:
 
 @dataclass(frozen=True)
 class Hiding:
-    """Hides each input of each chip with a ``probability``, but never all that a chip has."""
+    """Hides each input of each chip with a ``probability``, but never all that a chip has.
+
+    ``keys``: the chips'; ``parts``: the numbers, such as seed and epoch, that it is drawn by.
+    """
 
     probability: float
-    seed: int
+    keys: Sequence[str]
+    parts: tuple[int, ...]
 
     def __call__(self, patches: Patches) -> Patches:
         """Tokens of dropped inputs count as not observed."""
@@ -133,8 +141,8 @@ class Hiding:
         if seen is None:
             size = (patches.batch_size, layout.count)
             seen = torch.ones(size, dtype=torch.bool, device=patches.device)
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.rand(len(seen), len(layout.slices), generator=generator).to(seen.device)
+        generator = PerSample(self.keys, *self.parts, _INPUTS)
+        drawn = generator.rand(len(layout.slices)).to(seen.device)
         has = torch.stack([seen[:, part].any(dim=1) for part in layout.slices.values()], dim=1)
         dropped = drawn < self.probability
         # The input of a chip with the greatest random number is always kept.
@@ -144,13 +152,19 @@ class Hiding:
         return replace(patches, observed=seen & ~dropped[:, of])
 
 
-def changes(recipe: AugmentRecipe, mixing: Mixing | None, seed: int) -> Change | None:
-    """Mixing, then hiding of inputs and of tokens; None where nothing is changed."""
+def changes(
+    recipe: AugmentRecipe, mixing: Mixing | None, keys: Sequence[str], *parts: int
+) -> Change | None:
+    """Mixing, then hiding of inputs and of tokens; None where nothing is changed.
+
+    What is dropped of a chip follows from its key and ``parts`` (seed, epoch) alone: not from the
+    batch that it is in.
+    """
     steps: list[Change] = [] if mixing is None else [mixing]
     if recipe.drop_inputs > 0:
-        steps.append(Hiding(recipe.drop_inputs, seed ^ 1))
+        steps.append(Hiding(recipe.drop_inputs, keys, parts))
     if recipe.num_visible_tokens is not None:
-        steps.append(partial(hide, recipe=recipe, seed=seed))
+        steps.append(lambda patches: hide(patches, recipe, keys, *parts))
     if not steps:
         return None
     return lambda patches: reduce(lambda made, step: step(made), steps, patches)

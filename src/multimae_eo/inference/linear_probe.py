@@ -21,6 +21,9 @@ Loss = Literal["softmax", "sigmoid", "square"]
 FittedProbe = Callable[[npt.NDArray[np.generic]], Array]
 """Features (n, D) → probabilities of the C classes, or values: (n, C)."""
 
+ABSENT = 1e3
+"""The negative bias of a class without a training row, whose probability is almost 0."""
+
 _MOST_ITERATIONS = 200
 
 
@@ -67,9 +70,33 @@ def neighbour_probes(
         yield k, probe
 
 
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear model of standardised features; a ``FittedProbe``.
+
+    ``weight``: float64 (D, C), ``bias``: (C,); of a class without a training row, -ABSENT.
+    """
+
+    scaler: Scaler
+    weight: Tensor
+    bias: Tensor
+    loss: Loss
+
+    def __call__(self, features: npt.NDArray[np.generic]) -> Array:
+        """Probabilities of the C classes, or values: (n, C)."""
+        values = torch.from_numpy(self.scaler(features)) @ self.weight + self.bias
+        outputs: Array = _ACTIVATIONS[self.loss](values).numpy()
+        return outputs
+
+    def of_raw_features(self) -> tuple[Tensor, Tensor]:
+        """Weight (D, C) and bias (C,) of the same model of features that are not standardised."""
+        weight = self.weight / torch.from_numpy(self.scaler.scale)[:, None]
+        return weight, self.bias - torch.from_numpy(self.scaler.mean) @ weight
+
+
 def linear_probes(
     features: npt.NDArray[np.generic], targets: Array, loss: Loss, strengths: Sequence[float]
-) -> Iterator[tuple[float, FittedProbe]]:
+) -> Iterator[tuple[float, LinearProbe]]:
     """Linear models on standardised features, one per strength, from the strongest regularisation.
 
     Each minimises ``strength · Σ loss + ½‖W‖²`` with an intercept that is free, as scikit-learn's
@@ -86,15 +113,7 @@ def linear_probes(
         weight, bias = fit(x, y, strength)
         if basis is not None:
             weight = basis @ weight
-
-        def probe(
-            new: npt.NDArray[np.generic], weight: Tensor = weight, bias: Tensor = bias
-        ) -> Array:
-            values = torch.from_numpy(scaler(new)) @ weight + bias
-            outputs: Array = _ACTIVATIONS[loss](values).numpy()
-            return outputs
-
-        yield strength, probe
+        yield strength, LinearProbe(scaler, weight, bias, loss)
 
 
 _ACTIVATIONS: dict[Loss, Callable[[Tensor], Tensor]] = {
@@ -146,7 +165,7 @@ class _Descent:
         with torch.enable_grad():
             optimiser.step(objective)
         full_weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype)
-        full_bias = torch.full((y.shape[1],), -1e3, dtype=x.dtype)
+        full_bias = torch.full((y.shape[1],), -ABSENT, dtype=x.dtype)
         full_weight[:, occurring], full_bias[occurring] = weight.detach(), bias.detach()
         self._start = (full_weight, full_bias)
         return self._start
