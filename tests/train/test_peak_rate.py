@@ -14,6 +14,7 @@ from multimae_eo.errors import ConfigError
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train import peak_rate as rates
 from multimae_eo.train.finetune import finetune
+from multimae_eo.train.finetune_module import FinetuneModule
 from multimae_eo.train.finetune_recipe import FinetuneRecipe, parse_finetune
 from multimae_eo.train.peak_rate import peak_rate
 
@@ -98,11 +99,15 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(source, tmp_path, monke
         del kept["run"]["min_epochs"]
         (out / "recipe.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
 
-    def failing(*_: object) -> None:
-        raise RuntimeError("power cut")
+    step = FinetuneModule.training_step
+
+    def failing(self: FinetuneModule, batch: Any, index: int) -> Any:
+        if self.current_epoch == 1:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr("multimae_eo.train.callbacks.Progress.on_validation_end", failing)
+        patch.setattr(FinetuneModule, "training_step", failing)
         with pytest.raises(RuntimeError, match="power cut"):
             finetune(recipe(*before), source, tmp_path / "cut", model=None)
     without_new_options(tmp_path / "cut")
