@@ -192,6 +192,7 @@ def _spaced(values: Indices, most: int) -> Indices:
     return values[np.linspace(0, len(values) - 1, most).astype(np.int64)]
 
 
+@torch.no_grad()
 def _chip_rows(
     predictor: Predictor, batch: Batch, labels: npt.NDArray[np.generic]
 ) -> Iterator[_Rows]:
