@@ -215,6 +215,28 @@ def test_it_stops_early_stays_stopped_and_keeps_the_best(source, tmp_path):
     assert done.metrics["val/accuracy"] == pytest.approx(-min(score)[0], abs=1e-5)
 
 
+def test_it_does_not_stop_before_the_least_epochs_and_resumes_there(source, tmp_path, monkeypatch):
+    """With a rate of 0 nothing improves: patience alone would stop after two epochs."""
+    options = ("--run.epochs=6", "--run.patience=1", "--run.min_epochs=4", "--optim.lr=0")
+    few = ("--inputs=[rgb]", "--head_init=random", *options)
+    finetune(recipe(*few), source, tmp_path / "a", model=None)
+    assert len([r for r in rows(tmp_path / "a") if r["val/loss"]]) == 4
+    step = FinetuneModule.training_step
+
+    def failing(self: FinetuneModule, batch: Any, index: int) -> Any:
+        if self.current_epoch == 3:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneModule, "training_step", failing)
+        with pytest.raises(RuntimeError, match="power cut"):
+            finetune(recipe(*few), source, tmp_path / "b", model=None)
+    for _ in range(2):  # the second time it has stopped, and stays so
+        finetune(recipe(*few), source, tmp_path / "b", model=None)
+        assert rows(tmp_path / "b") == rows(tmp_path / "a")
+
+
 @pytest.mark.slow
 def test_gradients_are_clipped_in_mixed_precision_too(source, tmp_path):
     """A fused AdamW refuses to be clipped there."""
@@ -452,6 +474,7 @@ def test_a_recipe_survives_yaml(tmp_path):
         (("--adapt.lora=-1",), "adapt.lora must be ≥ 0"),
         (("--freeze=-1",), "freeze must be ≥ 0"),
         (("--run.patience=-1",), "run.patience must be ≥ 0"),
+        (("--run.min_epochs=-1",), "run.min_epochs must be ≥ 0"),
         (("--optim.learned_task_weights=true",), "unknown option"),
     ],
 )
