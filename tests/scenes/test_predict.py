@@ -217,6 +217,37 @@ def test_one_answer_per_chip_is_a_map_of_windows(tuned, tmp_path):
         assert (file.shape, file.transform.a) == ((5, 8), 80)
 
 
+def test_a_model_is_adapted_to_the_scene_before_it_maps_it(run, make_model, refused, tmp_path):
+    """Test-time training: recorded in the tags, repeatable, shared by processes, off by default."""
+    torch.manual_seed(1)
+    config = HeadConfig(name="linear", width=16)
+    predictor = Predictor(make_model(), MAP, config, decoders=True).eval()
+    torch.nn.init.normal_(predictor.head.project.weight, std=0.5)
+    predictor.save_pretrained(tmp_path / "model")
+    scene = optical_scene(tmp_path, 40, 24)
+
+    def mapped(name: str, *more: str) -> tuple[bytes, dict[str, str]]:
+        out = tmp_path / name / "map.tif"
+        out.parent.mkdir()
+        code, _, err = run(*command(tmp_path / "model", scene, out, "--probabilities", *more))
+        assert code == 0, err
+        assert ("test-time training: " in err) == bool(more)
+        with rasterio.open(out.with_name("map.probabilities.tif")) as file:
+            return file.read().tobytes(), file.tags()
+
+    steps = ("--adapt", "3", "--adapt_lr", "1e-3")
+    plain, adapted, again = mapped("plain"), mapped("a", *steps), mapped("b", *steps)
+    assert adapted == again
+    assert adapted[0] != plain[0]
+    assert adapted[1]["adapted"].startswith("3 steps at 0.001 on ")
+    assert "adapted" not in plain[1]
+    assert mapped("c", *steps, "--workers", "2")[0] == adapted[0]
+    assert mapped("d", *steps, "--seed", "1")[0] != adapted[0]
+    predictor.without_decoders().save_pretrained(tmp_path / "bare")
+    message = refused(*command(tmp_path / "bare", scene, tmp_path / "x.tif", *steps))
+    assert "the model has no decoders" in message
+
+
 def test_values_are_in_the_labels_unit(run, tuned, tmp_path):
     model = tuned(VALUE)
     model.save_pretrained(tmp_path / "values")

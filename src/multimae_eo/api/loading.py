@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
     from multimae_eo.sources.base import Source
+    from multimae_eo.train.test_time import AdaptOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,15 @@ class LoadedModel:
     model: MultiMAE
     name: str = ""
     digest: str = ""
+
+
+def adaptation(steps: int, lr: float, seed: int) -> AdaptOptions | None:
+    """Test-time training of so many steps; None for 0. Raises ConfigError as ``AdaptOptions``."""
+    if not steps:
+        return None
+    from multimae_eo.train.test_time import AdaptOptions
+
+    return AdaptOptions(steps=steps, lr=lr, seed=seed)
 
 
 def load_source(data: Source | str | Path) -> tuple[Source, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
+from multimae_eo.api.loading import adaptation, load_predictor, load_pretrained, load_source
 from multimae_eo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ def predict(
     overlap: float | None = None,
     workers: int = 1,
     dask: str = "",
+    adapt: int = 0,
+    adapt_lr: float = 1e-4,
+    seed: int = 0,
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -60,6 +63,10 @@ def predict(
         overlap: Share of a window's side, [0, 1) (default: 0.5; 0 for one prediction per chip).
         workers: Number of processes that share the scene.
         dask: Address of a Dask scheduler whose workers share it instead.
+        adapt: Steps of test-time training: a copy of the model learns to reconstruct masked patches
+            of the scene before it is applied. Needs a model fine-tuned with ``decoders.keep``.
+        adapt_lr: Learning rate of these steps.
+        seed: Of their masks.
         batch_size: Windows per batch (default: by the device).
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, 32-true, bf16-mixed or 16-mixed.
@@ -94,6 +101,7 @@ def predict(
         inputs=inputs,
         extras=extras,
         options=running.options(default_overlap(predictor) if overlap is None else overlap),
+        adapt=adaptation(adapt, adapt_lr, seed),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multimae_eo.api.loading import load_predictor, load_pretrained, load_source
+from multimae_eo.api.loading import adaptation, load_predictor, load_pretrained, load_source
 
 if TYPE_CHECKING:
     from multimae_eo.evaluation.study import StudyPlan
@@ -27,6 +27,8 @@ def evaluate(
     inputs: Sequence[str] | None = None,
     out: str | Path | None = None,
     flips: bool = False,
+    adapt: int = 0,
+    adapt_lr: float = 1e-4,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -41,7 +43,10 @@ def evaluate(
         inputs: Modalities to use (default: all that model and data share).
         out: Folder for ``metrics.json``, ``predictions.parquet``, ``card.md`` and ``report.html``.
         flips: Average predictions over mirror images.
-        seed: Seed of the bootstrap.
+        adapt: Steps of test-time training on the chips of the split, without their labels: see
+            ``predict``.
+        adapt_lr: Learning rate of these steps.
+        seed: Seed of the bootstrap, and of the masks of test-time training.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, 32-true, bf16-mixed or 16-mixed.
         progress: Called with the chips done and the chips in all.
@@ -69,6 +74,7 @@ def evaluate(
             inputs=inputs,
             out=None if out is None else Path(out),
             seed=seed,
+            adapt=adaptation(adapt, adapt_lr, seed),
             progress=progress,
         )
 

@@ -24,7 +24,9 @@ class Evaluate:
         out: folder for metrics and predictions
         drop: leave inputs out in all combinations: all, or m1,m2
         flips: average predictions over mirror images
-        seed: seed of the bootstrap
+        adapt: steps of test-time training on the split's chips, by a model with decoders (0: none)
+        adapt_lr: learning rate of these steps
+        seed: seed of the bootstrap and of the masks of test-time training
         device: auto, cpu, cuda, cuda:N or mps
         precision: precision of inference; auto: bfloat16 where the device multiplies it natively
         json: print as JSON
@@ -40,6 +42,8 @@ class Evaluate:
     out: str | None = None
     drop: str | None = None
     flips: bool = False
+    adapt: int = 0
+    adapt_lr: float = 1e-4
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
@@ -60,6 +64,8 @@ class Evaluate:
                 inputs=names_in(self.inputs),
                 out=self.out,
                 flips=self.flips,
+                adapt=self.adapt,
+                adapt_lr=self.adapt_lr,
                 seed=self.seed,
                 device=self.device,
                 precision=self.precision,
@@ -77,6 +83,8 @@ class Evaluate:
 
         if self.inputs is not None:
             raise ConfigError("--drop tries sets of inputs by itself: leave --inputs out")
+        if self.adapt:
+            raise ConfigError("--drop evaluates the model as it is: leave --adapt out")
         with counter("sets of inputs") as progress:
             rows = evaluate_subsets(
                 self.model,

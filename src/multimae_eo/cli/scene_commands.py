@@ -71,6 +71,9 @@ class Predict(_Inference):
             chip)
         workers: number of processes that share the scene
         dask: address of a Dask scheduler whose workers share it
+        adapt: steps of test-time training on the scene, by a model with decoders (0: none)
+        adapt_lr: learning rate of these steps
+        seed: of their masks
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -85,6 +88,9 @@ class Predict(_Inference):
     overlap: float | None = None
     workers: int = 1
     dask: str = ""
+    adapt: int = 0
+    adapt_lr: float = 1e-4
+    seed: int = 0
 
     def run(self) -> None:
         """Print the paths of the rasters, a line each."""
@@ -101,6 +107,9 @@ class Predict(_Inference):
                 overlap=self.overlap,
                 workers=self.workers,
                 dask=self.dask,
+                adapt=self.adapt,
+                adapt_lr=self.adapt_lr,
+                seed=self.seed,
                 **self.inference(),
                 progress=progress,
             )

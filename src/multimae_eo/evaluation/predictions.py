@@ -31,6 +31,7 @@ from multimae_eo.reports.score_card import Cost, card
 from multimae_eo.sample import Batch
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.finetune_module import resized_outputs
+from multimae_eo.train.test_time import CHIPS, AdaptOptions
 
 Array = npt.NDArray[Any]
 BATCH = 32
@@ -102,7 +103,7 @@ def predict_split(
 
 
 @single_writer()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - each is a choice of the caller's, and none goes with another
     predictor: Predictor,
     source: Source,
     *,
@@ -110,6 +111,7 @@ def evaluate(
     inputs: Sequence[str] | None = None,
     out: Path | None = None,
     seed: int = 0,
+    adapt: AdaptOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Predict a split's chips; metrics with 95 % bootstrap intervals over chips.
@@ -118,8 +120,11 @@ def evaluate(
     probabilities; for maps key, pixels, accuracy and mean IoU of each chip), ``card.md`` and
     ``report.html``. Other arguments and errors as of ``predict_split``.
 
-    Returns ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``, and
-    ``input_warning`` where the chips look unlike what the model has learnt from.
+    ``adapt``: test-time training on the split's chips first, without their labels.
+
+    Returns ``{"task", "split", "chips", "inputs", "metrics": {name: {value, low, high}}}``,
+    ``adapted`` (what was done, in words) with ``adapt``, and ``input_warning`` where the chips look
+    unlike what the model has learnt from.
     """
     warning = check_source(
         predictor.encoder.modalities,
@@ -128,6 +133,10 @@ def evaluate(
         source.split(split),
         inputs=input_names(predictor, source, inputs),
     )
+    adapted = ""
+    if adapt is not None:
+        chips_to_see = _sampled_chips(predictor, source, split, inputs)
+        predictor, adapted = adapt(predictor, chips_to_see)
     split_predictions = predict_split(
         predictor, source, split=split, inputs=inputs, progress=progress
     )
@@ -143,6 +152,8 @@ def evaluate(
             for name, score in all_scores(predictions).items()
         },
     }
+    if adapted:
+        record["adapted"] = adapted
     if warning:
         record["input_warning"] = warning
     if out is not None:
@@ -159,6 +170,16 @@ def evaluate(
             seed=seed,
         )
     return record
+
+
+def _sampled_chips(
+    predictor: Predictor, source: Source, split: str, inputs: Sequence[str] | None
+) -> list[Batch]:
+    """Batches of evenly spaced chips of a split, for test-time training."""
+    indices, names = source.split(split), input_names(predictor, source, inputs)
+    count = min(len(indices), CHIPS)
+    chosen = indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
+    return list(make_loader(source, chosen, batch_size=BATCH, modalities=names))
 
 
 def input_names(predictor: Predictor, source: Source, inputs: Sequence[str] | None) -> list[str]:

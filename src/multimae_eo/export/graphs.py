@@ -133,6 +133,8 @@ def build_graph(model: MultiMAE | Predictor, options: GraphOptions) -> Graph:
 
     Raises ConfigError where the model has no such output.
     """
+    if isinstance(model, Predictor):
+        model = model.without_decoders()
     network = model if isinstance(model, MultiMAE) else model.encoder
     inputs = network.modalities.names if options.inputs is None else options.inputs
     graph: Graph

@@ -129,9 +129,9 @@ def load_predictor(folder: Path) -> Predictor:
         )
     with _damage(folder):
         require_sizes(config, folder / "model.safetensors")
-        encoder = _model({**config, "tasks": []}, contract)
         target = Target.from_dict(config["target"])
-        predictor = Predictor(encoder, target, HeadConfig(**config["head"]))
+        head = HeadConfig(**config["head"])
+        predictor = Predictor(_model(config, contract), target, head, decoders=True)
         predictor.load_state_dict(load_file(folder / "model.safetensors"))
         require_finite(predictor)
     return predictor.eval()

@@ -28,7 +28,7 @@ Donor = tuple[str, int]
 
 @dataclass(frozen=True)
 class Adapted:
-    """An encoder without decoders, and what was not simply taken over, in words."""
+    """An encoder, and what was not simply taken over, in words."""
 
     encoder: MultiMAE
     notes: tuple[str, ...]
@@ -39,8 +39,12 @@ def adapt(
     inputs: ModalitySet,
     sizes: Mapping[str, int],
     measured: Callable[[ModalitySet], Statistics],
+    *,
+    decoders: bool = False,
 ) -> Adapted:
-    """The encoder of ``model`` for ``inputs``: decoders dropped, weights copied where they fit.
+    """The encoder of ``model`` for ``inputs``: weights copied where they fit.
+
+    ``decoders``: keep those of the inputs that mean the same in model and data; else none is kept.
 
     ``sizes``: side of a chip per input in its own pixels. ``measured``: statistics of the data for
     the inputs that the model does not know, or that mean something else in the data; the others
@@ -63,11 +67,13 @@ def adapt(
         inputs={n: _input(model, modalities[n], donors[n], sizes) for n in modalities},
     )
     statistics = _joined(modalities, reused, model.statistics, fresh)
-    encoder = MultiMAE(modalities, (), config, statistics)
+    tasks = [t for t in model.tasks if decoders and t.modality in reused]
+    encoder = MultiMAE(modalities, tasks, config, statistics)
+    # A decoder's vectors of modalities that are no inputs are left out, those of new ones are new.
     state = {
         k: v
         for k, v in model.state_dict().items()
-        if k.startswith("encoder.") or k == "global_tokens"
+        if k.startswith(("encoder.", "decoders.")) or k == "global_tokens"
     }
     encoder.load_state_dict(state, strict=False)
     notes = []

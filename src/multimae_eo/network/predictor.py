@@ -33,9 +33,10 @@ class Predictor(Pretrained):
     """Predicts labels from any subset of its inputs; every observed token is visible.
 
     Args:
-        encoder: a MultiMAE; where it has decoders, a copy without them is taken.
+        encoder: a MultiMAE; where it has decoders that are not kept, a copy without them is taken.
         target: the labels.
         config: the head's.
+        decoders: keep those of ``encoder``, by which the model can be adapted at test time.
         runtime: how it computes (default: as the encoder does); see ``set_runtime``.
     """
 
@@ -45,13 +46,14 @@ class Predictor(Pretrained):
         target: Target,
         config: HeadConfig,
         *,
+        decoders: bool = False,
         runtime: RuntimePolicy | None = None,
     ) -> None:
         super().__init__()
         shape = encoder.config.encoder
         if config.pool == "global" and not encoder.config.global_tokens and not target.dense:
             raise ConfigError("head.pool: the model has no global tokens; take 'mean'")
-        self.encoder = encoder.without_decoders() if encoder.tasks else encoder
+        self.encoder = encoder.without_decoders() if encoder.tasks and not decoders else encoder
         self.target = target
         self.config = config
         self.head = build_head(
@@ -68,6 +70,15 @@ class Predictor(Pretrained):
     def runtime(self) -> RuntimePolicy:
         """How it computes."""
         return self.encoder.runtime
+
+    def without_decoders(self) -> Predictor:
+        """The same model without decoders, which predictions do not need; itself if it has none."""
+        if not self.encoder.tasks:
+            return self
+        with torch.random.fork_rng(devices=[]):
+            bare = Predictor(self.encoder, self.target, self.config, runtime=self.runtime)
+        bare.head.load_state_dict(self.head.state_dict())
+        return bare.to(self.encoder.global_tokens.device).train(self.training)
 
     def set_runtime(self, policy: RuntimePolicy) -> None:
         """Compute by ``policy`` from now on; with flips, ``predict`` averages mirror images."""

@@ -88,7 +88,7 @@ def job_tags(job: SceneJob) -> dict[str, str]:
         tags["model_hash"] = job.options.model_hash
     if job.warning:
         tags["input_warning"] = job.warning
-    return tags
+    return {**tags, **job.tags}
 
 
 def _plan(job: SceneJob) -> dict[str, object]:

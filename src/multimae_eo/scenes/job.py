@@ -69,6 +69,7 @@ class SceneJob:
 
     ``settings``: what else decides the rasters' values, JSON-ready; an interrupted map goes on only
     where they are equal. ``warning``: what looks wrong with the inputs, for the rasters' tags.
+    ``tags``: further ones.
     """
 
     scene: Scene
@@ -78,6 +79,7 @@ class SceneJob:
     settings: Mapping[str, object]
     options: SceneOptions
     warning: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def on(self, device: str) -> SceneJob:
         """The same with its model on another device."""

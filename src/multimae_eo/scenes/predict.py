@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from multimae_eo.class_colors import class_colors
-from multimae_eo.errors import ConfigError, ContractError
+from multimae_eo.errors import ConfigError, ContractError, DataError
 from multimae_eo.files import single_writer
+from multimae_eo.geo import Window
 from multimae_eo.modality import Band, ClassMapEntry, Modality, ModalitySet
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
-from multimae_eo.sample import Batch
+from multimae_eo.sample import Batch, collate
 from multimae_eo.scenes import engine
 from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.output_layers import LayerKind, OutputLayer
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
-from multimae_eo.scenes.tiling import tiling_in_cells
+from multimae_eo.scenes.tiling import Tiling, tiling_in_cells
 from multimae_eo.scenes.window_model import (
     WindowPredictions,
     device_of,
@@ -29,6 +31,20 @@ from multimae_eo.scenes.window_model import (
 from multimae_eo.sources.scene.scene import Scene
 
 _FIELD = "prediction"
+_ADAPTED_WINDOWS, _ADAPTED_BATCH = 256, 32
+
+
+class Adapt(Protocol):
+    """Trains a copy of a model on the inputs of a few windows; see ``train.test_time``."""
+
+    @property
+    def record(self) -> Mapping[str, object]:
+        """What decides the result, JSON-ready."""
+
+    def __call__(self, predictor: Predictor, batches: Sequence[Batch]) -> tuple[Predictor, str]:
+        """The adapted copy, and what was done, in words."""
+
+
 _MOST_IDS = 65535
 
 
@@ -41,6 +57,7 @@ def predict_scene(
     inputs: Sequence[str] | None = None,
     extras: Sequence[LayerKind] = (),
     options: SceneOptions | None = None,
+    adapt: Adapt | None = None,
 ) -> list[Path]:
     """Map a scene with a fine-tuned model; returns the paths of the COGs.
 
@@ -50,7 +67,7 @@ def predict_scene(
     ``<out's stem>.probabilities.tif``, a band per class, and ``<out's stem>.confidence.tif``, the
     likeliest class's probability. Beside each lies a quick-look PNG. The grid is the scene's; for a
     model with one prediction per chip it has a pixel per window, or finer where windows overlap (by
-    default they do not).
+    default they do not). ``adapt``: applied to the model and windows of the scene first.
 
     Raises as ``reconstruct_scene``; ConfigError for extras of a model without classes.
     """
@@ -68,7 +85,11 @@ def predict_scene(
     if not model.target.dense:
         tiling = tiling_in_cells(tiling, _FIELD, options.overlap)
         ratio = tiling.ratios[_FIELD]
-    window_model = replace(window_model, side=tiling.chip // ratio)
+    tags = {}
+    if adapt is not None:
+        windows = sampled_windows(scene, window_model.inputs, tiling)
+        model, tags["adapted"] = adapt(model.to(options.device), windows)
+    window_model = replace(window_model, network=model, side=tiling.chip // ratio)
     value = OutputLayer(
         stem=out.stem,
         kind="value",
@@ -85,11 +106,30 @@ def predict_scene(
             "subcommand": "predict",
             "inputs": list(window_model.inputs),
             "classes": list(model.target.classes),
+            **({} if adapt is None else {"adapt": dict(adapt.record)}),
         },
+        tags=tags,
         options=options,
         warning=check_scene(model.encoder, scene, window_model.inputs, tiling),
     )
     return engine.run(job, out.parent, keep=f".{out.name}.partial")
+
+
+def sampled_windows(scene: Scene, inputs: ModalitySet, tiling: Tiling) -> list[Batch]:
+    """Batches of evenly spaced windows of a scene that have a valid pixel; DataError for none."""
+    corners = [(row, col) for row in tiling.tops for col in tiling.lefts]
+    step = max(1, len(corners) // _ADAPTED_WINDOWS)
+    samples = []
+    for row, col in corners[step // 2 :: step][:_ADAPTED_WINDOWS]:
+        window = Window(row=row, col=col, height=tiling.chip, width=tiling.chip)
+        sample = scene.read(window, inputs.names)
+        names = [n for n in sample.pixels if sample.validity(n).any()]
+        if names:
+            samples.append(replace(sample.select(names), key=f"{scene.name}@{row},{col}"))
+    if not samples:
+        raise DataError(f"{scene.name}: nothing is observed in {', '.join(inputs)}")
+    starts = range(0, len(samples), _ADAPTED_BATCH)
+    return [collate(samples[i : i + _ADAPTED_BATCH], inputs) for i in starts]
 
 
 def default_overlap(model: Predictor) -> float:

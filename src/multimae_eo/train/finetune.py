@@ -92,7 +92,7 @@ def finetune(
     # The same new weights whenever a run is started again.
     pl.seed_everything(recipe.run.seed, verbose=False)
     encoder = _encoder(recipe, inputs, sizes, model, measured)
-    predictor = Predictor(encoder, target, recipe.head)
+    predictor = Predictor(encoder, target, recipe.head, decoders=recipe.decoders.keep)
     # A run that is continued takes its head from the checkpoint.
     if probed and not (out / "checkpoints" / LAST).exists():
         _report(start_head(predictor, source, train, val, recipe))
@@ -183,11 +183,18 @@ def _encoder(
         raise ConfigError(
             "adapt.lora: differences from random weights teach little; give a --model"
         )
+    if model is None and recipe.decoders.keep:
+        raise ConfigError("decoders.keep: a new encoder has no decoders; give a --model")
     if model is None:
         full_chips = replace(recipe.data, chip=None)
         config = model_config(ModelRecipe(**vars(recipe.model)), full_chips, inputs, sizes)
         return MultiMAE(inputs, (), config, measured(inputs))
-    adapted = adapt(model, inputs, sizes, measured)
+    adapted = adapt(model, inputs, sizes, measured, decoders=recipe.decoders.keep)
+    if recipe.decoders.keep and not adapted.encoder.tasks:
+        raise ConfigError(
+            "decoders.keep: the model has no decoders of these inputs; leave it out, or choose "
+            "others with --inputs"
+        )
     for note in adapted.notes:
         _report(note)
     if adapted.notes and (recipe.freeze != "none" or recipe.adapt.lora):

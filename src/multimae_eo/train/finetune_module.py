@@ -18,11 +18,15 @@ from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.sample_rng import mixed_seed
 from multimae_eo.sample import Batch
 from multimae_eo.train.finetune_recipe import FinetuneRecipe
+from multimae_eo.train.objective import Objective
 from multimae_eo.train.optim import build_layered_adamw, may_fuse, warmup_cosine
 from multimae_eo.train.supervised import SupervisedLoss, changes, draw_mixing
+from multimae_eo.train.test_time import reconstruction_loss
 from multimae_eo.train.validation_score import ValidationScore
 
 _INPUTS = ("embeddings", "modality", "global_tokens")
+_MASKS = 3
+"""Separates the random numbers of masks from those of what is dropped."""
 
 
 class FinetuneModule(pl.LightningModule):
@@ -47,6 +51,9 @@ class FinetuneModule(pl.LightningModule):
         if recipe.adapt.lora:
             predictor.encoder.requires_grad_(False)
             add_low_rank(predictor.encoder.encoder, recipe.adapt.lora)
+        # Where nothing is reconstructed, decoders are only kept.
+        self.objective = Objective(predictor.encoder.tasks) if recipe.decoders.weight else None
+        predictor.encoder.decoders.requires_grad_(self.objective is not None)
         depth = len(predictor.encoder.encoder.blocks)
         rates = (recipe.optim.drop_path * i / max(1, depth - 1) for i in range(depth))
         predictor.set_runtime(
@@ -68,6 +75,11 @@ class FinetuneModule(pl.LightningModule):
         change = changes(self.recipe.augment, mixing, batch.keys, run_seed, epoch)
         outputs = resized_outputs(self.predictor(batch, change=change), labels)
         loss: Tensor = self.loss(outputs, labels, mixing)
+        if self.objective is not None:
+            encoder = self.predictor.encoder
+            other = reconstruction_loss(encoder, self.objective, batch, run_seed, epoch, _MASKS)
+            self.log("train/reconstruction", other.detach(), batch_size=len(batch))
+            loss = loss + self.recipe.decoders.weight * other
         self._guard(loss, batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return loss
@@ -149,14 +161,15 @@ def freeze(predictor: Predictor, extent: str | int) -> int:
 
 
 def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
-    """Factor of the learning rate by a parameter's name: 1 for the head, ``decay`` per layer below.
+    """Factor of the learning rate by a parameter's name: 1 for the head and decoders, ``decay`` per
+    layer below.
 
     Input projections and global tokens are the lowest layer.
     """
 
     def scale(name: str) -> float:
         parts = name.split(".")
-        if "head" in parts:
+        if "head" in parts or "decoders" in parts:
             return 1.0
         layer = int(parts[parts.index("blocks") + 1]) + 1 if "blocks" in parts else 0
         return float(decay ** (depth + 1 - layer))

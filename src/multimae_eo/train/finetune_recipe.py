@@ -67,6 +67,20 @@ class AdaptRecipe:
 
 
 @dataclass(kw_only=True)
+class DecodersRecipe:
+    """The decoders of pre-training beside the head, for test-time training (predict --adapt).
+
+    Args:
+        keep: Keep the decoders of the inputs in the model folder.
+        weight: Weight of the reconstruction loss of the inputs beside that of the labels, which
+            keeps decoders and encoder together (0: off).
+    """
+
+    keep: bool = False
+    weight: float = 0.0
+
+
+@dataclass(kw_only=True)
 class FinetuneOptim(AdamWRecipe):
     """AdamW with warm-up, cosine decay, and smaller steps for layers nearer to the pixels.
 
@@ -119,6 +133,7 @@ class FinetuneRecipe(Recorded):
         adapt: Small differences that learn in the encoder's stead.
         head_init: Weights of the head at the start: random, or those of a linear probe of the
             encoder's features (auto: a linear probe where the head is linear).
+        decoders: The decoders of pre-training beside the head.
         model: The network's size, where none is given.
         head: The layers that map tokens to predictions.
         loss: What is minimised.
@@ -133,6 +148,7 @@ class FinetuneRecipe(Recorded):
     freeze: Literal["none", "encoder"] | int = "none"
     adapt: AdaptRecipe = field(default_factory=AdaptRecipe)
     head_init: Literal["auto", "random", "linear-probe"] = "auto"
+    decoders: DecodersRecipe = field(default_factory=DecodersRecipe)
     model: EncoderRecipe = field(default_factory=EncoderRecipe)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossRecipe = field(default_factory=LossRecipe)
@@ -192,10 +208,13 @@ def parse_finetune(
             1,
         ),
         "adapt.lora": (recipe.adapt.lora, 0),
+        "decoders.weight": (recipe.decoders.weight, 0),
         "run.patience": (recipe.run.patience, 0),
         "run.min_epochs": (recipe.run.min_epochs, 0),
         "run.keep": (recipe.run.keep, 0),
     }
+    if recipe.decoders.weight and not recipe.decoders.keep:
+        raise ConfigError(f"{where}: decoders.weight needs decoders: set decoders.keep")
     if recipe.adapt.lora and recipe.freeze != "none":
         raise ConfigError(f"{where}: adapt.lora freezes the encoder itself; leave freeze at none")
     if recipe.run.strategy == "fsdp":
