@@ -74,6 +74,8 @@ ADDED = {
     "--data.workers 0 --data.val_fraction 0.3",
     ("pretrain", "made/eurosat"): "--model.encoder nano --data.batch_size 8",
     ("finetune", "runs/full"): QUICK,
+    ("evaluate", "runs/adaptable/model"): "--adapt 1",
+    ("predict", "runs/adaptable/model"): "--adapt 1",
     ("evaluate", "results/dropped"): "--drop rgb,ired",
     ("evaluate", "runs/full/model"): "--data quickstart/store --drop rgb",
     ("study", "studies/classes"): "--methods finetune,knn "

@@ -60,7 +60,7 @@ def test_the_rule_grows_with_the_batch_and_shrinks_with_the_width():
     # In the range in which each of the package's encoders has been fine-tuned.
     for width in (128, 192, 384, 768, 1024):
         for samples in (8, 32, 256):
-            assert 2e-5 < peak_rate("auto", samples=samples, width=width).value < 2e-3
+            assert 1e-4 < peak_rate("auto", samples=samples, width=width).value < 3e-3
 
 
 def test_a_run_reports_records_and_keeps_its_rate(source, tmp_path, capsys, monkeypatch):

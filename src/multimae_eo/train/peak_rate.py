@@ -20,7 +20,7 @@ from multimae_eo.files import write_file
 from multimae_eo.train.checkpoints import LAST
 from multimae_eo.train.run import recorded
 
-REFERENCE_RATE = 6e-4
+REFERENCE_RATE = 1e-3
 """Peak rate of the head for REFERENCE_BATCH chips a step and an encoder REFERENCE_WIDTH wide."""
 REFERENCE_BATCH = 32
 REFERENCE_WIDTH = 128
