@@ -11,6 +11,7 @@ import torch
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.config import EncoderConfig, HeadConfig, InputConfig, ModelConfig
+from multimae_eo.network.heads import ChipHead
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import TargetScan
@@ -26,7 +27,7 @@ NAMES = ("rgb", "elevation")
 class Labelled(Source):
     """Synthetic chips with labels of any kind, made from their pixels."""
 
-    class_names = ("low", "middle", "high")
+    class_names: tuple[str, ...] = ("low", "middle", "high")
 
     def __init__(self, kind: str) -> None:
         self.source, self.kind = SyntheticSource(chips=60, size=16, seed=5), kind
@@ -96,7 +97,9 @@ def test_the_head_is_scikit_learn_s_logistic_regression(pool):
     assert strength in STRENGTHS
     batch = source.batch([source.keys[i] for i in source.split("train")])
     with torch.no_grad():
-        features = predictor.head.normalised(predictor.eval().summary(batch)).numpy()
+        head = predictor.head
+        assert isinstance(head, ChipHead)
+        features = head.normalised(predictor.eval().summary(batch)).numpy()
     scaler = StandardScaler().fit(features.astype(np.float64))
     labels = batch.labels.numpy()
     fitted = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
@@ -149,7 +152,7 @@ def test_a_class_without_a_training_chip_remains_learnable():
     train = source.split("train")
     labels = np.array([source.read(int(i)).label for i in train])
     start_head(predictor, source, train[labels != 2], source.split("val"), recipe("class"))
-    bias = predictor.head.project.bias.detach()  # type: ignore[union-attr]
+    bias = predictor.head.project.bias.detach()
     assert bias[2] < bias[:2].min()
     assert bias.abs().max() < 50
 

@@ -9,8 +9,9 @@ again before its first checkpoint has the same head.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -193,9 +194,7 @@ def _spaced(values: Indices, most: int) -> Indices:
 
 
 @torch.no_grad()
-def _chip_rows(
-    predictor: Predictor, batch: Batch, labels: npt.NDArray[np.generic]
-) -> Iterator[_Rows]:
+def _chip_rows(predictor: Predictor, batch: Batch, labels: npt.NDArray[Any]) -> Iterator[_Rows]:
     """A row per labelled chip."""
     assert isinstance(predictor.head, ChipHead)
     target = predictor.target
@@ -213,14 +212,13 @@ def _chip_rows(
 
 
 @torch.no_grad()
-def _map_rows(
-    predictor: Predictor, batch: Batch, labels: npt.NDArray[np.generic]
-) -> Iterator[_Rows]:
+def _map_rows(predictor: Predictor, batch: Batch, labels: npt.NDArray[Any]) -> Iterator[_Rows]:
     """A row per patch that is visible and has a labelled pixel."""
     assert isinstance(predictor.head, LinearHead)
     encoder, target = predictor.encoder, predictor.target
     sizes = encoder.config.sizes
-    for window in chip_windows(sizes, batch, 0.0) or [None]:
+    windows: Sequence[ChipWindow | None] = chip_windows(sizes, batch, 0.0) or (None,)
+    for window in windows:
         part = batch if window is None else batch.cut(window)
         observed = encoder.observed_rows(part)
         if not len(observed):
