@@ -32,6 +32,7 @@ ROOMS = (
     "plausible",
     "files",
     "processes",
+    "dask_cluster",
     "runtime",
     "metrics",
     "network",

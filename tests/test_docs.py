@@ -18,7 +18,7 @@ import yaml
 
 from multimae_eo.cli.main import SUBCOMMANDS, main
 from multimae_eo.cli.parser import Parser, add_options
-from tests.support import torchgeo_stand_in
+from tests.support import cluster_stand_ins, torchgeo_stand_in
 from tests.support.made_once import made_once
 from tests.support.paths import ROOT, SHARED
 
@@ -311,7 +311,8 @@ def reader(tour, data, tmp_path, monkeypatch) -> Path:
     for made in data.iterdir():
         (here / made.name).symlink_to(made)
     monkeypatch.chdir(here)
-    for module, stand_in in torchgeo_stand_in.modules().items():
+    stand_ins = {**torchgeo_stand_in.modules(), **cluster_stand_ins.modules()}
+    for module, stand_in in stand_ins.items():
         monkeypatch.setitem(sys.modules, module, stand_in)
     return here
 

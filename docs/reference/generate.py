@@ -79,6 +79,8 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "scenes.embed": ("embed_scene", "embed_source"),
             "scenes.embedding_raster": ("embed_raster",),
             "scenes.compare": ("compare_embeddings", "compare_scenes"),
+            "scenes.each_scene": ("each_scene", "SceneWork", "SceneRow"),
+            "sources.scene.scene_list": ("list_scenes", "list_pairs"),
             "inference.search": ("search",),
         },
     ),

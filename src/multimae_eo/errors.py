@@ -12,7 +12,8 @@
     ├── ContractError        a model and the data do not fit each other
     ├── CheckpointError      weights that cannot be loaded, or not safely
     ├── TrainingError        training cannot go on (a loss that is not finite, …)
-    └── OutputError          a result cannot be written (disk full, path taken, …)
+    ├── OutputError          a result cannot be written (disk full, path taken, …)
+    └── ScenesError          some of several scenes failed; the others are done
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class TrainingError(MultiMAEError):
 
 class OutputError(MultiMAEError):
     """A result cannot be written."""
+
+
+class ScenesError(MultiMAEError):
+    """Some of several scenes failed; the others are done."""
 
 
 class InputWarning(MultiMAEError, UserWarning):  # noqa: N818

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import contended
+import country
 import curves
 import end_to_end
 import measure
@@ -164,3 +165,48 @@ def test_busy_processes_end_with_the_measurement():
     with contended.busy_processes(2) as running:
         assert all(process.poll() is None for process in running)
     assert all(process.poll() is not None for process in running)
+
+
+PARTS = country.Parts(
+    read_s=0.1, model_s=1.0, block_s=1.2, write_s=0.05, variation=0.05, open_s=1.0, task_s=0.001,
+    input_mb=26.0, output_mb=0.3,
+)  # fmt: skip
+
+
+def test_a_country_costs_the_work_of_its_scenes():
+    """One worker does all of it; more share it, and lose a little."""
+    one, ten, hundred = (country.simulate(PARTS, n) for n in (1, 10, 100))
+    megapixels = 100 * country.TILE_PX**2 / 1e6
+    work = megapixels * (PARTS.block_s + PARTS.write_s) / 3600
+    assert one.cpu_hours == pytest.approx(work, rel=0.02)
+    assert one.hours == pytest.approx(one.cpu_hours, rel=0.01)
+    assert one.output_gb == pytest.approx(megapixels * 0.3 / 1000)
+    assert 0.1 * one.hours < ten.hours < 0.12 * one.hours
+    assert 0.01 * one.hours < hundred.hours < 0.02 * one.hours
+    assert hundred.busy < ten.busy <= one.busy <= 1
+    assert hundred.cpu_hours > one.cpu_hours, "one worker in twenty takes twice as long"
+    assert hundred.read_mb_per_s * hundred.hours == pytest.approx(one.read_mb_per_s * one.hours)
+
+
+def test_a_scheduler_that_is_slow_limits_a_country():
+    from dataclasses import replace
+
+    slow = country.simulate(replace(PARTS, task_s=10.0), 100)
+    tasks = 100 * (len(country.blocks_of_tile()) + 1)
+    assert slow.hours * 3600 >= tasks * 10.0
+    assert slow.busy < 0.5
+    client = country.simulate(replace(PARTS, open_s=600.0), 100)
+    assert client.hours * 3600 >= 100 * 600.0
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_country_are_measured(tmp_path):
+    pytest.importorskip("distributed")
+    options = ["--encoders=nano", "--size=300", "--seconds=0.1", "--workers=1,4"]
+    record = country.run(country.arguments([*options, f"--out={tmp_path}"]))
+    parts = record["models"]["nano"]["parts"]
+    assert all(value > 0 for name, value in parts.items() if name != "variation")
+    assert parts["block_s"] > parts["model_s"] / 2
+    lines = country.table(record).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| nano | 1 |")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +208,56 @@ def test_bad_input_is_one_line(scene, tmp_path, refused):
         "--scene", image, "--labels", str(one), "--column", "crop", "--chip", "16",
         "--run.accelerator", "cpu",
     )  # fmt: skip
+
+
+KILLED = """
+import os, signal, sys
+from multimae_eo.evaluation import map_plan
+mark = map_plan.MapPlan.mark
+def dying(plan, name):
+    mark(plan, name)
+    if name == {step!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+map_plan.MapPlan.mark = dying
+from multimae_eo.scenes import engine
+whole, blocks = engine.run_block, []
+def block(*arguments):
+    whole(*arguments)
+    blocks.append(1)
+    if {step!r} == "block":
+        os.kill(os.getpid(), signal.SIGKILL)
+engine.run_block = block
+from multimae_eo.cli import main
+main(sys.argv[1:])
+"""
+"""Killed when a step is done, or a block of the map."""
+
+
+@pytest.mark.slow
+def test_a_killed_map_goes_on_where_it_was(scene, tmp_path, run):
+    """Killed after a fold, after the final training and within the map: the same map, byte by
+    byte, as without an interruption."""
+    words = ["map", "--scene", str(scene / "scene.yaml"), "--labels", str(scene / "fields.gpkg"),
+             "--folds", "2", "--steps", "4", "--chip", "16", "--precision", "32-true",
+             "--device", "cpu", *TINY[:1], "--run.val_every=30", "--out"]  # fmt: skip
+    out = tmp_path / "out/m.tif"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    for step in ("fold0", "final", "block"):
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED.format(step=step), *words, str(out)],
+            env=environment, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+        assert not out.exists()
+    assert "finetune" not in ended.stderr, "what was trained is not trained again"
+    code, _, err = run(*words, str(out))
+    assert code == 0, err
+    assert "finetune" not in err
+    whole = tmp_path / "whole/m.tif"
+    assert run(*words, str(whole))[0] == 0
+    for name in ("m.tif", "m.confidence.tif"):
+        assert (out.parent / name).read_bytes() == (whole.parent / name).read_bytes(), name
+    assert [p.name for p in out.parent.iterdir() if p.name.startswith(".")] == []
 
 
 ABERYSTWYTH = DATA / "scene_aberystwyth"

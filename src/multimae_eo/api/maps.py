@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multimae_eo.scenes.output_layers import LayerKind
     from multimae_eo.sources.base import Source
     from multimae_eo.sources.scene.scene import Scene
+    from multimae_eo.sources.scene.scene_list import ListedScene
     from multimae_eo.sources.scene.single_raster import RasterRule
 
 Progress = Callable[[int, int], None]
@@ -41,19 +42,20 @@ def predict(
     adapt: int = 0,
     adapt_lr: float = 1e-4,
     seed: int = 0,
+    retries: int = 1,
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Map a scene with a fine-tuned model, as a cloud-optimised GeoTIFF; resumable.
+    """Map a scene, or several, with a fine-tuned model, as cloud-optimised GeoTIFFs; resumable.
 
     Args:
         model: A fine-tuned model, or its folder.
         scene: A scene, a scene file (YAML), an xarray object, or a raster or Zarr or NetCDF cube
-            that holds all inputs.
+            that holds all inputs. Several: see ``list_scenes``.
         out: GeoTIFF to write, ``MAP.tif``: class ids from 0 (uint8, nodata 255), or float32 values
-            in the labels' unit with NaN.
+            in the labels' unit with NaN. Of several scenes with ``{scene}`` for the scene's name.
         inputs: Modalities to use (default: all that model and scene share).
         probabilities: Also write ``MAP.probabilities.tif``, a band per class, 0 to 1.
         confidence: Also write ``MAP.confidence.tif``, the likeliest class's probability.
@@ -67,10 +69,12 @@ def predict(
             of the scene before it is applied. Needs a model fine-tuned with ``decoders.keep``.
         adapt_lr: Learning rate of these steps.
         seed: Of their masks.
+        retries: How often scenes that failed are tried again, after all others.
         batch_size: Windows per batch (default: by the device).
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, 32-true, bf16-mixed or 16-mixed.
-        progress: Called with the pixels done and the pixels in all.
+        progress: Called with the pixels done and the pixels in all; of several scenes, with the
+            scenes.
 
     Returns:
         The rasters' paths; beside each lies a quick-look PNG.
@@ -78,7 +82,7 @@ def predict(
     Raises:
         ConfigError: an unknown input, a model without a head, a device that this machine does not
         have. ContractError: resolutions of model and scene differ. OutputError: ``out`` cannot be
-        written.
+        written. ScenesError: some of several scenes failed.
     """
     from multimae_eo.model_folder.folder import is_predictor
     from multimae_eo.scenes.predict import default_overlap, predict_scene
@@ -94,15 +98,32 @@ def predict(
     extras: list[LayerKind] = []
     extras += ["probabilities"] if probabilities else []
     extras += ["confidence"] if confidence else []
-    return predict_scene(
-        predictor,
-        _open_scene(predictor.encoder, scene, inputs, rule, shared=bool(dask)),
-        out=_absolute(out, shared=bool(dask)),
-        inputs=inputs,
-        extras=extras,
-        options=running.options(default_overlap(predictor) if overlap is None else overlap),
-        adapt=adaptation(adapt, adapt_lr, seed),
+    several = _listed(scene, out)
+    options = (running.of_scenes() if several else running).options(
+        default_overlap(predictor) if overlap is None else overlap
     )
+
+    def open_scene(spec: Any) -> Scene:
+        return _open_scene(predictor.encoder, spec, inputs, rule, shared=bool(dask))
+
+    def write(opened: Scene, path: Path) -> list[str]:
+        paths = predict_scene(
+            predictor,
+            opened,
+            out=_absolute(path, shared=bool(dask)),
+            inputs=inputs,
+            extras=extras,
+            options=options,
+            adapt=adaptation(adapt, adapt_lr, seed),
+        )
+        return [str(p) for p in paths]
+
+    if not several:
+        return [Path(p) for p in write(open_scene(scene), Path(out))]
+    settings = {"subcommand": "predict", "inputs": inputs, "extras": extras, "rule": str(rule),
+                "adapt": [adapt, adapt_lr, seed]}  # fmt: skip
+    results = running.each(several, out, open_scene, write, settings, options, retries=retries)
+    return [Path(p) for paths in results for p in paths]
 
 
 def reconstruct(
@@ -209,6 +230,9 @@ def embed(
     level: str = "",
     scale: float | None = None,
     offset: float | None = None,
+    workers: int = 1,
+    dask: str = "",
+    retries: int = 1,
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -220,10 +244,11 @@ def embed(
         model: A pre-trained model, or its folder.
         data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
         scene: A scene, a scene file (YAML), an xarray object, or a raster or Zarr or NetCDF cube
-            that holds all inputs.
+            that holds all inputs. Several: see ``list_scenes``.
         out: GeoParquet file to write: key, time, footprint, and a vector of the encoder's width,
             in Hilbert order of the footprints. Of a scene also ``EMB.tif``: a Cloud-Optimised
-            GeoTIFF with a band per dimension and a pixel per patch (or chip).
+            GeoTIFF with a band per dimension and a pixel per patch (or chip). Of several scenes
+            with ``{scene}`` for the scene's name.
         inputs: Modalities to use (default: all that model and data share).
         per: A vector per chip, or per patch.
         dtype: float32, float16 (GeoParquet only), or int8 with a scale and offset of each
@@ -231,14 +256,16 @@ def embed(
         half: The same as ``dtype="float16"``.
         overlap: Of a raster per patch: share of a window's side, [0, 1); windows are blended.
         level, scale, offset, batch_size, device, precision: As for ``predict``.
-        progress: Called with the pixels (of a scene) or chips done and in all.
+        workers, dask, retries: Of scenes, as for ``predict``.
+        progress: Called with the pixels (of a scene), chips or scenes done and in all.
 
     Returns:
         The number of vectors.
 
     Raises:
         ConfigError: unknown inputs, neither or both of ``data`` and ``scene``. DataError: nothing
-        is observed. OutputError: ``out`` cannot be written.
+        is observed. OutputError: ``out`` cannot be written. ScenesError: some of several scenes
+        failed.
     """
     from multimae_eo.inference.vector_codes import require_dtype
     from multimae_eo.scenes.embed import embed_scene, embed_source
@@ -251,20 +278,33 @@ def embed(
     if raster and scene is None:
         raise ConfigError(f"{out}: only a scene's embeddings are a raster; name it EMB.parquet")
     _require_one(data, scene)
+    if data is not None and (dask or workers > 1):
+        raise ConfigError("workers and dask share a scene; the chips of data are embedded by one")
+    several = () if scene is None else _listed(scene, out)
     loaded = load_pretrained(model)
-    running = _Running(1, "", batch_size, device, precision, progress, loaded.digest)
-    options = running.options(overlap if raster else 0.0)
-    if scene is not None:
-        opened = _open_scene(loaded.model, scene, inputs, rule)
-        write = embed_raster if raster else embed_scene
-        return write(
-            loaded.model, opened, out, inputs=inputs, per=per, dtype=dtype, options=options
+    running = _Running(workers, dask, batch_size, device, precision, progress, loaded.digest)
+    options = (running.of_scenes() if several else running).options(overlap if raster else 0.0)
+    if data is not None:
+        source, _ = load_source(data)
+        return embed_source(
+            loaded.model, source, out, inputs=inputs, per=per, dtype=dtype, options=options
         )
-    assert data is not None
-    source, _ = load_source(data)
-    return embed_source(
-        loaded.model, source, out, inputs=inputs, per=per, dtype=dtype, options=options
-    )
+
+    def open_scene(spec: Any) -> Scene:
+        return _open_scene(loaded.model, spec, inputs, rule, shared=bool(dask))
+
+    def write(opened: Scene, path: Path) -> int:
+        function = embed_raster if raster else embed_scene
+        target = _absolute(path, shared=bool(dask))
+        return function(
+            loaded.model, opened, target, inputs=inputs, per=per, dtype=dtype, options=options
+        )
+
+    if not several:
+        return write(open_scene(scene), out)
+    settings = {"subcommand": "embed", "inputs": inputs, "per": per, "dtype": dtype,
+                "raster": raster, "rule": str(rule)}  # fmt: skip
+    return sum(running.each(several, out, open_scene, write, settings, options, retries=retries))
 
 
 def search(
@@ -306,6 +346,9 @@ def compare(
     level: str = "",
     scale: float | None = None,
     offset: float | None = None,
+    workers: int = 1,
+    dask: str = "",
+    retries: int = 1,
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -315,17 +358,20 @@ def compare(
 
     Args:
         before: A file that ``embed`` wrote (GeoParquet or GeoTIFF); with ``model`` a scene.
+            Several: see ``list_pairs``.
         after: The same of the other date, of the same model and grid.
         out: Folder to write: ``change.tif`` (cosine distance, 0 to 2) with its quick-look,
             ``change.parquet`` (the largest change first) and ``summary.json``; of scenes also their
-            embeddings, ``before.tif`` and ``after.tif``.
+            embeddings, ``before.tif`` and ``after.tif``. Of several pairs with ``{scene}`` for
+            the scene's name.
         model: A pre-trained model, or its folder, that embeds two scenes.
         inputs, per, level, scale, offset, batch_size, device, precision, progress: As for
             ``embed``, of two scenes.
+        workers, dask, retries: Of scenes, as for ``predict``.
 
     Returns:
         The summary: number of locations, statistics and largest distances, and notes on what could
-        not be matched.
+        not be matched. Of several pairs ``scenes``: the summary of each by its name.
 
     Raises:
         ConfigError: files of two kinds, or scenes without a model. ContractError: two models or
@@ -334,18 +380,35 @@ def compare(
     from multimae_eo.scenes.compare import compare_embeddings, compare_scenes
     from multimae_eo.sources.scene.single_raster import RasterRule
 
-    if model is None:
-        if not all(isinstance(path, (str, Path)) for path in (before, after)):
-            raise ConfigError("compare: two scenes need a model")
-        return compare_embeddings(Path(str(before)), Path(str(after)), Path(out))
-    loaded = load_pretrained(model)
-    rule = RasterRule(level=level, scale=scale, offset=offset)
-    scenes = [_open_scene(loaded.model, scene, inputs, rule) for scene in (before, after)]
-    options = _Running(1, "", batch_size, device, precision, progress, loaded.digest).options(0.5)
-    paths = compare_scenes(
-        loaded.model, scenes[0], scenes[1], Path(out), inputs=inputs, per=per, options=options
-    )
-    return compare_embeddings(*paths, Path(out))
+    several = _listed_pairs(before, after, out)
+    loaded = None if model is None else load_pretrained(model)
+    digest = "files" if loaded is None else loaded.digest
+    running = _Running(workers, dask, batch_size, device, precision, progress, digest)
+    options = (running.of_scenes() if several else running).options(0.5)
+    rule, shared = RasterRule(level=level, scale=scale, offset=offset), bool(dask)
+
+    def open_pair(pair: Any) -> list[Any]:
+        if loaded is None:
+            if not all(isinstance(path, (str, Path)) for path in pair):
+                raise ConfigError("compare: two scenes need a model")
+            return [_absolute(path, shared=shared) for path in pair]
+        return [_open_scene(loaded.model, s, inputs, rule, shared=shared) for s in pair]
+
+    def write(opened: list[Any], path: Path) -> dict[str, Any]:
+        folder = _absolute(path, shared=shared)
+        files = tuple(opened)
+        if loaded is not None:
+            first, second = opened
+            files = compare_scenes(
+                loaded.model, first, second, folder, inputs=inputs, per=per, options=options
+            )
+        return compare_embeddings(files[0], files[1], folder, options=options)
+
+    if not several:
+        return write(open_pair((before, after)), Path(out))
+    settings = {"subcommand": "compare", "inputs": inputs, "per": per, "rule": str(rule)}
+    results = running.each(several, out, open_pair, write, settings, options, retries=retries)
+    return {"scenes": {s.name: r for s, r in zip(several, results, strict=True)}}
 
 
 def _require_one(data: object, scene: object) -> None:
@@ -368,15 +431,54 @@ def _open_scene(
     *,
     shared: bool = False,
 ) -> Scene:
-    from multimae_eo.scenes.scene_inputs import open_arrays, open_for
+    from multimae_eo.scenes.scene_inputs import open_arrays, open_for, open_item
     from multimae_eo.sources.raster.arrays import is_xarray
+    from multimae_eo.sources.stac.item_scene import ItemScene
 
     if is_xarray(scene):
         return open_arrays(model, scene, inputs=inputs, rule=rule)
+    if isinstance(scene, ItemScene):
+        return open_item(model, scene, inputs=inputs, rule=rule)
     if not isinstance(scene, (str, Path)):
         opened: Scene = scene
         return opened
     return open_for(model, _absolute(scene, shared=shared), inputs=inputs, rule=rule)
+
+
+def _listed(scene: Any, out: str | Path) -> tuple[ListedScene, ...]:
+    """Several scenes, each with an output of its own; none where ``out`` is that of one scene.
+
+    ConfigError for several scenes and one output.
+    """
+    from multimae_eo.scenes.each_scene import is_pattern, require_pattern
+    from multimae_eo.sources.scene.scene_list import list_scenes, names_several
+
+    if not is_pattern(out) and not names_several(scene):
+        return ()
+    scenes = list_scenes(scene)
+    require_pattern(scenes, out)
+    return scenes
+
+
+def _listed_pairs(before: Any, after: Any, out: str | Path) -> tuple[ListedScene, ...]:
+    """As ``_listed``, of the scenes of two dates."""
+    from multimae_eo.scenes.each_scene import is_pattern, require_pattern
+    from multimae_eo.sources.scene.scene_list import list_pairs, names_several
+
+    if not is_pattern(out) and not any(names_several(s) for s in (before, after)):
+        return ()
+    pairs = list_pairs(before, after)
+    require_pattern(pairs, out)
+    return pairs
+
+
+def _stamp(opened: Any) -> str:
+    """What changes with a scene, a file of embeddings, or two of them."""
+    from multimae_eo.sources.raster.warped import stamp
+
+    if isinstance(opened, list):
+        return " ".join(_stamp(part) for part in opened)
+    return f"{opened} {stamp(str(opened))}" if isinstance(opened, Path) else str(opened.stamp())
 
 
 @dataclass(frozen=True)
@@ -390,6 +492,36 @@ class _Running:
     precision: str
     progress: Progress | None
     model_hash: str
+
+    def of_scenes(self) -> _Running:
+        """The same for one of several scenes, whose pixels are not counted."""
+        return replace(self, progress=None)
+
+    def each(
+        self,
+        scenes: Sequence[ListedScene],
+        out: str | Path,
+        open_scene: Callable[[Any], Any],
+        write: Callable[[Any, Path], Any],
+        settings: Mapping[str, object],
+        options: SceneOptions,
+        *,
+        retries: int,
+    ) -> list[Any]:
+        """What ``write`` returns for each of several scenes; see ``each_scene``."""
+        from multimae_eo.scenes.each_scene import SceneWork, each_scene
+
+        values = {n: getattr(options, n) for n in ("overlap", "batch", "precision", "model_hash")}
+        work = SceneWork(
+            opener=open_scene,
+            stamp=_stamp,
+            write=write,
+            settings={**settings, **values} if self.model_hash else None,
+        )
+        rows = each_scene(
+            scenes, work, out=out, retries=retries, dask=self.dask, progress=self.progress
+        )
+        return [row.result for row in rows]
 
     def options(self, overlap: float, *, samples: int = 0) -> SceneOptions:
         """The scene engine's options. Raises ConfigError for a device that is not there."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multimae_eo.api.loading import load_source
-from multimae_eo.errors import OutputError
+from multimae_eo.errors import ConfigError, OutputError
 from multimae_eo.files import write_file
 
 if TYPE_CHECKING:
@@ -81,33 +81,78 @@ def prepare(
     *,
     out: str | Path,
     workers: int = 1,
+    dask: str = "",
+    retries: int = 1,
     shard_chips: int = 512,
     append: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> ChipStore:
+) -> ChipStore | list[ChipStore]:
     """Write a source into a chip store, with statistics; called again, it resumes.
 
     Args:
-        source: A source, or what ``open_source`` opens.
-        out: Folder of the chip store.
+        source: A source, or what ``open_source`` opens. Scenes with a store each: see
+            ``list_scenes``.
+        out: Folder of the chip store; with ``{scene}`` for the scene's name a store of each scene.
+            ``open_source`` opens a folder of stores as one source.
         workers: Number of reading processes.
+        dask: Address of a Dask scheduler whose workers read instead.
+        retries: How often scenes that failed are tried again, after all others.
         shard_chips: Chips per shard.
         append: Add the source's chips to a finished store.
-        progress: Called with the chips done and the chips in all.
+        progress: Called with the chips (of scenes, the scenes) done and in all.
 
     Returns:
         The chip store, opened: pixels in the source's own integer type, (C, H, W) per modality.
+        With ``{scene}`` the store of each scene, in order.
 
     Raises:
         ConfigError: options out of range. DataError: chips that cannot be read. OutputError:
-        ``out`` holds something else or cannot be written.
+        ``out`` holds something else or cannot be written. ScenesError: some of several scenes
+        failed.
     """
+    from multimae_eo.scenes.each_scene import SceneWork, each_scene, is_pattern
+    from multimae_eo.sources.scene.scene_list import list_scenes
     from multimae_eo.store.append import append as append_chips
+    from multimae_eo.store.reader import ChipStore
     from multimae_eo.store.writer import prepare as write_store
 
-    opened, _ = load_source(source)
-    if append:
-        return append_chips(opened, Path(out), workers=workers, progress=progress)
-    return write_store(
-        opened, Path(out), workers=workers, shard_chips=shard_chips, progress=progress
+    if append and (dask or is_pattern(out)):
+        raise ConfigError("append: adds the chips of one source, in this process or several")
+    if not is_pattern(out):
+        opened = _open(source, shared=bool(dask))
+        if append:
+            return append_chips(opened, Path(out), workers=workers, progress=progress)
+        path = Path(out).resolve() if dask else Path(out)
+        return write_store(
+            opened, path, workers=workers, dask=dask, shard_chips=shard_chips, progress=progress
+        )
+
+    def write(opened: Source, path: Path) -> str:
+        target = path.resolve() if dask else path
+        write_store(opened, target, workers=workers, dask=dask, shard_chips=shard_chips)
+        return str(path)
+
+    # A store that is finished is left as it is by ``prepare``, which compares its plan.
+    work = SceneWork(
+        opener=lambda spec: _open(spec, shared=bool(dask)),
+        stamp=lambda _: "",
+        write=write,
+        settings=None,
     )
+    rows = each_scene(
+        list_scenes(source), work, out=out, retries=retries, dask=dask, progress=progress
+    )
+    return [ChipStore(Path(row.result)) for row in rows]
+
+
+def _open(source: Any, *, shared: bool) -> Source:
+    """A source. ``shared``: other machines open its files, by absolute paths."""
+    from multimae_eo.sources.input_paths import absolute_spec
+    from multimae_eo.sources.scene.chips import SceneChips
+    from multimae_eo.sources.stac.item_scene import ItemScene
+
+    if isinstance(source, ItemScene):
+        return SceneChips(source.to_scene())
+    if shared and isinstance(source, (str, Path)):
+        source = absolute_spec(str(source))
+    return load_source(source)[0]

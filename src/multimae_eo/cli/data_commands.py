@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from multimae_eo.cli.output import counter, print_json
+from multimae_eo.cli.output import counter, print_json, scene_counter
 from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.sources.yaml_section import BLANK
 
@@ -87,9 +87,12 @@ class Prepare:
     """Write any source into a chip store, with statistics; run again to resume.
 
     Args:
-        source: SOURCE
-        out: chip store to write
+        source: SOURCE; with {scene} in --out scenes with a store each: a,b,c, a pattern, a folder,
+            a .txt list, a STAC file
+        out: chip store to write; of several scenes STORES/{scene}
         workers: number of reading processes
+        dask: address of a Dask scheduler, or its scheduler file (.json), whose workers read
+        retries: how often scenes that failed are tried again, after all others
         shard_chips: chips per shard
         append: add chips to a finished store
     """
@@ -97,10 +100,13 @@ class Prepare:
     examples: ClassVar[tuple[str, ...]] = (
         "prepare dataset.yaml --out store",
         "prepare mmearth:DIR --out store --workers 4",
+        "prepare 'scenes/*.yaml' --out 'stores/{scene}'",
     )
     source: str = argument(positional=True)
     out: str
     workers: int = 1
+    dask: str = ""
+    retries: int = 1
     shard_chips: int = 512
     append: bool = False
 
@@ -108,16 +114,20 @@ class Prepare:
         """Print the store's path, its number of chips and its modalities."""
         from multimae_eo.api.stores import prepare
 
-        with counter("chips") as progress:
-            store = prepare(
+        with scene_counter(self.out, "chips") as progress:
+            made = prepare(
                 self.source,
                 out=self.out,
                 workers=self.workers,
+                dask=self.dask,
+                retries=self.retries,
                 shard_chips=self.shard_chips,
                 append=self.append,
                 progress=progress,
             )
-        print(f"{self.out}: {len(store)} chips, {', '.join(store.modalities)}")
+        stores = {str(s.path): s for s in made} if isinstance(made, list) else {self.out: made}
+        for path, store in stores.items():
+            print(f"{path}: {len(store)} chips, {', '.join(store.modalities)}")
 
 
 DATA_COMMANDS: dict[str, type[Subcommand]] = {

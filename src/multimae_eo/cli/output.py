@@ -60,3 +60,11 @@ class counter:  # noqa: N801 - reads as a noun in a with statement
 
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
+
+
+def scene_counter(out: str, unit: str) -> counter:
+    """A progress bar of pixels or chips; where ``out`` is of several scenes it counts those."""
+    from multimae_eo.scenes.each_scene import is_pattern
+
+    several = is_pattern(out)
+    return counter("scenes" if several else unit, scaled=unit == "px" and not several)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypedDict
 
-from multimae_eo.cli.output import counter, names_in, print_json
+from multimae_eo.cli.output import counter, names_in, print_json, scene_counter
 from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import Precision
@@ -21,6 +21,14 @@ class InferenceArguments(TypedDict):
     precision: Precision
     batch_size: int | None
     device: str
+
+
+class SharingArguments(InferenceArguments):
+    """What those of them take that share scenes."""
+
+    workers: int
+    dask: str
+    retries: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +65,43 @@ class _Inference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(_Inference):
-    """Map a scene with a fine-tuned model.
+class _SharedScenes(_Inference):
+    """Options of scenes that processes or machines share.
+
+    Args:
+        workers: number of processes that share a scene
+        dask: address of a Dask scheduler, or its scheduler file (.json), whose workers share them
+        retries: how often scenes that failed are tried again, after all others
+    """
+
+    workers: int = 1
+    dask: str = ""
+    retries: int = 1
+
+    def sharing(self) -> SharingArguments:
+        """These options as arguments of the public functions."""
+        return {
+            **self.inference(),
+            "workers": self.workers,
+            "dask": self.dask,
+            "retries": self.retries,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(_SharedScenes):
+    """Map a scene, or several, with a fine-tuned model.
 
     Args:
         model: fine-tuned model folder
-        scene: scene file (YAML), or a raster or cube that holds all inputs
+        scene: scene file (YAML), or a raster or cube that holds all inputs; with {scene} in --out
+            several: a,b,c, a pattern, a folder, a .txt list, a STAC file
         inputs: modalities, m1,m2 (default: all)
-        out: GeoTIFF to write, MAP.tif
+        out: GeoTIFF to write, MAP.tif; of several scenes MAPS/{scene}.tif
         probabilities: also write a band per class
         confidence: also write the likeliest class's probability
         overlap: share of a window's side, [0, 1) (default: 0.5 for maps, 0 for one prediction per
             chip)
-        workers: number of processes that share the scene
-        dask: address of a Dask scheduler whose workers share it
         adapt: steps of test-time training on the scene, by a model with decoders (0: none)
         adapt_lr: learning rate of these steps
         seed: of their masks
@@ -78,6 +109,7 @@ class Predict(_Inference):
 
     examples: ClassVar[tuple[str, ...]] = (
         "predict --model runs/map/model --scene scene.yaml --out map.tif",
+        "predict --model runs/map/model --scene 'scenes/*.yaml' --out 'maps/{scene}.tif'",
     )
     model: str
     scene: str
@@ -86,8 +118,6 @@ class Predict(_Inference):
     probabilities: bool = False
     confidence: bool = False
     overlap: float | None = None
-    workers: int = 1
-    dask: str = ""
     adapt: int = 0
     adapt_lr: float = 1e-4
     seed: int = 0
@@ -96,7 +126,7 @@ class Predict(_Inference):
         """Print the paths of the rasters, a line each."""
         from multimae_eo.api.maps import predict
 
-        with counter("px", scaled=True) as progress:
+        with scene_counter(self.out, "px") as progress:
             paths = predict(
                 self.model,
                 scene=self.scene,
@@ -105,12 +135,10 @@ class Predict(_Inference):
                 probabilities=self.probabilities,
                 confidence=self.confidence,
                 overlap=self.overlap,
-                workers=self.workers,
-                dask=self.dask,
                 adapt=self.adapt,
                 adapt_lr=self.adapt_lr,
                 seed=self.seed,
-                **self.inference(),
+                **self.sharing(),
                 progress=progress,
             )
         for path in paths:
@@ -192,15 +220,17 @@ class Reconstruct(_Inference):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed(_Inference):
+class Embed(_SharedScenes):
     """Write embeddings of chips or patches as GeoParquet or as a raster.
 
     Args:
         model: model folder
         data: SOURCE
-        scene: scene file (YAML), or a raster or cube that holds all inputs
+        scene: scene file (YAML), or a raster or cube that holds all inputs; with {scene} in --out
+            several: a,b,c, a pattern, a folder, a .txt list, a STAC file
         inputs: modalities, m1,m2 (default: all)
-        out: GeoParquet file to write; of a scene also a GeoTIFF, EMB.tif, with a band per dimension
+        out: GeoParquet file to write; of a scene also a GeoTIFF, EMB.tif, with a band per
+            dimension; of several scenes EMB/{scene}.parquet or .tif
         per: a vector per chip, or per patch
         dtype: of the vectors; int8 has a scale and offset of each dimension in the file's metadata
         half: the same as --dtype float16
@@ -229,7 +259,7 @@ class Embed(_Inference):
         from multimae_eo.api.maps import embed
 
         unit = "px" if self.scene is not None else "chips"
-        with counter(unit, scaled=self.scene is not None) as progress:
+        with scene_counter(self.out, unit) as progress:
             count = embed(
                 self.model,
                 data=self.data,
@@ -240,7 +270,7 @@ class Embed(_Inference):
                 dtype=self.dtype,
                 half=self.half,
                 overlap=self.overlap,
-                **self.inference(),
+                **self.sharing(),
                 progress=progress,
             )
         print(f"{self.out}: {count} vectors")
@@ -283,13 +313,14 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(_Inference):
+class Compare(_SharedScenes):
     """Compare two dates by their embeddings: change as a raster, a table and a summary.
 
     Args:
-        before: file of embed (.parquet or .tif); with --model a scene
+        before: file of embed (.parquet or .tif); with --model a scene; with {scene} in --out
+            several: a,b,c, a pattern, a folder, a .txt list, a STAC file
         after: the same of another date
-        out: folder to write
+        out: folder to write; of several pairs CHANGE/{scene}
         model: model folder, which embeds two scenes
         inputs: modalities of two scenes, m1,m2 (default: all)
         per: a distance per patch, or per chip, of two scenes
@@ -310,7 +341,7 @@ class Compare(_Inference):
         """Print the summary as JSON."""
         from multimae_eo.api.maps import compare
 
-        with counter("px", scaled=True) as progress:
+        with scene_counter(self.out, "px") as progress:
             summary = compare(
                 self.before,
                 self.after,
@@ -318,7 +349,7 @@ class Compare(_Inference):
                 model=self.model,
                 inputs=names_in(self.inputs),
                 per=self.per,
-                **self.inference(),
+                **self.sharing(),
                 progress=progress,
             )
         print_json(summary)

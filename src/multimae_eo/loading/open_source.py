@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,9 @@ def _marked_folder(path: Path) -> Source | None:
         from multimae_eo.store.reader import ChipStore
 
         return ChipStore(path)
+    stores = [p.parent for p in sorted(path.glob("*/store.json"))]
+    if stores:
+        return _store_of_each(stores)
     if any(path.glob("*_tile_info.json")):
         from multimae_eo.sources.mmearth import MMEarthSource
 
@@ -107,6 +110,16 @@ def _marked_folder(path: Path) -> Source | None:
 
         return GeoBenchSource(path)
     return None
+
+
+def _store_of_each(folders: Sequence[Path]) -> Source:
+    """The stores that ``prepare`` wrote of several scenes as one source, named as the folders."""
+    from multimae_eo.store.reader import ChipStore
+
+    stores = [ChipStore(folder) for folder in folders]
+    for store in stores:
+        store.name = store.path.name
+    return ConcatSource(stores)
 
 
 def _open_drafted(path: Path, spec: str) -> Source:

@@ -1,18 +1,19 @@
 """Finished blocks of rows on disk, so that an interrupted map goes on where it stopped.
 
 A hidden folder beside the results holds ``plan.json`` (settings, scene and model)
-and a folder per finished block with a plain file of rows per raster. Blocks are written under
-another name and renamed when complete; they do not depend on one another. A block that two machines
-came to write is the first one's: both are equal.
+and a folder per finished block with a plain file of rows per raster, or of vectors. Blocks are
+written under another name and renamed when complete; they do not depend on one another. A block
+that two machines came to write is the first one's: both are equal.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,29 @@ class Blocks:
         """A writer of a block. ``area``: where a layer of errors reads the truth."""
         return BlockWriter(self.folder / f"block-{number:05d}", layers, area)
 
+    @contextmanager
+    def new(self, number: int) -> Iterator[Path]:
+        """A folder to write a block into; it gets its name when the context ends."""
+        path = self.folder / f"block-{number:05d}"
+        part = temporary_path(path)
+        try:
+            part.mkdir(parents=True)
+            yield part
+            sync_and_rename(part, path)
+        except OSError as error:
+            if not path.is_dir():
+                raise output_error(path, error) from error
+        finally:
+            remove(part)
+
+    def vectors(self, number: int, width: int) -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
+        """The vectors (width,) of a block, each with its record; see ``write_vectors``."""
+        folder = self.folder / f"block-{number:05d}"
+        records = read_json(folder / "records.json", OutputError, remedy="delete the folder")
+        with (folder / "vectors").open("rb") as file:
+            for record in records:
+                yield record, np.frombuffer(file.read(4 * width), np.float32)
+
     def rows(self, layer: OutputLayer, grid: Grid, count: int) -> Iterator[npt.NDArray[np.generic]]:
         """The rows of a raster from top to bottom, some at a time: (bands, n, W).
 
@@ -86,6 +110,16 @@ class Blocks:
     def _sweep(self) -> None:
         for part in [*self.folder.glob("*.part"), *self.folder.glob(".*.part")]:
             remove(part)
+
+
+def write_vectors(folder: Path, vectors: Iterable[tuple[object, npt.NDArray[np.float32]]]) -> None:
+    """Write vectors as float32 into the folder of a block, and a JSON record of each."""
+    records = []
+    with (folder / "vectors").open("wb") as file:
+        for record, vector in vectors:
+            records.append(record)
+            file.write(np.ascontiguousarray(vector, np.float32).data)
+    write_file(folder / "records.json", json.dumps(records).encode(), durable=False)
 
 
 class BlockWriter:

@@ -19,6 +19,7 @@ from multimae_eo.scenes.geoparquet import CORNERS, footprint_columns, geo_record
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.quick_look import distance_look
 from multimae_eo.scenes.raster_output import Profile, rows_at_once, write_raster
+from multimae_eo.scenes.sharing import finish
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.version import __version__
 
@@ -29,15 +30,24 @@ _log = logging.getLogger(__name__)
 
 
 @single_writer()
-def compare_embeddings(before: Path, after: Path, out: Path) -> dict[str, object]:
+def compare_embeddings(
+    before: Path, after: Path, out: Path, *, options: SceneOptions | None = None
+) -> dict[str, object]:
     """Write the change between two files of embeddings into the folder ``out``; its summary.
 
     ``change.parquet`` (GeoParquet: key, geometry, distance, percentile; the largest change first),
     ``summary.json``, and where the footprints make a grid ``change.tif`` (float32, cosine distance
-    0 to 2, NaN where either is not observed) with ``change.tif.png``.
+    0 to 2, NaN where either is not observed) with ``change.tif.png``. ``options``: whether one of
+    Dask's workers computes it.
 
     Raises as ``embedding_pairs.distances``; OutputError.
     """
+    if options is None:
+        return _compare(before, after, out)
+    return finish(options, out, _compare, before, after, out)
+
+
+def _compare(before: Path, after: Path, out: Path) -> dict[str, object]:
     change = distances(before, after)
     for note in change.notes:
         _log.warning("%s", note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,17 @@ from multimae_eo.inference.vector_codes import Dtype
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
-from multimae_eo.scenes.engine import computing, predict_windows
+from multimae_eo.scenes.blocks import Blocks, write_vectors
+from multimae_eo.scenes.engine import computing, finished_blocks, predict_windows
 from multimae_eo.scenes.geoparquet import EmbeddingWriter
-from multimae_eo.scenes.job import SceneOptions
+from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
+from multimae_eo.scenes.sharing import finish
 from multimae_eo.scenes.window_model import (
     WindowPredictions,
     device_of,
     host_array,
+    moved,
     observed_rows,
     take_rows,
 )
@@ -59,28 +62,61 @@ def embed_scene(
     """
     options = replace(options or SceneOptions(), overlap=0.0)
     embedder = WindowEmbedder(
-        network=model.to(options.device),
+        network=model if options.dask else model.to(options.device),
         inputs=require_inputs(model.modalities, scene, inputs),
         per=require_per(per),
     )
     tiling = scene_tiling(embedder.sizes, scene, embedder.inputs, options)
-    check_scene(model, scene, embedder.inputs, tiling)
-    height, width = scene.grid.height, scene.grid.width
+    job = SceneJob(
+        scene=scene,
+        tiling=tiling,
+        model=embedder,
+        layers=(),
+        settings={"subcommand": "embed", "inputs": list(embedder.inputs), "per": per},
+        options=options,
+        warning=check_scene(model, scene, embedder.inputs, tiling),
+    )
+    table = _table(embedder, dtype, options.model_hash, scene.name)
+    with finished_blocks(job, out.parent / f".{out.name}.partial", embed_block) as blocks:
+        parts = blocks, len(tiling.blocks), out, table
+        count = finish(options, blocks.folder, _write_blocks, *parts)
+    return _require_some(count, table)
+
+
+def embed_block(
+    job: SceneJob, blocks: Blocks, number: int, progress: Callable[[int], None] | None = None
+) -> None:
+    """Encode the windows that begin in a block and write their vectors; see ``BlockWork``."""
+    embedder, block = job.model, job.tiling.blocks[number]
+    assert isinstance(embedder, WindowEmbedder)
+
+    def vectors() -> Iterator[tuple[object, npt.NDArray[np.float32]]]:
+        batches = predict_windows(embedder, job.scene, job.tiling, block, options=job.options)
+        for batch in batches:
+            for item in batch:
+                if item.window.window.row < block[0]:
+                    continue  # it reaches into this block from the one above
+                for e in embedder.embeddings(item.window.sample, item.fields):
+                    bounds = None if e.geometry is None else e.geometry.bounds
+                    crs = None if e.geometry is None else e.geometry.crs
+                    yield (e.key, crs, bounds, e.time), e.vector
+            if progress is not None and batch:
+                progress(min(max(batch[-1].window.floor, block[0]), block[1]) - block[0])
+
+    with bounded_cache(), blocks.new(number) as folder:
+        write_vectors(folder, vectors())
+
+
+def _write_blocks(blocks: Blocks, count: int, out: Path, table: _EmbeddingTable) -> int:
+    """Write the vectors of finished blocks; how many there are."""
 
     def embeddings() -> Iterator[Embedding]:
-        block = (0, tiling.shape[0])
-        for batch in predict_windows(embedder, scene, tiling, block, options=options):
-            for item in batch:
-                yield from embedder.embeddings(item.window.sample, item.fields)
-            if options.progress is not None:
-                rows = min(batch[-1].window.floor, height) if batch else 0
-                options.progress(rows * width, height * width)
-        if options.progress is not None:
-            options.progress(height * width, height * width)
+        for number in range(count):
+            for (key, crs, bounds, time), vector in blocks.vectors(number, table.width):
+                geometry = None if crs is None else Geometry(crs=crs, bounds=tuple(bounds))
+                yield Embedding(key=key, geometry=geometry, time=time, vector=vector)
 
-    writer = _writer(out, embedder, dtype, options.model_hash, scene.name)
-    with bounded_cache():
-        return _write(embeddings(), embedder, writer, scene.name)
+    return _write(embeddings(), out, table)
 
 
 @single_writer(folder=False)
@@ -128,9 +164,9 @@ def embed_source(
             if options.progress is not None:
                 options.progress(done, len(source))
 
-    writer = _writer(out, embedder, dtype, options.model_hash, source.name)
+    table = _table(embedder, dtype, options.model_hash, source.name)
     with computing(options):
-        return _write(embeddings(), embedder, writer, source.name)
+        return _require_some(_write(embeddings(), out, table), table)
 
 
 def require_per(per: str) -> Per:
@@ -142,33 +178,57 @@ def require_per(per: str) -> Per:
     raise ConfigError(f"per must be chip or patch, got {per!r}")
 
 
-def _writer(
-    out: Path, embedder: WindowEmbedder, dtype: Dtype, model_hash: str, name: str
-) -> EmbeddingWriter:
-    return EmbeddingWriter(
-        out,
-        embedder.network.config.encoder.width,
+@dataclass(frozen=True, kw_only=True)
+class _EmbeddingTable:
+    """What a file of embeddings records: width and dtype of the vectors, and of what they are."""
+
+    width: int
+    dtype: Dtype
+    model_hash: str
+    inputs: tuple[str, ...]
+    per: Per
+    name: str
+
+
+def _table(embedder: WindowEmbedder, dtype: Dtype, model_hash: str, name: str) -> _EmbeddingTable:
+    return _EmbeddingTable(
+        width=embedder.network.config.encoder.width,
         dtype=dtype,
         model_hash=model_hash,
-        details={"inputs": list(embedder.inputs), "per": embedder.per, "name": name},
+        inputs=tuple(embedder.inputs),
+        per=embedder.per,
+        name=name,
     )
 
 
-def _write(
-    embeddings: Iterable[Embedding], embedder: WindowEmbedder, writer: EmbeddingWriter, name: str
-) -> int:
+def _write(embeddings: Iterable[Embedding], out: Path, table: _EmbeddingTable) -> int:
+    """Write embeddings, no file where there is none; how many there are."""
+    writer = EmbeddingWriter(
+        out,
+        table.width,
+        dtype=table.dtype,
+        model_hash=table.model_hash,
+        details={"inputs": list(table.inputs), "per": table.per, "name": table.name},
+    )
     try:
         for item in embeddings:
             writer.add(item.key, item.geometry, item.time, item.vector)
-        if not writer.rows:
-            raise DataError(
-                f"{name}: nothing is observed in the inputs {', '.join(embedder.inputs)}"
-            )
-        writer.finish()
+        if writer.rows:
+            writer.finish()
+        else:
+            writer.discard()
     except BaseException:
         writer.discard()
         raise
     return writer.rows
+
+
+def _require_some(count: int, table: _EmbeddingTable) -> int:
+    if not count:
+        raise DataError(
+            f"{table.name}: nothing is observed in the inputs {', '.join(table.inputs)}"
+        )
+    return count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +279,11 @@ class WindowEmbedder:
 
     def to(self, device: str) -> WindowEmbedder:
         """See ``WindowModel``."""
-        return replace(self, network=self.network.to(device))
+        return replace(self, network=moved(self.network, device))
+
+    def with_network(self, network: Any) -> WindowEmbedder:
+        """See ``WindowModel``."""
+        return replace(self, network=network)
 
     def embeddings(self, sample: Sample, fields: Mapping[str, Any]) -> Iterator[Embedding]:
         """The embedding of a chip, or of each of its patches, from its fields."""

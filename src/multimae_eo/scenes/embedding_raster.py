@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.quick_look import embedding_look
 from multimae_eo.scenes.raster_output import tagged, write_raster
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
+from multimae_eo.scenes.sharing import finish
 from multimae_eo.scenes.tiling import Tiling, tiling_in_cells
 from multimae_eo.scenes.window_model import WindowPredictions
 from multimae_eo.sources.scene.scene import Scene
@@ -65,7 +67,7 @@ def embed_raster(
     if per == "chip":
         options = replace(options, overlap=0.0)
     embedder = WindowEmbedder(
-        network=model.to(options.device),
+        network=model if options.dask else model.to(options.device),
         inputs=require_inputs(model.modalities, scene, inputs),
         per=require_per(per),
     )
@@ -92,9 +94,8 @@ def embed_raster(
     if scene.time:
         tags["time"] = scene.time
     with finished_blocks(job, out.parent / f".{out.name}.partial") as blocks:
-        count = _write(out, job, blocks, dtype, {**job_tags(job), **tags})
-        if count:
-            embedding_look(out)
+        parts = blocks, tiling, layer, out, dtype, {**job_tags(job), **tags}
+        count = finish(options, blocks.folder, _write, *parts)
     if not count:
         raise DataError(f"{scene.name}: nothing is observed in {', '.join(embedder.inputs)}")
     return count
@@ -138,6 +139,10 @@ class CellEmbedder:
         """See ``WindowModel``."""
         return replace(self, embedder=self.embedder.to(device))
 
+    def with_network(self, network: Any) -> CellEmbedder:
+        """See ``WindowModel``."""
+        return replace(self, embedder=self.embedder.with_network(network))
+
 
 def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Tiling:
     """Windows from the upper left, at multiples of the cell of an embedding in grid pixels."""
@@ -161,16 +166,39 @@ def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Ti
     return replace(tiling, ratios={**tiling.ratios, FIELD: side}, tops=tops, lefts=lefts)
 
 
-def _write(out: Path, job: SceneJob, blocks: Blocks, dtype: Dtype, tags: Mapping[str, str]) -> int:
-    """Write the raster of the finished blocks, none where there is no vector; how many."""
-    layer = job.layers[0]
-    grid = job.tiling.grid.coarser(layer.ratio)
+def _write(
+    blocks: Blocks,
+    tiling: Tiling,
+    layer: OutputLayer,
+    out: Path,
+    dtype: Dtype,
+    tags: Mapping[str, str],
+) -> int:
+    """Write the raster of the finished blocks and its picture; how many vectors there are.
+
+    Nothing is written where there is none.
+    """
+    count = _write_raster(blocks, tiling, layer, out, dtype, tags)
+    if count:
+        embedding_look(out)
+    return count
+
+
+def _write_raster(
+    blocks: Blocks,
+    tiling: Tiling,
+    layer: OutputLayer,
+    out: Path,
+    dtype: Dtype,
+    tags: Mapping[str, str],
+) -> int:
+    grid = tiling.grid.coarser(layer.ratio)
     profile = tagged(layer.profile, {**tags, "dtype": dtype})
     if len(profile.bands) > _MANY_BANDS:
         profile = replace(profile, block=_SMALL_BLOCK)
 
     def rows() -> Iterator[npt.NDArray[np.generic]]:
-        for part in blocks.rows(layer, grid, len(job.tiling.blocks)):
+        for part in blocks.rows(layer, grid, len(tiling.blocks)):
             without_token = (part == 0).all(axis=0)
             yield np.where(without_token, np.float32(np.nan), part)
 

@@ -8,7 +8,7 @@ do not depend on one another: an interrupted map goes on with the next, and proc
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +26,10 @@ from multimae_eo.sample import Batch, collate
 from multimae_eo.scenes.blend import BlendedRows, WindowBlender
 from multimae_eo.scenes.blocks import Blocks
 from multimae_eo.scenes.job import SceneJob, SceneOptions
+from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.quick_look import quick_look
 from multimae_eo.scenes.raster_output import tagged, write_raster
-from multimae_eo.scenes.sharing import by_dask, by_processes
+from multimae_eo.scenes.sharing import BlockWork, by_dask, by_processes, finish
 from multimae_eo.scenes.threads import WriteQueue, prefetch
 from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import WindowModel, WindowPredictions
@@ -53,26 +54,38 @@ def run(job: SceneJob, folder: Path, *, keep: str) -> list[Path]:
     # Loading it takes half a second, for which the other cores have something to do now.
     threading.Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     with finished_blocks(job, folder / keep) as blocks:
-        tags = job_tags(job)
-        paths = [folder / f"{layer.stem}.tif" for layer in job.layers]
-        for layer, path in zip(job.layers, paths, strict=True):
-            grid = job.tiling.grid.coarser(layer.ratio)
-            rows = blocks.rows(layer, grid, len(job.tiling.blocks))
-            write_raster(path, grid, tagged(layer.profile, tags), rows)
-            quick_look(path, layer)
+        parts = blocks, job.tiling, job.layers, job_tags(job), folder
+        return finish(job.options, blocks.folder, _write_layers, *parts)
+
+
+def _write_layers(
+    blocks: Blocks,
+    tiling: Tiling,
+    layers: Sequence[OutputLayer],
+    tags: Mapping[str, str],
+    folder: Path,
+) -> list[Path]:
+    """Write the rasters of finished blocks, and their quick-looks."""
+    paths = [folder / f"{layer.stem}.tif" for layer in layers]
+    for layer, path in zip(layers, paths, strict=True):
+        grid = tiling.grid.coarser(layer.ratio)
+        rows = blocks.rows(layer, grid, len(tiling.blocks))
+        write_raster(path, grid, tagged(layer.profile, tags), rows)
+        quick_look(path, layer)
     return paths
 
 
 @contextmanager
-def finished_blocks(job: SceneJob, folder: Path) -> Iterator[Blocks]:
+def finished_blocks(job: SceneJob, folder: Path, work: BlockWork | None = None) -> Iterator[Blocks]:
     """All blocks of a job, computed where they are not there yet; removed after the context.
 
-    ``folder``: where they are kept. An error in the context leaves them. Raises as ``run``.
+    ``folder``: where they are kept. ``work``: computes a block (default: ``run_block``). An error
+    in the context leaves them. Raises as ``run``.
     """
     limit_threads()
     blocks = Blocks(folder, _plan(job) if job.options.model_hash else None)
     try:
-        _finish_blocks(job, blocks)
+        _finish_blocks(job, blocks, work or run_block)
         with bounded_cache():
             yield blocks
     except BaseException:
@@ -107,7 +120,7 @@ def _plan(job: SceneJob) -> dict[str, object]:
     }
 
 
-def _finish_blocks(job: SceneJob, blocks: Blocks) -> None:
+def _finish_blocks(job: SceneJob, blocks: Blocks, work: BlockWork) -> None:
     """Compute the blocks that are not finished yet: here, by processes, or by Dask's workers."""
     ranges, grid = job.tiling.blocks, job.tiling.grid
     missing = [n for n in range(len(ranges)) if not blocks.done(n)]
@@ -123,13 +136,13 @@ def _finish_blocks(job: SceneJob, blocks: Blocks) -> None:
     report(done)
     if missing and (job.options.dask or (job.options.workers > 1 and len(missing) > 1)):
         share = by_dask if job.options.dask else by_processes
-        for number in share(run_block, job, blocks, missing):
+        for number in share(work, job, blocks, missing):
             done += rows_of(number)
             report(done)
         return
     for number in missing:
         before = done
-        run_block(job, blocks, number, lambda rows: report(before + rows))  # noqa: B023
+        work(job, blocks, number, lambda rows: report(before + rows))  # noqa: B023
         done += rows_of(number)
 
 

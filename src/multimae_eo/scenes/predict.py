@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError, DataError
@@ -191,3 +191,7 @@ class WindowPredictor:
     def to(self, device: str) -> WindowPredictor:
         """See ``WindowModel``."""
         return replace(self, network=moved(self.network, device))
+
+    def with_network(self, network: Any) -> WindowPredictor:
+        """See ``WindowModel``."""
+        return replace(self, network=network)

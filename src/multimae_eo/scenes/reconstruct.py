@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.files import single_writer
@@ -150,3 +151,7 @@ class WindowReconstructor:
     def to(self, device: str) -> WindowReconstructor:
         """See ``WindowModel``."""
         return replace(self, network=moved(self.network, device))
+
+    def with_network(self, network: Any) -> WindowReconstructor:
+        """See ``WindowModel``."""
+        return replace(self, network=network)

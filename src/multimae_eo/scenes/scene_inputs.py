@@ -16,6 +16,7 @@ from multimae_eo.sources.draft.drafting import product_draft, required_text
 from multimae_eo.sources.products.open_product import product_at
 from multimae_eo.sources.scene.scene import Scene, require_scene_modalities
 from multimae_eo.sources.scene.single_raster import RasterRule, is_raster
+from multimae_eo.sources.stac.item_scene import ItemScene
 
 _CHECKED_WINDOWS = 8
 """Windows that are checked before a scene is mapped."""
@@ -57,6 +58,20 @@ def open_arrays(
     """An ``xarray.DataArray`` or ``Dataset`` that holds all ``inputs``, as ``open_for``."""
     modalities, ratios = _modalities_of(model, inputs)
     return Scene.of_arrays(data, modalities, rule, ratios=ratios)
+
+
+def open_item(
+    model: MultiMAE,
+    item: ItemScene,
+    *,
+    inputs: Sequence[str] | None = None,
+    rule: RasterRule | None = None,
+) -> Scene:
+    """A STAC item that has all ``inputs``, as ``open_for``; one of a STAC file as that declares."""
+    if item.layers:
+        return item.to_scene(rule=rule)
+    modalities, ratios = _modalities_of(model, inputs)
+    return item.to_scene(modalities, ratios, rule)
 
 
 def _modalities_of(

@@ -6,32 +6,45 @@ Blocks do not depend on one another, so whoever computes them writes the same by
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from multimae_eo.errors import ConfigError, OutputError
+from multimae_eo.dask_cluster import connected
+from multimae_eo.errors import OutputError
 from multimae_eo.processes import WorkerPool
 from multimae_eo.scenes.blocks import Blocks
-from multimae_eo.scenes.job import SceneJob
+from multimae_eo.scenes.job import SceneJob, SceneOptions
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-Work = Callable[[SceneJob, Blocks, int], None]
+T = TypeVar("T")
 
-_SECONDS_TO_CONNECT = 10
+
+class BlockWork(Protocol):
+    """Computes a block of a job and writes it; a function of a module, for it is pickled."""
+
+    def __call__(
+        self,
+        job: SceneJob,
+        blocks: Blocks,
+        number: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """``progress``: called with the rows done."""
 
 
 # Processes ------------------------------------------------------------------------------------
 
-_WORKER: dict[str, tuple[Work, SceneJob, Blocks]] = {}
+_WORKER: dict[str, tuple[BlockWork, SceneJob, Blocks]] = {}
 
 
 def by_processes(
-    work: Work, job: SceneJob, blocks: Blocks, numbers: Sequence[int]
+    work: BlockWork, job: SceneJob, blocks: Blocks, numbers: Sequence[int]
 ) -> Iterator[int]:
     """Blocks as they are finished by ``job.options.workers`` processes; OutputError if one dies."""
     import torch
@@ -56,7 +69,7 @@ def by_processes(
 
 
 def _begin(
-    assignment: tuple[Work, SceneJob, Blocks], counter: Synchronized[int], threads: int
+    assignment: tuple[BlockWork, SceneJob, Blocks], counter: Synchronized[int], threads: int
 ) -> None:
     """In a new process: take the job, a share of the cores, and the next device."""
     import torch
@@ -81,51 +94,42 @@ def _one(number: int) -> int:
 # Dask -----------------------------------------------------------------------------------------
 
 
-def by_dask(work: Work, job: SceneJob, blocks: Blocks, numbers: Sequence[int]) -> Iterator[int]:
+def by_dask(
+    work: BlockWork, job: SceneJob, blocks: Blocks, numbers: Sequence[int]
+) -> Iterator[int]:
     """Blocks as they are finished by the workers of the scheduler at ``job.options.dask``.
 
-    The scheduler gives the blocks of a worker that died to another.
+    The scheduler gives the blocks of a worker that died to another. The network travels once to
+    each worker, for all scenes that are mapped within one connection.
 
     Raises ConfigError without ``distributed`` or where no scheduler responds, OutputError where a
     worker does not see the folder of blocks, or blocks kill their workers again and again.
     """
-    try:
-        from distributed import Client, KilledWorker
-        from distributed import as_completed as completed
-    except ImportError as error:
-        raise ConfigError("--dask needs distributed: pip install 'multimae-eo[dask]'") from error
-    address = job.options.dask
-    try:
-        client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--dask {address}: no scheduler responds there; start one with `dask scheduler` and "
-            "give the address that it prints"
-        ) from error
-    with client:
-        # A task, so that the scheduler can give the job again where its holder died.
-        held = client.submit(_keep, job.packed(), pure=False)
-        tasks = [client.submit(_remote_block, work, held, blocks, n, pure=False) for n in numbers]
+    with connected(job.options.dask) as cluster:
+        packed = job.packed()
+        network = packed.model.network
+        bare = replace(packed, model=packed.model.with_network(None))
+        shared = work, cluster.hold(bare), cluster.hold(network), blocks
         try:
-            for task in completed(tasks, loop=client.loop):
-                yield task.result()
-        except KilledWorker as error:
-            raise OutputError(
-                f"{blocks.folder}: workers at {address} died over one block again and again, "
-                "perhaps for want of memory; run again to go on, with more memory per worker"
-            ) from error
+            yield from cluster.results(_remote_block, numbers, *shared, folder=blocks.folder)
+        finally:
+            cluster.release(bare)
+            if "adapt" in job.settings:
+                cluster.release(network)  # it is of this scene only
 
 
-def _keep(job: SceneJob) -> SceneJob:
-    return job.on(job.options.device)
-
-
-def _remote_block(work: Callable[..., object], job: SceneJob, blocks: Blocks, number: int) -> int:
-    if not blocks.folder.is_dir():
-        raise OutputError(
-            f"{blocks.folder}: the worker on {socket.gethostname()} does not see it; choose an "
-            "--out on storage that all workers share"
-        )
+def _remote_block(
+    number: int, work: BlockWork, job: SceneJob, network: object, blocks: Blocks
+) -> int:
     if not blocks.done(number):
-        work(job, blocks, number)
+        model = job.model.with_network(network)
+        work(replace(job, model=model).on(job.options.device), blocks, number)
     return number
+
+
+def finish(options: SceneOptions, folder: Path, write: Callable[..., T], *arguments: object) -> T:
+    """``write(*arguments)``: here, or by one of Dask's workers. ``folder``: where it reads."""
+    if not options.dask:
+        return write(*arguments)
+    with connected(options.dask) as cluster:
+        return cluster.result(write, *arguments, folder=folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,10 @@ class WindowModel(Protocol):
     """A model that is applied to a scene window by window; it travels to processes by pickling."""
 
     @property
+    def network(self) -> Any:
+        """The network that it applies."""
+
+    @property
     def inputs(self) -> ModalitySet:
         """The modalities to read, as the scene has them."""
 
@@ -48,6 +52,9 @@ class WindowModel(Protocol):
 
     def to(self, device: str) -> WindowModel:
         """The same on another device."""
+
+    def with_network(self, network: Any) -> WindowModel:
+        """The same with another network, or with None, to be given one elsewhere."""
 
 
 def observed_rows(encoder: MultiMAE, batch: Batch, inputs: Sequence[str]) -> list[int]:

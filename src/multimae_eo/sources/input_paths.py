@@ -6,12 +6,13 @@ Everything is compared after links are resolved; hard links count as the file th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from multimae_eo.errors import ConfigError, MultiMAEError, OutputError
 from multimae_eo.sources.dataset.chip_files import Pattern
 from multimae_eo.sources.file_names import existing_path, matching_files, walk_files
+from multimae_eo.sources.raster.remote import is_remote
 from multimae_eo.sources.yaml_section import load_yaml
 
 INPUT_OPTIONS = (
@@ -50,6 +51,27 @@ def require_separate_outputs(options: Mapping[str, object]) -> None:
                     _require_apart(option, Path(output), name, path)
 
 
+def require_scene_outputs(inputs: Iterable[str], outputs: Iterable[Path]) -> None:
+    """OutputError where an output of several scenes is, contains or overwrites one of them.
+
+    ``inputs``: paths of the scenes; the files that scene files name count as well.
+    """
+    read = {path.resolve() for spec in inputs for path in input_paths(spec)}
+    above = {parent for path in read for parent in path.parents}
+    for output in outputs:
+        for path in _written(output):
+            target = path.resolve()
+            relation = ""
+            if target in read:
+                relation = "is"
+            elif target in above:
+                relation = "contains"
+            elif target.is_file() and not read.isdisjoint(target.parents):
+                relation = "lies among the files of"
+            if relation:
+                raise OutputError(f"--out {path}: {relation} an input; write elsewhere")
+
+
 def input_paths(spec: str) -> Iterator[Path]:
     """Files and folders that an input names: the path itself, and what a YAML file refers to.
 
@@ -66,6 +88,15 @@ def input_paths(spec: str) -> Iterator[Path]:
     yield path
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         yield from _referred(path)
+
+
+def absolute_spec(spec: str) -> str:
+    """A SOURCE with absolute paths, for processes that run in other folders."""
+    if "," in spec and not Path(spec).exists():
+        return ",".join(absolute_spec(part.strip()) for part in spec.split(","))
+    kind = next((k for k in _KINDS if spec.startswith(k)), "")
+    path = spec.removeprefix(kind)
+    return spec if is_remote(path) else kind + os.path.abspath(os.path.expanduser(path))
 
 
 def _referred(path: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae_eo.dask_cluster import connected
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
 from multimae_eo.files import LOCK, is_temporary, output_lock
 from multimae_eo.modality import class_ids
@@ -43,6 +44,7 @@ def prepare(
     out: Path,
     *,
     workers: int = 1,
+    dask: str = "",
     shard_chips: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChipStore:
@@ -52,6 +54,8 @@ def prepare(
         source: chips of one size per modality; chips may lack modalities.
         out: folder; a finished store of the same plan there is left as it is.
         workers: processes that read, started afresh (scripts need ``if __name__ == "__main__"``).
+        dask: address of a Dask scheduler whose workers read instead; they see source and ``out``
+            under the same absolute paths.
         shard_chips: chips per shard; each process holds one shard in memory.
         progress: called with (chips done, chips in all).
 
@@ -62,6 +66,8 @@ def prepare(
     """
     if workers < 1 or shard_chips < 1:
         raise ConfigError(f"workers and shard_chips must be ≥ 1, got {workers}, {shard_chips}")
+    if dask and workers > 1:
+        raise ConfigError("workers: give either workers (here) or dask (elsewhere)")
     out = Path(out)
     plan = _plan(source, shard_chips)
     if (out / layout.INDEX).is_file() and not (out / layout.PARTS).exists():
@@ -72,7 +78,7 @@ def prepare(
     for links in source.outward_links:
         _log.warning("%s: %s", source.name, links)
     with output_lock(out):
-        _prepare(source, out, plan, workers, progress)
+        _prepare(source, out, plan, workers, dask, progress)
     return ChipStore(out)
 
 
@@ -81,6 +87,7 @@ def _prepare(
     out: Path,
     plan: Plan,
     workers: int,
+    dask: str,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     _claim(out, plan)
@@ -88,7 +95,9 @@ def _prepare(
         missing = [s for s in range(plan.shards) if not (out / layout.part_path(s)).is_file()]
         done = plan.chips - sum(len(plan.members(s)) for s in missing)
         seen: Arrays = {}
-        for shard, arrays in _written(_Work(source, out, plan), missing, workers):
+        work = _Work(source, out, plan)
+        written = _by_dask(work, missing, dask) if dask else _written(work, missing, workers)
+        for shard, arrays in written:
             _agree(seen, arrays, out)
             done += len(plan.members(shard))
             if progress is not None:
@@ -336,6 +345,16 @@ def _written(work: _Work, shards: Sequence[int], workers: int) -> Iterator[tuple
             f"{work.source.name}: a reading process died, of too little memory perhaps; run again "
             "to continue, with fewer --workers"
         ) from error
+
+
+def _by_dask(work: _Work, shards: Sequence[int], address: str) -> Iterator[tuple[int, Arrays]]:
+    """Write shards by the workers of a Dask scheduler; yields each when it is whole."""
+    with connected(address) as cluster:
+        yield from cluster.results(_write_shard, shards, cluster.hold(work), folder=work.out)
+
+
+def _write_shard(shard: int, work: _Work) -> tuple[int, Arrays]:
+    return shard, work.write(shard)
 
 
 _this_process: dict[str, _Work] = {}

@@ -18,6 +18,8 @@ from multimae_eo.errors import ConfigError, DataError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.sources.scene.chips import SceneChips
+from multimae_eo.sources.scene.scene_list import list_scenes
+from multimae_eo.sources.scene.single_raster import RasterRule
 from multimae_eo.sources.stac.source import StacArea, open_stac
 from multimae_eo.store.writer import prepare
 from tests.support.paths import DATA
@@ -500,3 +502,82 @@ def test_aberystwyth_from_a_catalogue_equals_its_scene_file(tmp_path: Path) -> N
     error = np.abs(sample.pixels["optical"] - expected)[:, inner]
     assert np.median(error) <= 0.5
     assert (error <= 0.51).mean() > 0.95, "but for seams, where tiles overlap"
+
+
+# Items as scenes -------------------------------------------------------------------------------
+
+
+def test_each_item_of_a_search_is_a_scene(folder):
+    scenes = list_scenes(folder / "area.yaml")
+    assert [s.name for s in scenes] == ["early", "clear", "late"], "by time, without the cloudy"
+    scene = scenes[1].spec.to_scene()
+    assert (scene.name, scene.time, list(scene.modalities)) == (
+        "clear", "2021-05-20T00:00:00Z", ["rgb", "elevation"]
+    )  # fmt: skip
+    assert (scene.grid.height, scene.grid.width) == (SIZE, SIZE)
+    whole = Window(row=0, col=0, height=SIZE, width=SIZE)
+    sample = scene.read(whole)
+    bands = []
+    for key in ("red", "green", "blue"):
+        with rasterio.open(folder / f"clear-{key}.tif") as file:
+            bands.append(file.read(1))
+    seen = sample.valid["rgb"][0]
+    np.testing.assert_array_equal(sample.pixels["rgb"][:, seen], np.stack(bands)[:, seen])
+    assert not seen[:, 16:20].any(), "nodata of the item's metadata"
+    assert not seen[16:32, 20:40].any(), "clouds of the mask, at 20 m"
+    assert seen.mean() > 0.8
+    assert sample.calibration["rgb"].scale == 1e-4
+    assert sample.calibration["rgb"].level == "l2a"
+    area = StacArea(folder / "area.yaml")
+    heights = sample.pixels["elevation"]
+    assert heights.shape == (1, SIZE, SIZE)
+    assert scene.stamp() == pickle.loads(pickle.dumps(scenes[1].spec)).to_scene().stamp()
+    assert scene.stamp() != scenes[0].spec.to_scene().stamp()
+    assert area.name == "two-zones"
+
+
+def test_each_item_of_a_collection_is_a_scene(folder, make_model):
+    from multimae_eo.scenes.scene_inputs import open_item
+
+    catalogue = pystac.Catalog.from_file(str(folder / "cat/catalog.json"))
+    items = [i for i in catalogue.get_items(recursive=True) if i.id in ("early", "late")]
+    for item in items:
+        item.make_asset_hrefs_absolute()
+    collection = pystac.ItemCollection(items)
+    collection.save_object(str(folder / "items.json"))
+    model = make_model()
+    rule = RasterRule(level="l2a")
+    for given in (collection, folder / "items.json"):
+        scenes = list_scenes(given)
+        assert sorted(s.name for s in scenes) == ["early", "late"]
+        scene = open_item(model, scenes[0].spec, inputs=["rgb"], rule=rule)
+        assert list(scene.modalities) == ["rgb"]
+        assert scene.modalities["rgb"].scale == 1e-4
+        with pytest.raises(ConfigError, match="--level l1c or l2a"):
+            open_item(model, scenes[0].spec, inputs=["rgb"])
+        with pytest.raises(ConfigError, match="band 'elevation' not found among"):
+            open_item(model, scenes[0].spec, rule=rule)
+    with pytest.raises(ConfigError, match="is not declared; write a STAC file"):
+        scenes[0].spec.to_scene()
+    with pytest.raises(ConfigError, match="stand in the STAC file"):
+        list_scenes(folder / "area.yaml")[0].spec.to_scene(rule=rule)
+    with pytest.raises(DataError, match="has no item"):
+        list_scenes(pystac.ItemCollection([]))
+    (folder / "items.json").write_text('{"type": "FeatureCollection", "features": [{"id": 1}]}')
+    with pytest.raises(FormatError, match=r"items\.json: cannot be read as STAC"):
+        list_scenes(folder / "items.json")
+
+
+def test_items_of_two_calibrations_keep_their_own(tmp_path, make_model):
+    """The offset since baseline 04.00 is of one item only."""
+    from multimae_eo.scenes.scene_inputs import open_item
+
+    new = scene_of(tmp_path, "new", "2023-05-10", 1, **{"s2:processing_baseline": "05.09"})
+    for key in ("red", "green", "blue"):
+        new.assets[key].extra_fields = {"raster:bands": [{"scale": 0.0001, "offset": -0.1}]}
+    old = scene_of(tmp_path, "old", "2021-05-10", 2, **{"s2:processing_baseline": "03.00"})
+    scenes = {s.name: s.spec for s in list_scenes(pystac.ItemCollection([new, old]))}
+    rule = RasterRule(level="l2a")
+    for name, offset in (("new", -0.1), ("old", 0.0)):
+        opened = open_item(make_model(), scenes[name], inputs=["rgb"], rule=rule)
+        assert opened.modalities["rgb"].offset == pytest.approx(offset)

@@ -141,13 +141,22 @@ class Scene:
             )
             for name, (raster, spec) in raster_specs(path, modalities, rule).items()
         }
-        scene = cls.__new__(cls)
-        scene._lay_out(path, f"{modalities.fingerprint} {rule}".encode(), parsed, native=True)
+        scene = cls.of_layers(path, f"{modalities.fingerprint} {rule}".encode(), parsed)
         if cube_name(path) is not None:
             scene.time = cube_time(path)
         if chips is not None:
             top = Section.of(str(path), {"chips": dict(chips)}, SCENE_KEYS)
             scene.chip_rule = chip_rule(top, scene.modalities)
+        return scene
+
+    @classmethod
+    def of_layers(cls, path: Path, identity: bytes, layers: Mapping[str, LayerFiles]) -> Scene:
+        """The rasters of each modality, the first of which gives the grid; each at its ratio.
+
+        ``path``: for messages. ``identity``: bytes that identify the scene. Raises as a scene file.
+        """
+        scene = cls.__new__(cls)
+        scene._lay_out(path, identity, layers, native=True)
         return scene
 
     @classmethod

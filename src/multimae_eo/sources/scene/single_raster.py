@@ -70,20 +70,25 @@ def _spec(header: RasterHeader, modality: Modality, rule: RasterRule) -> Modalit
             f"{error}. Of a single raster all inputs are read; choose with --inputs, or write a "
             "scene file"
         ) from error
-    where = f"{header.path}: {modality.name}"
+    scale, offset = (
+        (None, None) if modality.categorical else _calibration(header, at, modality, rule)
+    )
+    return model_spec(modality, rule, scale, offset, f"{header.path}: {modality.name}")
+
+
+def model_spec(
+    modality: Modality, rule: RasterRule, scale: float | None, offset: float | None, where: str
+) -> ModalitySpec:
+    """A model's modality as a scene file would describe it; ConfigError for another level."""
     level = None
     if modality.levels:
         if rule.level not in modality.levels:
             hint = did_you_mean(rule.level, modality.levels) if rule.level else "which has it?"
             raise ConfigError(f"{where}: --level {' or '.join(modality.levels)}: {hint}")
         level = rule.level
-    scale, offset = (
-        (None, None) if modality.categorical else _calibration(header, at, modality, rule)
-    )
-    neutral = replace(modality, scale=1.0, offset=0.0)
     return ModalitySpec(
-        modality=neutral,
-        rule=bands,
+        modality=replace(modality, scale=1.0, offset=0.0),
+        rule=BandRule(band_names=modality.band_names),
         path=None,
         level=PerChip(level),
         scale=PerChip(scale),

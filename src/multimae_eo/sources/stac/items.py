@@ -75,7 +75,7 @@ def find_items(search: StacSearch, area: Mapping[str, object], where: str) -> tu
         counts.append(f"{len(candidates)} in the collections")
         candidates = [i for i in candidates if _overlaps(i[2], search.dates)]
         counts.append(f"{len(candidates)} in the dates")
-        candidates = [i for i in candidates if _touch(i[0].bbox, box)]
+        candidates = [i for i in candidates if boxes_touch(i[0].bbox, box)]
         counts.append(f"{len(candidates)} touch the area")
     items = [i[0] for i in candidates]
     if search.max_cloud is not None:
@@ -113,7 +113,7 @@ def _from_catalogue(search: StacSearch) -> list[Candidate]:
     root = pystac.read_file(catalogue)
     if not isinstance(root, pystac.Catalog):
         raise FormatError(f"{catalogue}: is no STAC catalogue or collection, but an item")
-    return _plain(root.get_items(recursive=True))
+    return plain_items(root.get_items(recursive=True))
 
 
 def _from_api(search: StacSearch, area: Mapping[str, object]) -> list[Candidate]:
@@ -126,10 +126,14 @@ def _from_api(search: StacSearch, area: Mapping[str, object]) -> list[Candidate]
         intersects=dict(area),
         datetime=f"{first}/{last}",
     )
-    return _plain(search_result.items())
+    return plain_items(search_result.items())
 
 
-def _plain(items: Iterable[Any]) -> list[Candidate]:
+def plain_items(items: Iterable[Any]) -> list[Candidate]:
+    """pystac's items as plain data, with their collections and spans of time.
+
+    Those without a geometry are left out; FormatError for one without a time.
+    """
     candidates: list[Candidate] = []
     for item in items:
         start, end = item.common_metadata.start_datetime, item.common_metadata.end_datetime
@@ -180,7 +184,8 @@ def _points(coordinates: Any) -> Iterator[Sequence[float]]:
         yield from _points(part)
 
 
-def _touch(a: Box, b: Box) -> bool:
+def boxes_touch(a: Box, b: Box) -> bool:
+    """Whether two boxes have a point in common."""
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
