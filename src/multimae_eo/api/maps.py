@@ -84,14 +84,11 @@ def predict(
         have. ContractError: resolutions of model and scene differ. OutputError: ``out`` cannot be
         written. ScenesError: some of several scenes failed.
     """
-    from multimae_eo.model_folder.folder import is_predictor
     from multimae_eo.scenes.predict import default_overlap, predict_scene
     from multimae_eo.sources.scene.single_raster import RasterRule
 
     rule = RasterRule(level=level, scale=scale, offset=offset)
-    folder = Path(model) if isinstance(model, (str, Path)) else None
-    if folder is not None and (folder / "config.json").is_file() and not is_predictor(folder):
-        raise ConfigError(f"{folder}: has no head; fine-tune it first, or use `reconstruct`")
+    _require_head(model)
     predictor, digest = load_predictor(model)
     predictor.eval()
     running = _Running(workers, dask, batch_size, device, precision, progress, digest)
@@ -409,6 +406,15 @@ def compare(
     settings = {"subcommand": "compare", "inputs": inputs, "per": per, "rule": str(rule)}
     results = running.each(several, out, open_pair, write, settings, options, retries=retries)
     return {"scenes": {s.name: r for s, r in zip(several, results, strict=True)}}
+
+
+def _require_head(model: object) -> None:
+    """ConfigError for the folder of a pre-trained model."""
+    from multimae_eo.model_folder.folder import is_predictor
+
+    folder = Path(model) if isinstance(model, (str, Path)) else None
+    if folder is not None and (folder / "config.json").is_file() and not is_predictor(folder):
+        raise ConfigError(f"{folder}: has no head; fine-tune it first, or use `reconstruct`")
 
 
 def _require_one(data: object, scene: object) -> None:
