@@ -376,7 +376,7 @@ def test_without_a_cluster_or_with_workers_that_always_die_it_is_told(
     cluster, tall, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    monkeypatch.setattr("multimae_eo.scenes.sharing._SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr("multimae_eo.dask_cluster._SECONDS_TO_CONNECT", 1)
     options = SceneOptions(dask=cluster.scheduler_address)
     with pytest.raises(OutputError, match="died over one block again and again"):
         predict_scene(Deadly(), Scene(tall), out=tmp_path / "map.tif", options=options)
