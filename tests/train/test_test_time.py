@@ -136,6 +136,8 @@ def test_a_copy_learns_to_reconstruct_the_chips_and_the_model_stays(source, pret
             reconstruction_loss(p.encoder, objective, batch, 99) for p in (predictor, adapted)
         ]
     assert losses[1] < losses[0]
+    first, last = (float(part) for part in note.split("loss ")[1].split(" to "))
+    assert last < first, "of the same chips and masks"
 
 
 def test_it_follows_from_chips_seed_and_options_alone(source, pretrained):

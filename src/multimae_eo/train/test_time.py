@@ -82,7 +82,8 @@ def adapt_to(
     """A copy of ``predictor`` adapted to ``batches``, and what was done, in words.
 
     Each step takes the next batch, of larger chips another window. Only the encoder and its inputs
-    learn: head and decoders stay. The result follows from the batches and the options alone.
+    learn: head and decoders stay. The result follows from the batches and the options alone. The
+    losses in the note are those of the first batch and its masks, before and after.
 
     Raises ConfigError where the model has no decoders.
     """
@@ -95,21 +96,28 @@ def adapt_to(
     learned = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=options.lr, weight_decay=0.0)
     objective = Objective(encoder.tasks)
-    device, losses = encoder.global_tokens.device, []
+    device = encoder.global_tokens.device
+
+    def loss_at(step: int) -> Tensor:
+        batch = batches[step % len(batches)].to(device)
+        batch = _shown_window(encoder, batch, step // len(batches))
+        return reconstruction_loss(encoder, objective, batch, options.seed, step)
+
+    first = 0.0
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for step in range(options.steps):
-            batch = batches[step % len(batches)].to(device)
-            batch = _shown_window(encoder, batch, step // len(batches))
             optimizer.zero_grad(set_to_none=True)
-            loss = reconstruction_loss(encoder, objective, batch, options.seed, step)
+            loss = loss_at(step)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss.detach()))
+            first = first if step else float(loss.detach())
+        with torch.no_grad():
+            last = float(loss_at(0))
     adapted.requires_grad_(False)
     chips = sum(len(b) for b in batches)
     note = (
         f"{options.steps} steps at {options.lr:g} on {chips} chips, seed {options.seed}: "
-        f"reconstruction loss {losses[0]:.4f} to {losses[-1]:.4f}"
+        f"reconstruction loss {first:.4f} to {last:.4f}"
     )
     sys.stderr.write(f"test-time training: {note}\n")
     return adapted, note
