@@ -68,7 +68,7 @@ def states_figure(states: torch.Tensor) -> str:
     for b, y in enumerate(range(top, top + CHIPS * (grid + gap), grid + gap)):
         parts += [_text(20, y + grid / 2 + 4, f"chip {b + 1}", size=10)]
     y = top + CHIPS * (grid + gap) + 12
-    for i, state in enumerate(TokenState):
+    for i, state in enumerate(COLOURS):
         x = left + i * 100
         outline = PALE if state == TokenState.ABSENT else None
         parts += [_box(x, y - 9, 10, 10, COLOURS[state], outline)]

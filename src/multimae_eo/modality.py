@@ -16,7 +16,9 @@ from typing import Any, Literal
 from multimae_eo.errors import ConfigError, did_you_mean
 
 Kind = Literal["continuous", "categorical"]
-LossName = Literal["mse", "l1", "huber", "cross_entropy"]
+LossName = Literal["mse", "l1", "huber", "cross_entropy", "info_nce"]
+PROJECTION_WIDTH = 64
+"""Values per patch of a random projection, the target of the loss ``info_nce``."""
 
 
 def class_ids(names: Sequence[str], ids: Sequence[int] = ()) -> tuple[int, ...]:
@@ -265,6 +267,9 @@ class Task:
     """A predicted output. Raw and patch-normalised RGB are two tasks on one modality.
 
     ``patch_normalise``: the target is standardised within each patch (He et al. 2022, section 4).
+    ``loss``: with ``info_nce`` the target is a fixed random projection of the patch, which is to
+    be distinguished from those of the sample's other patches. ``decoder``: the task whose decoder
+    predicts this one as well, by a further output (empty: a decoder for this task).
     """
 
     name: str
@@ -272,12 +277,28 @@ class Task:
     loss: LossName = "mse"
     weight: float = 1.0
     patch_normalise: bool = False
+    decoder: str = ""
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether pixels in their own units, or classes, are predicted."""
+        return not self.patch_normalise and self.loss != "info_nce"
+
+    @property
+    def decoded_by(self) -> str:
+        """Name of the task whose decoder predicts this one."""
+        return self.decoder or self.name
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ConfigError(f"task {self.name!r}: weight must be ≥ 0, got {self.weight}")
         if self.patch_normalise and self.loss == "cross_entropy":
             raise ConfigError(f"task {self.name!r}: class maps cannot be patch-normalised")
+        if self.patch_normalise and self.loss == "info_nce":
+            raise ConfigError(
+                f"task {self.name!r}: random projections are of values that are not "
+                "patch-normalised; leave out patch_normalise"
+            )
 
 
 def validate_tasks(tasks: Iterable[Task], modalities: ModalitySet) -> tuple[Task, ...]:
@@ -292,6 +313,17 @@ def validate_tasks(tasks: Iterable[Task], modalities: ModalitySet) -> tuple[Task
             raise ConfigError(
                 f"task {task.name!r}: loss {task.loss!r} does not suit the {modality.kind} "
                 f"modality {modality.name!r}; use {modality.default_loss!r}"
+            )
+        shared = next((t for t in checked if t.name == task.decoded_by), None)
+        if shared is None:
+            raise ConfigError(
+                f"task {task.name!r}: decoder: no task {task.decoder!r}; "
+                f"{did_you_mean(task.decoder, names)}"
+            )
+        if shared.modality != task.modality or shared.decoded_by != shared.name:
+            raise ConfigError(
+                f"task {task.name!r}: decoder: {task.decoder!r} must be a task of the modality "
+                f"{task.modality!r} with a decoder; it is of {shared.modality!r}"
             )
     return checked
 

@@ -70,6 +70,13 @@ OPTIONS = {
         "--optim.learned_task_weights=true",
     ),
     "agreement": ("--agreement.weight=0.5",),
+    "masking and targets": (
+        "--masking.roles={unused: 1, encoded: 1, decoded: 1, both: 1}",
+        "--masking.band_dropout=0.3",
+        "--masking.decoded=0.5",
+        "--targets.patch_normalised=0.5",
+        "--targets.random_projection=0.1",
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from multimae_eo.catalog import make_class_map, modality
 from multimae_eo.cli.main import SUBCOMMANDS
 from multimae_eo.errors import ConfigError
 from multimae_eo.modality import ModalitySet
-from multimae_eo.network.config import DecoderConfig, EncoderConfig, HeadConfig
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, HeadConfig, ModalityRoles
 from multimae_eo.train.finetune_recipe import parse_finetune
 from multimae_eo.train.options import options_help
 from multimae_eo.train.recipe import (
@@ -64,6 +64,14 @@ def test_a_shipped_recipe_is_consistent_with_itself(name):
     assert recipe.masking.num_visible_tokens < tokens, "something is left to predict"
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_class_maps_and_indices_are_targets_only_but_in_the_papers_recipe(name):
+    recipe = load_recipe(name)
+    derived = {"landcover", "semseg", "ndvi"} & set(recipe.modalities)
+    inputs = set(recipe.modalities if recipe.masking.inputs is None else recipe.masking.inputs)
+    assert bool(derived & inputs) == (name == "paper-mmearth64")
+
+
 def test_the_papers_recipe_is_the_papers():
     recipe = load_recipe("paper-mmearth64")
     assert recipe.modalities == ["rgb", "depth", "semseg", "ired", "sired", "ebands"]
@@ -105,6 +113,16 @@ def test_an_encoder_is_a_name_or_its_measures():
         ({"masking": {"alpha": 0}}, r"masking\.alpha must be > 0, got 0"),
         ({"data": {"val_fraction": 1.0}}, r"val_fraction must be in \[0, 1\), got 1"),
         ({"optim": {"ema": 1.0}}, r"optim\.ema must be in \(0, 1\), got 1"),
+        ({"masking": {"decoded": 0}}, r"masking\.decoded must be in \(0, 1\], got 0"),
+        ({"masking": {"band_dropout": 0.5}}, r"band_dropout must be in \[0, 0\.3\], got 0\.5"),
+        ({"masking": {"roles": {"unused": -1}}}, r"masking\.roles\.unused must be ≥ 0, got -1"),
+        (
+            {"masking": {"roles": {"both": 0, "encoded": 1}}},
+            r"masking\.roles: decoded or both must be > 0",
+        ),
+        ({"masking": {"roles": {"bth": 1}}}, r"masking: roles: unknown key 'bth'.*'both'"),
+        ({"targets": {"patch_normalised": -1}}, r"targets\.patch_normalised must be ≥ 0"),
+        ({"targets": {"random_projection": -1}}, r"targets\.random_projection must be ≥ 0"),
         ({"data": {"batch_size": 0}}, r"data\.batch_size must be ≥ 1"),
         ({"data": {"workers": -1}}, r"data\.workers must be ≥ 0"),
     ],
@@ -152,6 +170,8 @@ def test_an_empty_recipe_is_all_defaults(tmp_path):
         (["--optim.lr", "3e-4"], "optim.lr", 3e-4),
         (["--modalities=[rgb, elevation]"], "modalities", ["rgb", "elevation"]),
         (["--masking.inputs=[rgb]"], "masking.inputs", ["rgb"]),
+        (["--masking.roles.unused=0.5"], "masking.roles.unused", 0.5),
+        (["--masking.decoded=0.25"], "masking.decoded", 0.25),
         (["--model.stride={landcover: 4}"], "model.stride", {"landcover": 4}),
         (["--model.encoder=tiny"], "model.encoder", "tiny"),
         (["--model.encoder.depth=7"], "model.encoder.depth", 7),
@@ -169,6 +189,8 @@ def test_an_override_changes_what_it_names_and_nothing_else(overrides, path, val
         found = getattr(found, part)
     assert found == value
     roots = {o.removeprefix("--").split(".")[0].split("=")[0] for o in overrides}
+    if "modalities" in roots:
+        roots.add("masking")  # its inputs are among the modalities
     for name in {f.name for f in dataclasses.fields(Recipe)} - roots:
         assert getattr(after, name) == getattr(before, name)
 
@@ -215,9 +237,27 @@ def test_help_lists_every_option_with_a_meaning():
     said = dict(zip(lines[::2], lines[1::2], strict=True))
     for root, kind in get_type_hints(Recipe).items():
         names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        if "roles" in names:
+            roles = [f"roles.{f.name}" for f in dataclasses.fields(ModalityRoles)]
+            names = [n for n in names if n != "roles"] + roles
         for option in [f"{root}.{n}" for n in names] or [root]:
             meaning = said[f"  --{option}"].split("(default")[0].strip()
             assert len(meaning) > 8, option
+
+
+@pytest.mark.parametrize(
+    ("overrides", "inputs"),
+    [
+        (["--modalities=[rgb, elevation, landcover]"], ["rgb", "elevation"]),
+        (["--modalities=[rgb, landcover, thermal]"], ["rgb", "thermal"]),
+        (["--modalities=[rgb, elevation]"], None),
+        (["--modalities=[landcover]"], None),
+        (["--modalities=[rgb, landcover]", "--masking.inputs=[landcover]"], ["landcover"]),
+        (["--modalities=[rgb, landcover]", "--masking.inputs=null"], None),
+    ],
+)
+def test_other_modalities_keep_what_the_recipe_has_as_targets_only(overrides, inputs):
+    assert load_recipe("quickstart", overrides).masking.inputs == inputs
 
 
 def test_a_recipe_resolves_on_the_data_it_gets():

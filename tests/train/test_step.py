@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multimae_eo.network.config import RuntimePolicy
+from multimae_eo.modality import Task
+from multimae_eo.network.config import ModalityRoles, RuntimePolicy
 from multimae_eo.network.masking import sample_states
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.sample import collate
 from multimae_eo.train.modules import PretrainModule
@@ -164,3 +166,44 @@ def test_states_drawn_per_sample_show_exactly_the_budget(make_model, batch):
             layout, None, batch_size=4, num_visible_tokens=13, alpha=alpha, generator=generator
         )
         assert (states == 1).sum(dim=1).tolist() == [13] * 4
+
+
+def all_options(model: MultiMAE) -> PretrainModule:
+    """A module with every option of masking and of targets."""
+    further = (
+        Task(name="rgb_normal", modality="rgb", patch_normalise=True, decoder="rgb", weight=0.5),
+        Task(name="rgb_projection", modality="rgb", loss="info_nce", decoder="rgb", weight=0.5),
+    )
+    torch.manual_seed(0)
+    with_targets = MultiMAE(
+        model.modalities, (*model.tasks, *further), model.config, model.statistics
+    )
+    module = module_of(with_targets)
+    masking = module.recipe.masking
+    masking.roles = ModalityRoles(unused=1, encoded=1, decoded=1, both=1)
+    masking.band_dropout, masking.decoded = 0.3, 0.5
+    return module
+
+
+def test_a_step_with_every_option_reaches_every_parameter_and_asks_for_no_number(make_model, batch):
+    module = all_options(make_model())
+    with Asked() as asked:
+        losses, reconstruction = module._losses(batch, 0)
+        losses.total.backward()
+    assert asked.count == 0
+    assert bool(losses.total.isfinite())
+    assert {n for n, p in module.named_parameters() if p.grad is None} == set()
+    assert reconstruction.patches.values["rgb"].ne(0).all(dim=2).any(), "targets have all bands"
+
+
+def test_validation_is_of_all_bands_and_tokens(make_model, batch):
+    """With one set of roles, its losses are those of a module without the options."""
+    from multimae_eo.train.modules import _VALIDATION
+
+    module = module_of(make_model())
+    plain, _ = module._losses(batch, _VALIDATION)
+    module.recipe.masking.band_dropout, module.recipe.masking.decoded = 0.3, 0.2
+    with_options, _ = module._losses(batch, _VALIDATION)
+    assert torch.equal(plain.total, with_options.total)
+    in_training, _ = module._losses(batch, 0)
+    assert not torch.equal(in_training.total, with_options.total)

@@ -197,7 +197,7 @@ class MapService:
 
     def _reconstructions(self) -> list[_Overlay]:
         shared = [n for n in self.scene.modalities if n in self.model.modalities]
-        predictable = dict.fromkeys(t.modality for t in self.model.tasks if not t.patch_normalise)
+        predictable = dict.fromkeys(t.modality for t in self.model.tasks if t.reconstructs)
         # Class maps first: they are read most easily on a map.
         names = sorted(predictable, key=lambda n: not self.model.modalities[n].categorical)
         overlays = []

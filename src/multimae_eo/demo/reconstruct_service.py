@@ -80,7 +80,7 @@ class ReconstructService:
         self.modalities = safe_set(locations.modalities)
         # Scores are in the data's units; outputs that the data lack are only drawn.
         self.all = safe_set(model.modalities)
-        predictable = dict.fromkeys(t.modality for t in model.tasks if not t.patch_normalise)
+        predictable = dict.fromkeys(t.modality for t in model.tasks if t.reconstructs)
         self.outputs = list(predictable)
 
     def thumbnail(self, number: int) -> bytes:

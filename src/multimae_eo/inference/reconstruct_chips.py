@@ -180,7 +180,7 @@ def _check(
                 f"inputs: {source.name} has no {name!r}; {did_you_mean(name, shared)}"
             )
     # A patch-normalised prediction has no unit to be drawn or scored in.
-    can = list(dict.fromkeys(t.modality for t in model.tasks if not t.patch_normalise))
+    can = list(dict.fromkeys(t.modality for t in model.tasks if t.reconstructs))
     for name in outputs or ():
         if name not in can:
             raise ConfigError(f"outputs: the model predicts no {name!r}; {did_you_mean(name, can)}")

@@ -221,6 +221,8 @@ def config_record(model: MultiMAE) -> dict[str, object]:
                 "loss": t.loss,
                 "weight": t.weight,
                 "patch_normalise": t.patch_normalise,
+                # Left out by default: earlier versions read the folders of models without it.
+                **({"decoder": t.decoder} if t.decoder else {}),
             }
             for t in model.tasks
         ],

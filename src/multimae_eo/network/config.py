@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -86,6 +87,47 @@ class RuntimePolicy:
     activation_checkpointing: bool = False
     drop_path: tuple[float, ...] = ()
     flips: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityRoles:
+    """How often a modality of a sample has each role in a step, as relative frequencies.
+
+    By default every modality of every sample may be visible and is predicted where it is masked.
+
+    Args:
+        unused: Frequency of neither encoding nor predicting a modality.
+        encoded: Frequency of encoding a modality without predicting it.
+        decoded: Frequency of predicting an entire modality, of which nothing is visible.
+        both: Frequency of encoding a part of a modality and predicting the rest.
+    """
+
+    unused: float = 0.0
+    encoded: float = 0.0
+    decoded: float = 0.0
+    both: float = 1.0
+
+    def validate(self) -> None:
+        """ConfigError unless frequencies are ≥ 0 and allow encoding as well as decoding."""
+        for name, value in asdict(self).items():
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"masking.roles.{name} must be ≥ 0, got {value}")
+        for name in ("encoded", "decoded"):
+            if not getattr(self, name) + self.both > 0:
+                raise ConfigError(f"masking.roles: {name} or both must be > 0")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether roles differ between modalities and samples."""
+        return self.unused + self.encoded + self.decoded > 0
+
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """Upper bounds in [0, 1] of the parts of unused, encoded and decoded."""
+        total = self.unused + self.encoded + self.decoded + self.both
+        first = self.unused / total
+        second = (self.unused + self.encoded) / total
+        return first, second, 1 - self.both / total
 
 
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]

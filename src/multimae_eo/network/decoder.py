@@ -66,12 +66,17 @@ class Decoder(nn.Module):
             self.context.weight.mul_(_CONTENT)
 
     def forward(
-        self, tokens: Tensor, slots: VisibleSlots, layout: TokenLayout, positions: Tensor
+        self,
+        tokens: Tensor,
+        slots: VisibleSlots,
+        layout: TokenLayout,
+        positions: Tensor,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Predict all patches of the target modality: (B, N, P).
+        """Predict all patches of the target modality: (B, N, P), or those of ``rows``: (B, Q, P).
 
         tokens: (B, K + G, D) from the encoder, global tokens last. positions: (L, width), of every
-        token of every modality.
+        token of every modality. rows: int64 (B, Q) in [0, N), the queries to compute.
         """
         context = self.context(tokens)
         position_codes = torch.cat(
@@ -92,6 +97,8 @@ class Decoder(nn.Module):
         blank = self.mask_token.to(seen.dtype).expand(seen.shape[0], length + 1, -1)
         queries = blank.scatter(1, row[:, :, None].expand_as(seen), seen)[:, :length]
         queries = queries + position_codes[part]
+        if rows is not None:
+            queries = queries.gather(1, rows[:, :, None].expand(-1, -1, queries.shape[2]))
 
         attention_mask = slots.attention_mask
         if attention_mask is not None:

@@ -37,8 +37,12 @@ def decode_together(
     slots: VisibleSlots,
     layout: TokenLayout,
     positions: Tensor,
+    rows: Tensor | None = None,
 ) -> list[Tensor]:
-    """What each decoder's ``forward`` gives, (B, N, P) each. All targets have N tokens."""
+    """What each decoder's ``forward`` gives, (B, N, P) each. All targets have N tokens.
+
+    rows: int64 (G, B, Q), the queries of each decoder to compute; the result is then (B, Q, P).
+    """
     group, size = len(decoders), len(tokens)
     context = _projected(decoders, tokens)
     names = list(layout.slices)
@@ -60,6 +64,8 @@ def decode_together(
     queries = blank[:, None, None].expand(group, size, length + 1, -1)
     queries = queries.scatter(2, row[..., None].expand_as(seen), seen)[:, :, :length]
     queries = queries + torch.stack([position_codes[g, p] for g, p in enumerate(parts)])[:, None]
+    if rows is not None:
+        queries = queries.gather(2, rows[..., None].expand(-1, -1, -1, queries.shape[3]))
 
     attention_mask = slots.attention_mask
     if attention_mask is not None:

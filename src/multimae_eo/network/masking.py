@@ -3,6 +3,9 @@
 Paper, section 3 (after Bachmann et al. 2022): a symmetric Dirichlet draw per sample gives each
 modality a share of the budget of visible tokens; within a modality they are drawn uniformly; the
 total is corrected to exactly the budget.
+
+Not in the paper: roles of entire modalities, drawn per sample before the tokens, and a drawn share
+of masked tokens that is predicted (CrossMAE, Fu et al. 2024).
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import torch
 from torch import Tensor
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.network.config import ModalityRoles
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches, TokenLayout, TokenState
 
 
-def sample_states(
+def sample_states(  # noqa: PLR0913
     layout: TokenLayout,
     observed: Tensor | None,
     *,
@@ -25,6 +29,7 @@ def sample_states(
     num_visible_tokens: int,
     alpha: float = 1.0,
     inputs: tuple[str, ...] | None = None,
+    roles: ModalityRoles | None = None,
     generator: torch.Generator | PerSample | None = None,
 ) -> Tensor:
     """Draw states for a batch: int8 (B, L), on the generator's device.
@@ -35,6 +40,11 @@ def sample_states(
     tokens among ``inputs`` (all modalities by default), and all of them in a sample that has fewer.
     The other observed tokens are MASKED, unobserved ones ABSENT. ``alpha`` is the Dirichlet
     concentration: small values favour few modalities, large ones an even share.
+
+    ``roles``: draw for each modality of each sample whether it is unused, encoded, decoded or both.
+    Visible tokens are then drawn from encoded modalities only (fewer where these have fewer), and
+    the other tokens of modalities that are not decoded are UNUSED. At least one observed input of a
+    sample is encoded, and at least one modality with tokens that are not visible is decoded.
 
     Two sorts for all modalities together, whatever their number.
     """
@@ -50,28 +60,108 @@ def sample_states(
         else observed.to(device)
     )
     may = seen if inputs is None else seen & layout.columns(inputs).to(device)
+    decoded = None
+    if roles is not None and roles.drawn:
+        roles.validate()
+        present = _counts(may, owner, len(layout.grids)) > 0
+        encoded, decoded = _draw_roles(present, roles, generator)
+        may = may & encoded[:, owner]
     share = _dirichlet(may, owner, len(layout.grids), alpha, generator)
     quota = (share * num_visible_tokens).round()
+    visible_BL = _visible(layout, may, quota, num_visible_tokens, generator)
+    states = torch.where(seen, int(TokenState.MASKED), int(TokenState.ABSENT)).to(torch.int8)
+    if decoded is not None:
+        withheld = _counts(seen & ~visible_BL, owner, len(layout.grids)) > 0
+        nothing = ~(decoded & withheld).any(dim=1, keepdim=True)
+        decoded |= _first(withheld, _uniform(generator, *withheld.shape)) & nothing
+        states = states.masked_fill(seen & ~decoded[:, owner], int(TokenState.UNUSED))
+    return torch.where(visible_BL, int(TokenState.VISIBLE), states).to(torch.int8)
 
+
+def _visible(
+    layout: TokenLayout,
+    may: Tensor,
+    quota: Tensor,
+    num_visible_tokens: int,
+    generator: torch.Generator | PerSample | None,
+) -> Tensor:
+    """Draw the visible ones of the tokens that ``may`` be: bool (B, L).
+
+    quota: (B, M), tokens of each modality's share, which may not sum to ``num_visible_tokens``.
+    """
+    owner = layout.modality_of.to(may.device)
     # Rank of each token within its modality in random order, observed ones first: one sort of
     # (modality, noise) keys, then positions minus the modality's start.
-    noise = _uniform(generator, batch_size, layout.count)
+    noise = _uniform(generator, *may.shape)
     order = (owner + torch.where(may, noise * 0.5, 0.75)).argsort(dim=1)
-    starts = torch.tensor([s.start for s in layout.slices.values()], device=device)
-    positions = torch.arange(layout.count, device=device).expand_as(order)
+    starts = torch.tensor([s.start for s in layout.slices.values()], device=may.device)
+    positions = torch.arange(layout.count, device=may.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, positions) - starts[owner]
 
     # Tokens within their modality's share come first, then any other that may be seen, then none:
     # taking the first K corrects the rounded total without favouring a modality.
-    within = rank < quota.gather(1, owner.expand(batch_size, -1))
-    priority = _uniform(generator, batch_size, layout.count)
+    within = rank < quota.gather(1, owner.expand(len(may), -1))
+    priority = _uniform(generator, *may.shape)
     priority = priority + torch.where(within, 0.0, 1.0)
     priority = torch.where(may, priority, 3.0)
     budget = min(num_visible_tokens, layout.count)
     chosen = priority.topk(budget, dim=1, largest=False, sorted=False).indices
-    visible_BL = torch.zeros_like(may).scatter_(1, chosen, True) & may
-    states = torch.where(seen, int(TokenState.MASKED), int(TokenState.ABSENT)).to(torch.int8)
-    return torch.where(visible_BL, int(TokenState.VISIBLE), states).to(torch.int8)
+    return torch.zeros_like(may).scatter_(1, chosen, True) & may
+
+
+def sample_decoded(
+    layout: TokenLayout, states: Tensor, share: float, generator: torch.Generator | PerSample | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw which tokens to decode: a ``share`` of each modality's tokens, MASKED ones first.
+
+    states: int8 (B, L). Returns the states, in which MASKED tokens that were not drawn are UNUSED,
+    and for each modality the tokens to decode, in ascending order: int64 (B, Q) in [0, N), where Q
+    is ``share`` · N, rounded up. A sample with fewer MASKED tokens decodes others beside them,
+    which have no loss. Raises ConfigError for a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"masking.decoded must be in (0, 1], got {share}")
+    masked = states == TokenState.MASKED
+    noise = _uniform(generator, *states.shape).to(states.device)
+    priority = torch.where(masked, noise, noise + 1)
+    drawn = torch.zeros_like(masked)
+    rows = {}
+    for name, part in layout.slices.items():
+        count = math.ceil(share * (part.stop - part.start))
+        first = priority[:, part].topk(count, dim=1, largest=False, sorted=False).indices
+        rows[name] = first.sort(dim=1).values
+        drawn[:, part] = drawn[:, part].scatter(1, first, True)
+    return states.masked_fill(masked & ~drawn, int(TokenState.UNUSED)), rows
+
+
+def _draw_roles(
+    inputs: Tensor, roles: ModalityRoles, generator: torch.Generator | PerSample | None
+) -> tuple[Tensor, Tensor]:
+    """Which modalities are encoded, and which are decoded: bool (B, M) each.
+
+    inputs: bool (B, M), the modalities with any token that may be visible; the first result is
+    true for at least one of them. The others are decoded unless they are unused.
+    """
+    drawn = _uniform(generator, *inputs.shape)
+    unused, encoded_only, decoded_only = roles.bounds
+    decoded = (drawn >= encoded_only) | (~inputs & (drawn >= unused))
+    encoded = ((drawn >= unused) & (drawn < encoded_only)) | (drawn >= decoded_only)
+    encoded &= inputs
+    none = ~encoded.any(dim=1, keepdim=True)
+    encoded |= _first(inputs, _uniform(generator, *inputs.shape)) & none
+    return encoded, decoded
+
+
+def _first(candidates: Tensor, order: Tensor) -> Tensor:
+    """The candidate of each row with the greatest ``order``: bool (B, M), nothing without any."""
+    best = torch.where(candidates, order, -1.0).argmax(dim=1, keepdim=True)
+    return torch.zeros_like(candidates).scatter_(1, best, True) & candidates
+
+
+def _counts(tokens: Tensor, owner: Tensor, modalities: int) -> Tensor:
+    """Tokens of each modality: float (B, M)."""
+    counts = torch.zeros(len(tokens), modalities, device=tokens.device)
+    return counts.index_add_(1, owner, tokens.float())
 
 
 def _uniform(generator: torch.Generator | PerSample | None, size: int, count: int) -> Tensor:
@@ -90,8 +180,7 @@ def _dirichlet(
     generator: torch.Generator | PerSample | None,
 ) -> Tensor:
     """Shares (B, M) that sum to one over the modalities with any token that may be seen."""
-    available = torch.zeros(len(may), modalities, device=may.device)
-    available.index_add_(1, owner, may.float())
+    available = _counts(may, owner, modalities)
     if isinstance(generator, PerSample):
         gamma = generator.gamma(alpha, modalities)
     else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
-from multimae_eo.modality import ModalitySet, Task, validate_tasks
+from multimae_eo.modality import PROJECTION_WIDTH, ModalitySet, Task, validate_tasks
 from multimae_eo.network.config import ModelConfig, RuntimePolicy
 from multimae_eo.network.decoder import Decoder
 from multimae_eo.network.decoder_group import decode_together, groups
@@ -54,6 +54,12 @@ class Reconstruction:
     def layout(self) -> TokenLayout:
         """The token layout."""
         return self.patches.layout
+
+
+def _scattered(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Values (B, Q, P) at their ``rows`` of (B, count, P), zeros elsewhere."""
+    every = values.new_zeros(len(values), count, values.shape[2])
+    return every.scatter(1, rows[:, :, None].expand_as(values), values)
 
 
 class MultiMAE(Pretrained):
@@ -98,10 +104,11 @@ class MultiMAE(Pretrained):
             task.name: Decoder(
                 modalities.names,
                 task.modality,
-                (width, self.patch_values(task)),
+                (width, sum(self._parts(task.name).values())),
                 config.decoder,
             )
             for task in self.tasks
+            if not task.decoder
         }
         self.decoders = nn.ModuleDict(decoders)
         self.positions = PositionTable(width, config.position_grid)
@@ -133,9 +140,15 @@ class MultiMAE(Pretrained):
 
     def patch_values(self, task: Task) -> int:
         """Values a task predicts per patch."""
+        if task.loss == "info_nce":
+            return PROJECTION_WIDTH
         modality = self.modalities[task.modality]
         channels = len(modality.classes) if modality.categorical else modality.channels
         return channels * self.config.inputs[task.modality].patch ** 2
+
+    def _parts(self, decoder: str) -> dict[str, int]:
+        """The tasks that the decoder of a task predicts, side by side, and their values."""
+        return {t.name: self.patch_values(t) for t in self.tasks if t.decoded_by == decoder}
 
     def patchify(self, batch: Batch) -> Patches:
         """Normalise a batch and cut it into patches."""
@@ -149,6 +162,7 @@ class MultiMAE(Pretrained):
         *,
         num_visible_tokens: int | None = None,
         tasks: Sequence[str] | None = None,
+        decoded: Mapping[str, Tensor] | None = None,
     ) -> Reconstruction:
         """Encode the VISIBLE tokens and predict every task.
 
@@ -160,6 +174,8 @@ class MultiMAE(Pretrained):
             of any
                 sample (otherwise counted, which synchronises the device).
             tasks: which tasks to predict (default: all).
+            decoded: of each modality the tokens to predict, int64 (B, Q) (default: all);
+                predictions of the others are 0.
         """
         tokens, slots = self.encode_states(patches, states, num_visible_tokens=num_visible_tokens)
         layout = patches.layout
@@ -167,7 +183,7 @@ class MultiMAE(Pretrained):
             [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
         )
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
-        predictions = self.decode(names, tokens, slots, layout, positions)
+        predictions = self.decode(names, tokens, slots, layout, positions, decoded=decoded)
         states = states.to(patches.device, non_blocking=True)
         features = Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, layout)
         return Reconstruction(predictions, states, patches, features)
@@ -179,20 +195,36 @@ class MultiMAE(Pretrained):
         slots: VisibleSlots,
         layout: TokenLayout,
         positions: Tensor,
+        *,
+        decoded: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Predictions of the named tasks; decoders of one shape together, where that pays."""
+        """Predictions of the named tasks; decoders of one shape together, where that pays.
+
+        decoded: as in ``forward``.
+        """
         together = self.runtime.group_decoders
         if together is None:
             together = tokens.device.type != "cpu"
-        chosen = {n: cast(Decoder, self.decoders[n]) for n in names}
+        used = dict.fromkeys(t.decoded_by for n in names for t in self.tasks if t.name == n)
+        chosen = {n: cast(Decoder, self.decoders[n]) for n in used}
         predictions: dict[str, Tensor] = {}
-        for group in groups(chosen, layout) if together else [[n] for n in names]:
+        for group in groups(chosen, layout) if together else [[n] for n in used]:
             members = [chosen[n] for n in group]
+            rows = None if decoded is None else [decoded[m.target] for m in members]
             if len(members) == 1:
-                predictions[group[0]] = members[0](tokens, slots, layout, positions)
+                part = () if rows is None else (rows[0],)
+                outputs = [members[0](tokens, slots, layout, positions, *part)]
             else:
-                outputs = self._group_decoder(members, tokens, slots, layout, positions)
-                predictions |= zip(group, outputs, strict=True)
+                part = () if rows is None else (torch.stack(rows),)
+                outputs = self._group_decoder(members, tokens, slots, layout, positions, *part)
+            for i, (name, output) in enumerate(zip(group, outputs, strict=True)):
+                values = output
+                if rows is not None:
+                    target = layout.slices[members[i].target]
+                    values = _scattered(output, rows[i], target.stop - target.start)
+                parts = self._parts(name)
+                split = values.split(list(parts.values()), dim=2) if len(parts) > 1 else [values]
+                predictions |= zip(parts, split, strict=True)
         return {n: predictions[n] for n in names}
 
     def encode_states(

@@ -85,7 +85,8 @@ def reconstruct(
     itself an input is predicted, patch by patch, from random masks that hide the patch. Masks come
     in pairs, a random half of the inputs' tokens and then the other half, so that every patch is
     masked equally often. ``samples``: random masks to average. ``outputs``: modalities (default:
-    all with a task). Patch-normalised tasks have no physical unit and are left out.
+    all with a task). Patch-normalised values and random projections have no physical unit and are
+    left out.
 
     Chips larger than those of pre-training are predicted in windows of its size that overlap by
     the share ``overlap`` and are blended; None predicts them whole, at interpolated positions.
@@ -190,7 +191,7 @@ def able_tasks(model: MaskedModel, outputs: Sequence[str] | None) -> dict[str, T
     """One task per output modality, the first that predicts it in its own units."""
     able: dict[str, Task] = {}
     for task in model.tasks:
-        if not task.patch_normalise:
+        if task.reconstructs:
             able.setdefault(task.modality, task)
     for name in outputs or ():
         if name not in able:

@@ -26,6 +26,8 @@ class TokenState(IntEnum):
     """Given to the encoder."""
     MASKED = 2
     """Observed and masked: the loss is computed on these."""
+    UNUSED = 3
+    """Observed, but neither encoded nor predicted in this step."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def reconstruct_scene(
 
 
 def _outputs(model: MultiMAE, names: Sequence[str] | None) -> tuple[str, ...]:
-    predictable = list(dict.fromkeys(t.modality for t in model.tasks if not t.patch_normalise))
+    predictable = list(dict.fromkeys(t.modality for t in model.tasks if t.reconstructs))
     for name in names or ():
         if name not in predictable:
             raise ConfigError(

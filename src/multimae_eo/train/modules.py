@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimae_eo.errors import TrainingError
-from multimae_eo.network.masking import count_visible_tokens, sample_states
+from multimae_eo.network.band_dropout import drop_bands
+from multimae_eo.network.masking import count_visible_tokens, sample_decoded, sample_states
 from multimae_eo.network.multimae import MultiMAE, Reconstruction
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches
@@ -24,6 +26,8 @@ from multimae_eo.train.recipe import Recipe
 
 _VALIDATION = 1 << 20
 """Stands for the epoch in validation: masks of their own, the same at every epoch."""
+_BANDS, _DECODED = 1 << 22, 1 << 23
+"""Separate the random numbers of dropped bands and of decoded tokens from those of masks."""
 
 
 class PretrainModule(pl.LightningModule):
@@ -90,17 +94,32 @@ class PretrainModule(pl.LightningModule):
         }
 
     def _losses(self, batch: Batch, epoch: int) -> tuple[Losses, Reconstruction]:
-        patches = self.model.patchify(batch)
-        states, num_visible_tokens = self.draw(patches, batch.keys, epoch)
-        reconstruction = self.model(patches, states, num_visible_tokens=num_visible_tokens)
+        patches = given = self.model.patchify(batch)
+        masking, seed, decoded = self.recipe.masking, self.recipe.run.seed, None
+        training = epoch != _VALIDATION
+        if training and masking.band_dropout:
+            generator = PerSample(batch.keys, seed, epoch, _BANDS)
+            given = drop_bands(patches, self.model.modalities, masking.band_dropout, generator)
+        states, num_visible_tokens = self.draw(given, batch.keys, epoch)
+        if training and masking.decoded < 1:
+            generator = PerSample(batch.keys, seed, epoch, _DECODED)
+            states, rows = sample_decoded(patches.layout, states, masking.decoded, generator)
+            decoded = {n: r.to(patches.device, non_blocking=True) for n, r in rows.items()}
+        reconstruction = self.model(
+            given, states, num_visible_tokens=num_visible_tokens, decoded=decoded
+        )
+        if given is not patches:
+            # Targets have all bands.
+            reconstruction = replace(reconstruction, patches=patches)
         losses: Losses = self.objective(reconstruction)
         return losses, reconstruction
 
-    def draw(self, patches: Patches, keys: Sequence[str], epoch: int) -> tuple[Tensor, int]:
+    def draw(self, patches: Patches, keys: Sequence[str], epoch: int) -> tuple[Tensor, int | None]:
         """Draw the states of the tokens of samples ``keys``, and the number of slots they need.
 
         On the CPU: the same masks on every device, and counts that the host has without
-        synchronisation.
+        synchronisation. None where samples may have fewer visible tokens than the budget: the
+        number is then counted.
         """
         masking = self.recipe.masking
         inputs = None if masking.inputs is None else tuple(masking.inputs)
@@ -111,8 +130,13 @@ class PretrainModule(pl.LightningModule):
             num_visible_tokens=masking.num_visible_tokens,
             alpha=masking.alpha,
             inputs=inputs,
+            roles=masking.roles,
             generator=PerSample(keys, self.recipe.run.seed, epoch),
         )
+        if masking.roles.drawn:
+            fewest = min(math.prod(patches.layout.grids[n]) for n in inputs or patches.layout.grids)
+            if fewest < masking.num_visible_tokens:
+                return states, None
         return states, count_visible_tokens(patches.layout, masking.num_visible_tokens, inputs)
 
     def _guard(self, losses: Losses, batch: Batch) -> None:

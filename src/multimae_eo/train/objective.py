@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from multimae_eo.modality import Task
 from multimae_eo.network.multimae import Reconstruction
 from multimae_eo.network.tokens import TokenState
+from multimae_eo.train.random_projection import patch_discrimination, projection_matrix
 
 PATCH_NORM_EPS = 1e-6
 
@@ -62,7 +63,7 @@ class Objective(nn.Module):
             by_task[task.name], samples[task.name] = loss.detach(), count
             if self.log_variance is not None:
                 s = self.log_variance[i]
-                half = 1.0 if task.loss == "cross_entropy" else 0.5
+                half = 1.0 if task.loss in ("cross_entropy", "info_nce") else 0.5
                 measured = (count > 0).to(loss.dtype)
                 loss = half * torch.exp(-s) * loss + 0.5 * s * measured
             terms.append(task.weight * loss)
@@ -78,7 +79,10 @@ class Objective(nn.Module):
 
 
 def pixel_errors(task: Task, reconstruction: Reconstruction) -> tuple[Tensor, Tensor]:
-    """Errors and weights (0 or 1) per pixel, float32 (B, N, P); P = p·p for class maps."""
+    """Errors and weights (0 or 1) per pixel, float32 (B, N, P).
+
+    P = p·p for class maps, and 1 for random projections, which have one error per patch.
+    """
     predicted = reconstruction.predictions[task.name].float()
     patches, part = reconstruction.patches, reconstruction.layout.slices[task.modality]
     masked = (reconstruction.states[:, part] == TokenState.MASKED)[:, :, None]
@@ -87,6 +91,13 @@ def pixel_errors(task: Task, reconstruction: Reconstruction) -> tuple[Tensor, Te
         # No sample of this batch has the modality: a zero that still reaches every parameter.
         return predicted * 0.0, torch.zeros_like(predicted)
     valid = patches.valid.get(task.modality)
+    if task.loss == "info_nce":
+        observed = reconstruction.states[:, part] != TokenState.ABSENT
+        matrix = projection_matrix(task.modality, target.shape[2]).to(target.device)
+        with torch.autocast(target.device.type, enabled=False):
+            target = target.float() @ matrix
+        errors = patch_discrimination(predicted, target, observed)[:, :, None]
+        return errors, masked.float()
     if task.loss == "cross_entropy":
         size, tokens, positions = target.shape
         logits = predicted.reshape(size, tokens, -1, positions).movedim(2, 1)

@@ -15,7 +15,7 @@ from typing import Literal
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.files import read_text
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
-from multimae_eo.network.config import DecoderConfig, EncoderConfig
+from multimae_eo.network.config import DecoderConfig, EncoderConfig, ModalityRoles
 from multimae_eo.runtime import Precision
 from multimae_eo.sources.yaml_section import YAML_BYTES, parse_yaml
 from multimae_eo.train.options import Recorded, build, check_keys, check_least
@@ -27,15 +27,18 @@ class TaskRecipe:
 
     Args:
         modality: What is predicted.
-        loss: mse, l1, huber or cross_entropy; by default what suits the modality.
+        loss: mse, l1, huber, cross_entropy, or info_nce (random projections of patches); by default
+            what suits the modality.
         weight: Factor in the total loss.
         patch_normalise: Standardise the target within each patch.
+        decoder: Another task of the modality, whose decoder predicts this one as well.
     """
 
     modality: str
     loss: LossName | None = None
     weight: float = 1.0
     patch_normalise: bool = False
+    decoder: str = ""
 
 
 @dataclass(kw_only=True)
@@ -78,11 +81,32 @@ class MaskingRecipe:
         num_visible_tokens: Visible tokens per sample, over all modalities.
         alpha: Dirichlet concentration; small favours few modalities, large an even share.
         inputs: Modalities that may be visible (default all); the rest are targets only.
+        roles: How often a modality of a sample is unused, encoded, decoded or both.
+        decoded: Share of each modality's tokens that is decoded in a training step.
+        band_dropout: Probability of dropping a band of a sample from the input, at most 0.3.
     """
 
     num_visible_tokens: int = 49
     alpha: float = 1.0
     inputs: list[str] | None = None
+    roles: ModalityRoles = field(default_factory=ModalityRoles)
+    decoded: float = 1.0
+    band_dropout: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TargetsRecipe:
+    """Further targets of every continuous modality, beside its values (not in the paper).
+
+    Decoders predict them by further outputs.
+
+    Args:
+        patch_normalised: Weight of the loss on patch-normalised values (0: off).
+        random_projection: Weight of the contrastive loss on random projections of patches (0: off).
+    """
+
+    patch_normalised: float = 0.0
+    random_projection: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -220,6 +244,7 @@ class Recipe(Recorded):
         tasks: Outputs by name (default: one per modality).
         model: The network's size.
         masking: Which tokens the encoder sees.
+        targets: Further targets of every continuous modality.
         contrastive: A contrastive loss between masked views of each chip.
         optim: The optimiser.
         data: How chips are cut and batched.
@@ -230,6 +255,7 @@ class Recipe(Recorded):
     tasks: dict[str, TaskRecipe] = field(default_factory=dict)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     masking: MaskingRecipe = field(default_factory=MaskingRecipe)
+    targets: TargetsRecipe = field(default_factory=TargetsRecipe)
     contrastive: ContrastiveRecipe = field(default_factory=ContrastiveRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -252,12 +278,39 @@ class Recipe(Recorded):
                     loss=t.loss or modalities[t.modality].default_loss,
                     weight=t.weight,
                     patch_normalise=t.patch_normalise,
+                    decoder=t.decoder,
                 )
                 for name, t in self.tasks.items()
             ]
         else:
             tasks = [Task(name=n, modality=n, loss=m.default_loss) for n, m in modalities.items()]
-        return modalities, validate_tasks(tasks, modalities)
+        return modalities, validate_tasks(tasks + self._further(tasks), modalities)
+
+    def _further(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks of ``targets``: one per continuous modality that is reconstructed."""
+        hosts: dict[str, Task] = {}
+        for task in tasks:
+            if task.reconstructs and not task.decoder and task.loss != "cross_entropy":
+                hosts.setdefault(task.modality, task)
+        further = []
+        for name, host in hosts.items():
+            normalised = Task(
+                name=f"{host.name}_patch_normalised",
+                modality=name,
+                loss=host.loss,
+                weight=self.targets.patch_normalised,
+                patch_normalise=True,
+                decoder=host.name,
+            )
+            projected = Task(
+                name=f"{host.name}_projection",
+                modality=name,
+                loss="info_nce",
+                weight=self.targets.random_projection,
+                decoder=host.name,
+            )
+            further += [task for task in (normalised, projected) if task.weight]
+        return further
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -284,8 +337,20 @@ def parse_recipe(
 ) -> Recipe:
     """Build a typed Recipe from plain data and overrides; see ``load_recipe``."""
     recipe = build(Recipe, record, overrides, where=where)
+    _keep_targets(recipe, record, overrides)
     _check_values(recipe, where)
     return recipe
+
+
+def _keep_targets(recipe: Recipe, record: Mapping[str, object], overrides: Sequence[str]) -> None:
+    """Where ``--modalities`` replaces those of a recipe, its targets only stay targets only."""
+    masking, before = record.get("masking"), record.get("modalities")
+    inputs = masking.get("inputs") if isinstance(masking, Mapping) else None
+    given = any(o.split("=")[0] in ("--masking", "--masking.inputs") for o in overrides)
+    if given or not inputs or not isinstance(before, list) or recipe.modalities == before:
+        return
+    kept = [n for n in recipe.modalities if n in inputs or n not in before]
+    recipe.masking.inputs = kept if 0 < len(kept) < len(recipe.modalities) else None
 
 
 def _check_values(recipe: Recipe, where: str) -> None:
@@ -294,6 +359,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
         {
             "model.patch": (recipe.model.patch, 1),
             "masking.num_visible_tokens": (recipe.masking.num_visible_tokens, 1),
+            "targets.patch_normalised": (recipe.targets.patch_normalised, 0),
+            "targets.random_projection": (recipe.targets.random_projection, 0),
             "contrastive.weight": (recipe.contrastive.weight, 0),
             "contrastive.views": (recipe.contrastive.views, 2),
             "contrastive.brightness_jitter": (recipe.contrastive.brightness_jitter, 0),
@@ -309,6 +376,18 @@ def _check_values(recipe: Recipe, where: str) -> None:
     )
     if recipe.masking.alpha <= 0:
         raise ConfigError(f"{where}: masking.alpha must be > 0, got {recipe.masking.alpha}")
+    try:
+        recipe.masking.roles.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not 0 < recipe.masking.decoded <= 1:
+        raise ConfigError(
+            f"{where}: masking.decoded must be in (0, 1], got {recipe.masking.decoded}"
+        )
+    if not 0 <= recipe.masking.band_dropout <= 0.3:
+        raise ConfigError(
+            f"{where}: masking.band_dropout must be in [0, 0.3], got {recipe.masking.band_dropout}"
+        )
     if recipe.contrastive.temperature <= 0:
         raise ConfigError(
             f"{where}: contrastive.temperature must be > 0, got {recipe.contrastive.temperature}"

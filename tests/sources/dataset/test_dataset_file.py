@@ -473,6 +473,7 @@ def test_bad_yaml_is_told_with_its_line(tmp_path, text, says):
 EXPECTED = {
     "eurosat_ms": (800, ["train", "test", "val"], [500, 200, 100]),
     "s2_l2a_unlabelled": (500, ["train", "val"], None),
+    "s2_l2a_unlabelled_more": (2000, ["train", "val"], None),
     "hls_water": (260, ["train", "test", "val"], [190, 40, 30]),
     "terramind_examples": (5, [], None),
     "sen1floods11": (5, [], None),
