@@ -27,8 +27,8 @@ import measure
 import numpy as np
 import torch
 
-from multimae_eo.inference.linear_probe import linear_probes
 from multimae_eo.inference.extraction import encoder_features
+from multimae_eo.inference.linear_probe import linear_probes
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.metrics.intervals import (
