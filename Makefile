@@ -57,15 +57,21 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 # TerraTorch and torchgeo-bench need torchvision, whose wheel wants the ordinary torch: an
-# environment of their own, several GB. PYTHON must be 3.12.
+# environment of their own, several GB. Python 3.11 gets TorchGeo 0.8 and no torchgeo-bench.
 plugins: $(PLUGINS)/ready
-	PYTHONPATH=src $(PLUGINS)/bin/python -m pytest tests/plugins
+	PYTHONPATH=src $(PLUGINS)/bin/python -m pytest tests/plugins tests/benchmarks/test_peers.py
+
+# Time, memory and seams beside these packages, in one run of a few minutes.
+.PHONY: peers
+peers: $(PLUGINS)/ready
+	PYTHONPATH=src:benchmarks $(PLUGINS)/bin/python -m peers --require TerraTorch,TorchGeo,timm
 
 $(PLUGINS)/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(PLUGINS)
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  torch==2.13.0 torchvision==0.28.0 terratorch torchgeo torchgeo-bench \
-	  hypothesis pytest pytest-timeout -e .
+	  torch==2.14.1 torchvision==0.29.1 terratorch torchgeo timm pytortilla \
+	  "torchgeo-bench; python_version >= '3.12'" "tacoreader; python_version < '3.14'" \
+	  fsspec pandas requests hypothesis pytest pytest-timeout -e '.[geo]'
 	touch $@
 
 constraints:

@@ -141,6 +141,68 @@ def copy_bandwidth() -> float:
     return statistics.median(rounds)
 
 
+class LoadingData:
+    """Chips in MMEarth64's layout as one HDF5 file and as a chip store, under ``folder``."""
+
+    def __init__(self, folder: Path, *, chips: int, holes: bool = False, workers: int = 0) -> None:
+        write_mmearth(folder / "mmearth", chips=chips, size=64, seed=0, merged=True)
+        self.source = open_source(f"mmearth:{folder / 'mmearth'}")
+        self.store = prepare(self.source, folder / "store")
+        self.path = next((folder / "mmearth").glob("*.h5"))
+        self.workers = workers
+        # In the generator's folders every other tile has a hole; in real ones few have.
+        self.chosen = np.array([i for i in range(len(self.source)) if holes or i % 4 in (0, 3)])
+
+    def ours(self, source: Any, epoch: int, *, flips: bool = True) -> Iterator[Any]:
+        """Batches of this package's loader."""
+        loader = make_loader(
+            source,
+            self.chosen,
+            batch_size=BATCH,
+            modalities=MODALITIES,
+            chip=CHIP,
+            train=True,
+            flips=flips,
+            epoch=epoch,
+            workers=self.workers,
+        )
+        return iter(loader)
+
+    def ways(self) -> dict[str, Callable[[int], Iterator[Any]]]:
+        """Each implementation's batches of an epoch, by name."""
+        ways: dict[str, Callable[[int], Iterator[Any]]] = {
+            "store": lambda r: self.ours(self.store, r),
+            "hdf5": lambda r: self.ours(self.source, r),
+            "plain": lambda _: iter(
+                plain_loader(PlainDataset(self.path, self.chosen), self.workers)
+            ),
+            "reference": lambda _: iter(
+                plain_loader(ReferenceDataset(self.path, self.chosen), self.workers)
+            ),
+        }
+        if not self.workers:
+            ways["no flips"] = lambda r: self.ours(self.store, r, flips=False)
+            ways["chips"] = lambda _: whole_chips(self.store, self.chosen)
+        return ways
+
+    @property
+    def chip_bytes(self) -> int:
+        """Raw pixels of a chip's window."""
+        pixels = self.store.read(0, MODALITIES).pixels.values()
+        return sum(p.nbytes * CHIP**2 // p.shape[-1] ** 2 for p in pixels)
+
+
+def alternating_rates(
+    ways: dict[str, Callable[[int], Iterator[Any]]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Samples per second of each implementation, all of them in every round."""
+    found: dict[str, list[float]] = {n: [] for n in ways}
+    for number in range(rounds):
+        for way, start in ways.items():
+            found[way].append(samples_per_second(start(number), seconds))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--chips", type=int, default=2000)
@@ -151,50 +213,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "mmearth"
-        write_mmearth(folder, chips=options.chips, size=64, seed=0, merged=True)
-        source = open_source(f"mmearth:{folder}")
-        store = prepare(source, Path(name) / "store")
-        path = next(folder.glob("*.h5"))
-        # In the generator's folders every other tile has a hole; in real ones few have.
-        chosen = np.array([i for i in range(len(source)) if options.holes or i % 4 in (0, 3)])
-
-        def ours(source: Any, epoch: int, *, flips: bool = True) -> Iterator[Any]:
-            loader = make_loader(
-                source,
-                chosen,
-                batch_size=BATCH,
-                modalities=MODALITIES,
-                chip=CHIP,
-                train=True,
-                flips=flips,
-                epoch=epoch,
-                workers=options.workers,
-            )
-            return iter(loader)
-
-        ways: dict[str, Callable[[int], Iterator[Any]]] = {
-            "store": lambda r: ours(store, r),
-            "hdf5": lambda r: ours(source, r),
-            "plain": lambda _: iter(plain_loader(PlainDataset(path, chosen), options.workers)),
-            "reference": lambda _: iter(
-                plain_loader(ReferenceDataset(path, chosen), options.workers)
-            ),
-        }
-        if not options.workers:
-            ways["no flips"] = lambda r: ours(store, r, flips=False)
-            ways["chips"] = lambda _: whole_chips(store, chosen)
-        found: dict[str, list[float]] = {n: [] for n in ways}
-        for number in range(options.rounds):
-            for way, start in ways.items():
-                found[way].append(samples_per_second(start(number), options.seconds))
-        chip_bytes = sum(
-            p.nbytes * CHIP**2 // p.shape[-1] ** 2
-            for p in store.read(0, MODALITIES).pixels.values()
+        data = LoadingData(
+            Path(name), chips=options.chips, holes=options.holes, workers=options.workers
         )
+        found = alternating_rates(data.ways(), options.rounds, options.seconds)
+        chip_bytes = data.chip_bytes
     bandwidth = copy_bandwidth()
     plain, reference = (statistics.median(found[n]) for n in ("plain", "reference"))
-    print(f"{len(chosen)} chips, batches of {BATCH}, {options.workers} workers, one thread")
+    print(f"{len(data.chosen)} chips, batches of {BATCH}, {options.workers} workers, one thread")
     print(f"{'':>9}  {'median':>8}  {'best':>8}  {'× plain':>7}  {'× reference':>11}  samples/s")
     for way, rates in found.items():
         middle = statistics.median(rates)

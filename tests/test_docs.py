@@ -84,6 +84,7 @@ ADDED = {
     ("study", "studies/eurosat"): f"{QUICK} --methods finetune,knn --fractions 50 --inputs rgb",
     ("study", "studies/water"): "--methods finetune --inputs optical --data.batch_size 64",
     ("benchmark", "geobench"): "--methods knn,finetune --data.batch_size 4",
+    ("benchmark", "geobench2"): "--methods linear --data.batch_size 4",
     ("probe", "rgb;rgb,ired;all"): "--methods knn",
 }
 # Chips of each split (or of all, where the data declare none) that are kept of the examples' data.
@@ -263,14 +264,18 @@ def tour(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(tour, tmp_path_factory) -> Path:
     """What pages take as given: a quickstart, the examples' data, a GEO-Bench and an MMEarth."""
+    from multimae_eo.sources.geobench2.records import DATASETS2
     from tests.support.geobench_files import write_geobench
     from tests.support.mmearth_files import write_mmearth
+    from tests.support.tortilla_files import write_geobench2
 
     here = tmp_path_factory.mktemp("data")
     for example in (ROOT / "examples").glob("*.*"):
         few_chips(example, here)
     for name in ("m-eurosat", "m-so2sat"):
         write_geobench(here / "ROOT", name, size=32)
+    for name in ("benv2", "burn_scars"):
+        write_geobench2(here / "ROOT2", name, names=DATASETS2[name].classes)
     write_mmearth(here / "data_1M_v001_64", chips=16, size=64, seed=0, stem="data_1M_v001_64")
     (here / "STORE").symlink_to(tour / "store")
     class_folders(here / "EuroSAT_MS")

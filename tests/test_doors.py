@@ -60,6 +60,9 @@ ALLOWED = {
     ("sources/unsupported_files.py", "open"): "512 bytes of a regular file, errors caught",
     ("sources/dataset/chip_files.py", "pq.read_table"): "inside `reading`, after require_regular",
     ("sources/dataset/dataset_file.py", "open"): "of this package, by way of read_raster",
+    ("sources/geobench2/tortilla.py", "open"): "inside `reading`, after require_regular",
+    ("sources/geobench2/tortilla.py", "pq.read_table"): "of bounded size, inside `reading`",
+    ("sources/geobench2/tortilla.py", "rasterio.open"): "GeoTIFF's driver, inside `reading`",
     ("sources/hdf5.py", "h5py.File"): "open_hdf5, the door",
     (
         "sources/products/product.py",

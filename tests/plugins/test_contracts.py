@@ -39,7 +39,8 @@ def stand_in(monkeypatch):
             setattr(sys.modules[name], key, value)
         monkeypatch.delitem(sys.modules, f"multimae_eo.plugins.{plugin}", raising=False)
         module = importlib.import_module(f"multimae_eo.plugins.{plugin}")
-        monkeypatch.delitem(sys.modules, f"multimae_eo.plugins.{plugin}")
+        # Not through monkeypatch, which would put it back after the test.
+        del sys.modules[f"multimae_eo.plugins.{plugin}"]
         return module
 
     return install
@@ -137,9 +138,19 @@ def test_torchgeo_bench_may_not_normalise_twice(bench, folder):
 
 def test_pangaea_takes_one_date_of_several_kinds(stand_in, folder):
     class Encoder(nn.Module):
-        def __init__(self, **given):
+        """Its keywords, and what it makes of output_dim, are those of PANGAEA's base class."""
+
+        def __init__(
+            self, *, model_name, input_bands, input_size, embed_dim, output_layers, output_dim,
+            multi_temporal, multi_temporal_output, pyramid_output, encoder_weights, download_url,
+        ):  # fmt: skip
             super().__init__()
-            self.given = given
+            self.input_bands, self.input_size = input_bands, input_size
+            self.output_layers, self.output_dim = output_layers, list(output_dim)
+            assert {multi_temporal, multi_temporal_output, pyramid_output} == {False}
+            assert download_url is None, "it downloads where an address is given"
+            assert (model_name, embed_dim) == ("multimae_eo", 32)
+            assert encoder_weights == folder
 
     module = stand_in("pangaea.encoders.base", "pangaea", Encoder=Encoder)
     encoder = module.MultiMAEEncoder(
@@ -150,7 +161,8 @@ def test_pangaea_takes_one_date_of_several_kinds(stand_in, folder):
         levels=LEVEL,
         scale={"optical": 1e-4},
     ).eval()
-    assert encoder.given["output_dim"] == [32, 32]
+    assert encoder.output_dim == [32, 32]
+    assert encoder.output_layers == [0, 1]
     optical, dem = rgb() * 1e4, torch.rand(2, 1, 16, 16) * 500
     own = backbone(folder, ["rgb", "elevation"], out_indices=[0, 1], levels=LEVEL).eval()
     with torch.no_grad():

@@ -119,7 +119,7 @@ NAMES: dict[str, str] = {
 # The paper's names of modalities: where they are defined, read and converted.
 PAPER_NAMES = frozenset({"ired", "sired", "ebands", "semseg"})
 PAPER_FILES = re.compile(
-    r"catalog\.py|sources/(?:mmearth|synthetic)\.py|sources/geobench/|convert/|quickstart\.py"
+    r"catalog\.py|sources/(?:mmearth|synthetic)\.py|sources/geobench2?/|convert/|quickstart\.py"
 )
 # "order", "page", "cut" and "numbers" are left out: band order, an HTML page, to cut a window and
 # real numbers are the field's words too, and no pattern separates them from the dialect.

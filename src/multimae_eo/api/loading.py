@@ -33,7 +33,8 @@ def adaptation(steps: int, lr: float, seed: int) -> AdaptOptions | None:
 
 def load_source(data: Source | str | Path) -> tuple[Source, str]:
     """The source, and how it was named: a dataset, scene or STAC file, a chip store,
-    ``mmearth:DIR``, ``geobench:ROOT/NAME``, or several of them separated by commas.
+    ``mmearth:DIR``, ``geobench:ROOT/NAME``, ``geobench2:ROOT/NAME``, or several of them separated
+    by commas.
 
     Raises ConfigError where there is no such source.
     """

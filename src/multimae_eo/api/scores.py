@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from multimae_eo.api.loading import adaptation, load_predictor, load_pretrained, load_source
 
 if TYPE_CHECKING:
+    from multimae_eo.evaluation.geobench_suites import SuiteName
     from multimae_eo.evaluation.study import StudyPlan
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
@@ -271,6 +272,7 @@ def benchmark(
     *,
     root: str | Path,
     out: str | Path,
+    suite: SuiteName = "geobench",
     datasets: Sequence[str] = ("all",),
     partitions: Sequence[str] = ("default",),
     methods: Sequence[str] = ("knn", "linear", "finetune"),
@@ -284,12 +286,13 @@ def benchmark(
     precision: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[dict[str, object]]:
-    """Probe and fine-tune on data sets of GEO-Bench; resumable.
+    """Probe and fine-tune on data sets of GEO-Bench or GEO-Bench-2; resumable.
 
     Args:
+        suite: ``geobench`` (version 1) or ``geobench2``.
         root: Folder of the benchmark as downloaded.
         datasets: Names of data sets; ``("all",)`` for those in ``root``.
-        partitions: Names of partitions, such as ``default`` or ``0.10x_train``.
+        partitions: Names of partitions, such as ``default`` or ``0.10x_train``; version 1 only.
         model, out, methods, features, seeds, grid, steps, recipe, seed, device, precision,
             overrides: As for ``study``.
 
@@ -317,6 +320,7 @@ def benchmark(
         overrides=overrides,
     )
     runs = BenchmarkPlan(
+        suite_name=suite,
         root=Path(root),
         datasets=tuple(datasets),
         partitions=tuple(partitions),

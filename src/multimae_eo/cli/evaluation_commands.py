@@ -239,19 +239,19 @@ class Study(_Transfers):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(_Transfers):
-    """Probe and fine-tune on GEO-Bench.
+    """Probe and fine-tune on GEO-Bench or GEO-Bench-2.
 
     Args:
         suite: geobench is GEO-Bench version 1
         root: folder of the benchmark as downloaded
         datasets: of DATASETS; all for those in the folder
-        partitions: such as default,0.10x_train
+        partitions: such as default,0.10x_train; version 1 only
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "benchmark geobench --model runs/first/model --root ROOT --out benchmarks/a",
     )
-    suite: Literal["geobench"] = argument(positional=True)
+    suite: Literal["geobench", "geobench2"] = argument(positional=True)
     methods: str = "knn,linear,finetune"
     root: str
     datasets: str = "all"
@@ -263,6 +263,7 @@ class Benchmark(_Transfers):
 
         rows = benchmark(
             self.model,
+            suite=self.suite,
             root=self.root,
             out=self.out,
             datasets=names_in(self.datasets) or (),

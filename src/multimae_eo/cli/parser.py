@@ -21,8 +21,8 @@ from multimae_eo.errors import did_you_mean
 
 PROGRAM = "multimae-eo"
 SOURCE = (
-    "a dataset, scene or STAC file (YAML), a chip store, a folder of chips (see init), mmearth:DIR "
-    "or geobench:ROOT/NAME; several separated by commas become one"
+    "a dataset, scene or STAC file (YAML), a chip store, a folder of chips (see init), "
+    "mmearth:DIR, geobench:ROOT/NAME or geobench2:ROOT/NAME; several separated by commas become one"
 )
 _OVERRIDES = "overrides"
 
@@ -232,8 +232,9 @@ def _recipe_names() -> str:
 
 def _geobench_names() -> str:
     from multimae_eo.sources.geobench.bands import DATASETS
+    from multimae_eo.sources.geobench2.records import DATASETS2
 
-    return ", ".join(DATASETS)
+    return f"{', '.join(DATASETS)}; of version 2 {', '.join(DATASETS2)}"
 
 
 _PLACEHOLDERS: dict[str, Callable[[], str]] = {

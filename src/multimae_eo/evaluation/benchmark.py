@@ -1,4 +1,4 @@
-"""GEO-Bench's data sets and partitions, one after another: probes and fine-tuning in one table.
+"""Data sets and partitions of GEO-Bench and GEO-Bench-2: probes and fine-tuning in one table.
 
 Every pair of data set and partition is a small study in a folder of its own, resumed cell by cell.
 """
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multimae_eo.errors import ConfigError
+from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluation.benchmark_page import write_benchmark
 from multimae_eo.evaluation.geobench_score import Normaliser, aggregate, load_normaliser
+from multimae_eo.evaluation.geobench_suites import SUITES, BenchmarkSuite, SuiteName
 from multimae_eo.evaluation.study import (
     StudyPlan,
     Transfer,
@@ -27,8 +28,7 @@ from multimae_eo.metrics.task_metrics import values_of
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.charts import FractionPoint
 from multimae_eo.reports.tables import interval_in
-from multimae_eo.sources.geobench.bands import DATASETS, Metric, find_dataset
-from multimae_eo.sources.geobench.source import GeoBenchSource
+from multimae_eo.sources.geobench.bands import Metric
 
 Row = dict[str, Any]
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "f1": "micro F1", "miou": "mIoU"}
@@ -41,13 +41,24 @@ _PARTITION = re.compile(r"(?P<share>\d+\.\d+)x_train")
 class BenchmarkPlan:
     """What is run: data sets ("all": those in ``root``), partitions, and how.
 
-    ``plan_of``: the plan of a study, with some more options of the recipe.
+    ``plan_of``: the plan of a study, with some more options of the recipe. ``suite_name``: of
+    SUITES.
     """
 
+    suite_name: SuiteName = "geobench"
     root: Path
     datasets: tuple[str, ...]
     partitions: tuple[str, ...]
     plan_of: Callable[[Sequence[str]], StudyPlan]
+
+    @property
+    def suite(self) -> BenchmarkSuite:
+        """The benchmark; ConfigError for an unknown one."""
+        if self.suite_name not in SUITES:
+            raise ConfigError(
+                f"no benchmark {self.suite_name!r}; {did_you_mean(self.suite_name, SUITES)}"
+            )
+        return SUITES[self.suite_name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +119,7 @@ def benchmark(
         for result in _run(model, runs, (name, partition), out, digest)
     ]
     rows = [result.row(plan.seed) for result in scored]
-    totals = _aggregates(scored, _normaliser(runs.root), plan.seed)
+    totals = _aggregates(runs.suite, scored, _normaliser(runs.root), plan.seed)
     points = [
         FractionPoint(
             chart=s.dataset,
@@ -119,30 +130,26 @@ def benchmark(
         )
         for s, row in zip(scored, rows, strict=True)
     ]
-    write_benchmark(out, points, rows, totals)
+    write_benchmark(out, runs.suite.title, points, rows, totals)
     return rows, totals
 
 
 def _datasets(runs: BenchmarkPlan) -> list[str]:
+    suite = runs.suite
     if runs.datasets != ("all",):
-        return [find_dataset(name).name for name in runs.datasets]
-    here = [d.name for d in DATASETS.values() if _folders(runs.root, d.name)]
+        return [suite.find(name).name for name in runs.datasets]
+    here = [name for name in suite.datasets if suite.paths(runs.root, name)]
     if not here:
-        raise ConfigError(f"{runs.root}: none of GEO-Bench's data sets is there")
+        raise ConfigError(f"{runs.root}: none of {suite.title}'s data sets is there")
     return here
-
-
-def _folders(root: Path, name: str) -> list[Path]:
-    names = dict.fromkeys((name, *DATASETS[name].folders))
-    return [p for n in names for p in (root / n, *root.glob(f"*_v*/{n}")) if p.is_dir()]
 
 
 def _run(
     model: MultiMAE, runs: BenchmarkPlan, which: tuple[str, str], out: Path, digest: str
 ) -> list[Scored]:
     name, partition = which
-    data = DATASETS[name]
-    source = GeoBenchSource(_folder(runs.root, name), partition=partition)
+    data = runs.suite.datasets[name]
+    source = runs.suite.open_dataset(runs.root, name, partition)
     task = "segmentation" if data.label == "map" else "classification"
     # A head for maps is of no use to labels of whole chips.
     head = [] if data.label == "map" else ["--head.name=linear"]
@@ -167,11 +174,6 @@ def _run(
     ]
 
 
-def _folder(root: Path, name: str) -> Path:
-    folders = _folders(root, name)
-    return folders[0] if folders else root / name
-
-
 def _normaliser(root: Path) -> Normaliser:
     """The spans of all benchmarks in ``root``; empty where there is no file."""
     spans: dict[str, tuple[float, float]] = {}
@@ -180,26 +182,29 @@ def _normaliser(root: Path) -> Normaliser:
     return spans
 
 
-def _aggregates(scored: Sequence[Scored], spans: Normaliser, seed: int) -> list[Row]:
-    """The benchmark's aggregate by suite, partition and configuration, of normalised data sets."""
-    groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+def _aggregates(
+    suite: BenchmarkSuite, scored: Sequence[Scored], spans: Normaliser, seed: int
+) -> list[Row]:
+    """The aggregate by group, partition and configuration, of normalised data sets."""
+    by_group: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for result in scored:
-        if result.dataset in spans:
-            suite = DATASETS[result.dataset].benchmark
-            key = (suite, result.partition, result.configuration)
-            groups.setdefault(key, {})[result.dataset] = result.by_seed
+        for group, members in suite.groups.items():
+            if result.dataset in spans and result.dataset in members:
+                key = (group, result.partition, result.configuration)
+                by_group.setdefault(key, {})[result.dataset] = result.by_seed
     rows = []
-    for (suite, partition, configuration), scores in groups.items():
+    for (group, partition, configuration), scores in by_group.items():
         total = aggregate(scores, spans, seed=seed)
         rows.append(
             {
-                "suite": suite,
+                "suite": group,
                 "partition": partition,
                 "configuration": configuration,
                 "data sets": len(scores),
                 "aggregate": total.score,
                 "aggregate low": total.low,
                 "aggregate high": total.high,
+                "of": len(suite.groups[group]),
             }
         )
     return rows

@@ -19,23 +19,27 @@ from multimae_eo.reports.tables import (
 _AGGREGATE = (
     "Scores brought to 0 to 1 by normalizer.json, then the mean of their middle half over data "
     "sets and seeds; brackets: 95 % of a bootstrap over seeds. Comparable with published numbers "
-    "only where all six data sets of a suite are there."
+    "only where all data sets of a group are there (column `of`)."
 )
 _NO_AGGREGATE = "No aggregate: normalizer.json is not beside the data sets."
 
 
 def write_benchmark(
-    out: Path, points: Sequence[FractionPoint], rows: Sequence[Row], totals: Sequence[Row]
+    out: Path,
+    title: str,
+    points: Sequence[FractionPoint],
+    rows: Sequence[Row],
+    totals: Sequence[Row],
 ) -> None:
-    """Write a benchmark's files into ``out``; raises OutputError."""
+    """Write the files of the benchmark ``title`` into ``out``; raises OutputError."""
     shown = [display_row(row, ("score",)) for row in rows]
     aggregates = [display_row(row, ("aggregate",)) for row in totals]
     note = _AGGREGATE if totals else _NO_AGGREGATE
     write_results(out, rows)
     write_csv(out / "aggregate.csv", totals)
-    write_markdown(out / "results.md", ["# GEO-Bench", aggregates, note, shown, INTERVALS])
+    write_markdown(out / "results.md", [f"# {title}", aggregates, note, shown, INTERVALS])
     count = len({point.chart for point in points})
-    page = Report("GEO-Bench", f"{count} data set{'s' if count > 1 else ''}")
+    page = Report(title, f"{count} data set{'s' if count > 1 else ''}")
     page.heading("Aggregate")
     if totals:
         page.table(aggregates, note)

@@ -34,6 +34,7 @@ def open_source(
 
     ``mmearth:DIR`` names an MMEarth folder; ``geobench:ROOT/NAME`` a data set of GEO-Bench, with
     ``?partition=0.10x_train`` a label fraction and ``?modalities=A+B`` other modalities;
+    ``geobench2:ROOT/NAME`` or a tortilla file one of GEO-Bench-2;
     ``scene:FILE`` and ``stac:FILE`` state the kind of a YAML file, otherwise inferred from its
     keys. Several specs (a list, or separated by commas) become one source whose chips may have
     different modalities.
@@ -80,12 +81,16 @@ def _open_named(spec: Any) -> Source:
         from multimae_eo.sources.geobench.source import open_geobench
 
         return open_geobench(text.removeprefix("geobench:"))
+    if text.startswith("geobench2:") or text.endswith(".tortilla"):
+        from multimae_eo.sources.geobench2.source import open_geobench2
+
+        return open_geobench2(text.removeprefix("geobench2:"))
     kind, _, rest = text.partition(":")
     path = Path(rest if kind in _YAML_KINDS else text)
     if not path.exists():
         raise ConfigError(
             f"{text}: no such file or folder; a source is a dataset, scene or STAC file (YAML), "
-            "a chip store, mmearth:DIR or geobench:ROOT/NAME"
+            "a chip store, mmearth:DIR, geobench:ROOT/NAME or geobench2:ROOT/NAME"
         )
     if path.is_file() and (kind in _YAML_KINDS or path.suffix.lower() in (".yaml", ".yml")):
         return _open_yaml(path, kind if kind in _YAML_KINDS else _yaml_kind(path))

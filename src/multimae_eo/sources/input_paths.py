@@ -81,7 +81,9 @@ def input_paths(spec: str) -> Iterator[Path]:
         for part in spec.split(","):
             yield from input_paths(part.strip())
         return
-    text = next((spec.removeprefix(k) for k in _KINDS if spec.startswith(k)), spec).split("?")[0]
+    text = next(
+        (spec.removeprefix(k) for k in (*_KINDS, "geobench2:") if spec.startswith(k)), spec
+    ).split("?")[0]
     path = existing_path(Path(), text)
     if not path.exists():
         return

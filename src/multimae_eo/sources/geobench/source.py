@@ -26,10 +26,10 @@ from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
-from multimae_eo.sources.geobench.bands import DATASETS, BandLayer, GeoBenchData, find_dataset
+from multimae_eo.sources.geobench.band_pixels import band_pixels, class_map
+from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, find_dataset
 from multimae_eo.sources.geobench.safe_pickle import OpaqueObject, StoredArray, load_pickle_text
 from multimae_eo.sources.hdf5 import opened_hdf5
-from multimae_eo.sources.raster.reading import valid_pixels
 
 PARTITION = "_partition.json"
 SUFFIX = ".hdf5"
@@ -151,12 +151,10 @@ class GeoBenchSource(Source):
         pixels: dict[str, Pixels] = {}
         valid: dict[str, Validity] = {}
         for name, modality in chosen.items():
-            values = _stack(path, arrays, modality, self._layers[name])
-            ok = valid_pixels(values, [modality.nodata] * modality.channels)
+            values, ok = band_pixels(path, arrays, modality, self._layers[name])
             if ok is None:
                 pixels[name] = values
             elif ok.any():
-                values[~np.broadcast_to(ok, values.shape)] = 0  # no sentinel travels further
                 pixels[name], valid[name] = values, ok
         attributes = metadata.get(next((scene.stored[n] for n in arrays), ""), {})
         attributes = attributes if isinstance(attributes, Mapping) else {}
@@ -183,7 +181,7 @@ class GeoBenchSource(Source):
             stored = scene.stored.get("label")
             if stored is None:
                 raise FormatError(f"{path}: no label map; it holds {', '.join(file)}")
-            return _class_map(path, file[stored][()], classes)
+            return class_map(path, file[stored][()], classes)
         if metadata.get("label") is None:
             raise FormatError(f"{path}: its metadata holds no label")
         stored = metadata["label"]
@@ -296,44 +294,6 @@ def _channels(path: Path, dataset: Any) -> Pixels:
         values = values.astype(np.float32)  # halves of digital numbers: nothing is lost
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
-
-
-def _stack(
-    path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: BandLayer
-) -> npt.NDArray[np.generic]:
-    """A modality's bands as (C, H, W), in a new array."""
-    planes = []
-    for band in modality.band_names:
-        stored, channel = layer.stored_channels[band]
-        if channel >= len(arrays[stored]):
-            raise FormatError(
-                f"{path}: {stored}: {modality.name} needs channel {channel}, it has "
-                f"{len(arrays[stored])}"
-            )
-        planes.append(arrays[stored][channel])
-    shapes = {p.shape for p in planes}
-    if len(shapes) > 1:
-        raise FormatError(
-            f"{path}: {modality.name}: bands differ in size: "
-            + ", ".join(f"{h}×{w}" for h, w in sorted(shapes))
-        )
-    values = np.stack(planes)
-    if layer.decibel:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = (10 * np.log10(values)).astype(np.float32)
-    return values
-
-
-def _class_map(path: Path, ids: npt.NDArray[np.generic], classes: int) -> npt.NDArray[np.int64]:
-    ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
-    if ids.ndim != 2 or ids.dtype.kind not in "iuf":
-        raise FormatError(f"{path}: label: expected numbers (H, W), got {ids.dtype} {ids.shape}")
-    strange = ids[~np.isin(ids, np.arange(classes))]
-    if strange.size:
-        raise ClassMapError(
-            f"{path}: label: holds {strange.flat[0]}; the classes are 0 to {classes - 1}"
-        )
-    return ids.astype(np.int64)
 
 
 def _shown(label: npt.NDArray[np.generic]) -> str:
