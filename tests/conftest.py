@@ -19,9 +19,16 @@ from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Calibration, Sample
 from multimae_eo.statistics import Statistics
-from tests.support.made_once import longest_first, made_once, mark_slow
+from tests.support.made_once import longest_first, made_once, mark_slow, write_data_once
+from tests.support.paths import DATA
 
 SIZE = 16
+# Where the files of examples/ look for their data.
+os.environ["MULTIMAE_EO_DATA"] = str(DATA)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    write_data_once(DATA)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ ROOMS = (
     "network",
     "model_folder",
     "sources",
+    "download",
     "store",
     "loading",
     "reports",

@@ -19,11 +19,10 @@ from multimae_eo.errors import OutputError
 from multimae_eo.scenes.raster_output import Profile, RowWriter
 from multimae_eo.sources.scene.scene import Grid
 from multimae_eo.sources.synthetic import write_synthetic_data
-from tests.support.paths import ROOT
+from tests.support.reference_model import write_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a Unix matter")
 
-FIXTURE = ROOT / "shared/fixtures/reference_checkpoint/six_modalities/checkpoint-999.pth"
 Refused = Callable[..., str]
 
 
@@ -110,11 +109,12 @@ def test_probing(made, refused, tmp_path):
     assert not fails(refused, arguments, tmp_path / "out", tmp_path / "clean", 100)
 
 
-@pytest.mark.skipif(not FIXTURE.is_file(), reason="needs the shared reference checkpoint fixture")
 @pytest.mark.parametrize("limit", [0, 3_000, 100_000])
 def test_converting(refused, tmp_path, limit):
     out = tmp_path / "made" / "model"
-    assert not fails(refused, ["convert", str(FIXTURE)], out, tmp_path / "clean", limit)
+    checkpoint = tmp_path / "checkpoint-999.pth"
+    write_checkpoint(checkpoint)
+    assert not fails(refused, ["convert", str(checkpoint)], out, tmp_path / "clean", limit)
     assert not list((tmp_path / "made").iterdir()), "not even a hidden folder"
 
 

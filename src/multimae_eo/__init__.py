@@ -39,6 +39,7 @@ _MODULE_OF = {
     "evaluate": "api.scores",
     "evaluate_subsets": "api.scores",
     "export_model": "api.models",
+    "fetch": "api.public_data",
     "finetune": "api.runs",
     "init": "api.stores",
     "inspect": "api.stores",
@@ -49,6 +50,7 @@ _MODULE_OF = {
     "prepare": "api.stores",
     "pretrain": "api.runs",
     "probe": "api.scores",
+    "public_data": "api.public_data",
     "reconstruct": "api.maps",
     "search": "api.maps",
     "study": "api.scores",
@@ -58,8 +60,9 @@ __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
     "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
     "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_subsets", "export_model",
-    "finetune", "init", "inspect", "make_synthetic_data", "map_scene", "open_source", "predict",
-    "prepare", "pretrain", "probe", "reconstruct", "search", "study", "__version__",
+    "fetch", "finetune", "init", "inspect", "make_synthetic_data", "map_scene", "open_source",
+    "predict", "prepare", "pretrain", "probe", "public_data", "reconstruct", "search", "study",
+    "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from multimae_eo.api.map_making import map_scene
     from multimae_eo.api.maps import compare, embed, predict, reconstruct, search
     from multimae_eo.api.models import convert_checkpoint, describe, export_model
+    from multimae_eo.api.public_data import fetch, public_data
     from multimae_eo.api.runs import finetune, pretrain
     from multimae_eo.api.scores import benchmark, evaluate, evaluate_subsets, probe, study
     from multimae_eo.api.stores import init, inspect, prepare

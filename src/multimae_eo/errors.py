@@ -11,6 +11,7 @@
     │   └── SplitError       an empty, unknown or contradictory split
     ├── ContractError        a model and the data do not fit each other
     ├── CheckpointError      weights that cannot be loaded, or not safely
+    ├── DownloadError        public data cannot be fetched, or are not what was published
     ├── TrainingError        training cannot go on (a loss that is not finite, …)
     ├── OutputError          a result cannot be written (disk full, path taken, …)
     └── ScenesError          some of several scenes failed; the others are done
@@ -56,6 +57,10 @@ class ContractError(MultiMAEError):
 
 class CheckpointError(MultiMAEError):
     """Weights cannot be loaded, or not safely."""
+
+
+class DownloadError(MultiMAEError):
+    """Public data cannot be fetched, or are not what was published."""
 
 
 class TrainingError(MultiMAEError):

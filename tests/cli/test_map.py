@@ -292,12 +292,11 @@ def draw_western_polygons(out: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="needs ../shared/data/scene_aberystwyth")
+@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="its data need rasterio")
 def test_polygons_of_the_western_half_map_the_eastern(tmp_path):
     """Four of five pixels of the eastern half are right, and intervals hold the true areas."""
     draw_western_polygons(tmp_path / "fields.gpkg", 30)
     text = (ROOT / "examples/scene_aberystwyth.yaml").read_text()
-    text = text.replace("root: ../../shared/data", f"root: {DATA}")
     (tmp_path / "scene.yaml").write_text(text)
     out = tmp_path / "map.tif"
     record = multimae_eo.map_scene(

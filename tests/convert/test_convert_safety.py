@@ -15,12 +15,15 @@ import torch
 from multimae_eo.convert.reference import convert, read_checkpoint
 from multimae_eo.errors import CheckpointError
 from multimae_eo.model_folder.folder import load_model
-from tests.support.paths import SHARED
+from tests.support.reference_model import write_checkpoint
 
-FIXTURE = SHARED / "fixtures/reference_checkpoint/six_modalities"
-needs_fixture = pytest.mark.skipif(
-    not FIXTURE.is_dir(), reason="needs the shared reference checkpoint fixture"
-)
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint in the reference's format."""
+    path: Path = tmp_path_factory.mktemp("reference") / "checkpoint-999.pth"
+    write_checkpoint(path)
+    return path
 
 
 class Bomb:
@@ -122,9 +125,8 @@ def test_other_keys_than_the_references_are_refused(tmp_path, record):
     refused(path)
 
 
-@needs_fixture
-def test_missing_surplus_and_misshapen_parameters_are_named(tmp_path):
-    whole = torch.load(FIXTURE / "checkpoint-999.pth", weights_only=False)
+def test_missing_surplus_and_misshapen_parameters_are_named(tmp_path, checkpoint):
+    whole = torch.load(checkpoint, weights_only=False)
     path = tmp_path / "checkpoint.pth"
 
     def with_weights(weights: dict[str, torch.Tensor]) -> str:
@@ -143,12 +145,11 @@ def test_missing_surplus_and_misshapen_parameters_are_named(tmp_path):
     assert "sin-cos" in with_weights({**weights, table: weights[table].roll(1, -1)})
 
 
-@needs_fixture
-def test_without_statistics_the_model_refuses_data(tmp_path, make_sample):
+def test_without_statistics_the_model_refuses_data(tmp_path, make_sample, checkpoint):
     from multimae_eo.errors import ContractError
     from multimae_eo.sample import collate
 
-    model = convert(FIXTURE / "checkpoint-999.pth")
+    model = convert(checkpoint)
     model.save_pretrained(tmp_path / "model")
     again = load_model(tmp_path / "model")
     assert again.statistics is None
@@ -157,22 +158,20 @@ def test_without_statistics_the_model_refuses_data(tmp_path, make_sample):
         again.encode(batch)
 
 
-@needs_fixture
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"sentinel2_l1c": {}}', '{"sentinel2_l1c": {"mean": [1], "std": 2}}',
              '{"sentinel2_l1c": 5}', "null"]
 )  # fmt: skip
-def test_damaged_statistics_are_refused(tmp_path, text):
+def test_damaged_statistics_are_refused(tmp_path, text, checkpoint):
     path = tmp_path / "band_stats.json"
     path.write_text(text)
     with pytest.raises(CheckpointError) as told:
-        convert(FIXTURE / "checkpoint-999.pth", statistics=path)
+        convert(checkpoint, statistics=path)
     assert str(path) in str(told.value)
     assert "\n" not in str(told.value)
 
 
-@needs_fixture
-def test_statistics_are_taken_per_level_and_in_reflectance(tmp_path):
+def test_statistics_are_taken_per_level_and_in_reflectance(tmp_path, checkpoint):
     bands = 13
     entries = {
         f"sentinel2_{level}": {"mean": [1000.0 * (i + 1) for i in range(bands)], "std": [s] * bands}
@@ -180,7 +179,7 @@ def test_statistics_are_taken_per_level_and_in_reflectance(tmp_path):
     }
     path = tmp_path / "band_stats.json"
     path.write_text(json.dumps({**entries, "aster": {"mean": [600.0], "std": [50.0]}}))
-    model = convert(FIXTURE / "checkpoint-999.pth", statistics=path)
+    model = convert(checkpoint, statistics=path)
     assert model.statistics is not None
     mean, std = model.statistics.mean_std("rgb")
     assert mean[0].tolist() == pytest.approx([0.4, 0.3, 0.2]), "B4, B3, B2 are channels 3, 2, 1"

@@ -135,7 +135,7 @@ def test_prediction_equals_the_model(
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_graphs_equal_the_model_on_real_chips(make_model, tmp_path, kind):
     if not EUROSAT.is_dir():
-        pytest.skip("the folder shared/data/eurosat_ms is not beside the project")
+        pytest.skip("its data need rasterio")
     pytest.importorskip("rasterio")
     from multimae_eo.loading.open_source import open_source
 

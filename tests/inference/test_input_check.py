@@ -30,8 +30,6 @@ _INPUTS = {
 
 @pytest.fixture(params=_INPUTS)
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if not (DATA / request.param).is_dir():
-        pytest.skip(f"needs {request.param}")
     return _opened(request.param, tmp_path_factory.getbasetemp())
 
 
@@ -98,22 +96,23 @@ def test_the_offset_of_1000_is_reported(example: Any) -> None:
         assert "offset: -0.1" in _warning(source, statistics, chips)
 
 
+@pytest.mark.parametrize("example", ["eurosat_ms", "scene_aberystwyth"], indirect=True)
 def test_pixels_ten_times_as_large_are_reported(example: Any) -> None:
+    """HLS chips have no footprint."""
     source, statistics = example
     chips = _chips(source)
-    if chips[0].geometry is None:
-        pytest.skip("its chips have no footprint")
+    assert chips[0].geometry is not None
     left, bottom, right, top = chips[0].geometry.bounds
     wide = (left, bottom, left + 10 * (right - left), bottom + 10 * (top - bottom))
     wide_chips = [replace(c, geometry=replace(chips[0].geometry, bounds=wide)) for c in chips]
     assert "pixels of 100 m" in _warning(source, statistics, wide_chips)
 
 
+@pytest.mark.parametrize("example", ["eurosat_ms", "scene_aberystwyth"], indirect=True)
 def test_another_level_is_reported(example: Any) -> None:
+    """HLS has one level only."""
     source, statistics = example
     first = next(iter(source.modalities.values()))
-    if not first.levels:
-        pytest.skip("it has one level only")
     now = _chips(source)[0].calibration_of(first).level
     other = next(level for level in first.levels if level != now)
     chips = _recalibrated(source, _chips(source), level=other)
@@ -123,9 +122,6 @@ def test_another_level_is_reported(example: Any) -> None:
 def test_top_of_atmosphere_declared_as_surface_is_reported(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    for name in ("eurosat_ms", "scene_aberystwyth"):
-        if not (DATA / name).is_dir():
-            pytest.skip(f"needs {name}")
     surface, statistics = _opened("scene_aberystwyth", tmp_path_factory.getbasetemp())
     record = yaml.safe_load((ROOT / "examples/eurosat_ms.yaml").read_text(encoding="utf-8"))
     record["root"] = str(DATA / "eurosat_ms")

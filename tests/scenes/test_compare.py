@@ -205,7 +205,7 @@ def test_moved_back_chips_make_no_grid(make_model, tmp_path):
     assert summary["raster"] is None
 
 
-@pytest.mark.skipif(not (DATA / "hls_water").exists(), reason="needs hls_water")
+@pytest.mark.skipif(not (DATA / "hls_water").exists(), reason="its data need rasterio")
 def test_water_that_came_or_went_is_a_change(make_model, tmp_path):
     """Two chips of one place (their elevation is equal) at two dates: a third of the labels differ.
 

@@ -490,7 +490,7 @@ def test_a_window_valid_only_between_the_pixels_a_model_takes_is_nodata(make_mod
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="needs ../shared/data/scene_aberystwyth")
+@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="its data need rasterio")
 def test_elevation_from_optical_over_a_real_scene(tmp_path):
     example = ROOT / "examples/scene_aberystwyth.yaml"
     scene = Scene(example)

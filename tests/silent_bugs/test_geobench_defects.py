@@ -61,7 +61,7 @@ def test_bigearthnet_names_are_right_and_are_not_remapped(root):
         np.testing.assert_array_equal(plane, stored[name])
 
 
-@pytest.mark.skipif(not KILNS.is_dir(), reason="../shared/data/geobench_samples is absent")
+@pytest.mark.skipif(not KILNS.is_dir(), reason="its data need rasterio")
 def test_brick_kiln_evidence_in_real_chips():
     """`10`, `11`, `12` are the true-colour picture: a tenth of red, green and blue."""
     source = GeoBenchSource(KILNS, modalities=["rgb", "ebands", "sired"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,25 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             done.touch()
     return folder
+
+
+def write_data_once(folder: Path) -> None:
+    """Write the examples' data where they are neither real nor there from an earlier run.
+
+    Without a raster library there are none, and their tests skip.
+    """
+    if folder.is_dir() or importlib.util.find_spec("rasterio") is None:
+        return
+    from tests.support.example_data import write_example_data
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            write_example_data(part)
+            part.rename(folder)
 
 
 def longest_first(items: list[pytest.Item], root: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.paths import DATA, ROOT
 NAMES = ["rgb", "ired", "sired", "ebands", "radar", "elevation", "landcover", "ndvi"]
 
 pytestmark = pytest.mark.skipif(
-    not (DATA / "terramind_examples").is_dir(), reason="needs ../shared/data"
+    not (DATA / "terramind_examples").is_dir(), reason="its data need rasterio"
 )
 
 

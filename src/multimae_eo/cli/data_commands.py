@@ -1,4 +1,4 @@
-"""Subcommands of data: init, inspect, prepare."""
+"""Subcommands of data: fetch, init, inspect, prepare."""
 
 from __future__ import annotations
 
@@ -8,9 +8,106 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from multimae_eo.cli.output import counter, print_json, scene_counter
+from multimae_eo.cli.output import counter, print_json, print_table, scene_counter, stages
 from multimae_eo.cli.parser import Subcommand, argument
+from multimae_eo.errors import ConfigError
 from multimae_eo.sources.yaml_section import BLANK
+
+
+def _public_names() -> list[str]:
+    from multimae_eo.api.public_data import public_data
+
+    return [record.name for record in public_data()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Fetch a public data set or the reference's weights, and verify it; run again to resume.
+
+    Args:
+        name: the data set; --list shows sizes and licences
+        out: folder of data sets (default: $MULTIMAE_EO_DATA, else data)
+        list: list the data sets
+        mirror: address that is tried before the publisher's, as MIRROR/NAME/FILE or with {record}
+            and {file} in it; may be given again. Those of $MULTIMAE_EO_MIRRORS follow
+        convert: model folder to convert a fetched checkpoint into
+        json: print as JSON
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "fetch --list",
+        "fetch eurosat-100",
+        "fetch sen1floods11 --out /data --mirror https://mirror.example/eo",
+        "fetch reference-checkpoint --mirror https://host.example/{file} --convert model",
+    )
+    name: str | None = argument(positional=True, default=None, choices=_public_names)
+    out: str | None = None
+    list: bool = False
+    mirror: tuple[str, ...] | None = None
+    convert: str | None = None
+    json: bool = False
+
+    def run(self) -> None:
+        """Print the folder, the licence, and checksums that were recorded at first use."""
+        if self.list:
+            print_public_data(as_json=self.json)
+            return
+        if self.name is None:
+            raise ConfigError(f"which data set? one of {', '.join(_public_names())}")
+        from multimae_eo.api.public_data import fetch
+
+        with stages(download="B", unpack="files") as progress:
+            fetched = fetch(
+                self.name,
+                out=self.out,
+                mirrors=self.mirror or (),
+                convert=self.convert,
+                progress=progress,
+            )
+        record = fetched.record
+        if self.json:
+            print_json(
+                {"name": record.name, "folder": str(fetched.folder), "licence": record.licence,
+                 "source": record.source, "present": fetched.present,
+                 "files": [vars(file) for file in fetched.files]}
+            )  # fmt: skip
+            return
+        print(f"{fetched.folder}{' (was there already)' if fetched.present else ''}")
+        print(f"licence: {record.licence}; source: {record.source}")
+        for example in record.examples:
+            print(f"read by {example}")
+        if self.convert is not None:
+            print(self.convert)
+        if fetched.first_use and not fetched.present:
+            print(f"no published checksum, recorded at first use: {len(fetched.first_use)} files")
+            for file in fetched.first_use:
+                print(f"  {file.name}  sha256 {file.sha256}")
+
+
+def print_public_data(*, as_json: bool) -> None:
+    """Print what ``fetch`` knows: a table, or every record in full."""
+    from dataclasses import asdict
+
+    from multimae_eo.api.public_data import public_data
+
+    records = public_data()
+    if as_json:
+        print_json([asdict(record) for record in records])
+        return
+    print_table(
+        [
+            {"name": r.name, "size": _size_text(r.size), "licence": r.licence.split(";")[0],
+             "data": r.title}
+            for r in records
+        ]
+    )  # fmt: skip
+    for record in records:
+        if record.note:
+            print(f"{record.name}: {record.note}")
+
+
+def _size_text(size: int | None) -> str:
+    return "see below" if size is None else f"{size / 1e9:.2f} GB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +228,7 @@ class Prepare:
 
 
 DATA_COMMANDS: dict[str, type[Subcommand]] = {
+    "fetch": Fetch,
     "init": Init,
     "inspect": Inspect,
     "prepare": Prepare,

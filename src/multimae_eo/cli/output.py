@@ -68,3 +68,34 @@ def scene_counter(out: str, unit: str) -> counter:
 
     several = is_pattern(out)
     return counter("scenes" if several else unit, scaled=unit == "px" and not several)
+
+
+class stages:  # noqa: N801 - reads as a noun in a with statement
+    """Progress bars on stderr, one after the other, for callbacks of (stage, done, total).
+
+    ``units``: by stage; "B" is scaled to kB, MB, GB.
+    """
+
+    def __init__(self, **units: str) -> None:
+        self._units = units
+        self._stage = ""
+        self._counter: counter | None = None
+        self._show: Callable[[int, int], None] | None = None
+
+    def __enter__(self) -> Callable[[str, int, int | None], None]:
+        return self._report
+
+    def _report(self, stage: str, done: int, total: int | None) -> None:
+        if stage != self._stage or self._show is None:
+            self._close()
+            unit = self._units[stage]
+            self._stage, self._counter = stage, counter(unit, scaled=unit == "B")
+            self._show = self._counter.__enter__()
+        self._show(done, total or 0)
+
+    def _close(self) -> None:
+        if self._counter is not None:
+            self._counter.__exit__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._close()

@@ -63,13 +63,17 @@ def argument(
     positional: bool = False,
     aliases: Sequence[str] = (),
     recipe: RecipeOptions | None = None,
+    choices: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
     """A dataclass field that is an option.
 
     ``aliases``: its former names with their dashes, which work but are not shown. ``recipe``: the
     field receives a recipe's options as a tuple of ``--a.b=value``, in the order given.
+    ``choices``: gives the valid values, for messages and shells.
     """
-    metadata = {"positional": positional, "aliases": tuple(aliases), "recipe": recipe}
+    metadata = {
+        "positional": positional, "aliases": tuple(aliases), "recipe": recipe, "choices": choices,
+    }  # fmt: skip
     if default is MISSING and recipe is not None:
         default = ()
     return dataclasses.field(default=default, metadata=metadata)
@@ -92,7 +96,7 @@ class Parser(ArgumentParser):
         """Add an option or a positional argument, known to error messages."""
         self.option_names += [name] if name.startswith("-") else []
         action = self.add_argument(name, **options)
-        if options.get("type") is str:
+        if options.get("type") is str and "choices" not in options:
             # Which of them are files is not declared: a shell offers files for all.
             self.path_actions.append(action)
 
@@ -147,7 +151,8 @@ def _usage(name: str, kind: type[Subcommand]) -> str:
     words = [PROGRAM, name]
     for field in dataclasses.fields(kind):
         if field.metadata.get("positional"):
-            words.append(field.name.upper())
+            name_shown = field.name.upper()
+            words.append(name_shown if field.default is MISSING else f"[{name_shown}]")
         elif field.default is MISSING:
             words.append(f"--{field.name} {field.name.upper()}")
     return " ".join([*words, "[options]"])
@@ -173,9 +178,13 @@ def add_options(parser: Parser, kind: type[Subcommand]) -> None:
             _add_recipe_options(parser, recipe)
             continue
         options = _typed(hints[field.name]) | {"help": helps.get(field.name, "")}
+        if (choices := field.metadata.get("choices")) is not None:
+            options["choices"] = list(choices())
         if field.metadata.get("positional"):
             if options.pop("action", "") == "append":
                 options["nargs"] = "+"
+            elif field.default is not MISSING:
+                options |= {"nargs": "?", "default": field.default}
             parser.option(field.name, **options)
             continue
         required = field.default is MISSING and field.default_factory is MISSING

@@ -26,6 +26,7 @@ from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.scenes.scene_inputs import folder_text
 from multimae_eo.scenes.vector_output import require_vector_output
+from multimae_eo.sources.data_root import expanded_root
 from multimae_eo.sources.raster.header import RasterHeader
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.scene.chips import SceneChips, open_scene
@@ -243,7 +244,8 @@ def _scene_record(options: MapOptions, encoder: MultiMAE | None) -> dict[str, An
         raise ConfigError(f"{scene}: level and scale of its rasters stand in the scene file")
     top = Section.of(str(scene), content, SCENE_KEYS)
     record = {k: v for k, v in top.record.items() if k not in ("labels", "chips")}
-    record["root"] = str((scene.parent / top.text("root", ".")).resolve())
+    root = expanded_root(top.text("root", "."), str(scene))
+    record["root"] = str((scene.parent / root).resolve())
     record["name"] = top.text("name", scene.stem)
     return record
 

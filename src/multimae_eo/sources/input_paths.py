@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from multimae_eo.errors import ConfigError, MultiMAEError, OutputError
+from multimae_eo.sources.data_root import expanded_root
 from multimae_eo.sources.dataset.chip_files import Pattern
 from multimae_eo.sources.file_names import existing_path, matching_files, walk_files
 from multimae_eo.sources.raster.remote import is_remote
@@ -23,7 +24,7 @@ INPUT_OPTIONS = (
 """Options of subcommands that name what is read."""
 RUN_RECIPE = "recipe.yaml"
 """The recipe that a run leaves in its folder: a run may be resumed from it."""
-OUTPUT_OPTIONS = ("out", "html", "polygons")
+OUTPUT_OPTIONS = ("out", "html", "polygons", "convert")
 """Options that name what is written: a file, or a folder."""
 _KINDS = ("mmearth:", "geobench:", "scene:", "stac:")
 _BESIDE = (".png", ".json", ".probabilities.tif", ".probabilities.png", ".confidence.tif",
@@ -108,7 +109,11 @@ def _referred(path: Path) -> Iterator[Path]:
     except ConfigError:
         return  # opening the source reports the error
     root_text = top.get("root") if isinstance(top, Mapping) else None
-    root = existing_path(path.parent, root_text if isinstance(root_text, str) else ".")
+    try:
+        below = expanded_root(root_text, str(path)) if isinstance(root_text, str) else "."
+    except ConfigError:
+        return
+    root = existing_path(path.parent, below)
     for text in _texts(top):
         if text == root_text or "\n" in text or len(text) > 1000:
             continue

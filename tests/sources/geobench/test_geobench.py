@@ -326,7 +326,7 @@ def test_generator_is_reproducible_and_complains(root, tmp_path):
         write_geobench(tmp_path, "m-nz-cattle", size=SIZE)
 
 
-@pytest.mark.skipif(not KILNS.is_dir(), reason="../shared/data/geobench_samples is absent")
+@pytest.mark.skipif(not KILNS.is_dir(), reason="its data need rasterio")
 def test_real_chips():
     """Five m-brick-kiln chips of an early release, whose classes are called ccb.io.dataset."""
     source = open_source(f"geobench:{KILNS}")
@@ -349,7 +349,7 @@ def test_real_chips():
     assert ((mean > 0.05) & (mean < 0.12)).all(), "reflectance of fields in Bangladesh"
 
 
-@pytest.mark.skipif(not KILNS.is_dir(), reason="../shared/data/geobench_samples is absent")
+@pytest.mark.skipif(not KILNS.is_dir(), reason="its data need rasterio")
 def test_errors_are_told_without_a_traceback_of_others(tmp_path):
     for broken in ("geobench:", "geobench:nowhere/m-eurosat", f"geobench:{KILNS}?partition=x"):
         with pytest.raises(MultiMAEError):

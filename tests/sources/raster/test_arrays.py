@@ -336,14 +336,13 @@ def test_paths_are_taken_for_cubes_by_name_or_content(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "scene_aberystwyth").exists(), reason="needs scene_aberystwyth")
+@pytest.mark.skipif(not (DATA / "scene_aberystwyth").exists(), reason="its data need rasterio")
 def test_a_real_scene_as_zarr_gives_the_same_map(make_model, tmp_path):
     from rasterio.merge import merge
 
     tiles = sorted((DATA / "scene_aberystwyth").rglob("*.tif"))
     stacks = [p for p in tiles if rasterio.open(p).count == 10]
-    if not stacks:
-        pytest.skip("no tiles of ten bands")
+    assert len(stacks) == 16
     pixels, transform = merge(stacks)
     with rasterio.open(stacks[0]) as file:
         crs = file.crs

@@ -24,7 +24,7 @@ from multimae_eo.sources.scene.chip_rule import ChipRule, SplitRule, split_by_bl
 from multimae_eo.sources.scene.chips import SceneChips, open_scene
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.store.writer import prepare
-from tests.support.paths import ROOT
+from tests.support.paths import DATA, ROOT
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -35,7 +35,7 @@ from rasterio.warp import transform, transform_bounds  # noqa: E402
 
 UTM = "EPSG:32630"
 LEFT, TOP = 500000.0, 5800000.0
-ABERYSTWYTH = ROOT.parent / "shared/data/scene_aberystwyth"
+ABERYSTWYTH = DATA / "scene_aberystwyth"
 
 
 def utm(col: float = 0, row: float = 0, gsd: float = 10) -> Affine:
@@ -415,7 +415,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="shared data are not there")
+@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="its data need rasterio")
 def test_aberystwyth_is_one_store_equal_to_a_direct_warp(tmp_path: Path) -> None:
     """Sixteen tiles, both elevation models and the class map; right and bottom edges included."""
     example = yaml.safe_load((ROOT / "examples/scene_aberystwyth.yaml").read_text())

@@ -472,7 +472,7 @@ def test_only_chips_that_touch_the_polygon_are_cut(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="shared data are not there")
+@pytest.mark.skipif(not ABERYSTWYTH.is_dir(), reason="its data need rasterio")
 def test_aberystwyth_from_a_catalogue_equals_its_scene_file(tmp_path: Path) -> None:
     """Sixteen tiles as items, in their own CRS: windows equal the merged tiles."""
     from rasterio.merge import merge

@@ -18,6 +18,7 @@ from multimae_eo.errors import ConfigError, MultiMAEError, did_you_mean
 from multimae_eo.modality import Band, Modality
 from multimae_eo.sources.band_match import BandRule
 from multimae_eo.sources.base import split_name
+from multimae_eo.sources.data_root import expanded_root, root_remedy
 from multimae_eo.sources.dataset.chip_files import Pattern
 from multimae_eo.sources.dataset.class_maps import inline_class_map
 from multimae_eo.sources.dataset.split_draw import SplitDraw
@@ -142,16 +143,18 @@ def read_dataset_file(path: Path, text: str | None = None) -> DatasetSpec:
     records = top.get("modalities", {})
     if not isinstance(records, Mapping) or not records:
         raise top.error("modalities", "name at least one modality")
-    if is_remote(top.text("root", ".")):
+    root_text = expanded_root(top.text("root", "."), str(path))
+    if is_remote(root_text):
         raise top.error(
             "root",
             "files on a server or in a zip file cannot be listed; copy the chips, or use a scene "
             "file or STAC",
         )
-    root = existing_path(path.parent, top.text("root", "."))
+    root = existing_path(path.parent, root_text)
     if not root.is_dir():
         kind = other_kind(root)
-        raise top.error("root", f"{root} {kind}" if kind else f"{root} is not a folder")
+        remedy = root_remedy(top.text("root", "."))
+        raise top.error("root", f"{root} {kind or 'is not a folder'}{remedy}")
     chips = _pattern(top, "chips")
     specs = tuple(modality_spec(top, name, record) for name, record in records.items())
     lost = [s.modality.name for s in specs if s.path is None and chips is None]

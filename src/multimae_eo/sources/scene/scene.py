@@ -21,6 +21,7 @@ from multimae_eo.errors import ClassMapError, ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sources.data_root import expanded_root, root_remedy
 from multimae_eo.sources.dataset.schema import ModalitySpec
 from multimae_eo.sources.products.product import QualityMask
 from multimae_eo.sources.raster.arrays import ArrayHolder, cube_name, cube_time
@@ -99,7 +100,9 @@ class Scene:
         records = top.get("modalities", {})
         if not isinstance(records, Mapping) or not records:
             raise top.error("modalities", "name at least one modality")
-        root = folder_of(path.parent, top.text("root", "."))
+        root = folder_of(path.parent, expanded_root(top.text("root", "."), str(path)))
+        if (remedy := root_remedy(top.text("root", "."))) and not root.is_dir():
+            raise top.error("root", f"{root} is not a folder{remedy}")
         parsed = {str(name): layer_files(top, str(name), r, root) for name, r in records.items()}
         given = path.read_bytes() if text is None else text.encode()
         self._lay_out(path, given, parsed, native=native)
