@@ -241,7 +241,8 @@ def test_a_door_makes_one_line_of_whatever_is_raised():
     assert issubclass(FormatError, MultiMAEError)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+# convert refuses a folder that is there and no model's, locked or not.
+@pytest.mark.parametrize("name", [n for n in WRITERS if n != "convert"])
 def test_two_commands_on_one_output(made, fine, refused, tmp_path, name):
     writer = WRITERS[name]
     out = tmp_path / f"out{writer.suffix}"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.paths import SHARED
+
 _MODEL = ("--model", "{made}/run/model")
 _STORE = ("--data", "{made}/store")
 _SCENE = ("--scene", "{made}/world/scene.yaml")
@@ -68,4 +70,11 @@ WRITERS = {
     ),
     "export-torch": Writer(("export", *_MODEL, "--format", "torch"), ".pt2", folder=False),
     "quickstart": Writer(("quickstart", "--world_only", "--chips", "4")),
+    "study": Writer(
+        ("study", *_LABELLED, "--task", "classification", "--methods", "knn", "--features", "mean",
+         "--seeds", "1", *_CPU)
+    ),
 }  # fmt: skip
+_CHECKPOINT = SHARED / "fixtures/reference_checkpoint/six_modalities/checkpoint-999.pth"
+if _CHECKPOINT.is_file():
+    WRITERS["convert"] = Writer(("convert", str(_CHECKPOINT)))

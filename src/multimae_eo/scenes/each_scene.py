@@ -177,6 +177,8 @@ class _SceneRecord:
 
     def add(self, row: SceneRow) -> None:
         """Add or replace a scene's row."""
+        if self.rows.get(row.scene) == row:
+            return
         self.rows[row.scene] = row
         content = {"software": __version__, "scenes": [asdict(r) for r in self.rows.values()]}
         write_file(self.path, json.dumps(content, indent=1).encode())
