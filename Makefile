@@ -6,8 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
 PLUGINS ?= .venv-plugins
+LOWEST ?= .venv-lowest
+INSTALLED ?= .venv-installed
+TOOLS ?= .venv-tools
 
-.PHONY: quickstart demo test fuzz test-fast test-release check format docs reference clean constraints plugins
+.PHONY: quickstart demo test fuzz test-fast test-release test-lowest test-package check \
+  check-workflows package format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -74,9 +78,47 @@ $(PLUGINS)/ready: pyproject.toml
 	  fsspec pandas requests hypothesis pytest pytest-timeout -e '.[geo]'
 	touch $@
 
-constraints:
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+# The lowest versions that pyproject.toml admits, on the lowest Python: PYTHON must be 3.11.
+test-lowest: $(LOWEST)/ready
+	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow and not release" \
+	  @tests/core.txt @tests/geo.txt
+
+$(LOWEST)/ready: pyproject.toml $(TOOLS)/ready
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(TOOLS)/bin/uv pip compile pyproject.toml --resolution lowest-direct --quiet --no-header \
+	  $(foreach extra,test geo dask xarray demo export hub,--extra $(extra)) \
+	  --python $(LOWEST)/bin/python -o $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# dist/: the sdist, and the wheel built from it.
+package: $(TOOLS)/ready
+	$(TOOLS)/bin/cffconvert --validate
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/twine check --strict dist/*
+
+# The wheel in an environment of its own, used outside of this folder.
+test-package:
+	$(PYTHON) -m venv --clear $(INSTALLED)
+	$(INSTALLED)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  "$$(echo dist/*.whl)[geo]"
+	cd $(INSTALLED) && bin/multimae-eo --version && bin/multimae-eo quickstart --out quickstart
+	cd $(INSTALLED) && bin/multimae-eo info quickstart/model
+
+check-workflows: $(TOOLS)/ready
+	$(TOOLS)/bin/actionlint -shellcheck $(TOOLS)/bin/shellcheck
+	$(TOOLS)/bin/pre-commit validate-config
+
+$(TOOLS)/ready: .github/tools.txt
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r .github/tools.txt
+	touch $@
+
+constraints: $(TOOLS)/ready
+	$(TOOLS)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  -c torch-pin.txt --no-annotate --no-header -o constraints.txt
 
 clean:
-	rm -rf $(VENV) $(PLUGINS) quickstart tutorial site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PLUGINS) $(LOWEST) $(INSTALLED) $(TOOLS) dist quickstart tutorial site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +199,7 @@ print(embed_source(model, source, Path({str(tmp_path)!r}) / "chips.parquet"))
 
 def test_help_answers_at_once() -> None:
     """Processor time, which other processes do not lengthen: torch alone would take seconds."""
+    resource = pytest.importorskip("resource", reason="processor time is measured on Unix")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run_python("import multimae_eo.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -25,7 +25,7 @@ from tests.support.paths import DATA, ROOT
 from tests.support.reference_model import write_checkpoint
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs/reference").glob("*.md")),
 ]

@@ -20,7 +20,8 @@ from tests.support.words import (
 # docs/reference/cli.md holds every --help text; the other pages of the reference are docstrings,
 # which are checked where they are written.
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(ROOT.glob("*.md")),
+    ROOT / ".github/pull_request_template.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "docs/reference/cli.md",
     *sorted((ROOT / "notebooks").glob("*.ipynb")),

@@ -44,6 +44,11 @@ METRICS_BYTES = 1 << 28
 _TOUCH_SECONDS, _STALE_SECONDS = 20.0, 120.0
 # Folders below an output in which leftovers are looked for.
 _SWEEP_DEPTH = 4
+_WINDOWS = os.name == "nt"
+# Of Windows' process functions.
+_QUERY_LIMITED_INFORMATION, _ERROR_ACCESS_DENIED = 0x1000, 5
+# There a file that another process is reading can neither be renamed nor removed.
+_PAUSES = (0.01, 0.05, 0.1, 0.2, 0.4) if _WINDOWS else ()
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -104,16 +109,26 @@ def sync_and_rename(temporary: Path, path: Path, *, durable: bool = True) -> Non
     if durable:
         for file in [f for f in temporary.rglob("*") if f.is_file()] or [temporary]:
             _sync(file)
-    os.replace(temporary, path)
+    _patiently(os.replace, temporary, path)
     if durable:
         # The rename itself; some file systems cannot sync a folder.
         with suppress(OSError):
             _sync(path.parent)
 
 
+def _patiently(action: Callable[..., None], *paths: Path) -> None:
+    """Call ``action``, on Windows again after a pause while a reader has the file open."""
+    for pause in _PAUSES:
+        try:
+            return action(*paths)
+        except PermissionError:
+            time.sleep(pause)
+    return action(*paths)
+
+
 def _sync(path: Path) -> None:
     folder = path.is_dir()
-    if folder and os.name == "nt":
+    if folder and _WINDOWS:
         return
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
@@ -285,7 +300,7 @@ class LockHolder:
         birth = _birth(self.pid)
         if birth is not None and self.birth:
             return birth == self.birth  # else the number was given to another process
-        return _runs(self.pid)
+        return is_running(self.pid)
 
 
 _held: dict[Path, tuple[int, int]] = {}
@@ -331,7 +346,7 @@ def output_lock(out: Path, *, folder: bool = True) -> Iterator[None]:
         with _held_guard:
             _held.pop(lock, None)
         with suppress(OSError):
-            lock.unlink()
+            _patiently(os.unlink, lock)
         if made:
             with suppress(OSError):  # something was written
                 out.rmdir()
@@ -399,7 +414,7 @@ def _require_stale(lock: Path, out: Path) -> None:
                 f"{holder.started}; wait for it, end it, or choose another --out"
             )
         aside = temporary_path(lock)
-        os.rename(lock, aside)
+        _patiently(os.rename, lock, aside)
     except FileNotFoundError:
         return  # its holder has just ended, or another process took it over
     if _lock_bytes(aside) != content:
@@ -441,10 +456,12 @@ def _touch(lock: Path, ended: threading.Event) -> None:
 
 
 def _birth(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since boot; None where it is not known.
+    """When a process of this machine started, in the system's ticks; None where it is not known.
 
-    A process that has ended but was not waited for counts as ended: its birth is "".
+    "" of a process that has ended, and of one that was not waited for.
     """
+    if _WINDOWS:
+        return _birth_on_windows(pid)
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
@@ -452,9 +469,10 @@ def _birth(pid: int) -> str | None:
         return None
 
 
-def _runs(pid: int) -> bool:
-    if os.name == "nt":
-        return _runs_on_windows(pid)
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has not ended."""
+    if _WINDOWS:
+        return _birth(pid) != ""  # os.kill would end it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -464,17 +482,29 @@ def _runs(pid: int) -> bool:
     return _birth(pid) != ""
 
 
-def _runs_on_windows(pid: int) -> bool:
+def _birth_on_windows(pid: int) -> str | None:
     import ctypes
+    from ctypes import wintypes
 
-    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
-    handle = kernel.OpenProcess(0x1000, False, pid)
+    kernel: Any = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    kernel.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
+    kernel.OpenProcess.restype = wintypes.HANDLE  # 64 bits, ctypes assumes 32
+    times = [wintypes.FILETIME() for _ in range(4)]
+    pointers = (ctypes.POINTER(wintypes.FILETIME),) * 4
+    kernel.GetProcessTimes.argtypes = (wintypes.HANDLE, *pointers)
+    kernel.CloseHandle.argtypes = (wintypes.HANDLE,)
+    handle = kernel.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
     if not handle:
-        return False
-    code = ctypes.c_ulong()
-    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-    kernel.CloseHandle(handle)
-    return code.value == 259
+        denied = ctypes.get_last_error() == _ERROR_ACCESS_DENIED  # type: ignore[attr-defined,unused-ignore]
+        return None if denied else ""
+    try:
+        if not kernel.GetProcessTimes(handle, *(ctypes.byref(t) for t in times)):
+            return None
+    finally:
+        kernel.CloseHandle(handle)
+    started, ended = (t.dwHighDateTime << 32 | t.dwLowDateTime for t in times[:2])
+    # Whoever holds a handle of a process keeps it in the list after its end.
+    return "" if ended else str(started)
 
 
 def _sweep(out: Path, folder: bool) -> None:
@@ -506,7 +536,7 @@ def _is_leftover(path: Path) -> bool:
     if _is_locked(path.with_name(f".{match['name']}{LOCK}")):
         return False
     pid = int(match["pid"])
-    return pid != os.getpid() and not _runs(pid)
+    return pid != os.getpid() and not is_running(pid)
 
 
 def _is_locked(lock: Path) -> bool:

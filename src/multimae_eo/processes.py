@@ -20,6 +20,7 @@ from typing import ParamSpec, TypeVar
 
 from multimae_eo import interrupts
 from multimae_eo.errors import OutputError
+from multimae_eo.files import is_running
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +28,7 @@ _POLL_SECONDS = 1.0
 _LAUNCHER = "MULTIMAE_EO_LAUNCHER"
 """Environment variable: the process that started the others of a training run."""
 _following: list[int] = []
+_WINDOWS = os.name == "nt"
 
 
 def end_with_parent() -> None:
@@ -55,7 +57,7 @@ def follow_launcher() -> None:
     launcher, rank = os.environ.get(_LAUNCHER, ""), os.environ.get("LOCAL_RANK", "0")
     if not launcher.isdigit() or rank == "0" or _following:
         return
-    if os.getppid() != int(launcher):
+    if not _has_launcher(int(launcher)):
         if multiprocessing.parent_process() is not None:
             return  # a worker of a follower, which ends with that one
         os._exit(1)
@@ -63,13 +65,22 @@ def follow_launcher() -> None:
     end_with_parent()
 
 
+def _has_launcher(pid: int) -> bool:
+    """Whether the process that started this one, number ``pid``, still runs."""
+    if _WINDOWS:
+        # A virtual environment's interpreter is a child of its own there, and orphans keep the
+        # number of their parent.
+        return is_running(pid)
+    return os.getppid() == pid
+
+
 def _watch() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
     else:
-        launcher = os.getppid()
-        while os.getppid() == launcher:
+        launcher = _following[-1] if _following else os.getppid()
+        while _has_launcher(launcher):
             time.sleep(_POLL_SECONDS)
     os._exit(1)
 

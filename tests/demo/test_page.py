@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import socket
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi")
-pytest.importorskip("rasterio")
-sync_api = pytest.importorskip("playwright.sync_api")
+REQUIRED = os.environ.get("MULTIMAE_EO_TEST_BROWSER") == "required"
+needs = importlib.import_module if REQUIRED else pytest.importorskip
+needs("fastapi")
+needs("rasterio")
+sync_api = needs("playwright.sync_api")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -23,7 +26,6 @@ FLAGS = [
 ]  # fmt: skip
 PANELS = ("reconstruct", "map", "search", "runs")
 
-REQUIRED = os.environ.get("MULTIMAE_EO_TEST_BROWSER") == "required"
 pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no chromium on the PATH")
 
 

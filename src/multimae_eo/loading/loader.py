@@ -342,12 +342,14 @@ def make_loader(  # noqa: PLR0913 - each is a choice of the caller's, and none g
 
 
 def _workers_context() -> object:
-    """Forked from a clean process that has imported what workers need.
+    """Forked from a clean process that has imported what workers need; spawned on Windows.
 
     Lightning and our own caches start threads; forking this process could hang.
     """
     import multiprocessing
 
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "torch.utils.data", "pyarrow.parquet", __name__])
     return context

@@ -76,7 +76,7 @@ class Pattern:
                 "listed; copy the chips, or use a scene file or STAC"
             )
         fixed = PurePosixPath(self.text.split("{id}")[0] + "x").parent
-        absolute = fixed.is_absolute()
+        absolute = os.path.isabs(fixed)
         paths: dict[str, str] = {}
         others: list[str] = []
         for path in walk_files(existing_path(root, str(fixed))):

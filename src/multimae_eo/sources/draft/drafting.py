@@ -112,7 +112,9 @@ def _files(paths: Sequence[Path]) -> FolderFiles:
             listed += [path / n for n in (*inner.rasters, *inner.tables, *inner.vectors)]
         else:
             listed.append(path)
-    parents = [str((p if p.is_dir() else p.parent).resolve()) for p in paths]
+    parents = [(p if p.is_dir() else p.parent).resolve() for p in paths]
+    if len({p.anchor for p in parents}) > 1:
+        raise DataError(f"{paths[0]}: lies on another drive than {paths[-1]}; copy them to one")
     folder = Path(os.path.commonpath(parents))
     return FolderFiles.of(folder, [p.resolve() for p in listed])
 

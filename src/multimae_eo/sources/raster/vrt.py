@@ -46,7 +46,8 @@ def _resolved(vrt: Path, name: str, relative: bool) -> Path:
     folder = os.path.abspath(vrt.parent)
     target = os.path.normpath(os.path.join(folder if relative else os.curdir, name))
     target = os.path.abspath(target)
-    if os.path.commonpath([folder, target]) != folder or name.startswith("/vsi") or ":/" in name:
+    outside = not Path(target).is_relative_to(folder)
+    if outside or name.startswith("/vsi") or ":/" in name:
         raise FormatError(
             f"{vrt}: names {name!r}, which does not lie in its folder; a VRT may read only files "
             "beside it: move it, or build it there"
