@@ -94,7 +94,6 @@ $(LOWEST)/ready: pyproject.toml $(TOOLS)/ready
 
 # dist/: the sdist, and the wheel built from it.
 package: $(TOOLS)/ready
-	$(TOOLS)/bin/cffconvert --validate
 	rm -rf dist
 	$(TOOLS)/bin/python -m build --outdir dist .
 	$(TOOLS)/bin/twine check --strict dist/*
@@ -107,9 +106,17 @@ test-package:
 	cd $(INSTALLED) && bin/multimae-eo --version && bin/multimae-eo quickstart --out quickstart
 	cd $(INSTALLED) && bin/multimae-eo info quickstart/model
 
+# What only a server reads: workflows, forms, hooks, citation.
+CHECK_SCHEMA = $(TOOLS)/bin/check-jsonschema --builtin-schema
+
 check-workflows: $(TOOLS)/ready
-	$(TOOLS)/bin/actionlint -shellcheck $(TOOLS)/bin/shellcheck
+	$(CHECK_SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(CHECK_SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(CHECK_SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(CHECK_SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(CHECK_SCHEMA) vendor.citation-file-format CITATION.cff
 	$(TOOLS)/bin/pre-commit validate-config
+	$(TOOLS)/bin/zizmor --offline --no-progress --quiet .
 
 $(TOOLS)/ready: .github/tools.txt
 	$(PYTHON) -m venv --clear $(TOOLS)

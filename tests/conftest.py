@@ -155,6 +155,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    pytest.importorskip("rasterio", reason="its chips are GeoTIFFs")
     from multimae_eo.cli import main
     from multimae_eo.sources.synthetic import write_synthetic_data
 

