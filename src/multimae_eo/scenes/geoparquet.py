@@ -176,7 +176,8 @@ def _schema(vector: Any) -> Any:
         "geometry": pa.binary(),
         "bbox": pa.struct([(n, pa.float64()) for n in CORNERS]),
         "crs": pa.string(),
-        "bounds": pa.list_(pa.float64(), 4),
+        # Not of a fixed size: pyarrow up to 25 cannot read nulls of that from Parquet.
+        "bounds": pa.list_(pa.float64()),
         "time": pa.string(),
         "model_hash": pa.string(),
         "vector": vector,
@@ -196,7 +197,7 @@ def _columns(keys: list[str], rows: npt.NDArray[np.void], texts: list[str | None
         polygons,
         boxes,
         pa.array([None if i < 0 else texts[i] for i in rows["crs"]], pa.string()),
-        pa.array(bounds, pa.list_(pa.float64(), 4)),
+        pa.array(bounds, pa.list_(pa.float64())),
         pa.array([None if i < 0 else texts[i] for i in rows["time"]], pa.string()),
     ]
 
