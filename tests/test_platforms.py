@@ -8,7 +8,6 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,11 +43,13 @@ def unix_uses(tree: ast.AST) -> list[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             if node.module in MODULES:
                 uses.append((node.lineno, node.module))
-            names = FUNCTIONS.get(node.module or "", ())
-            uses += [(node.lineno, f"{node.module}.{a.name}") for a in node.names if a.name in names]
+            lacking = FUNCTIONS.get(node.module or "", ())
+            names = [a.name for a in node.names if a.name in lacking]
+            uses += [(node.lineno, f"{node.module}.{name}") for name in names]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.attr in FUNCTIONS.get(node.value.id, ()):
-                uses.append((node.lineno, f"{node.value.id}.{node.attr}"))
+            module = node.value.id
+            if node.attr in FUNCTIONS.get(module, ()):
+                uses.append((node.lineno, f"{module}.{node.attr}"))
     return uses
 
 
@@ -214,5 +215,3 @@ def test_the_demo_shares_no_port_on_windows(monkeypatch):
     assert Listening.options == ()
     tour_commands._listen("127.0.0.1", 0).close()
     assert Listening.options[1] == socket.SO_REUSEADDR
-
-

@@ -9,8 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.resource_tracker
-import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -42,9 +40,10 @@ FUNCTIONS = {
 """What modules that Windows has lack there."""
 
 # Without these, libraries that ask for the platform's name, which is still this one's, fail.
-_KEPT = {"os.sendfile", "os.statvfs", "os.sysconf", "os.wait", "signal.SIGCHLD", "signal.SIGCONT", "signal.SIGKILL", "signal.SIGSTOP",
-         "signal.SIGUSR1", "signal.SIGUSR2", "os.pread", "os.getpgid", "socket.AF_UNIX",
-         "signal.SIGHUP", "os.geteuid", "os.getuid"}  # fmt: skip
+_KEPT = {"os.sendfile", "os.statvfs", "os.sysconf", "os.wait", "os.pread", "os.getpgid",
+         "os.geteuid", "os.getuid", "signal.SIGCHLD", "signal.SIGCONT", "signal.SIGHUP",
+         "signal.SIGKILL", "signal.SIGSTOP", "signal.SIGUSR1", "signal.SIGUSR2",
+         "socket.AF_UNIX"}  # fmt: skip
 
 
 def remove_unix() -> None:
@@ -65,9 +64,6 @@ def remove_unix() -> None:
 
 def main(out: Path) -> None:
     """The core's steps, at toy size."""
-    import lightning.pytorch
-    import matplotlib.figure
-    import pyarrow.parquet
     import sklearn.linear_model  # noqa: F401
 
     remove_unix()
