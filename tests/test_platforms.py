@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,8 @@ def test_workers_are_spawned_where_there_is_no_fork_server(monkeypatch):
     from multimae_eo.loading import loader
 
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    assert loader._workers_context().get_start_method() == "spawn"
+    context = loader._workers_context()
+    assert isinstance(context, multiprocessing.context.SpawnContext)
 
 
 class Kernel:
@@ -112,10 +114,10 @@ class Kernel:
 
     def __init__(self) -> None:
         self.closed: list[int] = []
+        self.error = SimpleNamespace(code=87)
         self.OpenProcess = SimpleCall(lambda access, inherit, pid: pid if pid in (1, 2) else 0)
         self.GetProcessTimes = SimpleCall(self._times)
         self.CloseHandle = SimpleCall(self.closed.append)
-        self.opened: list[int] = []
 
     @staticmethod
     def _times(handle: int, started, ended, *_: object) -> int:
@@ -138,11 +140,9 @@ class SimpleCall:
 def windows(monkeypatch) -> Kernel:
     kernel = Kernel()
     monkeypatch.setattr(ctypes, "WinDLL", lambda name, use_last_error: kernel, raising=False)
-    error = SimpleNamespace(code=87)
-    monkeypatch.setattr(ctypes, "get_last_error", lambda: error.code, raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: kernel.error.code, raising=False)
     monkeypatch.setattr(files, "_WINDOWS", True)
     monkeypatch.setattr(files, "_PAUSES", (0.0, 0.0))
-    kernel.error = error
     return kernel
 
 
@@ -202,7 +202,7 @@ def test_the_demo_shares_no_port_on_windows(monkeypatch):
     from multimae_eo.cli import tour_commands
 
     class Listening(socket.socket):
-        options: tuple[int, ...] = ()
+        options: tuple[Any, ...] = ()
 
         def setsockopt(self, *arguments):
             Listening.options = arguments

@@ -49,7 +49,7 @@ _KEPT = {"os.sendfile", "os.statvfs", "os.sysconf", "os.wait", "os.pread", "os.g
 def remove_unix() -> None:
     """From here on nothing that this process imports or calls finds them."""
     for name in MODULES:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = None
     for module, names in FUNCTIONS.items():
         for name in names:
             if f"{module}.{name}" not in _KEPT and hasattr(sys.modules[module], name):
@@ -59,7 +59,7 @@ def remove_unix() -> None:
         del contexts[method]
     multiprocessing.set_start_method("spawn", force=True)
     multiprocessing.resource_tracker._HAVE_SIGMASK = False  # type: ignore[attr-defined]
-    multiprocessing.get_all_start_methods = lambda: ["spawn"]  # type: ignore[method-assign]
+    multiprocessing.get_all_start_methods = lambda: ["spawn"]
 
 
 def main(out: Path) -> None:
