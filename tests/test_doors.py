@@ -69,6 +69,7 @@ ALLOWED = {
     ("sources/geobench2/tortilla.py", "pq.read_table"): "of bounded size, inside `reading`",
     ("sources/geobench2/tortilla.py", "rasterio.open"): "GeoTIFF's driver, inside `reading`",
     ("sources/hdf5.py", "h5py.File"): "open_hdf5, the door",
+    ("sources/point_series.py", "pq.read_table"): "inside `reading`, after require_regular",
     (
         "sources/products/product.py",
         "ET.fromstring",

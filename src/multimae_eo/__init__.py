@@ -37,6 +37,7 @@ _MODULE_OF = {
     "describe": "api.models",
     "embed": "api.maps",
     "evaluate": "api.scores",
+    "evaluate_early": "api.scores",
     "evaluate_subsets": "api.scores",
     "export_model": "api.models",
     "fetch": "api.public_data",
@@ -59,9 +60,10 @@ _MODULE_OF = {
 __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Band", "Batch", "Modality", "ModalitySet", "MultiMAE", "MultiMAEError", "Predictor",
     "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
-    "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_subsets", "export_model",
-    "fetch", "finetune", "init", "inspect", "make_synthetic_data", "map_scene", "open_source",
-    "predict", "prepare", "pretrain", "probe", "public_data", "reconstruct", "search", "study",
+    "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_early", "evaluate_subsets",
+    "export_model", "fetch", "finetune", "init", "inspect", "make_synthetic_data", "map_scene",
+    "open_source", "predict", "prepare", "pretrain", "probe", "public_data", "reconstruct",
+    "search", "study",
     "__version__",
 ]  # fmt: skip
 
@@ -72,7 +74,14 @@ if TYPE_CHECKING:
     from multimae_eo.api.models import convert_checkpoint, describe, export_model
     from multimae_eo.api.public_data import fetch, public_data
     from multimae_eo.api.runs import finetune, pretrain
-    from multimae_eo.api.scores import benchmark, evaluate, evaluate_subsets, probe, study
+    from multimae_eo.api.scores import (
+        benchmark,
+        evaluate,
+        evaluate_early,
+        evaluate_subsets,
+        probe,
+        study,
+    )
     from multimae_eo.api.stores import init, inspect, prepare
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.inference.backbone import backbone

@@ -2,6 +2,10 @@
 
 Both hold pixels in the dtype of the source. Nodata has already become ``valid = False`` in
 the reader: no sentinel value travels further than that. Normalisation happens in the model, once.
+
+A modality of a chip is one image (C, H, W), or a series (T, C, H, W) of T acquisitions with their
+dates. Dates are days since 1970-01-01 (UTC); they may be irregular, and differ between modalities
+and chips.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[Any]
 Validity = npt.NDArray[np.bool_]
+Dates = npt.NDArray[np.float64]
+
+_SERIES = 4
+"""Axes of a series of a chip: (T, C, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +48,13 @@ class Sample:
     ``pixels[m]``: (C, H, W) in the source's type; sizes may differ between modalities, the ground
     they cover may not. ``valid[m]``: bool, (1, H, W) or (C, H, W); a missing entry means every
     pixel is valid. A sample may lack any modality: then the name is in neither.
+    ``dates[m]``: float64 (T,), ascending days since 1970-01-01; that modality is a series: its
+    pixels are (T, C, H, W) and its validity (T, 1 or C, H, W).
     ``calibration[m]`` overrides the modality's scale and offset and gives the product level.
     ``label``: a class index, a multi-hot vector, a value, or an (H, W) map of class indices where
     -1 is ignored; None where there is none.
+
+    Raises ContractError where dates do not fit their pixels.
     """
 
     key: str
@@ -52,6 +64,13 @@ class Sample:
     geometry: Geometry | None = None
     time: str | None = None
     label: Any = None
+    dates: Mapping[str, Dates] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, pixels in self.pixels.items():
+            dates = self.dates.get(name)
+            if dates is not None or pixels.ndim == _SERIES:
+                _require_dates(f"{self.key}: {name}", pixels, dates)
 
     def calibration_of(self, modality: Modality) -> Calibration:
         """This sample's calibration of ``modality``, by default the modality's own."""
@@ -59,7 +78,8 @@ class Sample:
         return given or Calibration(scale=modality.scale, offset=modality.offset)
 
     def values_of(self, modality: Modality) -> npt.NDArray[np.float64]:
-        """Physical values (C, H, W), or class indices, -1 where the id is not in the class map."""
+        """Physical values, shaped as the pixels, or class indices, -1 where the id is not in the
+        class map."""
         pixels = self.pixels[modality.name]
         if modality.categorical:
             index = np.full(pixels.shape, -1.0)
@@ -70,7 +90,7 @@ class Sample:
         return np.asarray(pixels.astype(np.float64) * given.scale + given.offset)
 
     def validity(self, name: str) -> npt.NDArray[np.bool_]:
-        """Which pixels of a modality were observed: bool (C, H, W), as its pixels."""
+        """Which pixels of a modality were observed: bool, shaped as its pixels."""
         pixels, valid = self.pixels[name], self.valid.get(name)
         if valid is None:
             return np.ones(pixels.shape, dtype=bool)
@@ -82,7 +102,56 @@ class Sample:
             self,
             pixels={n: self.pixels[n] for n in names if n in self.pixels},
             valid={n: self.valid[n] for n in names if n in self.valid},
+            dates={n: self.dates[n] for n in names if n in self.dates},
         )
+
+    def at_dates(self, keep: Mapping[str, npt.NDArray[np.bool_]]) -> Sample:
+        """The same chip with some dates only: ``keep[m]``, bool (T,), of the series named in it.
+
+        A series of which no date is kept is left out.
+        """
+        pixels, valid, dates = dict(self.pixels), dict(self.valid), dict(self.dates)
+        for name, chosen in keep.items():
+            if name not in dates:
+                continue
+            if not chosen.any():
+                for arrays in (pixels, valid, dates):
+                    arrays.pop(name, None)
+                continue
+            pixels[name], dates[name] = pixels[name][chosen], dates[name][chosen]
+            if name in valid:
+                valid[name] = valid[name][chosen]
+        return replace(self, pixels=pixels, valid=valid, dates=dates)
+
+    def clearest(self) -> Sample:
+        """The same chip with the clearest date of each series as an image, undated.
+
+        The first of those with the most valid pixels.
+        """
+        if not self.dates:
+            return self
+        pixels, valid = dict(self.pixels), dict(self.valid)
+        for name in self.dates:
+            date = 0
+            if name in valid:
+                date = int(valid[name].mean(axis=(1, 2, 3)).argmax())
+                valid[name] = valid[name][date]
+            pixels[name] = pixels[name][date]
+        return replace(self, pixels=pixels, valid=valid, dates={})
+
+
+def _require_dates(where: str, pixels: Pixels, dates: Dates | None) -> None:
+    """ContractError unless ``dates`` are those of the series ``pixels``."""
+    if dates is None:
+        raise ContractError(
+            f"{where}: pixels {pixels.shape} have no dates; a series needs one each"
+        )
+    if pixels.ndim != _SERIES or dates.shape != pixels.shape[:1] or not len(dates):
+        raise ContractError(
+            f"{where}: {dates.shape} dates for pixels {pixels.shape}; expected (T,), (T, C, H, W)"
+        )
+    if not np.isfinite(dates).all() or (np.diff(dates) < 0).any():
+        raise ContractError(f"{where}: dates must ascend, in days since 1970; got {dates[:8]}")
 
 
 def crop(sample: Sample, *, top: float, left: float, size: float) -> Sample:
@@ -145,6 +214,9 @@ class Batch:
 
     ``pixels[m]``: (B, C, H, W) in the source's type, zeros where a chip lacks m; a modality that
     no chip has is missing. ``valid[m]``: bool (B, 1 or C, H, W); a missing entry means all valid.
+    ``dates[m]``: float32 (B, T), days since 1970-01-01 (to two minutes), NaN where a chip has fewer
+    dates or its image has none: that modality's pixels are (B, T, C, H, W) and its validity
+    (B, T, 1 or C, H, W), invalid where a chip has fewer dates.
     ``present``: bool (B, M). ``scale``, ``offset``: float32 (B, M). ``level``: int64 (B, M).
     ``complete``: every modality is present and every pixel valid (known without asking the
     device). ``labels``: stacked labels; None where a chip has none, or where their
@@ -161,6 +233,7 @@ class Batch:
     level: torch.Tensor
     labels: torch.Tensor | None = None
     complete: bool = False
+    dates: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (len(self.keys), len(self.modalities))
@@ -170,9 +243,11 @@ class Batch:
                 raise ContractError(f"batch.{name}: expected shape (B, M) = {shape}, got {got}")
         for name, pixels in self.pixels.items():
             channels = self.modalities[name].channels
-            if pixels.ndim != 4 or pixels.shape[0] != shape[0] or pixels.shape[1] != channels:
+            head = (shape[0], *self.dates[name].shape[1:]) if name in self.dates else shape[:1]
+            if pixels.shape[:-2] != (*head, channels):
+                axes = f"B={shape[0]}" + (f", T={head[1]}" if len(head) > 1 else "")
                 raise ContractError(
-                    f"batch: {name}: expected (B={shape[0]}, C={channels}, H, W), "
+                    f"batch: {name}: expected ({axes}, C={channels}, H, W), "
                     f"got {tuple(pixels.shape)}"
                 )
         for name, valid in self.valid.items():
@@ -195,6 +270,7 @@ class Batch:
             offset=move(self.offset),
             level=move(self.level),
             labels=None if self.labels is None else move(self.labels),
+            dates={n: move(t) for n, t in self.dates.items()},
         )
 
     def take(self, rows: torch.Tensor) -> Batch:
@@ -266,6 +342,7 @@ class Batch:
             scale=self.scale[:, columns],
             offset=self.offset[:, columns],
             level=self.level[:, columns],
+            dates={n: self.dates[n] for n in names if n in self.dates},
         )
 
 
@@ -279,6 +356,9 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
     """Stack samples into a Batch. Chips may lack modalities; sizes must agree within each.
+
+    Chips may differ in their number of dates, or have one image where others have a series: what
+    is lacking is invalid.
 
     Raises DataError for an empty list, a chip without any modality, or sizes that differ, and
     ConfigError where a product level is needed and not declared.
@@ -294,6 +374,7 @@ def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
     level = np.zeros((size, width), dtype=np.int64)
     pixels: dict[str, torch.Tensor] = {}
     valid: dict[str, torch.Tensor] = {}
+    dates: dict[str, torch.Tensor] = {}
     for column, (name, modality) in enumerate(modalities.items()):
         having = [i for i, s in enumerate(samples) if name in s.pixels]
         if not having:
@@ -303,7 +384,12 @@ def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
             given = samples[i].calibration_of(modality)
             scale[i, column], offset[i, column] = given.scale, given.offset
             level[i, column] = modality.level_index(given.level)
-        stacked, ok = _stack(name, samples, having)
+        if any(name in samples[i].dates for i in having):
+            aligned, days = _aligned(name, samples, having)
+            dates[name] = torch.from_numpy(days)
+            stacked, ok = _stack(name, aligned, having)
+        else:
+            stacked, ok = _stack(name, samples, having)
         pixels[name] = torch.from_numpy(stacked)
         if ok is not None:
             valid[name] = torch.from_numpy(ok)
@@ -323,7 +409,42 @@ def collate(samples: Sequence[Sample], modalities: ModalitySet) -> Batch:
         level=torch.from_numpy(level),
         labels=stack_labels([s.label for s in samples]),
         complete=bool(present.all()) and not valid,
+        dates=dates,
     )
+
+
+def _aligned(
+    name: str, samples: Sequence[Sample], having: Sequence[int]
+) -> tuple[list[Sample], npt.NDArray[np.float32]]:
+    """The samples with series of one length, and their dates (B, T), NaN where there is none.
+
+    What is lacking is invalid, at the end.
+    """
+    length = max(len(samples[i].dates.get(name, ())) for i in having)
+    days = np.full((len(samples), length), np.nan, dtype=np.float32)
+    aligned = list(samples)
+    for i in having:
+        sample = samples[i]
+        pixels, valid = sample.pixels[name], sample.valid.get(name)
+        if name in sample.dates:
+            days[i, : len(pixels)] = sample.dates[name]
+        else:
+            pixels, valid = pixels[None], None if valid is None else valid[None]
+        lacking = length - len(pixels)
+        if lacking:
+            if valid is None:
+                valid = np.ones((len(pixels), 1, *pixels.shape[-2:]), dtype=bool)
+            valid = np.concatenate([valid, np.zeros((lacking, *valid.shape[1:]), dtype=bool)])
+            pixels = np.concatenate(
+                [pixels, np.zeros_like(pixels, shape=(lacking, *pixels.shape[1:]))]
+            )
+        aligned[i] = Sample(
+            key=sample.key,
+            pixels={name: pixels},
+            valid={} if valid is None else {name: valid},
+            dates={name: np.zeros(length)},
+        )
+    return aligned, days
 
 
 def _stack(
@@ -344,8 +465,8 @@ def _stack(
     masks = {i: samples[i].valid[name] for i in having if name in samples[i].valid}
     if not masks or all(m.all() for m in masks.values()):
         return stacked, None
-    channels = max(m.shape[0] for m in masks.values())
-    ok = np.ones((len(samples), channels, *first.shape[1:]), dtype=bool)
+    channels = max(m.shape[-3] for m in masks.values())
+    ok = np.ones((len(samples), *first.shape[:-3], channels, *first.shape[-2:]), dtype=bool)
     for i, mask in masks.items():
         ok[i] = mask
     return stacked, ok

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from multimae_eo.errors import ContractError, DataError
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Sample
+from multimae_eo.sample import Pixels, Sample, Validity
 
 Array = npt.NDArray[np.float64]
 
@@ -108,11 +108,11 @@ class Statistics:
 
     def update(self, sample: Sample) -> None:
         """Add one sample's valid pixels; DataError where they are not finite, or beyond bounds."""
-        for name, pixels in sample.pixels.items():
+        for name in sample.pixels:
             if name not in self.modalities:
                 continue
             modality = self.modalities[name]
-            valid = sample.valid.get(name)
+            pixels, valid = _bands_first(sample, name)
             if modality.categorical:
                 ids = pixels[0] if valid is None else pixels[0][valid[0]]
                 self.class_counts[name] += count_classes(ids, modality)
@@ -243,6 +243,14 @@ class Statistics:
                 _require_finite(where, m.minimum[m.count > 0], m.maximum[m.count > 0])
         for name, counts in self.class_counts.items():
             _require_finite(f"class counts of {name}", counts)
+
+
+def _bands_first(sample: Sample, name: str) -> tuple[Pixels, Validity | None]:
+    """Pixels and validity of a modality with the bands first: (C, H, W), or (C, T, H, W)."""
+    pixels, valid = sample.pixels[name], sample.valid.get(name)
+    if name in sample.dates:
+        pixels, valid = pixels.swapaxes(0, 1), None if valid is None else valid.swapaxes(0, 1)
+    return pixels, valid
 
 
 def _require_finite(where: str, *numbers: Array) -> None:

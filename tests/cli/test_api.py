@@ -34,8 +34,8 @@ FUNCTIONS = {
     "assess": "assess",
     "map": "map_scene",
 }
-# Options of printing; --drop is another function; the suite is the function's name.
-OPTIONS_ONLY = {"json", "drop", "suite"}
+# Options of printing; --drop and --days are other functions; the suite is the function's name.
+OPTIONS_ONLY = {"json", "drop", "days", "suite"}
 
 
 @pytest.mark.parametrize(("name", "function"), FUNCTIONS.items())

@@ -19,8 +19,8 @@ from multimae_eo.cli.parser import recipe_options
 from multimae_eo.sources.input_paths import INPUT_OPTIONS, OUTPUT_OPTIONS
 
 NO_PATHS = {
-    "allow_host", "at", "cluster", "column", "crs", "dask", "datasets", "device", "drop",
-    "expected", "features", "fractions", "grid", "head", "host", "inputs", "key", "layer",
+    "allow_host", "at", "cluster", "column", "crs", "dask", "datasets", "days", "device",
+    "drop", "expected", "features", "fractions", "grid", "head", "host", "inputs", "key", "layer",
     "level", "levels", "methods", "outputs", "partitions", "paths", "split",
 }  # fmt: skip
 """Options of text that name no file, or none that the output may not lie beside (init)."""

@@ -363,7 +363,7 @@ def test_a_damaged_index_is_a_format_error(store):
 def test_a_later_format_is_a_format_error_with_a_remedy(store):
     path = store.path / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
-    with pytest.raises(FormatError, match=r"store format 99, this version reads 1; prepare it"):
+    with pytest.raises(FormatError, match=r"store format 99, this version reads up to 2; prepare"):
         ChipStore(store.path)
 
 

@@ -1,4 +1,5 @@
-"""Scores of models: ``evaluate``, ``evaluate_subsets``, ``probe``, ``study`` and ``benchmark``."""
+"""Scores of models: ``evaluate``, ``evaluate_subsets``, ``evaluate_early``, ``probe``, ``study``
+and ``benchmark``."""
 
 from __future__ import annotations
 
@@ -117,6 +118,52 @@ def evaluate_subsets(
             source,
             drop,
             split=split,
+            out=None if out is None else Path(out),
+            seed=seed,
+            progress=progress,
+        )
+
+
+def evaluate_early(
+    model: Predictor | str | Path,
+    *,
+    data: Source | str | Path,
+    days: Sequence[float],
+    split: str = "test",
+    inputs: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    flips: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> list[dict[str, object]]:
+    """Compute a fine-tuned model's metrics from the first days of each chip's series.
+
+    Args:
+        days: Days since a chip's first date; a row for each. Later dates are withheld.
+        out: Folder for ``early.csv``, ``early.md``, ``early.json`` and ``early.html``.
+        model, data, split, inputs, flips, seed, device, precision, progress: As for ``evaluate``.
+
+    Returns:
+        A row for each of ``days``: scores with ``<score> low`` and ``<score> high``.
+
+    Raises:
+        ConfigError: days that are negative, or data without dates. And as ``evaluate``.
+    """
+    from multimae_eo.evaluation.early_season import early_season
+    from multimae_eo.inference.computing import computing, on_device
+
+    predictor = _predictor(model, flips=flips)
+    source, _ = load_source(data)
+    torch_device, chosen = on_device(predictor, device, precision)
+    with computing(torch_device, chosen):
+        return early_season(
+            predictor,
+            source,
+            days,
+            split=split,
+            inputs=inputs,
             out=None if out is None else Path(out),
             seed=seed,
             progress=progress,

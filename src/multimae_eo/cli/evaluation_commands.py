@@ -23,6 +23,7 @@ class Evaluate:
         inputs: modalities, m1,m2 (default: all)
         out: folder for metrics and predictions
         drop: leave inputs out in all combinations: all, or m1,m2
+        days: scores from the first days of each chip's series, such as 60,120,180
         flips: average predictions over mirror images
         adapt: steps of test-time training on the split's chips, by a model with decoders (0: none)
         adapt_lr: learning rate of these steps
@@ -41,6 +42,7 @@ class Evaluate:
     inputs: str | None = None
     out: str | None = None
     drop: str | None = None
+    days: str | None = None
     flips: bool = False
     adapt: int = 0
     adapt_lr: float = 1e-4
@@ -50,9 +52,15 @@ class Evaluate:
     json: bool = False
 
     def run(self) -> None:
-        """Print metrics with intervals; with ``--drop``, a row for each set of inputs."""
+        """Print metrics with intervals; with ``--drop``, a row for each set of inputs, with
+        ``--days``, one for each number of days."""
+        if self.drop is not None and self.days is not None:
+            raise ConfigError("--drop and --days are two tables: make one at a time")
         if self.drop is not None:
             self._drop()
+            return
+        if self.days is not None:
+            self._early(self.days)
             return
         from multimae_eo.api.scores import evaluate
 
@@ -76,6 +84,33 @@ class Evaluate:
             return
         for name, score in record["metrics"].items():
             print(f"{name}\t{score['value']:.4f}\t[{score['low']:.4f}, {score['high']:.4f}]")
+
+    def _early(self, text: str) -> None:
+        from multimae_eo.api.scores import evaluate_early
+        from multimae_eo.evaluation.robustness import score_names
+
+        try:
+            days = [float(d) for d in names_in(text) or ()]
+        except ValueError as error:
+            raise ConfigError(f"--days: expected numbers, such as 60,120; got {text!r}") from error
+        with counter("numbers of days") as progress:
+            rows = evaluate_early(
+                self.model,
+                data=self.data,
+                days=days,
+                split=self.split,
+                inputs=names_in(self.inputs),
+                out=self.out,
+                flips=self.flips,
+                seed=self.seed,
+                device=self.device,
+                precision=self.precision,
+                progress=progress,
+            )
+        if self.json:
+            print_json(rows)
+        else:
+            print_table(rows, score_names(rows))
 
     def _drop(self) -> None:
         from multimae_eo.api.scores import evaluate_subsets

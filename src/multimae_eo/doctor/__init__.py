@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from multimae_eo.doctor.alignment import AlignmentScan
 from multimae_eo.doctor.bands import StackScan, copy_findings
 from multimae_eo.doctor.classes import ClassScan
+from multimae_eo.doctor.dates import DateScan
 from multimae_eo.doctor.duplicates import DuplicateScan
 from multimae_eo.doctor.finding import Diagnosis, Finding, Severity, worst_first
 from multimae_eo.doctor.gaps import gap_findings
@@ -47,11 +48,12 @@ def inspect(
     alignment = AlignmentScan(source.modalities, len(indices))
     locations = LocationScan(source.modalities)
     duplicates = DuplicateScan(source.modalities)
+    dates = DateScan()
     present: Counter[str] = Counter()
     for done, chip in enumerate(reader.chips(), start=1):
         if chip is not None:
             present.update(chip.sample.pixels.keys())
-            for scan in (values, stacks, classes, alignment, locations, duplicates):
+            for scan in (values, stacks, classes, alignment, locations, duplicates, dates):
                 scan.add(chip)
         if progress is not None:
             progress(done, len(indices))
@@ -61,18 +63,7 @@ def inspect(
     scaled_rightly = not any(f.severity == "error" for f in scales)
     findings = [
         *reader.findings(),
-        *_remarks(
-            source.outward_links,
-            check="links",
-            severity="warning",
-            remedy="nothing to do if they are yours; of others' data, copy the files in",
-        ),
-        *_remarks(
-            source.notes,
-            check="left-out",
-            severity="note",
-            remedy="nothing to do if they are no chips; else mend the pattern",
-        ),
+        *_opening_remarks(source),
         *scales,
         *(level_findings(values.results) if scaled_rightly else ()),
         *gap_findings(values.results),
@@ -82,6 +73,7 @@ def inspect(
         *alignment.findings(),
         *duplicates.findings(source),
         *locations.findings(),
+        *dates.findings(),
         *_presence(source, present, reader),
     ]
     return Diagnosis(
@@ -93,6 +85,22 @@ def inspect(
         bands=tuple(b for v in values.results.values() for b in v.summaries()),
         classes=tuple(classes.summaries()),
         findings=worst_first(findings),
+    )
+
+
+def _opening_remarks(source: Source) -> list[Finding]:
+    """What the source reports when it is opened."""
+    links = _remarks(
+        source.outward_links,
+        check="links",
+        severity="warning",
+        remedy="nothing to do if they are yours; of others' data, copy the files in",
+    )
+    return links + _remarks(
+        source.notes,
+        check="left-out",
+        severity="note",
+        remedy="nothing to do if they are no chips; else mend the pattern",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from multimae_eo.doctor.finding import Finding
 from multimae_eo.errors import ClassMapError, DataError
-from multimae_eo.sample import Sample
+from multimae_eo.sample import Dates, Sample
 from multimae_eo.sources.base import Source
 
 Array = npt.NDArray[np.float64]
@@ -19,11 +19,13 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A chip that was read. ``index``: its position in the source."""
+    """A chip that was read, of each series its clearest date. ``index``: its position in the
+    source. ``dates[m]``: all dates of the series."""
 
     index: int
     split: str
     sample: Sample
+    dates: Mapping[str, Dates] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -59,7 +61,12 @@ class ChipReader:
             if sample is None:
                 yield None
             else:
-                yield Chip(index=index, split=self.source.split_of[index], sample=sample)
+                yield Chip(
+                    index=index,
+                    split=self.source.split_of[index],
+                    sample=sample.clearest(),
+                    dates=sample.dates,
+                )
 
     def _salvage(self, index: int, first: DataError) -> Sample | None:
         """What of a chip can be read, modality by modality."""
@@ -86,6 +93,7 @@ class ChipReader:
             pixels={n: p for part in parts for n, p in part.pixels.items()},
             valid={n: v for part in parts for n, v in part.valid.items()},
             calibration={n: c for part in parts for n, c in part.calibration.items()},
+            dates={n: d for part in parts for n, d in part.dates.items()},
         )
 
     def findings(self) -> Iterator[Finding]:

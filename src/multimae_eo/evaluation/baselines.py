@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from multimae_eo.sample import Batch
 def image_statistics(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.float32]]:
     """Mean and standard deviation of each band's valid pixels, in physical units.
 
-    A batch → (B, 2 · bands). Class maps give the share of each class. What a chip lacks is 0.
+    A batch → (B, 2 · bands). Class maps give the share of each class; a series those of all its
+    dates together. What a chip lacks is 0.
     """
 
     def compute(batch: Batch) -> npt.NDArray[np.float32]:
@@ -31,6 +33,8 @@ def image_statistics(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.
             ok = np.ones(raw.shape, bool)
             if valid is not None:
                 ok &= valid.numpy()
+            if name in batch.dates:
+                raw, ok = _dates_side_by_side(raw), _dates_side_by_side(ok)
             ok &= batch.present[:, column].numpy()[:, None, None, None]
             count = np.maximum(ok.sum(axis=(2, 3)), 1)
             if modality.categorical:
@@ -54,8 +58,8 @@ def image_statistics(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.
 def pixel_values(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.float32]]:
     """Bands of every pixel, in physical units: the baseline of maps.
 
-    A batch → (B, bands, H, W) on the finest input's grid; class maps give a plane per class. What a
-    chip lacks is 0.
+    A batch → (B, bands, H, W) on the finest input's grid; class maps give a plane per class, a
+    series the mean of its dates. What a chip lacks is 0.
     """
 
     def compute(batch: Batch) -> npt.NDArray[np.float32]:
@@ -83,13 +87,23 @@ def _physical(batch: Batch, name: str) -> npt.NDArray[np.float32]:
     """Physical values, or a plane per class; 0 where invalid or absent: (B, C, H, W)."""
     modality, column = batch.modalities[name], batch.modalities.index(name)
     raw = batch.pixels[name].numpy()
-    ok = batch.present[:, column].numpy()[:, None, None, None]
+    each = (slice(None), *[None] * (raw.ndim - 1))
+    ok = batch.present[:, column].numpy()[each]
     if name in batch.valid:
         ok = ok & batch.valid[name].numpy()
     if modality.categorical:
-        hot = raw == np.asarray(modality.class_ids)[None, :, None, None]
-        return np.asarray(hot & ok, np.float32)
-    scale, offset = (
-        t[:, column].double().numpy()[:, None, None, None] for t in (batch.scale, batch.offset)
-    )
-    return np.asarray(np.where(ok, raw * scale + offset, 0.0), np.float32)
+        values = raw == np.asarray(modality.class_ids)[:, None, None]
+    else:
+        scale, offset = (t[:, column].double().numpy()[each] for t in (batch.scale, batch.offset))
+        values = raw * scale + offset
+    planes = np.where(ok, values, 0.0)
+    if name in batch.dates:
+        count = np.broadcast_to(ok, planes.shape).sum(axis=1)
+        planes = planes.sum(axis=1) / np.maximum(count, 1)
+    return np.asarray(planes, np.float32)
+
+
+def _dates_side_by_side(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A series (B, T, C, H, W) as images (B, C, T · H, W)."""
+    size, dates, bands, height, width = values.shape
+    return values.swapaxes(1, 2).reshape(size, bands, dates * height, width)

@@ -238,8 +238,13 @@ class Backbone(nn.Module):
 def physical_tensors(batch: Batch, names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """A batch as a backbone takes it: (B, C, H, W) float32 in physical units, NaN where invalid.
 
-    Class maps keep their ids.
+    Class maps keep their ids. Raises ContractError for series: tensors carry no dates.
     """
+    if batch.dates:
+        raise ContractError(
+            f"{next(iter(batch.dates))} has several dates; a backbone takes one image of each "
+            "modality: give it one date"
+        )
     tensors = {}
     for name, raw in batch.pixels.items():
         if names is not None and name not in names:

@@ -131,7 +131,7 @@ def input_mismatches(
 
 def _gather(modalities: ModalitySet, samples: Iterable[Sample]) -> dict[str, _Input]:
     inputs: dict[str, _Input] = {}
-    for sample in samples:
+    for sample in (s.clearest() for s in samples):
         for name, pixels in sample.pixels.items():
             if name not in modalities or modalities[name].categorical:
                 continue

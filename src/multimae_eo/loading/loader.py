@@ -193,7 +193,9 @@ class ChipDataset:
         return math.lcm(*(share.denominator for share in self._shares.values()))
 
     def _uniform(self, store: ChipStore) -> bool:
-        """Whether windows fall on pixel edges of every modality, and of label maps."""
+        """Whether windows fall on pixel edges of every modality, and of label maps; of images."""
+        if any(n in store.series for n in self.modalities):
+            return False
         shapes = [store.arrays[n][0] for n in self.modalities if n in store.arrays]
         if store.label_shape is not None and len(store.label_shape) == 2:
             shapes.append(store.label_shape)

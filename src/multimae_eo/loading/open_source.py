@@ -13,7 +13,7 @@ from multimae_eo.sources.raster.arrays import is_xarray
 from multimae_eo.sources.scene.single_raster import RasterRule
 from multimae_eo.sources.unsupported_files import other_kind
 
-_YAML_KINDS = ("scene", "stac")
+_YAML_KINDS = ("scene", "stac", "series")
 
 
 def open_source(
@@ -172,8 +172,8 @@ def _open_raster(
 
 
 def _yaml_kind(path: Path) -> str:
-    """What a YAML file describes: ``stac`` has an ``area``; ``scene`` a section ``chips`` or lists
-    of rasters; anything else is a data set."""
+    """What a YAML file describes: ``stac`` has an ``area``; ``series`` a table of that name;
+    ``scene`` a section ``chips`` or lists of rasters; anything else is a data set."""
     from multimae_eo.sources.yaml_section import load_yaml
 
     top = load_yaml(path)
@@ -181,6 +181,8 @@ def _yaml_kind(path: Path) -> str:
         return "dataset"
     if "area" in top:
         return "stac"
+    if "series" in top:
+        return "series"
     records = top.get("modalities")
     layers = records.values() if isinstance(records, Mapping) else ()
     listed = any(isinstance(r, Mapping) and isinstance(r.get("path"), list) for r in layers)
@@ -188,6 +190,10 @@ def _yaml_kind(path: Path) -> str:
 
 
 def _open_yaml(path: Path, kind: str) -> Source:
+    if kind == "series":
+        from multimae_eo.sources.point_series import PointSeries
+
+        return PointSeries(path)
     if kind == "stac":
         from multimae_eo.sources.stac.source import open_stac
 

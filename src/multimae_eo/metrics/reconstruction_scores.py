@@ -47,7 +47,7 @@ class Truth:
     """Observed pixels as NumPy arrays.
 
     ``values``: float64 (B, C, H, W) in physical units, or int64 (B, 1, H, W) class indices with
-    -1 where the id is of no class. ``valid``: bool, of the same shape.
+    -1 where the id is of no class; of a series (B, T, …). ``valid``: bool, of the same shape.
     """
 
     values: npt.NDArray[Any]
@@ -66,13 +66,13 @@ def truth_of(batch: Batch, name: str) -> Truth | None:
     valid = np.ones(raw.shape, dtype=bool)
     if name in batch.valid:
         valid &= batch.valid[name].detach().cpu().numpy()
-    valid &= batch.present[:, column].cpu().numpy()[:, None, None, None]
+    each = (slice(None), *[None] * (raw.ndim - 1))
+    valid &= batch.present[:, column].cpu().numpy()[each]
     if modality.categorical:
         index = class_index(raw, modality)
         return Truth(index, valid & (index >= 0))
     scale, offset = (
-        t[:, column].cpu().numpy().astype(np.float64)[:, None, None, None]
-        for t in (batch.scale, batch.offset)
+        t[:, column].cpu().numpy().astype(np.float64)[each] for t in (batch.scale, batch.offset)
     )
     values = raw * scale + offset
     return Truth(values, valid & np.isfinite(values))
@@ -126,8 +126,13 @@ class ReconstructionScores:
                     f"{name}: reconstruction {mean.shape} does not fit the chips, "
                     f"{truth.values.shape}"
                 )
-            column = batch.modalities.index(name)
-            score.add(truth, mean, batch.level[:, column].cpu().numpy())
+            level = batch.level[:, batch.modalities.index(name)].cpu().numpy()
+            if name in batch.dates:
+                # Every date counts as an image by itself.
+                level = level.repeat(truth.values.shape[1])
+                mean = mean.reshape(-1, *mean.shape[2:])
+                truth = Truth(*(a.reshape(-1, *a.shape[2:]) for a in (truth.values, truth.valid)))
+            score.add(truth, mean, level)
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """Scores by modality, JSON-ready; modalities without any scored pixel are left out.

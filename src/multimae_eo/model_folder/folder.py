@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,7 +51,7 @@ def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
     if isinstance(model, Predictor):
         record = {
             **config_record(model.encoder),
-            "head": asdict(model.config),
+            "head": model.config.to_dict(),
             "target": model.target.to_dict(),
         }
         _write(folder, model, model.encoder, record, card)

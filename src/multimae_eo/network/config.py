@@ -130,6 +130,9 @@ class ModalityRoles:
         return first, second, 1 - self.both / total
 
 
+SeriesMasking = Literal["random", "dates", "tubes", "mixed"]
+"""What of a series is masked together, see ``masking.sample_states``."""
+
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]
 
 
@@ -154,6 +157,15 @@ FORMER_POOLS: Mapping[str, PoolKind] = {
 """Poolings by the names that they had before 0.2, which model folders and recipes may hold."""
 
 
+DatesKind = Literal["mean", "attention", "change"]
+DATES_KINDS: Mapping[DatesKind, str] = {
+    "mean": "the mean of the dates",
+    "attention": "their mean weighted by a learned score of each token",
+    "change": "the features of the first and of the last date, and their difference",
+}
+"""What a head reads of series, by name."""
+
+
 @dataclass(kw_only=True)
 class HeadConfig:
     """The head, which maps the encoder's tokens to predictions.
@@ -162,6 +174,7 @@ class HeadConfig:
         name: linear; for maps also convnext, upernet or dpt.
         pool: Pooling of the tokens of a chip: mean, mean-std, all-layers-mean,
             all-layers-mean-std or global.
+        dates: Of series: mean of the dates, attention (learned weights), or change (first, last).
         width: Channels of a map head.
         depth: Blocks of the convnext head.
         dropout: Share of features left out in training.
@@ -172,6 +185,7 @@ class HeadConfig:
     width: int = 128
     depth: int = 4
     dropout: float = 0.0
+    dates: DatesKind = "mean"
 
     def __post_init__(self) -> None:
         self.pool = FORMER_POOLS.get(self.pool, self.pool)
@@ -180,6 +194,15 @@ class HeadConfig:
                 raise ConfigError(f"head.{name} must be ≥ 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"head.dropout must be in [0, 1), got {self.dropout}")
+        if self.dates not in DATES_KINDS:
+            raise ConfigError(f"head.dates: {did_you_mean(self.dates, DATES_KINDS)}")
+
+    def to_dict(self) -> dict[str, object]:
+        """A JSON-ready record, whose keys are arguments; one for images is as before series."""
+        record = asdict(self)
+        if self.dates == "mean":
+            del record["dates"]
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)

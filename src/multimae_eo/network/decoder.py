@@ -76,11 +76,14 @@ class Decoder(nn.Module):
         """Predict all patches of the target modality: (B, N, P), or those of ``rows``: (B, Q, P).
 
         tokens: (B, K + G, D) from the encoder, global tokens last. positions: (L, width), of every
-        token of every modality. rows: int64 (B, Q) in [0, N), the queries to compute.
+        token of every modality, or (B, L, width). rows: int64 (B, Q) in [0, N), the queries to
+        compute, ascending and as many of each date. The self-attention blocks see one date at a
+        time, so that the cost grows linearly in dates.
         """
         context = self.context(tokens)
         position_codes = torch.cat(
-            [positions[s] + self.modality[name] for name, s in layout.slices.items()]
+            [positions[..., s, :] + self.modality[name] for name, s in layout.slices.items()],
+            dim=-2,
         )
         count = slots.count
         seen = context[:, :count]
@@ -88,7 +91,7 @@ class Decoder(nn.Module):
         where = (
             slots.token if slots.attention_mask is None else slots.token.clamp(max=layout.count - 1)
         )
-        embedded = torch.cat([seen + position_codes[where], context[:, count:]], dim=1)
+        embedded = torch.cat([seen + rows_at(position_codes, where), context[:, count:]], dim=1)
 
         part = layout.slices[self.target]
         length = part.stop - part.start
@@ -96,7 +99,7 @@ class Decoder(nn.Module):
         row = torch.where(inside, slots.token - part.start, length)
         blank = self.mask_token.to(seen.dtype).expand(seen.shape[0], length + 1, -1)
         queries = blank.scatter(1, row[:, :, None].expand_as(seen), seen)[:, :length]
-        queries = queries + position_codes[part]
+        queries = queries + position_codes[..., part, :]
         if rows is not None:
             queries = queries.gather(1, rows[:, :, None].expand(-1, -1, queries.shape[2]))
 
@@ -108,7 +111,16 @@ class Decoder(nn.Module):
         # In mixed precision what norms read stays in float32, here without a residual to see to it.
         x = x.to(queries.dtype)
         x = x + self.mlp(self.out_norm(x))
+        dates = layout.date_count(self.target)
+        x = x.reshape(len(x) * dates, -1, x.shape[2]) if dates > 1 else x
         for block in self.blocks:
             x = block(x)
         predicted: Tensor = self.out(x)
-        return predicted
+        return predicted.reshape(len(tokens), queries.shape[1], -1) if dates > 1 else predicted
+
+
+def rows_at(codes: Tensor, token: Tensor) -> Tensor:
+    """The codes (B, K, W) of the tokens (B, K), from (L, W) or (B, L, W)."""
+    if codes.ndim == 2:
+        return codes[token]
+    return codes.gather(1, token[:, :, None].expand(-1, -1, codes.shape[2]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multimae_eo.network.decoder import Decoder
+from multimae_eo.network.decoder import Decoder, rows_at
 from multimae_eo.network.encoder import NORM_EPS, Mlp, attend
 from multimae_eo.network.tokens import TokenLayout, VisibleSlots
 
@@ -23,11 +23,13 @@ M = TypeVar("M")
 
 
 def groups(decoders: Mapping[str, Decoder], layout: TokenLayout) -> list[list[str]]:
-    """Names of decoders that can be computed together: those whose targets have equal grids."""
-    by_count: dict[int, list[str]] = {}
+    """Names of decoders that can be computed together: those whose targets have equal grids and
+    numbers of dates."""
+    by_count: dict[tuple[int, int], list[str]] = {}
     for name, decoder in decoders.items():
         rows, columns = layout.grids[decoder.target]
-        by_count.setdefault(rows * columns, []).append(name)
+        count = (rows * columns, layout.date_count(decoder.target))
+        by_count.setdefault(count, []).append(name)
     return list(by_count.values())
 
 
@@ -48,12 +50,16 @@ def decode_together(
     names = list(layout.slices)
     modality = torch.stack([torch.stack([d.modality[n] for n in names]) for d in decoders])
     which = layout.modality_of.to(positions.device, non_blocking=True)
-    position_codes = positions + modality[:, which]
+    modality_codes = modality[:, which]
+    if positions.ndim == 3:
+        modality_codes = modality_codes[:, None]
+    position_codes = positions + modality_codes
 
     count = slots.count
     seen = context[:, :, :count]
     where = slots.token if slots.attention_mask is None else slots.token.clamp(max=layout.count - 1)
-    embedded = torch.cat([seen + position_codes[:, where], context[:, :, count:]], dim=2)
+    context_codes = torch.stack([rows_at(codes, where) for codes in position_codes])
+    embedded = torch.cat([seen + context_codes, context[:, :, count:]], dim=2)
 
     parts = [layout.slices[d.target] for d in decoders]
     length = parts[0].stop - parts[0].start
@@ -63,7 +69,8 @@ def decode_together(
     blank = torch.stack([d.mask_token for d in decoders]).to(seen.dtype)
     queries = blank[:, None, None].expand(group, size, length + 1, -1)
     queries = queries.scatter(2, row[..., None].expand_as(seen), seen)[:, :, :length]
-    queries = queries + torch.stack([position_codes[g, p] for g, p in enumerate(parts)])[:, None]
+    query_codes = torch.stack([position_codes[g][..., p, :] for g, p in enumerate(parts)])
+    queries = queries + (query_codes if positions.ndim == 3 else query_codes[:, None])
     if rows is not None:
         queries = queries.gather(2, rows[..., None].expand(-1, -1, -1, queries.shape[3]))
 
@@ -75,10 +82,13 @@ def decode_together(
     context = _normed(decoders, lambda d: d.context_norm, embedded)
     x = _cross(decoders, x, context, attention_mask).to(queries.dtype)
     x = x + _mlp(decoders, lambda d: d.mlp, _normed(decoders, lambda d: d.out_norm, x))
+    dates = layout.date_count(decoders[0].target)
+    x = x.reshape(group, size * dates, -1, x.shape[3])
     for depth in range(len(decoders[0].blocks)):
         blocks: list[Any] = [d.blocks[depth] for d in decoders]
         x = x + _attended(blocks, _normed(blocks, lambda b: b.norm1, x))
         x = x + _mlp(blocks, lambda b: b.mlp, _normed(blocks, lambda b: b.norm2, x))
+    x = x.reshape(group, size, queries.shape[2], -1)
     # Tasks differ in what they predict per patch.
     return [d.out(x[g]) for g, d in enumerate(decoders)]
 

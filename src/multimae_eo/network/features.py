@@ -32,31 +32,39 @@ class Features:
         """Mean over each sample's visible patch tokens: (B, D)."""
         return self._mean(self.tokens)
 
-    def summary(self, kind: PoolKind) -> Tensor:
+    def summary(self, kind: PoolKind, weights: Tensor | None = None) -> Tensor:
         """A chip in one vector: (B, D), or several such parts side by side; see POOLS.
 
-        Kinds of all layers are of ``stages``.
+        Kinds of all layers are of ``stages``. ``weights``: of the visible tokens, ≥ 0,
+        (B, K, 1 or D); equal by default, and always for global tokens.
         """
         if kind == "global":
             return self.global_tokens.mean(dim=1)
         parts = []
         for tokens in self.stages if kind in POOLS_OF_ALL_LAYERS else (self.tokens,):
-            mean = self._mean(tokens)
+            mean = self._mean(tokens, weights)
             parts.append(mean)
             if kind in POOLS_WITH_STD:
-                apart = self._mean((tokens - mean[:, None]).square())
+                apart = self._mean((tokens - mean[:, None]).square(), weights)
                 # The root has no slope at 0.
                 parts.append(apart.clamp_min(torch.finfo(apart.dtype).tiny).sqrt())
         return torch.cat(parts, dim=1)
 
-    def _mean(self, tokens: Tensor) -> Tensor:
-        if self.slots.attention_mask is None:
+    def _mean(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
+        mask = self.slots.attention_mask
+        if weights is not None:
+            weight = weights if mask is None else torch.where(mask[:, :, None], weights, 0.0)
+            total = weight.sum(dim=1)
+            return (tokens * weight).sum(dim=1) / torch.where(total > 0, total, 1.0)
+        if mask is None:
             return tokens.mean(dim=1)
-        weight = self.slots.attention_mask[:, :, None].to(tokens.dtype)
+        weight = mask[:, :, None].to(tokens.dtype)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def grid(self, modality: str, stage: int | None = None) -> Tensor:
         """A modality's tokens in place: (B, D, rows, columns), zeros where none was visible.
+
+        Of a series, the mean over the dates that were visible at each position.
 
         ``stage``: index into ``stages`` (default: the last block's tokens).
         """
@@ -64,21 +72,29 @@ class Features:
             raise ConfigError(
                 f"no modality {modality!r}; {did_you_mean(modality, self.layout.grids)}"
             )
-        return self._placed(self.tokens if stage is None else self.stages[stage])[modality]
+        tokens = self.tokens if stage is None else self.stages[stage]
+        placed = self._placed(tokens)[modality]
+        if self.layout.date_count(modality) > 1:
+            count = self._placed(tokens.new_ones(*tokens.shape[:2], 1))[modality]
+            placed = placed / count.clamp_min(1)
+        return placed
 
-    def fused(self, stage: int | None = None) -> Tensor:
+    def fused(self, stage: int | None = None, *, weights: Tensor | None = None) -> Tensor:
         """All modalities' tokens as one map: (B, D, rows, columns) of the finest grid.
 
-        At each position the mean over the modalities that were visible there, coarser grids
-        interpolated bilinearly; zeros where none was. ``stage``: index into ``stages`` (default:
-        the last block's tokens).
+        At each position the mean over the modalities and dates that were visible there, coarser
+        grids interpolated bilinearly; zeros where none was. ``stage``: index into ``stages``
+        (default: the last block's tokens). ``weights``: of the visible tokens, ≥ 0,
+        (B, K, 1 or D); equal by default.
         """
         tokens = self.tokens if stage is None else self.stages[stage]
-        ones = tokens.new_ones(*tokens.shape[:2], 1)
+        ones = tokens.new_ones(*tokens.shape[:2], 1) if weights is None else weights
         finest = max(self.layout.grids.values())
         total = tokens.new_zeros(tokens.shape[0], tokens.shape[2], *finest)
-        weight = tokens.new_zeros(tokens.shape[0], 1, *finest)
+        weight = tokens.new_zeros(tokens.shape[0], ones.shape[2], *finest)
         seen = self._placed(ones)
+        if weights is not None:
+            tokens = tokens * weights
         for name, placed in self._placed(tokens).items():
             grid, here = placed, seen[name]
             if self.layout.grids[name] != finest:
@@ -86,6 +102,29 @@ class Features:
                 here = F.interpolate(here, finest, mode="bilinear")
             total, weight = total + grid, weight + here
         return total / torch.where(weight > 0, weight, 1.0)
+
+    def first_and_last(self) -> tuple[Tensor, Tensor]:
+        """The visible tokens of the first and of the last date of each position in its modality.
+
+        Two masks (B, K, 1), of ones and zeros in the tokens' dtype. A date that is not visible at
+        a position is passed over there; tokens of a modality of one date are in both.
+        """
+        size, device = len(self.tokens), self.tokens.device
+        here = self.tokens.new_zeros(size, self.layout.count + 1)
+        token = self.slots.token
+        here = here.scatter(1, token, self.tokens.new_ones(token.shape))
+        firsts, lasts = [], []
+        for name, part in self.layout.slices.items():
+            shown = here[:, part].reshape(size, self.layout.date_count(name), -1)
+            upto, after = shown.cumsum(dim=1), shown.flip(1).cumsum(dim=1).flip(1)
+            firsts.append((shown * (upto == 1)).flatten(1))
+            lasts.append((shown * (after == 1)).flatten(1))
+        blank = torch.zeros(size, 1, dtype=here.dtype, device=device)
+        first, last = (
+            torch.cat([*parts, blank], dim=1).gather(1, token)[:, :, None]
+            for parts in (firsts, lasts)
+        )
+        return first, last
 
     @property
     def seen(self) -> Tensor:
@@ -99,12 +138,16 @@ class Features:
         return torch.stack(covers).sum(dim=0)[:, 0] > 0
 
     def _placed(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Tokens (B, K, D) in their modalities' grids: (B, D, rows, columns) each."""
+        """Tokens (B, K, D) in their modalities' grids: (B, D, rows, columns) each, summed over
+        the dates of a series."""
         size, _, width = tokens.shape
         # Padding slots lie behind the last token, where nothing is read.
         flat = tokens.new_zeros(size, self.layout.count + 1, width)
         flat = flat.scatter(1, self.slots.token[:, :, None].expand_as(tokens), tokens)
-        return {
-            name: flat[:, self.layout.slices[name]].transpose(1, 2).reshape(size, width, *grid)
-            for name, grid in self.layout.grids.items()
-        }
+        grids = {}
+        for name, grid in self.layout.grids.items():
+            part, dates = flat[:, self.layout.slices[name]], self.layout.date_count(name)
+            if dates > 1:
+                part = part.reshape(size, dates, -1, width).sum(dim=1)
+            grids[name] = part.transpose(1, 2).reshape(size, width, *grid)
+        return grids

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.config import POOLS_OF_ALL_LAYERS, POOLS_WITH_STD, HeadConfig
+from multimae_eo.network.date_fusion import DateFusion
 from multimae_eo.network.features import Features
 
 _POOLED = (1, 2, 3, 6)
@@ -26,7 +27,9 @@ class ChipHead(nn.Module):
         self.pool = config.pool
         layers = config.pool in POOLS_OF_ALL_LAYERS
         self.blocks = tuple(range(1, depth + 1)) if layers else ()
+        self.dates = DateFusion(width, config.dates, maps=False)
         self.parts = (depth if layers else 1) * (2 if config.pool in POOLS_WITH_STD else 1)
+        self.parts *= self.dates.parts
         self.norm = nn.LayerNorm(width, elementwise_affine=self.parts == 1)
         self.dropout = nn.Dropout(config.dropout)
         self.project = nn.Linear(self.parts * width, outputs)
@@ -35,7 +38,7 @@ class ChipHead(nn.Module):
 
     def pooled(self, features: Features) -> Tensor:
         """The summary (B, parts · D), which the windows of a larger chip are averaged by."""
-        return features.summary(self.pool)
+        return self.dates.vector(features, self.pool)
 
     def normalised(self, pooled: Tensor) -> Tensor:
         """Summaries (B, parts · D) as the projection reads them: each part normalised."""
@@ -59,13 +62,14 @@ class LinearHead(nn.Module):
 
     def __init__(self, width: int, outputs: int, config: HeadConfig) -> None:
         super().__init__()
+        self.dates = DateFusion(width, config.dates, maps=True)
         self.norm = _norm(width)
         self.dropout = nn.Dropout2d(config.dropout)
         self.project = nn.Conv2d(width, outputs, 1)
 
     def normalised(self, features: Features) -> Tensor:
         """The fused map as the projection reads it: (B, D, h, w)."""
-        fused: Tensor = self.norm(features.fused())
+        fused: Tensor = self.norm(self.dates.map(features))
         return fused
 
     def forward(self, features: Features) -> Tensor:
@@ -84,6 +88,7 @@ class ConvNextHead(nn.Module):
 
     def __init__(self, width: int, outputs: int, config: HeadConfig) -> None:
         super().__init__()
+        self.dates = DateFusion(width, config.dates, maps=True)
         self.split = nn.Sequential(
             _norm(width), nn.Conv2d(width, config.width * _LEVELS**2, 1), nn.PixelShuffle(_LEVELS)
         )
@@ -93,7 +98,7 @@ class ConvNextHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Predict from features: (B, O, 4h, 4w)."""
-        x = self.refine(self.split(features.fused()))
+        x = self.refine(self.split(self.dates.map(features)))
         out: Tensor = self.project(self.dropout(x))
         return out
 
@@ -115,8 +120,10 @@ class _ConvNextBlock(nn.Module):
 class _Pyramid(nn.Module):
     """Fused maps after four blocks of the encoder, at 4, 2, 1 and ½ times the grid of tokens."""
 
-    def __init__(self, width: int, channels: int) -> None:
+    def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
+        channels = config.width
+        self.dates = DateFusion(width, config.dates, maps=True)
         self.levels = nn.ModuleList(
             nn.Sequential(_norm(width), nn.Conv2d(width, channels, 1), *resize)
             for resize in (
@@ -129,7 +136,7 @@ class _Pyramid(nn.Module):
 
     def forward(self, features: Features) -> list[Tensor]:
         """Four maps (B, C, …), the finest first."""
-        return [level(features.fused(stage)) for stage, level in enumerate(self.levels)]
+        return [level(self.dates.map(features, i)) for i, level in enumerate(self.levels)]
 
 
 class UperHead(nn.Module):
@@ -139,7 +146,7 @@ class UperHead(nn.Module):
         super().__init__()
         channels = config.width
         self.blocks = four_blocks(depth)
-        self.pyramid = _Pyramid(width, channels)
+        self.pyramid = _Pyramid(width, config)
         self.pooled = nn.ModuleList(_conv(channels, channels, 1) for _ in _POOLED)
         self.context = _conv(channels * (1 + len(_POOLED)), channels, 3)
         self.smooth = nn.ModuleList(_conv(channels, channels, 3) for _ in range(_LEVELS - 1))
@@ -171,7 +178,7 @@ class DptHead(nn.Module):
         super().__init__()
         channels = config.width
         self.blocks = four_blocks(depth)
-        self.pyramid = _Pyramid(width, channels)
+        self.pyramid = _Pyramid(width, config)
         self.taken = nn.ModuleList(_Residual(channels) for _ in range(_LEVELS))
         self.fused = nn.ModuleList(_Residual(channels) for _ in range(_LEVELS))
         self.last = _conv(channels, channels, 3)
@@ -220,10 +227,15 @@ def build_head(config: HeadConfig, *, width: int, depth: int, outputs: int, dens
 
 
 def check_head(config: HeadConfig, *, dense: bool) -> None:
-    """ConfigError for a map head where labels are one per chip."""
+    """ConfigError for a map head where labels are one per chip, and for options that differ."""
     if not dense and config.name != "linear":
         raise ConfigError(
             f"head {config.name!r} predicts maps; labels are one per chip: take 'linear'"
+        )
+    if not dense and config.pool == "global" and config.dates != "mean":
+        raise ConfigError(
+            f"head.dates={config.dates!r} weighs tokens of dates; head.pool 'global' reads none: "
+            "take 'mean'"
         )
 
 

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.network.config import ModalityRoles
+from multimae_eo.network.config import ModalityRoles, SeriesMasking
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches, TokenLayout, TokenState
+
+_APART = 1e-3
+"""How far random numbers of a group may differ: the order within it is random, too."""
 
 
 def sample_states(  # noqa: PLR0913
@@ -30,6 +33,7 @@ def sample_states(  # noqa: PLR0913
     alpha: float = 1.0,
     inputs: tuple[str, ...] | None = None,
     roles: ModalityRoles | None = None,
+    series: SeriesMasking = "random",
     generator: torch.Generator | PerSample | None = None,
 ) -> Tensor:
     """Draw states for a batch: int8 (B, L), on the generator's device.
@@ -45,6 +49,10 @@ def sample_states(  # noqa: PLR0913
     Visible tokens are then drawn from encoded modalities only (fewer where these have fewer), and
     the other tokens of modalities that are not decoded are UNUSED. At least one observed input of a
     sample is encoded, and at least one modality with tokens that are not visible is decoded.
+
+    ``series``: within a modality's share tokens are drawn at ``random``, or entire ``dates``, or
+    ``tubes`` (a position at all dates), as far as the share goes; ``mixed`` draws one of the three
+    for each sample.
 
     Two sorts for all modalities together, whatever their number.
     """
@@ -68,7 +76,7 @@ def sample_states(  # noqa: PLR0913
         may = may & encoded[:, owner]
     share = _dirichlet(may, owner, len(layout.grids), alpha, generator)
     quota = (share * num_visible_tokens).round()
-    visible_BL = _visible(layout, may, quota, num_visible_tokens, generator)
+    visible_BL = _visible(layout, may, quota, num_visible_tokens, series, generator)
     states = torch.where(seen, int(TokenState.MASKED), int(TokenState.ABSENT)).to(torch.int8)
     if decoded is not None:
         withheld = _counts(seen & ~visible_BL, owner, len(layout.grids)) > 0
@@ -83,6 +91,7 @@ def _visible(
     may: Tensor,
     quota: Tensor,
     num_visible_tokens: int,
+    series: SeriesMasking,
     generator: torch.Generator | PerSample | None,
 ) -> Tensor:
     """Draw the visible ones of the tokens that ``may`` be: bool (B, L).
@@ -93,6 +102,8 @@ def _visible(
     # Rank of each token within its modality in random order, observed ones first: one sort of
     # (modality, noise) keys, then positions minus the modality's start.
     noise = _uniform(generator, *may.shape)
+    groups = _groups(layout, series, len(may), generator)
+    noise = _joint(noise, groups)
     order = (owner + torch.where(may, noise * 0.5, 0.75)).argsort(dim=1)
     starts = torch.tensor([s.start for s in layout.slices.values()], device=may.device)
     positions = torch.arange(layout.count, device=may.device).expand_as(order)
@@ -101,7 +112,7 @@ def _visible(
     # Tokens within their modality's share come first, then any other that may be seen, then none:
     # taking the first K corrects the rounded total without favouring a modality.
     within = rank < quota.gather(1, owner.expand(len(may), -1))
-    priority = _uniform(generator, *may.shape)
+    priority = _joint(_uniform(generator, *may.shape), groups)
     priority = priority + torch.where(within, 0.0, 1.0)
     priority = torch.where(may, priority, 3.0)
     budget = min(num_visible_tokens, layout.count)
@@ -112,12 +123,12 @@ def _visible(
 def sample_decoded(
     layout: TokenLayout, states: Tensor, share: float, generator: torch.Generator | PerSample | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw which tokens to decode: a ``share`` of each modality's tokens, MASKED ones first.
+    """Draw which tokens to decode: a ``share`` of each image or date, MASKED ones first.
 
     states: int8 (B, L). Returns the states, in which MASKED tokens that were not drawn are UNUSED,
     and for each modality the tokens to decode, in ascending order: int64 (B, Q) in [0, N), where Q
-    is ``share`` · N, rounded up. A sample with fewer MASKED tokens decodes others beside them,
-    which have no loss. Raises ConfigError for a share outside (0, 1].
+    is ``share`` · N, rounded up for each date. A sample with fewer MASKED tokens decodes others
+    beside them, which have no loss. Raises ConfigError for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ConfigError(f"masking.decoded must be in (0, 1], got {share}")
@@ -127,10 +138,13 @@ def sample_decoded(
     drawn = torch.zeros_like(masked)
     rows = {}
     for name, part in layout.slices.items():
-        count = math.ceil(share * (part.stop - part.start))
-        first = priority[:, part].topk(count, dim=1, largest=False, sorted=False).indices
-        rows[name] = first.sort(dim=1).values
-        drawn[:, part] = drawn[:, part].scatter(1, first, True)
+        dates = layout.date_count(name)
+        by_date = priority[:, part].reshape(len(states), dates, -1)
+        count = math.ceil(share * by_date.shape[2])
+        first = by_date.topk(count, dim=2, largest=False, sorted=False).indices
+        start = torch.arange(dates, device=first.device)[:, None] * by_date.shape[2]
+        rows[name] = (first.sort(dim=2).values + start).flatten(1)
+        drawn[:, part] = drawn[:, part].scatter(1, rows[name], True)
     return states.masked_fill(masked & ~drawn, int(TokenState.UNUSED)), rows
 
 
@@ -162,6 +176,32 @@ def _counts(tokens: Tensor, owner: Tensor, modalities: int) -> Tensor:
     """Tokens of each modality: float (B, M)."""
     counts = torch.zeros(len(tokens), modalities, device=tokens.device)
     return counts.index_add_(1, owner, tokens.float())
+
+
+def _groups(
+    layout: TokenLayout,
+    series: SeriesMasking,
+    size: int,
+    generator: torch.Generator | PerSample | None,
+) -> Tensor | None:
+    """For each token of each sample, which tokens are drawn with it: int64 (B, L); None: none."""
+    if series == "random" or not layout.dates:
+        return None
+    of = torch.stack(
+        [torch.arange(layout.count), layout.acquisition_of, layout.location_of],
+    )
+    if series == "mixed":
+        kind = (_uniform(generator, size, 1)[:, 0] * len(of)).long()
+    else:
+        kind = torch.full((size,), 1 if series == "dates" else 2)
+    return of.to(kind.device)[kind]
+
+
+def _joint(noise: Tensor, groups: Tensor | None) -> Tensor:
+    """Random numbers of which those of a group are neighbours: (B, L) in [0, 1)."""
+    if groups is None:
+        return noise
+    return (1 - _APART) * noise.gather(1, groups) + _APART * noise
 
 
 def _uniform(generator: torch.Generator | PerSample | None, size: int, count: int) -> Tensor:
@@ -196,7 +236,7 @@ def count_visible_tokens(
 ) -> int:
     """The largest number of tokens ``sample_states`` shows in any sample."""
     names = tuple(layout.grids) if inputs is None else inputs
-    available = sum(math.prod(layout.grids[n]) for n in names)
+    available = int(layout.columns(names).sum())
     return min(num_visible_tokens, available)
 
 

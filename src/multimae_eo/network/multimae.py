@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.modality import PROJECTION_WIDTH, ModalitySet, Task, validate_tasks
 from multimae_eo.network.config import ModelConfig, RuntimePolicy
+from multimae_eo.network.date_codes import date_codes
 from multimae_eo.network.decoder import Decoder
 from multimae_eo.network.decoder_group import decode_together, groups
 from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, PositionTable
@@ -179,14 +180,25 @@ class MultiMAE(Pretrained):
         """
         tokens, slots = self.encode_states(patches, states, num_visible_tokens=num_visible_tokens)
         layout = patches.layout
-        positions = torch.cat(
-            [self.decoder_positions(grid, "bilinear") for grid in layout.grids.values()]
-        )
+        positions = self._query_positions(patches)
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
         predictions = self.decode(names, tokens, slots, layout, positions, decoded=decoded)
         states = states.to(patches.device, non_blocking=True)
         features = Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, layout)
         return Reconstruction(predictions, states, patches, features)
+
+    def _query_positions(self, patches: Patches) -> Tensor:
+        """Positions of every token for the decoders: (L, W), with dates (B, L, W)."""
+        layout = patches.layout
+        grids = layout.grids.items()
+        positions = {name: self.decoder_positions(grid, "bilinear") for name, grid in grids}
+        codes = date_codes(patches, self.config.decoder.width)
+        if not codes:
+            return torch.cat(list(positions.values()))
+        size = patches.batch_size
+        for name, code in codes.items():
+            positions[name] = (positions[name] + code[:, :, None]).flatten(1, 2)
+        return torch.cat([p.expand(size, -1, -1) for p in positions.values()], dim=1)
 
     def decode(
         self,
@@ -200,6 +212,7 @@ class MultiMAE(Pretrained):
     ) -> dict[str, Tensor]:
         """Predictions of the named tasks; decoders of one shape together, where that pays.
 
+        ``positions``: (L, width) of every token, or (B, L, width) where chips differ in dates.
         decoded: as in ``forward``.
         """
         together = self.runtime.group_decoders
@@ -270,6 +283,7 @@ class MultiMAE(Pretrained):
         seen = states == TokenState.VISIBLE
         slot = seen.cumsum(dim=1) - 1 + torch.arange(size, device=seen.device)[:, None] * count
         vectors, targets = [], []
+        codes = date_codes(patches, self.config.encoder.width)
         for name, part in layout.slices.items():
             row, token = seen[:, part].nonzero(as_tuple=True)
             targets.append(slot[:, part][row, token])
@@ -279,7 +293,12 @@ class MultiMAE(Pretrained):
             # that sum theirs must all have one.
             values = patches.values[name] if name in patches.values else embed.no_patches()
             position = self.positions(layout.grids[name], embed.interpolation)
-            vector = embed(values[row, token]) + position[token]
+            vector = embed(values[row, token])
+            if name in codes:
+                date = token // len(position)
+                vector = vector + codes[name][row, date]
+                token = token - date * len(position)
+            vector = vector + position[token]
             if name in self.modality:
                 vector = vector + self.modality[name]
             vectors.append(vector)

@@ -52,7 +52,8 @@ class Normalizer(nn.Module):
                 self.register_buffer(f"std_{name}", _f32(std), persistent=False)
 
     def forward(self, batch: Batch) -> Patches:
-        """Normalise and cut a batch. Tokens of modalities the batch lacks are ABSENT.
+        """Normalise and cut a batch. Tokens of modalities the batch lacks are ABSENT, as are those
+        of dates that a chip lacks.
 
         Raises ContractError for modalities the model does not know or that mean something else.
         """
@@ -83,7 +84,15 @@ class Normalizer(nn.Module):
             if plane.valid is not None:
                 full = plane.valid.expand_as(plane.values)
                 valid[name] = patchify(full.to(torch.uint8), config.patch).bool()
-        layout = TokenLayout(grids)
+            if name in batch.dates:
+                # The patches of all dates of a chip side by side.
+                for patches in (values, valid):
+                    if name in patches:
+                        patches[name] = patches[name].reshape(
+                            len(batch), -1, patches[name].shape[2]
+                        )
+        dates = {n: d for n, d in batch.dates.items() if n in grids}
+        layout = TokenLayout(grids, {n: d.shape[1] for n, d in dates.items()})
         return Patches(
             layout=layout,
             values=values,
@@ -92,6 +101,7 @@ class Normalizer(nn.Module):
             batch_size=len(batch),
             device=batch.present.device,
             chip_sizes=sizes,
+            dates=dates,
         )
 
     def observed_rows(self, batch: Batch, inputs: Collection[str]) -> Tensor:
@@ -133,17 +143,25 @@ class Normalizer(nn.Module):
         modality = self.modalities[name]
         raw, ok = batch.pixels[name], batch.valid.get(name)
         column = batch.modalities.index(name)
+        level, here = batch.level[:, column], batch.present[:, column]
+        scale, offset = batch.scale[:, column, None], batch.offset[:, column, None]
+        if name in batch.dates:
+            # Each date is normalised as an image by itself.
+            raw, ok = raw.flatten(0, 1), None if ok is None else ok.flatten(0, 1)
+            count = len(raw) // max(1, len(batch))
+            level, here, scale, offset = (
+                t.repeat_interleave(count, dim=0) for t in (level, here, scale, offset)
+            )
         if not batch.complete:
-            here = batch.present[:, column][:, None, None, None]
+            here = here[:, None, None, None]
             ok = here.expand(-1, 1, *raw.shape[-2:]) if ok is None else ok & here
         if modality.categorical:
             index = self._class_index(name, raw)
             # Ids outside the class map are -1 whatever the validity mask; the loss ignores them.
             return _Plane(index, None) if ok is None else _Plane(torch.where(ok, index, -1), ok)
-        level = batch.level[:, column]
         mean, std = self.get_buffer(f"mean_{name}")[level], self.get_buffer(f"std_{name}")[level]
-        factor = batch.scale[:, column, None] / std
-        shift = (batch.offset[:, column, None] - mean) / std
+        factor = scale / std
+        shift = (offset - mean) / std
         # In place: fresh planes of this size cost more than the arithmetic.
         x = raw.to(torch.float32, copy=True)
         x.mul_(factor[..., None, None]).add_(shift[..., None, None])
@@ -192,12 +210,13 @@ class Normalizer(nn.Module):
             return None
         device = batch.present.device
         parts = []
-        for name, (rows, cols) in layout.grids.items():
+        for name, part in layout.slices.items():
             if name in valid:
                 parts.append(any_along(valid[name], 2))
             else:
                 here = torch.ones if name in values else torch.zeros
-                parts.append(here(len(batch), rows * cols, dtype=torch.bool, device=device))
+                size = (len(batch), part.stop - part.start)
+                parts.append(here(*size, dtype=torch.bool, device=device))
         return torch.cat(parts, dim=1)
 
 

@@ -56,7 +56,8 @@ class Reconstructed:
 
     Continuous: ``mean`` (B, C, H, W) in physical units, ``std`` its standard deviation over random
     masks. Categorical: ``mean`` (B, classes, H, W) probabilities in the order of the class map,
-    ``std`` (B, 1, H, W) their entropy in nats. Both float32.
+    ``std`` (B, 1, H, W) their entropy in nats. Both float32. Of a series (B, T, …), of each date
+    that any chip of the batch has.
     """
 
     mean: Tensor
@@ -272,13 +273,21 @@ def _finish(
     name = task.modality
     modality = model.modalities[name]
     grid, size = patches.layout.grids[name], patches.chip_sizes[name]
-    mean, deviation = (to_image(model, name, v, grid, size) for v in values)
+    dates, tokens = patches.layout.date_count(name), grid[0] * grid[1]
+    # Each date of a series as an image by itself.
+    images = [v.reshape(-1, tokens, v.shape[2]) for v in values]
+    mean, deviation = (to_image(model, name, v, grid, size) for v in images)
     if modality.categorical:
         entropy = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
-        return Reconstructed(mean, entropy)
-    level = _level(model, batch, name)
-    scale = model.normalizer.standard_deviation(name, level)
-    return Reconstructed(model.normalizer.physical(name, mean, level), deviation * scale)
+        finished = (mean, entropy)
+    else:
+        level = _level(model, batch, name).repeat_interleave(dates)
+        scale = model.normalizer.standard_deviation(name, level)
+        finished = (model.normalizer.physical(name, mean, level), deviation * scale)
+    if name in patches.dates:
+        by_date = [t.reshape(len(batch), dates, *t.shape[1:]) for t in finished]
+        return Reconstructed(*by_date)
+    return Reconstructed(*finished)
 
 
 def to_image(

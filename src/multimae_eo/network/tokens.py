@@ -1,13 +1,14 @@
 """Patches and tokens: which token is where, and whether it may be seen.
 
 Shape letters: B batch, M modality, L tokens of all modalities, N tokens of one modality,
-P values of a patch (C·p·p, laid out channel, row, column), D width.
+P values of a patch (C·p·p, laid out channel, row, column), D width. The tokens of a series of T
+dates are laid out date, row, column: N is T times the grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 
@@ -32,29 +33,61 @@ class TokenState(IntEnum):
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Each modality's grid (rows, columns) and slice of the L tokens, in the model's order."""
+    """Each modality's grid (rows, columns) and slice of the L tokens, in the model's order.
+
+    ``dates``: number of dates of the modalities that are series; the others have one.
+    """
 
     grids: Mapping[str, tuple[int, int]]
+    dates: Mapping[str, int] = field(default_factory=dict)
+
+    def date_count(self, name: str) -> int:
+        """Number of dates of a modality, 1 where it is no series."""
+        return self.dates.get(name, 1)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Tokens of each modality."""
+        return [self.date_count(n) * rows * cols for n, (rows, cols) in self.grids.items()]
 
     @cached_property
     def slices(self) -> dict[str, slice]:
         """Each modality's slice of the token axis."""
         slices, start = {}, 0
-        for name, (rows, cols) in self.grids.items():
-            slices[name] = slice(start, start + rows * cols)
-            start += rows * cols
+        for name, size in zip(self.grids, self._sizes, strict=True):
+            slices[name] = slice(start, start + size)
+            start += size
         return slices
 
     @cached_property
     def count(self) -> int:
         """L, the number of tokens of all modalities."""
-        return sum(rows * cols for rows, cols in self.grids.values())
+        return sum(self._sizes)
 
     @cached_property
     def modality_of(self) -> Tensor:
         """Index of each token's modality: int64 (L,) on the CPU."""
-        sizes = [rows * cols for rows, cols in self.grids.values()]
+        sizes = self._sizes
         return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+    @cached_property
+    def acquisition_of(self) -> Tensor:
+        """Index of each token's acquisition, one date of one modality: int64 (L,) on the CPU."""
+        grids = [
+            rows * cols for n, (rows, cols) in self.grids.items() for _ in range(self.date_count(n))
+        ]
+        return torch.repeat_interleave(torch.arange(len(grids)), torch.tensor(grids))
+
+    @cached_property
+    def location_of(self) -> Tensor:
+        """Index of each token's modality and position on its grid, equal for all dates of a
+        series: int64 (L,) on the CPU."""
+        indices, start = [], 0
+        for name, (rows, cols) in self.grids.items():
+            position = torch.arange(start, start + rows * cols)
+            indices.append(position.repeat(self.date_count(name)))
+            start += rows * cols
+        return torch.cat(indices)
 
     def columns(self, names: tuple[str, ...] | list[str]) -> Tensor:
         """Which of the L tokens belong to the named modalities: bool (L,) on the CPU."""
@@ -71,6 +104,7 @@ class Patches:
     ``values[m]``: float (B, N, P), or class indices int64 (B, N, p·p) with -1 where invalid.
     ``valid[m]``: bool (B, N, P) or (B, N, p·p); a missing entry means all valid.
     ``observed``: bool (B, L), whether a token holds any valid pixel; None when all do.
+    ``dates[m]``: float32 (B, T), days since 1970, of modalities that are series; NaN for none.
     """
 
     layout: TokenLayout
@@ -80,6 +114,7 @@ class Patches:
     batch_size: int
     device: torch.device
     chip_sizes: Mapping[str, tuple[int, int]]
+    dates: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def patchify(planes: Tensor, patch: int) -> Tensor:

@@ -81,9 +81,13 @@ class Blend:
     def __init__(self, batch_size: int, shape: tuple[int, int]) -> None:
         self.total = torch.zeros(batch_size, 1, *shape)
         self.sum: Tensor | None = None
+        self.channels: tuple[int, ...] = ()
 
     def add(self, values: Tensor, rows: Tensor, window: Window) -> None:
-        """Add ``values`` (rows, C, h, w) of a window for the chips ``rows``."""
+        """Add ``values`` (rows, C, h, w), or (rows, T, C, h, w), of a window for the chips
+        ``rows``."""
+        self.channels = values.shape[1:-2]
+        values = values.flatten(1, -3)
         down, across = window.slices
         weight = torch.outer(_wave(window.height), _wave(window.width)).to(values.device)
         if self.sum is None:
@@ -94,10 +98,12 @@ class Blend:
         self.sum[rows, :, down, across] += values * weight
 
     def mean(self, otherwise: Tensor | None = None) -> Tensor:
-        """The blended values (B, C, H, W); ``otherwise`` where no window reached."""
+        """The blended values (B, C, H, W), or with T; ``otherwise`` where no window reached."""
         assert self.sum is not None, "nothing was added"
         mean = self.sum / self.total.clamp_min(1e-30)
-        return mean if otherwise is None else torch.where(self.total > 0, mean, otherwise)
+        if otherwise is not None:
+            mean = torch.where(self.total > 0, mean, otherwise.flatten(1, -3))
+        return mean.reshape(len(mean), *self.channels, *mean.shape[-2:])
 
     @property
     def complete(self) -> bool:

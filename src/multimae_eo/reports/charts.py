@@ -112,6 +112,17 @@ def subset_figure(points: Sequence[tuple[int, float]], *, score: str) -> Figure:
     return figure
 
 
+def line_figure(points: Sequence[tuple[float, float]], *, x: str, y: str) -> Figure:
+    """A line through points, with the names of its axes."""
+    figure = new_figure(4.6, 3.1)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*points, strict=True), linewidth=1.6, markersize=5, **LINES[0])
+    axes.set_xlabel(x, fontsize=9, parse_math=False)
+    axes.set_ylabel(y, fontsize=9, parse_math=False)
+    finish_axes(axes, f"{y} by {x}", grid="y")
+    return figure
+
+
 def histogram_figure(
     counts: Sequence[int],
     edges: Sequence[float],

@@ -79,7 +79,9 @@ def chosen_chips(predictions: Predictions, count: int) -> list[int]:
 
 
 def chip_picture(sample: Sample, modalities: ModalitySet) -> RGB:
-    """A chip drawn from one modality (H, W, 3): one in colour if there is any."""
+    """A chip drawn from one modality (H, W, 3): one in colour if there is any; of a series its
+    clearest date."""
+    sample = sample.clearest()
     ranked = sorted(sample.pixels, key=lambda n: _LOOKS.index(look_of(modalities[n])))
     modality = modalities[ranked[0]]
     return picture(modality, sample.values_of(modality), valid=sample.valid.get(modality.name))

@@ -79,7 +79,8 @@ def chip_views(
 ) -> list[ChipView]:
     """Take a batch and its reconstruction apart into chips.
 
-    masked: bool (B, rows, columns) per modality, where tokens rather than modalities were masked;
+    Of a series the clearest date of each chip. masked: bool (B, rows, columns) per
+    modality, where tokens rather than modalities were masked;
     token_pixels: the side of a token's ground in each of these, in pixels.
     """
     truths = {n: t for n in batch.modalities if (t := truth_of(batch, n)) is not None}
@@ -91,15 +92,20 @@ def chip_views(
     views = []
     for row, key in enumerate(batch.keys):
         has = [n for n in truths if present[row, batch.modalities.index(n)]]
+        dates = {n: int(truths[n].valid[row].mean(axis=(1, 2, 3)).argmax()) for n in batch.dates}
+
+        def image(name: str, values: npt.NDArray[Any], dates: Mapping[str, int] = dates) -> Any:
+            return values[dates[name]] if name in dates else values
+
         views.append(
             ChipView(
                 key=key,
                 modalities=batch.modalities,
                 inputs=tuple(inputs),
-                truth={n: truths[n].values[row] for n in has},
-                valid={n: truths[n].valid[row] for n in has},
-                mean={n: mean[row] for n, (mean, _) in predictions.items()},
-                predictive_std={n: std[row] for n, (_, std) in predictions.items()},
+                truth={n: image(n, truths[n].values[row]) for n in has},
+                valid={n: image(n, truths[n].valid[row]) for n in has},
+                mean={n: image(n, mean[row]) for n, (mean, _) in predictions.items()},
+                predictive_std={n: image(n, std[row]) for n, (_, std) in predictions.items()},
                 masked={n: m[row] for n, m in (masked or {}).items()},
                 token_pixels=token_pixels or {},
             )

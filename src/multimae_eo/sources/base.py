@@ -172,4 +172,5 @@ class ConcatSource(Source):
             geometry=sample.geometry,
             time=sample.time,
             label=sample.label if self._labelled else None,
+            dates=sample.dates,
         )

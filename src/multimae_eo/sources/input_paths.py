@@ -26,7 +26,7 @@ RUN_RECIPE = "recipe.yaml"
 """The recipe that a run leaves in its folder: a run may be resumed from it."""
 OUTPUT_OPTIONS = ("out", "html", "polygons", "convert")
 """Options that name what is written: a file, or a folder."""
-_KINDS = ("mmearth:", "geobench:", "scene:", "stac:")
+_KINDS = ("mmearth:", "geobench:", "scene:", "stac:", "series:")
 _BESIDE = (".png", ".json", ".probabilities.tif", ".probabilities.png", ".confidence.tif",
            ".confidence.png", ".aux.xml", ".data")  # fmt: skip
 """What is written beside an output file, after its stem."""
@@ -119,7 +119,7 @@ def _referred(path: Path) -> Iterator[Path]:
             continue
         try:
             if "{id}" in text:
-                yield from (root / name for name in Pattern(text).discover(root).values())
+                yield from (root / name for name in Pattern(text).discover(root).all_paths)
             else:
                 # A folder of this name is a product.
                 yield from (f for f in matching_files(root, text)[0] if f.is_file() or f.suffix)

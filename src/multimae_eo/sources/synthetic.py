@@ -251,7 +251,7 @@ def write_synthetic_data(
     something cannot be written, ConfigError without rasterio.
     """
     folder = Path(folder)
-    _require_rasterio()
+    require_rasterio()
     layout = _Layout.of(chips, size)
     layers = _layers(make_landscape(layout.side, seed))
     rows = []
@@ -315,6 +315,18 @@ _NODATA = {"s2": 0.0, "landcover": 0.0}
 
 
 def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -> None:
+    write_geotiff(path, pixels, geometry, bands=_BANDS[layer], nodata=_NODATA.get(layer))
+
+
+def write_geotiff(
+    path: Path,
+    pixels: Pixels,
+    geometry: Geometry,
+    *,
+    bands: Sequence[str],
+    nodata: float | None = None,
+) -> None:
+    """Write synthetic pixels (C, H, W) of GSD_M with the names of their bands."""
     import rasterio
     from rasterio.io import MemoryFile
 
@@ -328,13 +340,13 @@ def _write_geotiff(path: Path, layer: str, pixels: Pixels, geometry: Geometry) -
         "width": width,
         "crs": geometry.crs,
         "transform": rasterio.Affine(GSD_M, 0, left, 0, -GSD_M, top),
-        "nodata": _NODATA.get(layer),
+        "nodata": nodata,
     }
     # In memory first: GDAL keeps silent about what it cannot write when it closes a file.
     with MemoryFile() as memory:
         with memory.open(**profile) as out:
             out.write(pixels)
-            out.descriptions = _BANDS[layer]
+            out.descriptions = tuple(bands)
         # The data can be made again; syncing each file takes longer than making it.
         write_file(path, memory.getbuffer(), durable=False)
 
@@ -343,7 +355,8 @@ def _write_text(path: Path, text: str) -> None:
     write_file(path, text.encode())
 
 
-def _require_rasterio() -> None:
+def require_rasterio() -> None:
+    """ConfigError where GeoTIFF files cannot be written."""
     try:
         import rasterio  # noqa: F401
     except ImportError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,16 @@ def _require_same_arrays(store: ChipStore, addition: ChipStore) -> None:
     """A modality, or labels, that only one of the two has cannot differ."""
     ours, theirs = ({**s.header["arrays"], "labels": s.header["labels"]} for s in (store, addition))
     for name in ours.keys() & theirs.keys():
-        if ours[name] and theirs[name] and ours[name] != theirs[name]:
+        if ours[name] and theirs[name] and _shape(ours[name]) != _shape(theirs[name]):
             raise ConfigError(
                 f"{name}: the chips have {theirs[name]}, those of {store.path} {ours[name]}; "
                 f"prepare them as a store of their own (and delete {addition.path})"
             )
+
+
+def _shape(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What chips of a store must share: not whether they are series."""
+    return {key: value for key, value in record.items() if key != "series"}
 
 
 def _join(store: ChipStore, addition: ChipStore) -> None:
@@ -106,11 +111,13 @@ def _join(store: ChipStore, addition: ChipStore) -> None:
             sums[moved] = expected
     old, new = store.header, addition.header
     starts = [*store.shard_starts, *(s + old["count"] for s in addition.shard_starts)]
+    arrays = {n: {**new["arrays"].get(n, {}), **a} for n, a in old["arrays"].items()}
     header = {
         **old,
+        "format_version": max(old["format_version"], new["format_version"]),
         "count": old["count"] + new["count"],
         "shard_starts": starts,
-        "arrays": {**new["arrays"], **old["arrays"]},
+        "arrays": {**new["arrays"], **arrays},
         "labels": old["labels"] or new["labels"],
         "splits": {
             s: old["splits"].get(s, 0) + new["splits"].get(s, 0)

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,13 +22,16 @@ from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.files import read_json as read_json_file
 from multimae_eo.files import replacing
 
-FORMAT_VERSION = 1
+IMAGES_VERSION, FORMAT_VERSION = 1, 2
+"""Of stores that hold images alone, which earlier releases read, and of those that hold series."""
+PLAN_VERSION = 1
 PLAN = "plan.json"
 HEADER = "store.json"
 INDEX = "index.parquet"
 CHECKSUMS = "checksums.json"
 PARTS = "parts"
 LABELS = "labels"
+DATES = "dates"
 
 _CHUNK = 1 << 22
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -42,7 +45,7 @@ class Plan:
     nodata and the label classes; and of all keys with their splits, in order.
     """
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = PLAN_VERSION
     source: str
     modalities: str
     chips: int
@@ -68,7 +71,8 @@ def array_path(group: str, shard: int, *, valid: bool = False) -> str:
     """Where a shard's array lies in the store; ``group`` is a modality's name or ``LABELS``.
 
     Pixels are (n, C, H, W) in the source's type and label maps (n, H, W). Validity is uint8
-    (n, 1 or C, H, ceil(W/8)): bits packed along the width, the highest first.
+    (n, 1 or C, H, ceil(W/8)): bits packed along the width, the highest first. A chip has a row, and
+    in a series one for each of its dates, in order.
     """
     return f"{group}/{shard:05d}{'.valid' if valid else ''}.npy"
 
@@ -164,8 +168,13 @@ def footprint(bounds: Sequence[float] | None) -> bytes | None:
     return head + b"".join(struct.pack("<dd", x, y) for x, y in ring)
 
 
-def index_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
-    """Arrow table of some chips, from the rows of a part record; all columns but ``label``."""
+def index_table(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], series: Collection[str] = ()
+) -> Any:
+    """Arrow table of some chips, from the rows of a part record; all columns but ``label``.
+
+    ``series``: the names of modalities that have dates in any chip of the store.
+    """
     import pyarrow as pa
 
     bounds = [r["bounds"] for r in rows]
@@ -193,6 +202,9 @@ def index_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
         records = [r["modalities"].get(name, {}) for r in rows]
         for what, (kind, absent) in kinds.items():
             columns[column(name, what)] = pa.array([r.get(what, absent) for r in records], kind)
+        if name in series:
+            dates = [r.get(DATES) for r in records]
+            columns[column(name, DATES)] = pa.array(dates, pa.list_(pa.float64()))
     return pa.table(columns)
 
 

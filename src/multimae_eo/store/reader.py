@@ -17,7 +17,7 @@ from multimae_eo.errors import DataError, FormatError, MultiMAEError
 from multimae_eo.files import reason_of, require_regular
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
-from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
@@ -45,9 +45,9 @@ class ChipStore(Source):
             )
         self.header = layout.read_json(self.path / layout.HEADER)
         version = self.header.get("format_version")
-        if version != layout.FORMAT_VERSION:
+        if version not in (layout.IMAGES_VERSION, layout.FORMAT_VERSION):
             raise FormatError(
-                f"{self.path}: store format {version}, this version reads "
+                f"{self.path}: store format {version}, this version reads up to "
                 f"{layout.FORMAT_VERSION}; prepare it again, or update multimae-eo"
             )
         try:
@@ -59,6 +59,7 @@ class ChipStore(Source):
                 n: (tuple(a["shape"]), np.dtype(a["dtype"]))
                 for n, a in self.header["arrays"].items()
             }
+            self.series = frozenset(n for n, a in self.header["arrays"].items() if a.get("series"))
             labels = self.header["labels"]
             self._label_type = None if labels is None else np.dtype(labels["dtype"])
             self.label_shape = None if labels is None else tuple(labels["shape"])
@@ -126,6 +127,7 @@ class ChipStore(Source):
         chosen = self.modalities if names is None else self.modalities.select(names)
         having = [n for n in chosen if self.rows(n)[index] >= 0]
         masks = {n: self.valid(index, n) for n in having}
+        dates = {n: self.dates(index, n) for n in having}
         geometry = None
         crs, words = self._words("crs")
         if crs[index] >= 0:
@@ -141,27 +143,60 @@ class ChipStore(Source):
             geometry=geometry,
             time=self._column("time")[index].as_py(),
             label=self.label(index),
+            dates={n: d for n, d in dates.items() if d is not None},
         )
 
+    def dates(self, index: int, name: str) -> Dates | None:
+        """Days since 1970 of a chip's series, float64 (T,); None where it is an image."""
+        if name not in self.series:
+            return None
+        days = self._column(layout.column(name, layout.DATES))[index].as_py()
+        if days is None:
+            return None
+        dates = np.array(days, dtype=np.float64)
+        if not len(dates) or not np.isfinite(dates).all() or (np.diff(dates) < 0).any():
+            path = self.path / layout.INDEX
+            raise self._damaged(path, f"the dates of {name} in chip {index} do not ascend")
+        return dates
+
     def rows(self, name: str) -> npt.NDArray[np.int32]:
-        """Each chip's row within its shard of a modality; -1 where the chip lacks it."""
+        """Each chip's row, or first row, within its shard of a modality; -1 where it lacks it."""
         rows = self._numbers(layout.column(name, "row"))
         if name not in self.arrays and (rows >= 0).any():
             raise self._damaged(self.path / layout.HEADER, f"does not describe {name}'s arrays")
         return rows
 
     def pixels(self, index: int, name: str) -> Pixels:
-        """(C, H, W) of a chip that has the modality."""
-        return self._taken(index, name, int(self.rows(name)[index]))
+        """(C, H, W) of a chip that has the modality, (T, C, H, W) of a series."""
+        row, dates = int(self.rows(name)[index]), self.dates(index, name)
+        if dates is None:
+            return self._taken(index, name, row)
+        self._taken(index, name, row + len(dates) - 1)  # the last row is there
+        number = bisect_right(self.shard_starts, index) - 1
+        return self.shard(name, number)[row : row + len(dates)]
 
     def valid(self, index: int, name: str) -> Validity | None:
-        """Bool (1 or C, H, W) of a chip that has the modality; None where every pixel is valid."""
+        """Bool (1 or C, H, W) of a chip that has the modality, with T before it of a series.
+
+        None where every pixel is valid.
+        """
         bands = int(self._valid_bands(name)[index])
-        return self.masks(np.array([index]), name)[0, :bands] if bands else None
+        if not bands:
+            return None
+        dates = self.dates(index, name)
+        count = 1 if dates is None else len(dates)
+        masks = self._masks(np.full(count, index), name, np.arange(count))[:, :bands]
+        return masks[0] if dates is None else masks
 
     def masks(self, indices: npt.NDArray[np.int64], name: str) -> Validity:
-        """Bool (n, 1 or C, H, W) of some chips that are ``partly_valid``."""
-        bands, rows = self._valid_bands(name)[indices], self.rows(name)[indices]
+        """Bool (n, 1 or C, H, W) of some chips that are ``partly_valid``; no series."""
+        return self._masks(indices, name, 0)
+
+    def _masks(
+        self, indices: npt.NDArray[np.int64], name: str, dates: npt.NDArray[np.int64] | int
+    ) -> Validity:
+        """The masks (n, 1 or C, H, W) of the n-th date of each chip; 0 for images."""
+        bands, rows = self._valid_bands(name)[indices], self.rows(name)[indices] + dates
         _, height, width = self.arrays[name][0]
         packed = np.empty((len(indices), bands.max(), height, -(-width // 8)), np.uint8)
         numbers = self.shard_of(indices)
@@ -364,8 +399,8 @@ def _require_type(name: str, column: Any) -> None:
     if what in ("key", "split", "crs", "time", "level"):
         fits = pa.types.is_string(kind) or pa.types.is_null(kind)
         nulls = what in ("crs", "time")
-    elif what == "label":
-        fits, nulls = True, True
+    elif what in ("label", layout.DATES):
+        fits, nulls = what == "label" or pa.types.is_list(kind), True
     else:
         fits = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
         fits, nulls = fits or what == "geometry", what in ("left", "bottom", "right", "top")

@@ -25,7 +25,7 @@ from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputErro
 from multimae_eo.files import LOCK, is_temporary, output_lock
 from multimae_eo.modality import class_ids
 from multimae_eo.processes import WorkerPool
-from multimae_eo.sample import Sample
+from multimae_eo.sample import Pixels, Sample
 from multimae_eo.sources.base import Source
 from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
@@ -51,7 +51,7 @@ def prepare(
     """Write a source's chips into a store at ``out``, or continue an interrupted ``prepare``.
 
     Args:
-        source: chips of one size per modality; chips may lack modalities.
+        source: chips of one size per modality; chips may lack modalities, and have any dates.
         out: folder; a finished store of the same plan there is left as it is.
         workers: processes that read, started afresh (scripts need ``if __name__ == "__main__"``).
         dask: address of a Dask scheduler whose workers read instead; they see source and ``out``
@@ -178,7 +178,8 @@ class _Work:
         if maps:
             for number, (row, _) in enumerate(maps):
                 row["label_row"] = number
-            self._write_array(layout.array_path(LABELS, shard), [m for _, m in maps], sums)
+            stacked = [np.asarray(m)[None] for _, m in maps]
+            self._write_array(layout.array_path(LABELS, shard), stacked, sums)
         part = {
             "rows": rows,
             "statistics": {split: s.to_dict() for split, s in statistics.items()},
@@ -194,10 +195,13 @@ class _Work:
             arrays = {n: p for n, p in sample.pixels.items() if n in self.source.modalities}
             if sample.label is not None:
                 arrays[LABELS] = np.asarray(sample.label)
-            mine = {
-                n: {"shape": list(a.shape), "dtype": a.dtype.str, "key": sample.key}
-                for n, a in arrays.items()
-            }
+            mine: dict[str, dict[str, Any]] = {}
+            for name, array in arrays.items():
+                series = name in sample.dates
+                shape = list(array.shape[1:] if series else array.shape)
+                mine[name] = {"shape": shape, "dtype": array.dtype.str, "key": sample.key}
+                if series:
+                    mine[name]["series"] = True
             _agree(agreed, mine, self.out)
         return agreed
 
@@ -212,18 +216,19 @@ class _Work:
         having = [i for i, s in enumerate(samples) if name in s.pixels]
         if not having:
             return
-        for number, i in enumerate(having):
-            rows[i]["modalities"][name]["row"] = number
-        pixels = [samples[i].pixels[name] for i in having]
+        pixels = [_rows_of(samples[i].pixels[name]) for i in having]
+        starts = np.cumsum([0, *(len(p) for p in pixels)]).tolist()
+        for i, start in zip(having, starts, strict=False):
+            rows[i]["modalities"][name]["row"] = start
         self._write_array(layout.array_path(name, shard), pixels, sums)
         mask_bands = [rows[i]["modalities"][name]["valid_bands"] for i in having]
         if any(mask_bands):
-            shape = (max(mask_bands), *pixels[0].shape[1:])
+            shape = (max(mask_bands), *pixels[0].shape[2:])
             # A mask without an invalid pixel may have more bands than the others; it is not stored.
             every = np.ones((1, 1, 1), dtype=bool)
             masks = [
-                np.broadcast_to(samples[i].valid[name] if n else every, shape)
-                for i, n in zip(having, mask_bands, strict=True)
+                np.broadcast_to(samples[i].valid[name] if n else every, (*p.shape[:-3], *shape))
+                for i, n, p in zip(having, mask_bands, pixels, strict=True)
             ]
             packed = [np.packbits(m, axis=-1) for m in masks]
             self._write_array(layout.array_path(name, shard, valid=True), packed, sums)
@@ -231,13 +236,20 @@ class _Work:
     def _write_array(
         self, path: str, arrays: Sequence[npt.NDArray[np.generic]], sums: dict[str, str]
     ) -> None:
-        sums[path] = layout.write_array(self.out / path, np.stack(arrays))
+        sums[path] = layout.write_array(self.out / path, np.concatenate(arrays))
+
+
+def _rows_of(pixels: Pixels) -> Pixels:
+    """A chip's rows (n, C, H, W) of a shard: one, or one for each date of a series."""
+    return pixels[None] if pixels.ndim == 3 else pixels
 
 
 def _agree(agreed: Arrays, arrays: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """Add ``arrays`` to ``agreed``; DataError where a chip differs from an earlier one."""
     for name, mine in arrays.items():
         first = agreed.setdefault(name, dict(mine))
+        if mine.get("series"):
+            first["series"] = True
         if (first["shape"], first["dtype"]) == (mine["shape"], mine["dtype"]):
             continue
         a, b = (
@@ -274,13 +286,12 @@ def _problem(source: Source, sample: Sample) -> str:
     """What keeps a sample from being stored; nothing for a good one."""
     for name, pixels in sample.pixels.items():
         channels = source.modalities[name].channels
-        if pixels.ndim != 3 or len(pixels) != channels or pixels.dtype.kind not in "biuf":
-            return (
-                f"{name}: expected real numbers shaped ({channels}, H, W), got {pixels.dtype} "
-                f"{pixels.shape}"
-            )
+        axes = f"(T, {channels}, H, W)" if name in sample.dates else f"({channels}, H, W)"
+        is_chip = pixels.ndim == axes.count(",") + 1 and pixels.shape[-3] == channels
+        if not is_chip or pixels.dtype.kind not in "biuf":
+            return f"{name}: expected real numbers shaped {axes}, got {pixels.dtype} {pixels.shape}"
         ok = sample.valid.get(name)
-        shapes = {(c, *pixels.shape[1:]) for c in (1, channels)}
+        shapes = {(*pixels.shape[:-3], c, *pixels.shape[-2:]) for c in (1, channels)}
         if ok is not None and (ok.dtype != np.bool_ or ok.shape not in shapes):
             return f"{name}: validity is {ok.dtype} {ok.shape} beside pixels {pixels.shape}"
     try:
@@ -298,7 +309,7 @@ def _is_map(label: Any) -> bool:
 
 def _row(source: Source, index: int, sample: Sample) -> dict[str, Any]:
     """A chip's row of the index, as plain data."""
-    modalities = {}
+    modalities: dict[str, dict[str, Any]] = {}
     for name, modality in source.modalities.items():
         if name in sample.pixels:
             calibration = sample.calibration_of(modality)
@@ -306,11 +317,13 @@ def _row(source: Source, index: int, sample: Sample) -> dict[str, Any]:
             modalities[name] = {
                 "present": True,
                 "valid_fraction": 1.0 if ok is None else float(ok.mean()),
-                "valid_bands": 0 if ok is None or bool(ok.all()) else len(ok),
+                "valid_bands": 0 if ok is None or bool(ok.all()) else ok.shape[-3],
                 "scale": float(calibration.scale),
                 "offset": float(calibration.offset),
                 "level": calibration.level,
             }
+            if name in sample.dates:
+                modalities[name][layout.DATES] = sample.dates[name].tolist()
     label = None
     if sample.label is not None and not _is_map(sample.label):
         values = np.asarray(sample.label)
@@ -371,7 +384,7 @@ def _work_on(shard: int) -> Arrays:
 def _finish(source: Source, out: Path, plan: Plan) -> None:
     """Merge the parts in order; write header, checksums and, last, the index."""
     names = list(source.modalities)
-    tables, labels = [], []
+    parts, labels = [], []
     arrays: Arrays = {}
     splits: dict[str, int] = {}
     statistics: dict[str, Statistics] = {}
@@ -379,7 +392,7 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
     for shard in range(plan.shards):
         part = layout.read_json(out / layout.part_path(shard))
         _agree(arrays, part["arrays"], out)
-        tables.append(layout.index_table(part["rows"], names))
+        parts.append(part["rows"])
         labels += [row["label"] for row in part["rows"]]
         sums |= part["checksums"]
         for row in part["rows"]:
@@ -387,10 +400,14 @@ def _finish(source: Source, out: Path, plan: Plan) -> None:
         for split, record in part["statistics"].items():
             more = Statistics.from_dict(source.modalities, record)
             statistics[split] = statistics[split].merge(more) if split in statistics else more
-    shapes = {n: {k: a[k] for k in ("shape", "dtype")} for n, a in arrays.items()}
+    shapes: Arrays = {
+        n: {k: a[k] for k in ("shape", "dtype", "series") if k in a} for n, a in arrays.items()
+    }
     labelled = shapes.pop(LABELS, None)
+    series = [n for n, a in shapes.items() if "series" in a]
+    tables = [layout.index_table(rows, names, series) for rows in parts]
     header = {
-        "format_version": layout.FORMAT_VERSION,
+        "format_version": layout.FORMAT_VERSION if series else layout.IMAGES_VERSION,
         "name": source.name,
         "count": plan.chips,
         "shard_chips": plan.shard_chips,

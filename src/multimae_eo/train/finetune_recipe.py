@@ -41,11 +41,12 @@ class AugmentRecipe:
     """How chips of a batch are mixed (classification only), and what of them is masked.
 
     Args:
-        mixup: Beta parameter of blending two chips (0: off). cutmix: Beta parameter of pasting a
-        box of another chip (0: off). num_visible_tokens: Tokens left of each chip in training,
-        drawn as in pre-training (none: all). alpha: Dirichlet concentration of that draw; small
-        values hide whole modalities. drop_inputs: Probability that an input of a chip is dropped;
-        at least one is kept.
+        mixup: Beta parameter of blending two chips (0: off).
+        cutmix: Beta parameter of pasting a box of another chip (0: off).
+        num_visible_tokens: Tokens left of each chip in training, as pre-training draws (none: all).
+        alpha: Dirichlet concentration of that draw; small values hide whole modalities.
+        drop_inputs: Probability that an input of a chip is dropped; at least one is kept.
+        drop_dates: Probability that a date of a series is dropped; at least one date is kept.
     """
 
     mixup: float = 0.0
@@ -53,6 +54,7 @@ class AugmentRecipe:
     num_visible_tokens: int | None = None
     alpha: float = 1.0
     drop_inputs: float = 0.0
+    drop_dates: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -233,6 +235,7 @@ def parse_finetune(
             recipe.augment.drop_inputs,
             0 <= recipe.augment.drop_inputs < 1,
         ),
+        ("augment.drop_dates", recipe.augment.drop_dates, 0 <= recipe.augment.drop_dates < 1),
         ("optim.drop_path", recipe.optim.drop_path, 0 <= recipe.optim.drop_path < 1),
         ("optim.layer_decay", recipe.optim.layer_decay, 0 < recipe.optim.layer_decay <= 1),
         ("loss.label_smoothing", recipe.loss.label_smoothing, 0 <= recipe.loss.label_smoothing < 1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -131,10 +130,12 @@ class PretrainModule(pl.LightningModule):
             alpha=masking.alpha,
             inputs=inputs,
             roles=masking.roles,
+            series=masking.series,
             generator=PerSample(keys, self.recipe.run.seed, epoch),
         )
         if masking.roles.drawn:
-            fewest = min(math.prod(patches.layout.grids[n]) for n in inputs or patches.layout.grids)
+            layout = patches.layout
+            fewest = min(int(layout.columns([n]).sum()) for n in inputs or layout.grids)
             if fewest < masking.num_visible_tokens:
                 return states, None
         return states, count_visible_tokens(patches.layout, masking.num_visible_tokens, inputs)

@@ -15,7 +15,12 @@ from typing import Literal
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.files import read_text
 from multimae_eo.modality import LossName, ModalitySet, Task, validate_tasks
-from multimae_eo.network.config import DecoderConfig, EncoderConfig, ModalityRoles
+from multimae_eo.network.config import (
+    DecoderConfig,
+    EncoderConfig,
+    ModalityRoles,
+    SeriesMasking,
+)
 from multimae_eo.runtime import Precision
 from multimae_eo.sources.yaml_section import YAML_BYTES, parse_yaml
 from multimae_eo.train.options import Recorded, build, check_keys, check_least
@@ -84,6 +89,7 @@ class MaskingRecipe:
         roles: How often a modality of a sample is unused, encoded, decoded or both.
         decoded: Share of each modality's tokens that is decoded in a training step.
         band_dropout: Probability of dropping a band of a sample from the input, at most 0.3.
+        series: Of series, mask tokens at random, entire dates, tubes of all dates, or mixed.
     """
 
     num_visible_tokens: int = 49
@@ -92,6 +98,7 @@ class MaskingRecipe:
     roles: ModalityRoles = field(default_factory=ModalityRoles)
     decoded: float = 1.0
     band_dropout: float = 0.0
+    series: SeriesMasking = "random"
 
 
 @dataclass(kw_only=True)

@@ -15,10 +15,10 @@ from multimae_eo.network.masking import sample_states
 from multimae_eo.network.predictor import Change
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.target import Target
-from multimae_eo.network.tokens import Patches, TokenState
+from multimae_eo.network.tokens import Patches, TokenLayout, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
 
-_INPUTS, _TOKENS = 1, 2
+_INPUTS, _TOKENS, _DATES = 1, 2, 3
 """Separate the random numbers of dropped inputs and of visible tokens."""
 
 
@@ -37,6 +37,12 @@ class Mixing:
     def __call__(self, patches: Patches) -> Patches:
         """Mix normalised patches; what the partner did not observe stays, and the reverse."""
         layout, partner = patches.layout, self.partner.to(patches.device)
+        for name, dates in patches.dates.items():
+            if not torch.equal(dates.nan_to_num(), dates[partner].nan_to_num()):
+                raise ConfigError(
+                    f"augment: {name}: chips with different dates cannot be mixed; leave mixup and "
+                    "cutmix at 0"
+                )
         seen = patches.observed
         if seen is None:
             seen = torch.ones(
@@ -48,6 +54,7 @@ class Mixing:
         for name, mine in patches.values.items():
             part = layout.slices[name]
             take = self._taken(layout.grids[name], mine.device)[None, :, None]
+            take = take.repeat(1, layout.date_count(name), 1)
             theirs, a, b = mine[partner], seen[:, part, None], theirs_seen[:, part, None]
             if self.box is None and mine.is_floating_point():
                 mixed = torch.where(a & b, self.kept * mine + (1 - self.kept) * theirs, mine)
@@ -125,37 +132,53 @@ def hide(patches: Patches, recipe: AugmentRecipe, keys: Sequence[str], *parts: i
 
 @dataclass(frozen=True)
 class Hiding:
-    """Hides each input of each chip with a ``probability``, but never all that a chip has.
+    """Hides each input, or each date of an input, of each chip with a ``probability``.
 
+    Never all that a chip has. Inputs that are no series are kept where ``dates`` are dropped.
     ``keys``: the chips'; ``parts``: the numbers, such as seed and epoch, that it is drawn by.
     """
 
     probability: float
     keys: Sequence[str]
     parts: tuple[int, ...]
+    dates: bool = False
 
     def __call__(self, patches: Patches) -> Patches:
-        """Tokens of dropped inputs count as not observed."""
+        """Tokens of what is dropped count as not observed."""
         layout = patches.layout
+        if self.dates and not patches.dates:
+            return patches
         seen = patches.observed
         if seen is None:
             size = (patches.batch_size, layout.count)
             seen = torch.ones(size, dtype=torch.bool, device=patches.device)
-        generator = PerSample(self.keys, *self.parts, _INPUTS)
-        drawn = generator.rand(len(layout.slices)).to(seen.device)
-        has = torch.stack([seen[:, part].any(dim=1) for part in layout.slices.values()], dim=1)
+        of = (layout.acquisition_of if self.dates else layout.modality_of).to(seen.device)
+        drawn = self._drawn(layout).to(seen.device)
+        has = torch.zeros_like(drawn).index_add_(1, of, seen.float()) > 0
         dropped = drawn < self.probability
-        # The input of a chip with the greatest random number is always kept.
+        if self.dates:
+            counts = [layout.date_count(n) for n in layout.grids]
+            series = torch.tensor([n in patches.dates for n in layout.grids])
+            dropped &= series.repeat_interleave(torch.tensor(counts)).to(seen.device)
+        # What of a chip has the greatest random number is always kept.
         last = torch.where(has, drawn, -1.0).argmax(dim=1, keepdim=True)
         dropped = dropped.scatter(1, last, False)
-        of = layout.modality_of.to(seen.device)
         return replace(patches, observed=seen & ~dropped[:, of])
+
+    def _drawn(self, layout: TokenLayout) -> Tensor:
+        """Random numbers of each input (B, M), or of each of its dates."""
+        if not self.dates:
+            return PerSample(self.keys, *self.parts, _INPUTS).rand(len(layout.slices))
+        # A stream for each series: the numbers of a chip do not depend on the batch's other dates.
+        streams = [PerSample(self.keys, *self.parts, _DATES, i) for i in range(len(layout.grids))]
+        counts = [layout.date_count(name) for name in layout.grids]
+        return torch.cat([s.rand(n) for s, n in zip(streams, counts, strict=True)], dim=1)
 
 
 def changes(
     recipe: AugmentRecipe, mixing: Mixing | None, keys: Sequence[str], *parts: int
 ) -> Change | None:
-    """Mixing, then hiding of inputs and of tokens; None where nothing is changed.
+    """Mixing, then hiding of inputs, dates and tokens; None where nothing is changed.
 
     What is dropped of a chip follows from its key and ``parts`` (seed, epoch) alone: not from the
     batch that it is in.
@@ -163,6 +186,8 @@ def changes(
     steps: list[Change] = [] if mixing is None else [mixing]
     if recipe.drop_inputs > 0:
         steps.append(Hiding(recipe.drop_inputs, keys, parts))
+    if recipe.drop_dates > 0:
+        steps.append(Hiding(recipe.drop_dates, keys, parts, dates=True))
     if recipe.num_visible_tokens is not None:
         steps.append(lambda patches: hide(patches, recipe, keys, *parts))
     if not steps:

@@ -7,12 +7,13 @@ import io
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from multimae_eo.errors import ConfigError, DataError, SplitError, did_you_mean
 from multimae_eo.files import read_text, reading, require_regular
+from multimae_eo.sources.acquisition_dates import DATE_PATTERN, date_text, days_since_1970
 from multimae_eo.sources.base import split_name
 from multimae_eo.sources.file_names import (
     composed,
@@ -27,6 +28,7 @@ from multimae_eo.sources.yaml_section import one_line
 Row = Mapping[str, str]
 
 _TABLE_BYTES = 1 << 30
+_DATE = "{date}"
 UNLISTED = "unlisted"
 """The split of a chip that a split table does not name: readable, but never trained on."""
 
@@ -34,7 +36,8 @@ UNLISTED = "unlisted"
 @dataclass(frozen=True)
 class Pattern:
     """A path with ``{id}`` in it, relative to a root or absolute. An id may contain slashes:
-    ``{id}.tif`` matches ``forest/17.tif`` with the id ``forest/17``.
+    ``{id}.tif`` matches ``forest/17.tif`` with the id ``forest/17``. With ``{date}`` a chip has a
+    file for each of its dates: ``{id}/{date}.tif`` matches ``17/2019-07-15.tif``.
 
     Letters are compared in Unicode's composed form (NFC), which ids have too; the extension in any
     case, ``.tif`` like ``.tiff`` and ``.jpg`` like ``.jpeg``.
@@ -45,9 +48,16 @@ class Pattern:
     def __post_init__(self) -> None:
         if "{id}" not in self.text:
             raise ConfigError(f"the path {self.text!r} needs {{id}} where the chip's id stands")
-        others = set(re.findall(r"\{[^}]*\}", self.text)) - {"{id}"}
+        others = set(re.findall(r"\{[^}]*\}", self.text)) - {"{id}", _DATE}
         if others:
-            raise ConfigError(f"the path {self.text!r} knows only {{id}}, not {min(others)}")
+            raise ConfigError(
+                f"the path {self.text!r} knows only {{id}} and {_DATE}, not {min(others)}"
+            )
+
+    @property
+    def dated(self) -> bool:
+        """Whether a chip has a file for each date."""
+        return _DATE in self.text
 
     def path(self, key: str) -> str:
         """The path of one chip's file as the pattern writes it."""
@@ -58,17 +68,28 @@ class Pattern:
         body, suffix = split_suffix(composed(self.text))
         first, *more = [re.escape(part) for part in body.split("{id}")]
         ending = "(?i:" + "|".join(map(re.escape, same_suffixes(suffix))) + ")"
-        return re.compile(first + "(?P<id>.+)" + "(?P=id)".join(more) + ending)
+        text = first + "(?P<id>.+)" + "(?P=id)".join(more) + ending
+        text = text.replace(re.escape(_DATE), f"(?P<date>{DATE_PATTERN})", 1)
+        return re.compile(text.replace(re.escape(_DATE), "(?P=date)"))
 
     def key(self, path: str) -> str | None:
         """The id in a path, or None where the pattern does not match."""
         match = self._regex.fullmatch(composed(path))
         return match["id"] if match else None
 
+    def days(self, path: str) -> float:
+        """The date in a path that matches, in days since 1970; DataError where it is none."""
+        match = self._regex.fullmatch(composed(path))
+        assert match is not None
+        try:
+            return days_since_1970(match["date"])
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; rename it, or move it elsewhere") from error
+
     def discover(self, root: Path) -> ChipFiles:
         """All files that match; hidden files and folders are skipped.
 
-        Raises DataError where two files are the same chip's.
+        Raises DataError where two files are the same chip's, and of the same date.
         """
         if is_remote(self.text):
             raise DataError(
@@ -78,14 +99,25 @@ class Pattern:
         fixed = PurePosixPath(self.text.split("{id}")[0] + "x").parent
         absolute = os.path.isabs(fixed)
         paths: dict[str, str] = {}
+        series: dict[str, dict[float, str]] = {}
         others: list[str] = []
         for path in walk_files(existing_path(root, str(fixed))):
             name = (path if absolute else os.path.relpath(path, root)).replace(os.sep, "/")
             key = self.key(name)
             if not key:
                 others.append(name)
+            elif self.dated:
+                dates, days = series.setdefault(key, {}), self.days(name)
+                if dates.setdefault(days, name) != name:
+                    raise DataError(
+                        f"{dates[days]} and {name} are both chip {key!r} of {self.text} on "
+                        f"{date_text(days)}; rename or move one"
+                    )
             elif paths.setdefault(key, name) != name:
                 self._choose(paths, key, name)
+        if self.dated:
+            ordered = {k: tuple(sorted(d.items())) for k, d in series.items()}
+            return ChipFiles({k: d[0][1] for k, d in ordered.items()}, tuple(others), ordered)
         return ChipFiles(paths, tuple(others))
 
     def _choose(self, paths: dict[str, str], key: str, name: str) -> None:
@@ -101,10 +133,19 @@ class Pattern:
 @dataclass(frozen=True)
 class ChipFiles(Mapping[str, str]):
     """The path of each chip's file, as it is written on disk. ``others``: files beside them that
-    the pattern does not take."""
+    the pattern does not take. ``series``: days since 1970 and path of each date of each chip, where
+    a chip has several files; ``paths`` then has the first."""
 
     paths: Mapping[str, str]
     others: tuple[str, ...] = ()
+    series: Mapping[str, tuple[tuple[float, str], ...]] = field(default_factory=dict)
+
+    @property
+    def all_paths(self) -> Iterator[str]:
+        """The path of every file, of all dates."""
+        if self.series:
+            return (path for dates in self.series.values() for _, path in dates)
+        return iter(self.paths.values())
 
     def __getitem__(self, key: str) -> str:
         return self.paths[key]

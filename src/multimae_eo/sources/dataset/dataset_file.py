@@ -18,7 +18,7 @@ from multimae_eo.errors import (
 )
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
 from multimae_eo.sources.band_match import locate_bands
 from multimae_eo.sources.base import Source, split_name
 from multimae_eo.sources.dataset.band_files import stacked, stacked_header
@@ -177,13 +177,18 @@ class DatasetFileSource(Source):
         files = _Files(self._spec.root)
         pixels: dict[str, Pixels] = {}
         valid: dict[str, Validity] = {}
+        dates: dict[str, Dates] = {}
         calibration: dict[str, Calibration] = {}
         for name in chosen:
             plan = self._plans[name]
             if key not in plan.having or key in plan.spec.exclude:
                 continue
-            values, ok, linear = self._pixels(plan, key, self._open(plan, key, files))
+            if plan.pattern.dated:
+                values, ok, linear, dates[name] = self._series(plan, key, files)
+            else:
+                values, ok, linear = self._pixels(plan, key, self._open(plan, key, files))
             if ok is not None and not ok.any():
+                dates.pop(name, None)
                 continue
             pixels[name] = values
             if not plan.modality.categorical:
@@ -207,8 +212,41 @@ class DatasetFileSource(Source):
             geometry=files.geometry,
             time=self._time.of(key),
             label=self._label(key, files),
+            dates=dates,
         )
         return squared(sample)
+
+    def _series(
+        self, plan: _ModalityPlan, key: str, files: _Files
+    ) -> tuple[Pixels, Validity | None, Linear, Dates]:
+        """A modality's pixels (T, C, H, W), as ``_pixels`` of each date, and the dates.
+
+        Dates without a valid pixel are left out, unless there is no other.
+        """
+        name = plan.modality.name
+        days: list[float] = []
+        images: list[Pixels] = []
+        masks: list[Validity] = []
+        calibrations: list[Linear] = []
+        for day, path in plan.having.series[key]:
+            values, ok, linear = self._pixels(plan, key, files.open(path, plan.spec.layout))
+            if images and (values.shape, linear) != (images[0].shape, calibrations[0]):
+                raise FormatError(
+                    f"{self._spec.root / path}: {name}: {_by(values.shape[-2:])} px, {linear}; "
+                    f"the chip's first date has {_by(images[0].shape[-2:])} px, {calibrations[0]}; "
+                    "make the dates of a chip alike"
+                )
+            days.append(day)
+            images.append(values)
+            calibrations.append(linear)
+            masks.append(np.ones((1, *values.shape[-2:]), dtype=bool) if ok is None else ok)
+        bands = max(len(m) for m in masks)
+        valid = np.stack([np.broadcast_to(m, (bands, *m.shape[1:])) for m in masks])
+        seen = valid.any(axis=(1, 2, 3))
+        seen = seen if seen.any() else np.ones_like(seen)
+        valid = valid[seen]
+        ok = None if valid.all() else valid
+        return np.stack(images)[seen], ok, calibrations[0], np.array(days)[seen]
 
     def _open(self, plan: _ModalityPlan, key: str, files: _Files) -> Raster:
         """The raster of one modality of a chip, of one file or of one per band."""

@@ -25,7 +25,7 @@ def left_out(
     groups = dict(files)
     if labels is not None and spec.labels and spec.labels.mask:
         groups[spec.labels.mask] = labels.masks
-    taken = {path for group in groups.values() for path in group.values()}
+    taken = {path for group in groups.values() for path in group.all_paths}
     tables = {t for t in (spec.table, spec.split_table, spec.file) if t is not None}
     seen: set[str] = set()
     for pattern, group in groups.items():
@@ -51,7 +51,7 @@ def outward_links(
     groups = dict(files)
     if labels is not None and spec.labels and spec.labels.mask:
         groups[spec.labels.mask] = labels.masks
-    named = {pattern.text: list(group.values()) for pattern, group in groups.items()}
+    named = {pattern.text: list(group.all_paths) for pattern, group in groups.items()}
     tables = [t for t in (spec.table, spec.split_table) if t is not None]
     named |= {table.name: [str(table)] for table in tables}
     for text, names in named.items():

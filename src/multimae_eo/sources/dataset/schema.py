@@ -396,9 +396,12 @@ def _pattern(section: Section, key: str) -> Pattern | None:
         return None
     try:
         text = os.path.expanduser(section.text(key)).replace("\\", "/")
-        return Pattern(text.removeprefix("./"))
+        pattern = Pattern(text.removeprefix("./"))
     except ConfigError as error:
         raise ConfigError(f"{section.where}: {key}: {error}") from error
+    if pattern.dated and key not in ("path", "chips"):
+        raise section.error(key, "only `path:` and `chips:` have files of several dates ({date})")
+    return pattern
 
 
 def _size(section: Section) -> Size | None:

@@ -26,7 +26,8 @@ def squared(sample: Sample) -> Sample:
     for name, (height, width) in shapes.items():
         if height == width:
             continue
-        observed = valid.get(name, np.ones((1, height, width), dtype=bool))
+        leading = sample.pixels[name].shape[:-3]
+        observed = valid.get(name, np.ones((*leading, 1, height, width), dtype=bool))
         pixels[name] = _padded(pixels[name], 0)
         valid[name] = _padded(observed, False)
     label = sample.label
