@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import inspect
 import json
 import logging
@@ -126,6 +127,22 @@ def _patiently(action: Callable[..., None], *paths: Path) -> None:
     return action(*paths)
 
 
+def exchange_folder(temporary: Path, folder: Path) -> None:
+    """Rename a folder to ``folder``, in place of what is there; at any moment one of them is on the
+    disk. Raises OSError.
+    """
+    previous = temporary_path(folder)
+    if folder.exists():
+        os.replace(folder, previous)
+    try:
+        sync_and_rename(temporary, folder)
+    except OSError:
+        if previous.exists():
+            os.replace(previous, folder)
+        raise
+    remove(previous)
+
+
 def _sync(path: Path) -> None:
     folder = path.is_dir()
     if folder and _WINDOWS:
@@ -237,6 +254,12 @@ def parse_json(
     """The JSON document in ``text``; a ``kind`` that names ``where`` otherwise."""
     with reading(where, kind, remedy, form=form):
         return json.loads(text, object_hook=object_hook)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file that this package wrote, as 64 hex digits; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reason_of(error: Exception) -> str:

@@ -152,7 +152,7 @@ def test_version(run):
             ("export", "--model", "m", "--out", "o", "--format", "onx"),
             "invalid choice: 'onx' (choose from 'torch', 'onnx')",
         ),
-        (("export", "--model", "m", "--out", "o", "--dynamic", "size"), "invalid choice: 'size'"),
+        (("export", "--model", "m", "--out", "o", "--dynamic", "all"), "invalid choice: 'all'"),
         (("embed", "--model", "m", "--out", "o", "--per", "pixel"), "invalid choice: 'pixel'"),
         (
             ("predict", "--model", "m", "--scene", "s", "--out", "o", "--precision", "8"),

@@ -13,9 +13,11 @@ from multimae_eo.errors import ConfigError, FormatError, OutputError
 from multimae_eo.export import files
 from multimae_eo.export.files import FileOptions, export_model, read_record
 from multimae_eo.export.graphs import GraphOptions, build_graph, random_images
+from multimae_eo.geo import Window
 from multimae_eo.inference.backbone import physical_tensors
-from multimae_eo.network.config import EncoderConfig, HeadConfig
+from multimae_eo.network.config import EncoderConfig, HeadConfig, InputConfig
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.reconstruction import reconstruct
 from multimae_eo.network.target import Target
 from multimae_eo.sample import collate
 from tests.support.paths import DATA, ROOT
@@ -197,12 +199,83 @@ def test_quantised_weights_are_small_and_nearly_right(wide, tmp_path, kind, quan
 @pytest.mark.slow
 def test_one_chip_at_a_time(small, tmp_path):
     options = GraphOptions(inputs=("elevation",))
-    record = export_model(small, tmp_path / "g.onnx", options, FileOptions(dynamic=False))
+    record = export_model(small, tmp_path / "g.onnx", options, FileOptions(dynamic="none"))
     assert record["batch"] == 1
     graph = build_graph(small, options)
     images = random_images(graph, None, 1, seed=9)
     with torch.no_grad():
         assert_close(run_file(tmp_path / "g.onnx", images)[0], graph(*images)[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_chips_of_any_size(small, make_sample, modalities, tmp_path, kind):
+    """One file for every size of chip, rectangular ones too: positions are interpolated in it."""
+    path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
+    inputs = ("rgb", "elevation")
+    options = GraphOptions(inputs=inputs, levels=LEVEL)
+    record = export_model(small, path, options, FileOptions(format=kind, dynamic="size"))
+    assert record["size_steps"] == dict.fromkeys(inputs, 4)
+    assert record["max_difference"] < 1e-5
+    for size, width in ((8, 8), (16, 16), (24, 16), (40, 40)):
+        batch = collate([make_sample(s, size=size) for s in (0, 2, 4)], modalities)
+        images = [physical_tensors(batch)[n][..., :width].contiguous() for n in inputs]
+        batch = batch.cut({n: Window(row=0, col=0, height=size, width=width) for n in modalities})
+        with torch.no_grad():
+            expected = small.encode(batch, inputs)
+        features, pooled = run_file(path, images)
+        assert features.shape[-2:] == (size // 4, width // 4)
+        assert_close(features, expected.fused(), atol=1e-4, rtol=0)
+        assert_close(pooled, expected.pooled, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "what", "head"),
+    [
+        ("torch", "reconstruct", "linear"),
+        ("torch", "predict", "convnext"),
+        pytest.param("onnx", "predict", "linear", marks=pytest.mark.release),
+        pytest.param("onnx", "reconstruct", "linear", marks=pytest.mark.release),
+        pytest.param("onnx", "predict", "convnext", marks=pytest.mark.release),
+    ],
+)
+def test_maps_of_any_size(small, make_sample, modalities, tmp_path, kind, what, head):
+    path = tmp_path / ("graph.onnx" if kind == "onnx" else "graph.pt2")
+    target = Target(kind="map", classes=("a", "b"))
+    predictor = Predictor(small, target, HeadConfig(name=head, width=8, depth=1)).eval()
+    model = predictor if what == "predict" else small
+    options = GraphOptions(what=what, inputs=("rgb",), levels=LEVEL)
+    export_model(model, path, options, FileOptions(format=kind, dynamic="size"))
+    for size in (8, 24):
+        batch = collate([make_sample(s, size=size) for s in (0, 2)], modalities).select(["rgb"])
+        with torch.no_grad():
+            if what == "predict":
+                expected = predictor.predictions(predictor(batch, ("rgb",)))
+            else:
+                expected = reconstruct(small, batch, samples=0, overlap=None)["rgb"].mean
+        out = run_file(path, [physical_tensors(batch)["rgb"]])[0]
+        assert_close(out, expected, atol=1e-4, rtol=0)
+
+
+def test_sizes_that_cut_patches_are_refused(make_model, small, tmp_path):
+    uneven = make_model(
+        inputs={
+            "rgb": InputConfig(size=16, patch=4),
+            "elevation": InputConfig(size=16, patch=5),
+            "landcover": InputConfig(size=16, patch=4),
+        }
+    ).eval()
+    file = FileOptions(format="torch", dynamic="size")
+    for model, options, words in (
+        (uneven, GraphOptions(inputs=("elevation",)), "not whole patches"),
+        (small, GraphOptions(inputs=("landcover",)), "is a class map"),
+        (small, GraphOptions(inputs=("elevation",), size=18), "take a multiple of 4, at least 8"),
+        (small, GraphOptions(inputs=("elevation",), size=4), "take a multiple of 4, at least 8"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            export_model(model, tmp_path / "g.pt2", options, file)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

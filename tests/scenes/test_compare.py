@@ -104,6 +104,7 @@ def test_two_scenes_and_a_model(make_model, dates, run, tmp_path):
     assert names == {
         "after.tif", "after.tif.png", "before.tif", "before.tif.png", "change.parquet",
         "change.tif", "change.tif.png", "summary.json",
+        *(f"{n}.tif.{end}.json" for n in ("before", "after") for end in ("stac", "collection")),
     }  # fmt: skip
     again = multimae_eo.compare(
         tmp_path / "change/before.tif", tmp_path / "change/after.tif", out=tmp_path / "again"

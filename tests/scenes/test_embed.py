@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, OutputError
+from multimae_eo.errors import ConfigError, ContractError, DataError, FormatError, OutputError
 from multimae_eo.geo import Geometry, Window
 from multimae_eo.inference.search import search
 from multimae_eo.sample import Sample, collate
@@ -212,6 +212,42 @@ def test_search_over_many_row_groups_prefers_the_asked_among_equals(tmp_path):
         "k8999", "k10", "k5000",
     ]  # fmt: skip
     assert search(tmp_path / "e.parquet", at=(50.005, 0.005), k=1)[0]["key"] == "k5000"
+
+
+def test_search_over_several_files_of_one_model_only(run, refused, tmp_path):
+    def write(name: str, digest: str, width: int = 2) -> Path:
+        writer = EmbeddingWriter(tmp_path / name, width, model_hash=digest)
+        for i in range(3):
+            bounds = (float(i), 0.0, i + 1.0, 1.0)
+            vector = np.eye(width)[0] + (0.1 * i + len(name) * 0.01) * np.eye(width)[1]
+            writer.add(f"{name}@{i}", Geometry(crs="EPSG:4326", bounds=bounds), None, vector)
+        return writer.finish()
+
+    a, bb, other = write("a", "0123"), write("bb", "0123"), write("other", "4567")
+    unnamed, wide = write("unnamed", ""), write("wide", "", width=3)
+    matches = search([a, bb], key="bb@1", k=6)
+    assert [m["key"] for m in matches[:2]] == ["bb@1", "a@1"]
+    assert {m["file"] for m in matches} == {str(a), str(bb)}
+    assert "file" not in search(a, key="a@0")[0]
+    assert len(search([a, unnamed], key="a@0", k=9)) == 6, "no hash is recorded: taken for the same"
+
+    both = tmp_path / "both.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(a), pq.read_table(other)]), both)
+    for paths, words in (
+        ([a, bb, other], rf"{a} and {other}: embeddings of two models \(model_hash 0123 and 4567"),
+        ([both], rf"{both}: embeddings of two models \(model_hash 0123 and 4567"),
+        ([a, wide], r"vectors of width 2 and 3"),
+    ):
+        with pytest.raises(ContractError, match=words):
+            search(paths, key="a@0")
+    with pytest.raises(ConfigError, match="no file of embeddings"):
+        search([], key="a@0")
+    code, printed, _ = run("search", "--embeddings", f"{a},{bb}", "--key", "bb@1", "--k", "2")
+    assert code == 0
+    assert str(bb) in printed.splitlines()[0]
+    message = refused("search", "--embeddings", f"{a},{other}", "--at=0.5,0.5")
+    assert str(a) in message
+    assert str(other) in message
 
 
 def test_what_cannot_be_is_told(make_model, scene, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -237,6 +238,8 @@ def embed(
 ) -> int:
     """Write embeddings of a scene or of a source's chips as GeoParquet, or a scene's as a raster.
 
+    Beside the file, ``<out>.stac.json`` and ``<out>.collection.json`` describe it in STAC.
+
     Args:
         model: A pre-trained model, or its folder.
         data: A source, or what ``open_source`` opens; give either ``data`` or ``scene``.
@@ -244,8 +247,9 @@ def embed(
             that holds all inputs. Several: see ``list_scenes``.
         out: GeoParquet file to write: key, time, footprint, and a vector of the encoder's width,
             in Hilbert order of the footprints. Of a scene also ``EMB.tif``: a Cloud-Optimised
-            GeoTIFF with a band per dimension and a pixel per patch (or chip). Of several scenes
-            with ``{scene}`` for the scene's name.
+            GeoTIFF with a band per dimension and a pixel per patch (or chip); or ``EMB.zarr``: a
+            Zarr group of time, embedding, y and x. Of several scenes with ``{scene}`` for the
+            scene's name.
         inputs: Modalities to use (default: all that model and data share).
         per: A vector per chip, or per patch.
         dtype: float32, float16 (GeoParquet only), or int8 with a scale and offset of each
@@ -271,7 +275,7 @@ def embed(
 
     rule, out = RasterRule(level=level, scale=scale, offset=offset), Path(out)
     dtype = require_dtype(dtype, half=half)
-    raster = out.suffix.lower() in (".tif", ".tiff")
+    raster = out.suffix.lower() in (".tif", ".tiff", ".zarr")
     if raster and scene is None:
         raise ConfigError(f"{out}: only a scene's embeddings are a raster; name it EMB.parquet")
     _require_one(data, scene)
@@ -281,21 +285,21 @@ def embed(
     loaded = load_pretrained(model)
     running = _Running(workers, dask, batch_size, device, precision, progress, loaded.digest)
     options = (running.of_scenes() if several else running).options(overlap if raster else 0.0)
+    options = replace(options, model_location=loaded.name, source_location=_location(data))
     if data is not None:
         source, _ = load_source(data)
         return embed_source(
             loaded.model, source, out, inputs=inputs, per=per, dtype=dtype, options=options
         )
+    kind = embed_raster if raster else embed_scene
+    vectors = partial(kind, inputs=inputs, per=per, dtype=dtype)
 
     def open_scene(spec: Any) -> Scene:
         return _open_scene(loaded.model, spec, inputs, rule, shared=bool(dask))
 
     def write(opened: Scene, path: Path) -> int:
-        function = embed_raster if raster else embed_scene
-        target = _absolute(path, shared=bool(dask))
-        return function(
-            loaded.model, opened, target, inputs=inputs, per=per, dtype=dtype, options=options
-        )
+        named = replace(options, source_location=_location(getattr(opened, "path", None)))
+        return vectors(loaded.model, opened, _absolute(path, shared=bool(dask)), options=named)
 
     if not several:
         return write(open_scene(scene), out)
@@ -305,31 +309,32 @@ def embed(
 
 
 def search(
-    embeddings: str | Path,
+    embeddings: str | Path | Sequence[str | Path],
     *,
     at: tuple[float, float] | None = None,
     key: str | None = None,
     k: int = 10,
 ) -> list[dict[str, Any]]:
-    """Find the nearest neighbours of an embedding among those of a file.
+    """Find the nearest neighbours of an embedding among those of a file or of several.
 
     Args:
-        embeddings: GeoParquet file that ``embed`` wrote.
+        embeddings: GeoParquet file that ``embed`` wrote, or several of one model.
         at: Longitude and latitude in degrees; the vector whose footprint holds the point.
         key: Or the key of a vector.
         k: Number of neighbours.
 
     Returns:
         Rows of ``key``, ``similarity`` (cosine, −1 to 1), ``lon`` and ``lat`` (degrees, or None),
-        the most similar first.
+        the most similar first; of several files also ``file``.
 
     Raises:
-        ConfigError: neither or both of ``at`` and ``key``, or no such vector. FormatError: the file
-        holds no embeddings.
+        ConfigError: neither or both of ``at`` and ``key``. DataError: no such vector. FormatError:
+        a file holds no embeddings. ContractError: embeddings of several models.
     """
     from multimae_eo.inference.search import search as run
 
-    return run(Path(embeddings), at=at, key=key, k=k)
+    given = [embeddings] if isinstance(embeddings, (str, Path)) else embeddings
+    return run([Path(path) for path in given], at=at, key=key, k=k)
 
 
 def compare(
@@ -382,6 +387,7 @@ def compare(
     digest = "files" if loaded is None else loaded.digest
     running = _Running(workers, dask, batch_size, device, precision, progress, digest)
     options = (running.of_scenes() if several else running).options(0.5)
+    options = replace(options, model_location="" if loaded is None else loaded.name)
     rule, shared = RasterRule(level=level, scale=scale, offset=offset), bool(dask)
 
     def open_pair(pair: Any) -> list[Any]:
@@ -415,6 +421,11 @@ def _require_head(model: object) -> None:
     folder = Path(model) if isinstance(model, (str, Path)) else None
     if folder is not None and (folder / "config.json").is_file() and not is_predictor(folder):
         raise ConfigError(f"{folder}: has no head; fine-tune it first, or use `reconstruct`")
+
+
+def _location(data: object) -> str:
+    """How data were named; "" for objects."""
+    return str(data) if isinstance(data, (str, Path)) else ""
 
 
 def _require_one(data: object, scene: object) -> None:

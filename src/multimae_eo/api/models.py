@@ -52,22 +52,31 @@ def export_model(
     size: int | None = None,
     dynamic: str = "batch",
     quantize: str | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
     data: Source | str | Path | None = None,
 ) -> dict[str, Any]:
     """Export a model as a graph for other runtimes, checked against the model.
 
+    Beside the file, ``<out>.stac.json`` describes it as a STAC item (MLM extension).
+
     Args:
         model: A model, its folder, or ``owner/model`` on the Hub.
         out: File to write (``.pt2``, ``.onnx``).
-        format: torch (torch.export) or onnx.
+        format: torch (torch.export), onnx, or deepness: an ONNX file for the QGIS plug-in, which
+            takes all bands of a raster in one tensor and returns a map.
         what: encoder, predict or reconstruct (default: predict for a model with a head, else
             encoder).
         inputs: Modalities (default: all); each is float32 (B, C, H, W) in physical units.
         outputs: Modalities to reconstruct (default: all).
         levels: Processing levels by input, such as ``{"rgb": "l2a"}``.
         size: Side of a chip in pixels of the finest input (default: that of training).
-        dynamic: batch for a free batch size, or none for one chip.
+        dynamic: batch for a free batch size, size for that and any chip size (positions are
+            interpolated), or none for one chip.
         quantize: int8 or bf16 for the stored weights.
+        scale: For deepness, physical units per digital number of the raster (default: as the
+            training data's).
+        offset: For deepness, the physical value of the digital number 0.
         data: A source whose first chips are checked, too.
 
     Returns:
@@ -87,16 +96,19 @@ def export_model(
     if isinstance(model, (str, Path)):
         name, model = model, load_either(model)
         digest = model_hash(name)
+    is_map = isinstance(model, Predictor) or format == "deepness"
     options = GraphOptions(
-        what=what or ("predict" if isinstance(model, Predictor) else "encoder"),  # type: ignore[arg-type]
+        what=what or ("predict" if is_map else "encoder"),  # type: ignore[arg-type]
         inputs=None if inputs is None else tuple(inputs),
         outputs=None if outputs is None else tuple(outputs),
         levels=dict(levels or {}),
         size=size,
+        scale=scale,
+        offset=offset,
     )
     file = FileOptions(
         format=format,  # type: ignore[arg-type]
-        dynamic=dynamic == "batch",
+        dynamic=dynamic,  # type: ignore[arg-type]
         quantization=quantize,  # type: ignore[arg-type]
         model_hash=digest,
     )

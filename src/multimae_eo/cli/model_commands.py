@@ -44,20 +44,23 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Export a graph for other runtimes: torch.export or ONNX.
+    """Export a graph for other runtimes: torch.export, ONNX, or QGIS with Deepness.
 
     Args:
         model: model folder, or owner/model
-        format: file format
-        out: file to write (.pt2, .onnx)
+        format: file format; deepness is an ONNX file for the QGIS plug-in: all bands in one tensor
+        out: file to write (.pt2, .onnx); its STAC item lies beside it (OUT.stac.json)
         what: what the graph computes (default: predict for a model with a head, else encoder)
         inputs: modalities, m1,m2 (default: all)
         outputs: modalities to reconstruct (default: all)
         levels: processing levels of inputs: rgb=l2a,ired=l2a
         size: side of a chip in pixels of the finest input
-        dynamic: free dimensions of the graph: batch, or none (one chip); positions are relative to
-            the chip, so export once per --size
+        dynamic: free dimensions of the graph: batch; size, the batch and the chip's sides, with
+            positions interpolated; or none (one chip)
         quantize: data type of quantised weights
+        scale: physical units per digital number of the raster given to deepness (default: as the
+            training data's)
+        offset: physical = digital number × scale + offset, for deepness
         data: also check on real chips of SOURCE
         json: print the file's record as JSON
     """
@@ -65,17 +68,20 @@ class Export:
     examples: ClassVar[tuple[str, ...]] = (
         "export --model runs/first/model --format onnx --inputs elevation --out encoder.onnx",
         "export --model runs/map/model --format torch --quantize int8 --out map.pt2",
+        "export --model runs/map/model --format deepness --inputs rgb --out map.onnx",
     )
     model: str
-    format: Literal["torch", "onnx"] = "onnx"
+    format: Literal["torch", "onnx", "deepness"] = "onnx"
     out: str
     what: Literal["encoder", "predict", "reconstruct"] | None = None
     inputs: str | None = None
     outputs: str | None = None
     levels: str | None = None
     size: int | None = None
-    dynamic: Literal["batch", "none"] = "batch"
+    dynamic: Literal["batch", "size", "none"] = "batch"
     quantize: Literal["int8", "bf16"] | None = None
+    scale: float | None = None
+    offset: float | None = None
     data: str | None = None
     json: bool = False
 
@@ -94,6 +100,8 @@ class Export:
             size=self.size,
             dynamic=self.dynamic,
             quantize=self.quantize,
+            scale=self.scale,
+            offset=self.offset,
             data=self.data,
         )
         if self.json:

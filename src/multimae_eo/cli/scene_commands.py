@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
 
 from multimae_eo.cli.output import counter, names_in, print_json, scene_counter
@@ -230,7 +231,8 @@ class Embed(_SharedScenes):
             several: a,b,c, a pattern, a folder, a .txt list, a STAC file
         inputs: modalities, m1,m2 (default: all)
         out: GeoParquet file to write; of a scene also a GeoTIFF, EMB.tif, with a band per
-            dimension; of several scenes EMB/{scene}.parquet or .tif
+            dimension, or a Zarr group, EMB.zarr; of several scenes EMB/{scene}.parquet, .tif or
+            .zarr; STAC items lie beside it (OUT.stac.json, OUT.collection.json)
         per: a vector per chip, or per patch
         dtype: of the vectors; int8 has a scale and offset of each dimension in the file's metadata
         half: the same as --dtype float16
@@ -281,7 +283,7 @@ class Search:
     """Find the nearest neighbours among embeddings.
 
     Args:
-        embeddings: GeoParquet file of embed
+        embeddings: GeoParquet file of embed; several of one model with commas: a.parquet,b.parquet
         at: neighbours of the vector at LON,LAT in degrees (--at=-4.1,52.4)
         key: or of the vector with this key
         k: number of neighbours
@@ -290,6 +292,7 @@ class Search:
 
     examples: ClassVar[tuple[str, ...]] = (
         "search --embeddings store.parquet --at=-4.1,52.4 --k 5",
+        "search --embeddings 2021.parquet,2022.parquet --key scene@0,64 --k 5",
     )
     embeddings: str
     at: str | None = None
@@ -301,14 +304,16 @@ class Search:
         """Print key, cosine similarity and location of each neighbour."""
         from multimae_eo.api.maps import search
 
-        rows = search(self.embeddings, at=lon_lat(self.at), key=self.key, k=self.k)
+        paths = file_names(self.embeddings)
+        rows = search(paths, at=lon_lat(self.at), key=self.key, k=self.k)
         if self.json:
             print_json(rows)
             return
         width = max(len(row["key"]) for row in rows)
         for row in rows:
             location = "" if row["lon"] is None else f"{row['lon']:11.5f} {row['lat']:10.5f}"
-            line = f"{row['key']:{width}}  {row['similarity']:7.4f} {location}"
+            line = f"{row['key']:{width}}  {row['similarity']:7.4f} {location:22}"
+            line += f" {row['file']}" if "file" in row else ""
             sys.stdout.write(line.rstrip() + "\n")
 
 
@@ -353,6 +358,11 @@ class Compare(_SharedScenes):
                 progress=progress,
             )
         print_json(summary)
+
+
+def file_names(text: str) -> list[str]:
+    """Files separated by commas; a file whose name has one is itself."""
+    return [text] if Path(text).exists() else [part.strip() for part in text.split(",")]
 
 
 def lon_lat(text: str | None) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +28,8 @@ class GraphOptions:
     ``what``: the encoder's map and mean, a fine-tuned model's output, or reconstructed modalities.
     ``inputs``: modalities (None: all). ``outputs``: those to reconstruct (None: all with a task).
     ``levels``: product level by input, where the model knows several. ``size``: side of a chip in
-    pixels of the finest input (None: the size of pre-training).
+    pixels of the finest input (None: the size of pre-training). ``scale``, ``offset``: of the
+    digital numbers that a graph for Deepness takes (None: as in the training data).
     """
 
     what: What = "encoder"
@@ -35,6 +37,8 @@ class GraphOptions:
     outputs: tuple[str, ...] | None = None
     levels: Mapping[str, str] | None = None
     size: int | None = None
+    scale: float | None = None
+    offset: float | None = None
 
 
 class Graph(nn.Module):
@@ -48,12 +52,20 @@ class Graph(nn.Module):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Modalities, in the order of the arguments."""
+        """Names of the arguments, in order: the modalities."""
         return self.reader.inputs
 
     def named(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """The arguments by name."""
         return dict(zip(self.input_names, images, strict=True))
+
+    def shapes(self, size: int | None) -> dict[str, tuple[int, int, int]]:
+        """Channels, height and width of each argument, for chips of ``size`` px."""
+        return input_shapes(self, size)
+
+    def arguments(self, images: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The arguments that stand for images in physical units (B, C, H, W) of every input."""
+        return tuple(images[name] for name in self.reader.inputs)
 
 
 class EncoderGraph(Graph):
@@ -154,10 +166,10 @@ def build_graph(model: MultiMAE | Predictor, options: GraphOptions) -> Graph:
 def input_shapes(graph: Graph, size: int | None) -> dict[str, tuple[int, int, int]]:
     """Channels, height and width of each input; ConfigError for a size that cannot be."""
     config, bands = graph.reader.model.config.inputs, graph.reader.bands
-    finest = max(graph.input_names, key=lambda n: config[n].size)
+    finest = max(graph.reader.inputs, key=lambda n: config[n].size)
     side = config[finest].size if size is None else size
     shapes = {}
-    for name in graph.input_names:
+    for name in graph.reader.inputs:
         exact = side * config[name].size / config[finest].size
         if exact < 1 or exact != int(exact):
             raise ConfigError(
@@ -168,11 +180,34 @@ def input_shapes(graph: Graph, size: int | None) -> dict[str, tuple[int, int, in
     return shapes
 
 
+def size_steps(graph: Graph) -> dict[str, int]:
+    """Pixels of each input by which the sides of its chips may grow, where a graph takes any size.
+
+    A step is a whole number of patches of every modality of the model. Raises ConfigError where
+    the chip of pre-training is not, and for class maps.
+    """
+    config = graph.reader.model.config.inputs
+    for name in graph.reader.inputs:
+        if graph.reader.model.modalities[name].categorical:
+            raise ConfigError(
+                f"--dynamic size: {name} is a class map, whose lookup torch traces for one size of "
+                "chip only; leave it out of --inputs, or export once per --size"
+            )
+    for name, part in config.items():
+        if part.size % part.token_pixels:
+            raise ConfigError(
+                f"--dynamic size: {name} has chips of {part.size} px and patches of "
+                f"{part.token_pixels} px, which are not whole patches; export once per --size"
+            )
+    cells = math.gcd(*(part.size // part.token_pixels for part in config.values()))
+    return {name: config[name].size // cells for name in graph.reader.inputs}
+
+
 def random_images(graph: Graph, size: int | None, batch: int, seed: int) -> tuple[Tensor, ...]:
     """Plausible inputs with a tenth of the pixels unobserved, and one input's corner."""
     generator = torch.Generator().manual_seed(seed)
     model = graph.reader.model
-    images: list[Tensor] = []
+    images: dict[str, Tensor] = {}
     for name, shape in input_shapes(graph, size).items():
         modality = model.modalities[name]
         if modality.categorical:
@@ -187,15 +222,15 @@ def random_images(graph: Graph, size: int | None, batch: int, seed: int) -> tupl
         values = values.masked_fill(holes, float("nan"))
         if len(images) == 0:
             values[0, :, : shape[1] // 2, : shape[2] // 2] = float("nan")
-        images.append(values)
-    return tuple(images)
+        images[name] = values
+    return graph.arguments(images)
 
 
 def contract(graph: Graph) -> dict[str, object]:
     """Inputs and outputs of a graph, for its file."""
     modalities = graph.reader.model.modalities
     inputs = {}
-    for name in graph.input_names:
+    for name in graph.reader.inputs:
         modality = modalities[name]
         inputs[name] = {
             "bands": list(modality.band_names),

@@ -7,7 +7,7 @@ data-dependent shape, so the same path is what ``export`` draws as a graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -98,11 +98,9 @@ class TensorEncoder(nn.Module):
         those of all the model's modalities, not only of those given. Raises ContractError where
         tensors do not fit the contract or each other.
         """
-        sizes = self.sizes(images)
+        sizes = self.sizes(images, self.model.config.inputs if full_layout else images)
         grids = {n: self.model.config.inputs[n].grid(*size) for n, size in sizes.items()}
-        layout = TokenLayout(
-            grids if full_layout else {n: g for n, g in grids.items() if n in images}
-        )
+        layout = TokenLayout(grids)
         vectors, indices, seen = [], [], []
         for name in self.inputs:
             if name not in images:
@@ -137,8 +135,12 @@ class TensorEncoder(nn.Module):
             tuple(kept[n] for n in stages),
         )
 
-    def sizes(self, images: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-        """Height and width of every modality of the model over the ground that ``images`` cover."""
+    def sizes(
+        self, images: Mapping[str, Tensor], names: Collection[str] | None = None
+    ) -> dict[str, tuple[int, int]]:
+        """Height and width of modalities over the ground that ``images`` cover, in the model's
+        order. ``names``: of which, with all of ``images`` (default: every one of the model).
+        """
         lacking = [n for n in images if n not in self.inputs]
         if lacking:
             raise ContractError(f"no input {lacking[0]!r}; {did_you_mean(lacking[0], self.inputs)}")
@@ -149,8 +151,9 @@ class TensorEncoder(nn.Module):
         height, width = images[reference].shape[-2:]
         sizes = {}
         for name in config:
-            ratio = config[name].size / config[reference].size
-            sizes[name] = round(height * ratio), round(width * ratio)
+            if names is None or name in names:
+                pair = config[name].size, config[reference].size
+                sizes[name] = _scaled(height, *pair), _scaled(width, *pair)
         for name, image in images.items():
             expected = len(self.bands[name]), *sizes[name]
             if image.ndim != 4 or tuple(image.shape[1:]) != expected:
@@ -259,6 +262,18 @@ def physical_tensors(batch: Batch, names: Sequence[str] | None = None) -> dict[s
             ok = ok & batch.valid[name]
         tensors[name] = torch.where(ok, values, float("nan"))
     return tensors
+
+
+def _scaled(side: int, size: int, reference: int) -> int:
+    """A side in pixels of a modality whose chips have ``size`` px where others have ``reference``.
+
+    In whole numbers where it can be, which hold for the sides of a graph of any chip size, too.
+    """
+    if size == reference:
+        return side
+    if side * size % reference == 0:
+        return side * size // reference
+    return round(side * size / reference)
 
 
 def _resized(x: Tensor, scale: float) -> Tensor:

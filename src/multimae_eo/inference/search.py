@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
+from multimae_eo.errors import ConfigError, ContractError, DataError, FormatError, did_you_mean
 from multimae_eo.files import reading, require_regular
 from multimae_eo.inference.vector_codes import vector_decoder
 
 Array = npt.NDArray[np.float32]
 _COLUMNS = ("key", "bbox", "time", "vector")
+HASH_COLUMN = "model_hash"
 
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """Rows of the file: ``boxes`` (n, 4) in degrees, NaN for none; ``vectors`` (n, D)."""
+    """Rows of a file: ``boxes`` (n, 4) in degrees, NaN for none; ``vectors`` (n, D)."""
 
+    path: Path
     keys: list[str]
     times: list[str | None]
     boxes: npt.NDArray[np.float64]
@@ -30,31 +33,36 @@ class _RowGroup:
 
 
 def search(
-    path: Path,
+    paths: Path | Sequence[Path],
     *,
     at: tuple[float, float] | None = None,
     key: str | None = None,
     k: int = 10,
 ) -> list[dict[str, Any]]:
-    """The ``k`` embeddings most similar to one of the file, itself first.
+    """The ``k`` embeddings most similar to one of a file or of several, itself first.
 
     ``at``: the query is the embedding whose footprint holds (longitude, latitude) in degrees, of
-    several the one whose centre is nearest; or ``key``: the one with this key. Returns ``key``,
+    several the one whose centre is nearest; or ``key``: the first with this key. Returns ``key``,
     ``similarity`` (cosine), ``lon`` and ``lat`` of the centre (None without a footprint) and
-    ``time``.
+    ``time``; of several files also ``file``.
 
     Raises ConfigError where neither or both are given, or ``k`` < 1; FormatError for a file without
-    embeddings; DataError where no embedding has the key or covers the point.
+    embeddings; ContractError for embeddings of two models or widths; DataError where no embedding
+    has the key or covers the point.
     """
+    paths = [paths] if isinstance(paths, Path) else list(paths)
     if (at is None) == (key is None):
         raise ConfigError("search: give either --at LON,LAT or --key KEY")
     if k < 1:
         raise ConfigError(f"k must be ≥ 1, got {k}")
-    query = _at_point(path, *at) if at is not None else _with_key(path, str(key))
+    if not paths:
+        raise ConfigError("search: no file of embeddings is given")
+    _require_one_model(paths)
+    query = _at_point(paths, *at) if at is not None else _with_key(paths, str(key))
     unit = query.vector / max(float(np.linalg.norm(query.vector)), 1e-12)
     best: list[tuple[float, int, dict[str, object]]] = []
     number = 0
-    for group in _groups(path):
+    for group in _groups(paths):
         lengths = np.maximum(np.linalg.norm(group.vectors, axis=1), 1e-12)
         similarity = group.vectors @ unit / lengths
         rank = similarity.copy()
@@ -62,6 +70,8 @@ def search(
             rank[query.row - number] = np.inf  # before others that equal it
         for row in np.argsort(-rank, kind="stable")[:k]:
             record = _record(group, int(row), float(similarity[row]))
+            if len(paths) > 1:
+                record["file"] = str(group.path)
             item = (float(rank[row]), -number - int(row), record)
             (heapq.heappush if len(best) < k else heapq.heappushpop)(best, item)
         number += len(group.keys)
@@ -70,29 +80,57 @@ def search(
 
 @dataclass(frozen=True)
 class _Query:
-    """An embedding of the file: its row and vector (D,)."""
+    """An embedding: its row, counted over all files, and vector (D,)."""
 
     row: int
     vector: Array
 
 
-def _with_key(path: Path, key: str) -> _Query:
+def _require_one_model(paths: Sequence[Path]) -> None:
+    """ContractError where files, or rows of a file, are of several models or widths."""
+    import pyarrow.compute as pc
+
+    first: dict[str, Path] = {}
+    widths: dict[int, Path] = {}
+    for path in paths:
+        with _opened(path) as file:
+            kind = file.schema_arrow.field("vector").type
+            widths.setdefault(int(getattr(kind, "list_size", -1)), path)
+            if HASH_COLUMN not in file.schema_arrow.names:
+                continue
+            for number in range(file.num_row_groups):
+                column = file.read_row_group(number, columns=[HASH_COLUMN])[HASH_COLUMN]
+                for digest in pc.unique(column).to_pylist():
+                    if digest:
+                        first.setdefault(digest, path)
+    for unlike, what in ((first, "model_hash"), (widths, "vectors of width")):
+        if len(unlike) > 1:
+            (a, one), (b, other) = list(unlike.items())[:2]
+            where = f"{one} and {other}" if one != other else str(one)
+            raise ContractError(
+                f"{where}: embeddings of two models ({what} {a} and {b}) cannot be compared; "
+                "search them one by one, or embed all with one model"
+            )
+
+
+def _with_key(paths: Sequence[Path], key: str) -> _Query:
     number = 0
     keys: list[str] = []
-    for group in _groups(path):
+    for group in _groups(paths):
         if key in group.keys:
             row = group.keys.index(key)
             return _Query(number + row, group.vectors[row])
         keys += group.keys[: max(0, 2000 - len(keys))]
         number += len(group.keys)
-    raise DataError(f"{path}: no key {key!r}; {did_you_mean(key, keys).split('; valid')[0]}")
+    hint = did_you_mean(key, keys).split("; valid")[0]
+    raise DataError(f"{_names(paths)}: no key {key!r}; {hint}")
 
 
-def _at_point(path: Path, lon: float, lat: float) -> _Query:
+def _at_point(paths: Sequence[Path], lon: float, lat: float) -> _Query:
     best: tuple[float, _Query] | None = None
     nearest: tuple[float, str] = (np.inf, "")
     number = 0
-    for group in _groups(path):
+    for group in _groups(paths):
         (west, south), (east, north) = group.boxes[:, :2].T, group.boxes[:, 2:].T
         distance = np.hypot((west + east) / 2 - lon, (south + north) / 2 - lat)
         inside = (west <= lon) & (lon <= east) & (south <= lat) & (lat <= north)
@@ -106,7 +144,13 @@ def _at_point(path: Path, lon: float, lat: float) -> _Query:
     if best is not None:
         return best[1]
     hint = f"the nearest is {nearest[1]}" if nearest[1] else "no embedding has a footprint"
-    raise DataError(f"{path}: no embedding covers {lon},{lat} (longitude, latitude); {hint}")
+    raise DataError(
+        f"{_names(paths)}: no embedding covers {lon},{lat} (longitude, latitude); {hint}"
+    )
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def _record(group: _RowGroup, row: int, similarity: float) -> dict[str, object]:
@@ -121,8 +165,9 @@ def _record(group: _RowGroup, row: int, similarity: float) -> dict[str, object]:
     }
 
 
-def _groups(path: Path) -> Iterator[_RowGroup]:
-    import pyarrow.compute as pc
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of embeddings, an open ``pyarrow.parquet.ParquetFile``."""
     import pyarrow.parquet as pq
 
     require_regular(path, FormatError)
@@ -138,24 +183,33 @@ def _groups(path: Path) -> Iterator[_RowGroup]:
             )
         if not file.metadata.num_rows:
             raise DataError(f"{path}: holds no embeddings; write one with multimae-eo embed")
-        decode = vector_decoder(file, str(path))
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, columns=list(_COLUMNS))
-            corners = [
-                pc.struct_field(table["bbox"], n).fill_null(np.nan).to_numpy()
-                for n in ("xmin", "ymin", "xmax", "ymax")
-            ]
-            flat = pc.list_flatten(table["vector"]).to_numpy()
-            group = _RowGroup(
-                keys=[str(key) for key in table["key"].to_pylist()],
-                times=table["time"].to_pylist(),
-                boxes=np.stack(corners, axis=1),
-                vectors=decode(flat.reshape(table.num_rows, -1)),
-            )
-            if not np.isfinite(group.vectors).all():
-                row = int(np.flatnonzero(~np.isfinite(group.vectors).all(axis=1))[0])
-                raise DataError(
-                    f"{path}: vector of {group.keys[row]!r} is not finite; embed again, with "
-                    "a model whose weights are"
+        yield file
+
+
+def _groups(paths: Sequence[Path]) -> Iterator[_RowGroup]:
+    import pyarrow.compute as pc
+
+    for path in paths:
+        with _opened(path) as file:
+            decode = vector_decoder(file, str(path))
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number, columns=list(_COLUMNS))
+                corners = [
+                    pc.struct_field(table["bbox"], n).fill_null(np.nan).to_numpy()
+                    for n in ("xmin", "ymin", "xmax", "ymax")
+                ]
+                flat = pc.list_flatten(table["vector"]).to_numpy()
+                group = _RowGroup(
+                    path=path,
+                    keys=[str(key) for key in table["key"].to_pylist()],
+                    times=table["time"].to_pylist(),
+                    boxes=np.stack(corners, axis=1),
+                    vectors=decode(flat.reshape(table.num_rows, -1)),
                 )
-            yield group
+                if not np.isfinite(group.vectors).all():
+                    row = int(np.flatnonzero(~np.isfinite(group.vectors).all(axis=1))[0])
+                    raise DataError(
+                        f"{path}: vector of {group.keys[row]!r} is not finite; embed again, with "
+                        "a model whose weights are"
+                    )
+                yield group

@@ -1,4 +1,5 @@
-"""The model folder: ``config.json``, ``modalities.json``, ``model.safetensors``, ``README.md``.
+"""The model folder: ``config.json``, ``modalities.json``, ``model.safetensors``, ``README.md``,
+``stac.json``.
 
 With a head (``Predictor``), ``config.json`` also describes the labels. ``modalities.json`` is
 the sensor contract: bands, units, classes, product levels, and the
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimae_eo.errors import CheckpointError, OutputError
-from multimae_eo.files import read_json, remove, single_writer, sync_and_rename, temporary_path
+from multimae_eo.files import exchange_folder, read_json, remove, single_writer, temporary_path
 from multimae_eo.modality import ModalitySet, Task
 from multimae_eo.model_folder.checks import require_finite, require_sizes
 from multimae_eo.model_folder.hub import located, push
 from multimae_eo.model_folder.migrations import FORMAT_VERSION, Record, migrated
+from multimae_eo.model_folder.mlm_item import ITEM_FILE, folder_item
 from multimae_eo.model_folder.model_card import model_card
+from multimae_eo.network.card_facts import CardFacts
 from multimae_eo.network.config import HeadConfig, ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.normalize import require_contract
@@ -39,11 +41,12 @@ FILES = ("config.json", "modalities.json", "model.safetensors")
 
 
 @single_writer(folder=False, argument="folder")
-def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
+def save(model: nn.Module, folder: Path, *, card: str = "", facts: CardFacts | None = None) -> None:
     """Write a MultiMAE, or a Predictor, under a temporary name, then rename it.
 
     An existing model folder at that path is replaced; anything else there is refused. ``card``:
-    text appended to the generated README. Raises CheckpointError for weights that are NaN or
+    text appended to the generated README. ``facts``: licence, data and scores of the model, for
+    the card's metadata and the STAC item. Raises CheckpointError for weights that are NaN or
     infinite, OutputError when it cannot be written.
     """
     with _damage(folder):
@@ -54,19 +57,20 @@ def save(model: nn.Module, folder: Path, *, card: str = "") -> None:
             "head": model.config.to_dict(),
             "target": model.target.to_dict(),
         }
-        _write(folder, model, model.encoder, record, card)
     else:
         assert isinstance(model, MultiMAE)
-        _write(folder, model, model, config_record(model), card)
+        record = config_record(model)
+    _write(folder, model, record, card, facts or CardFacts())
 
 
 def _write(
     folder: Path,
     module: MultiMAE | Predictor,
-    model: MultiMAE,
     config: Mapping[str, object],
     text: str,
+    facts: CardFacts,
 ) -> None:
+    model = module.encoder if isinstance(module, Predictor) else module
     is_model = (folder / "config.json").is_file()
     if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is no model folder; choose another path")
@@ -77,26 +81,15 @@ def _write(
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", config)
         _write_json(temporary / "modalities.json", _contract_record(model))
-        readme = model_card(module, model_hash(temporary), text)
+        digest = model_hash(temporary)
+        readme = model_card(module, digest, text, facts)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
-        _exchange(temporary, folder)
+        item = folder_item(module, digest, temporary / "model.safetensors", facts.license)
+        _write_json(temporary / ITEM_FILE, item)
+        exchange_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
         remove(temporary)
         raise OutputError(f"{folder}: cannot write the model: {error}") from error
-
-
-def _exchange(temporary: Path, folder: Path) -> None:
-    """Replace a folder by another; at any moment one of them is on the disk."""
-    previous = temporary_path(folder)
-    if folder.exists():
-        os.replace(folder, previous)
-    try:
-        sync_and_rename(temporary, folder)
-    except OSError:
-        if previous.exists():
-            os.replace(previous, folder)
-        raise
-    remove(previous)
 
 
 def load_model(folder: Path) -> MultiMAE:
@@ -153,9 +146,16 @@ def load(location: str | Path, kind: type[Kind], modalities: ModalitySet | None 
     return model
 
 
-def upload(model: nn.Module, name: str, *, private: bool = False, card: str = "") -> str:
+def upload(
+    model: nn.Module,
+    name: str,
+    *,
+    private: bool = False,
+    card: str = "",
+    facts: CardFacts | None = None,
+) -> str:
     """Upload a model's folder to the hub as ``owner/model``; returns its address."""
-    return push(lambda folder: save(model, folder, card=card), name, private=private)
+    return push(lambda folder: save(model, folder, card=card, facts=facts), name, private=private)
 
 
 def is_predictor(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from types import ModuleType
 from multimae_eo.errors import CheckpointError, ConfigError, OutputError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_FILES = ["config.json", "modalities.json", "model.safetensors", "README.md"]
+_FILES = ["config.json", "modalities.json", "model.safetensors", "README.md", "stac.json"]
 
 
 def located(location: str | Path) -> Path:
@@ -33,6 +33,15 @@ def located(location: str | Path) -> Path:
             f"{text}: neither a folder here nor a model on the hub: {_one_line(error)}"
         ) from error
     return Path(folder)
+
+
+def hub_address(name: str, file: str) -> str:
+    """The address of a file of the hub's model ``owner/model@revision``; "" where it is none."""
+    if not _HUB_ID.fullmatch(name):
+        return ""
+    owner_model, _, revision = name.partition("@")
+    hub = _hub(f"{name}: the address of {file} on the hub")
+    return str(hub.hf_hub_url(owner_model, file, revision=revision or None))
 
 
 def push(save: Callable[[Path], None], name: str, *, private: bool) -> str:

@@ -1,25 +1,51 @@
-"""The model card: the README of a model folder, generated from the model itself."""
+"""The model card: the README of a model folder, generated from the model itself.
+
+Its metadata are those of the Hugging Face hub: licence, task, data and measured scores.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
+import yaml
 
 from multimae_eo.modality import Modality
+from multimae_eo.network.card_facts import CardFacts, Score
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
+from multimae_eo.network.target import LabelKind
+
+_NAME = "multimae-eo"
+_TAGS = ("earth-observation", "remote-sensing", "geospatial", "masked-autoencoder", "multi-modal")
+_PIPELINES: dict[LabelKind, str] = {
+    "class": "image-classification",
+    "multilabel": "image-classification",
+    "map": "image-segmentation",
+    "value map": "image-to-image",
+    "value": "other",
+}
+"""The hub's tasks that labels of a kind are closest to."""
+_FEATURES = "image-feature-extraction"
+_UNDECLARED = "unknown"
 
 
-def model_card(module: MultiMAE | Predictor, digest: str, text: str = "") -> str:
+def model_card(
+    module: MultiMAE | Predictor, digest: str, text: str = "", facts: CardFacts | None = None
+) -> str:
     """A README with the sensor contract, how to load the model, its limits, and ``text``.
 
-    ``digest``: the folder's ``model_hash``. ``text``: recipe and results, in Markdown.
+    ``digest``: the folder's ``model_hash``. ``text``: recipe and results, in Markdown. ``facts``:
+    licence, training data and scores, for the hub's metadata in front.
     """
     model = module.encoder if isinstance(module, Predictor) else module
+    facts = facts or CardFacts()
     shape = model.config.encoder
+    front = yaml.safe_dump(hub_metadata(module, facts), sort_keys=False, allow_unicode=True)
     lines = [
         "---",
-        "library_name: multimae-eo",
-        "tags: [earth-observation, remote-sensing, masked-autoencoder, multi-modal]",
+        front.rstrip(),
         "---",
         "",
         "# A multimae-eo model",
@@ -28,7 +54,9 @@ def model_card(module: MultiMAE | Predictor, digest: str, text: str = "") -> str
         f"{sum(p.numel() for p in module.parameters()):,} parameters. {_purpose(module)}",
         "",
         f"Model hash: `{digest}` (also in the tags of maps and the column `model_hash` of "
-        "embeddings made with it).",
+        "embeddings made with it). `stac.json` describes the model as a STAC item (MLM extension).",
+        "",
+        f"Licence of the weights: {facts.license or 'not declared'}.",
         "",
         *_contract(model),
         *_usage(module),
@@ -36,6 +64,43 @@ def model_card(module: MultiMAE | Predictor, digest: str, text: str = "") -> str
         *([text.strip(), ""] if text else []),
     ]
     return "\n".join(lines)
+
+
+def hub_metadata(module: MultiMAE | Predictor, facts: CardFacts) -> dict[str, object]:
+    """The card's metadata as the Hugging Face hub reads them."""
+    model = module.encoder if isinstance(module, Predictor) else module
+    pipeline = _PIPELINES[module.target.kind] if isinstance(module, Predictor) else _FEATURES
+    sensors = dict.fromkeys(m.sensor for m in model.modalities.values() if m.sensor)
+    metadata: dict[str, object] = {
+        "library_name": _NAME,
+        "license": facts.license.lower() or _UNDECLARED,
+        "pipeline_tag": pipeline,
+        "tags": [*_TAGS, *sensors],
+    }
+    if facts.datasets:
+        metadata["datasets"] = [_hub_name(name) for name in facts.datasets]
+    scores = [s for s in facts.scores if math.isfinite(s.value)]
+    if scores:
+        results = [
+            _result(pipeline, name, split, [s for s in scores if (s.dataset, s.split) == key])
+            for key in dict.fromkeys((s.dataset, s.split) for s in scores)
+            for name, split in [key]
+        ]
+        metadata["model-index"] = [{"name": _NAME, "results": results}]
+    return metadata
+
+
+def _result(pipeline: str, name: str, split: str, scores: list[Score]) -> dict[str, object]:
+    return {
+        "task": {"type": pipeline},
+        "dataset": {"name": name, "type": _hub_name(name), "split": split},
+        "metrics": [{"type": s.metric, "name": s.metric, "value": s.value} for s in scores],
+    }
+
+
+def _hub_name(name: str) -> str:
+    """A data set's name in the characters of the hub's."""
+    return re.sub(r"[^0-9A-Za-z._/-]+", "-", name).strip("-./") or _UNDECLARED
 
 
 def _purpose(module: MultiMAE | Predictor) -> str:

@@ -89,13 +89,24 @@ class PositionTable(nn.Module):
     def forward(self, grid: tuple[int, int], interpolation: Interpolation) -> Tensor:
         """Positions (N, D) of a grid (rows, columns), row by row, in float32."""
         table = self.get_buffer("table")
+        if any(isinstance(side, torch.SymInt) for side in grid):
+            # A graph whose chips are of any size interpolates at each run.
+            return _interpolated(table, grid, interpolation)
         key = (grid, interpolation, table.device)
         if key not in self._kept:
-            resized = table
-            if tuple(table.shape[-2:]) != grid:
-                resized = F.interpolate(table, size=grid, mode=interpolation, align_corners=False)
-            self._kept[key] = resized.flatten(2)[0].T.contiguous()
+            same = tuple(table.shape[-2:]) == grid
+            self._kept[key] = (
+                table.flatten(2)[0].T.contiguous()
+                if same
+                else _interpolated(table, grid, interpolation)
+            )
         return self._kept[key]
+
+
+def _interpolated(table: Tensor, grid: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """Positions (N, D) of a grid, from the table (1, D, side, side)."""
+    resized = F.interpolate(table, size=grid, mode=interpolation, align_corners=False)
+    return resized.flatten(2)[0].T.contiguous()
 
 
 def sincos_table(width: int, side: int) -> Tensor:

@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Protocol
 
 from multimae_eo.modality import ModalitySet
+from multimae_eo.network.card_facts import CardFacts
 
 
 class ModelFolders(Protocol):
     """Reads and writes models as folders, on disk or on a hub."""
 
-    def save(self, model: object, folder: Path, *, card: str = "") -> None:
+    def save(
+        self, model: object, folder: Path, *, card: str = "", facts: CardFacts | None = None
+    ) -> None:
         """Write a model folder; ``card``: Markdown appended to its README."""
 
     def load(self, location: str | Path, kind: type, modalities: ModalitySet | None) -> object:
         """A model of the class ``kind``, from a folder or ``owner/model`` of the hub."""
 
-    def upload(self, model: object, name: str, *, private: bool, card: str) -> str:
+    def upload(
+        self, model: object, name: str, *, private: bool, card: str, facts: CardFacts | None
+    ) -> str:
         """Upload a model folder as ``owner/model``; returns its address."""
 
 

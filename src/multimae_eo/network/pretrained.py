@@ -8,19 +8,35 @@ from typing import Self, cast
 from torch import nn
 
 from multimae_eo.modality import ModalitySet
+from multimae_eo.network.card_facts import CardFacts
 from multimae_eo.network.persistence import model_folders
 
 
 class Pretrained(nn.Module):
     """A module that has a model folder."""
 
-    def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
-        """Write a self-describing model folder. ``card``: Markdown appended to its README."""
-        model_folders().save(self, Path(folder), card=card)
+    def save_pretrained(
+        self, folder: str | Path, *, card: str = "", facts: CardFacts | None = None
+    ) -> None:
+        """Write a self-describing model folder. ``card``: Markdown appended to its README.
 
-    def push_to_hub(self, name: str, *, private: bool = False, card: str = "") -> str:
-        """Upload the model folder as ``owner/model`` (extra ``hub``); returns its address."""
-        return model_folders().upload(self, name, private=private, card=card)
+        ``facts``: licence, training data and scores, for the card's metadata and the STAC item.
+        """
+        model_folders().save(self, Path(folder), card=card, facts=facts)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        card: str = "",
+        facts: CardFacts | None = None,
+    ) -> str:
+        """Upload the model folder as ``owner/model`` (extra ``hub``); returns its address.
+
+        ``card``, ``facts``: as of ``save_pretrained``.
+        """
+        return model_folders().upload(self, name, private=private, card=card, facts=facts)
 
     @classmethod
     def from_pretrained(

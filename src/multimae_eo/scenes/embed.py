@@ -21,6 +21,7 @@ from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.scenes.blocks import Blocks, write_vectors
+from multimae_eo.scenes.embedding_item import EmbeddingFacts, box_ring, write_items
 from multimae_eo.scenes.engine import computing, finished_blocks, predict_windows
 from multimae_eo.scenes.geoparquet import EmbeddingWriter
 from multimae_eo.scenes.job import SceneJob, SceneOptions
@@ -76,7 +77,8 @@ def embed_scene(
         options=options,
         warning=check_scene(model, scene, embedder.inputs, tiling),
     )
-    table = _table(embedder, dtype, options.model_hash, scene.name)
+    side = tiling.chip if per == "chip" else max(1, tiling.chip // embedder.grid_side)
+    table = _table(embedder, dtype, scene.name, options, side=side)
     with finished_blocks(job, out.parent / f".{out.name}.partial", embed_block) as blocks:
         parts = blocks, len(tiling.blocks), out, table
         count = finish(options, blocks.folder, _write_blocks, *parts)
@@ -130,7 +132,8 @@ def embed_source(
     dtype: Dtype = "float32",
     options: SceneOptions | None = None,
 ) -> int:
-    """Write a GeoParquet file of the embeddings of a source's chips; returns how many.
+    """Write a GeoParquet file of the embeddings of a source's chips, and its STAC item; returns how
+    many.
 
     A vector per chip is the mean over windows of the model's size where chips are larger; patches
     of larger chips are encoded with the whole chip. Chips without any valid input are left out.
@@ -164,7 +167,7 @@ def embed_source(
             if options.progress is not None:
                 options.progress(done, len(source))
 
-    table = _table(embedder, dtype, options.model_hash, source.name)
+    table = _table(embedder, dtype, source.name, options)
     with computing(options):
         return _require_some(_write(embeddings(), out, table), table)
 
@@ -180,35 +183,49 @@ def require_per(per: str) -> Per:
 
 @dataclass(frozen=True, kw_only=True)
 class _EmbeddingTable:
-    """What a file of embeddings records: width and dtype of the vectors, and of what they are."""
+    """What a file of embeddings records, and its STAC item, whose ``facts`` lack the rows yet."""
 
-    width: int
-    dtype: Dtype
-    model_hash: str
-    inputs: tuple[str, ...]
-    per: Per
-    name: str
+    facts: EmbeddingFacts
+    options: SceneOptions
+
+    @property
+    def width(self) -> int:
+        """Of a vector."""
+        return self.facts.width
 
 
-def _table(embedder: WindowEmbedder, dtype: Dtype, model_hash: str, name: str) -> _EmbeddingTable:
-    return _EmbeddingTable(
+def _table(
+    embedder: WindowEmbedder,
+    dtype: Dtype,
+    name: str,
+    options: SceneOptions,
+    *,
+    side: int | None = None,
+) -> _EmbeddingTable:
+    """``side``: of the ground of a vector in the scene's pixels, where it is a cell of a grid."""
+    facts = EmbeddingFacts(
+        name=name,
+        kind="chip",
+        per=embedder.per,
         width=embedder.network.config.encoder.width,
         dtype=dtype,
-        model_hash=model_hash,
-        inputs=tuple(embedder.inputs),
-        per=embedder.per,
-        name=name,
+        count=0,
+        inputs=embedder.inputs,
+        chip=None if side is None else (side, side),
+        gsd=embedder.ground_m,
     )
+    return _EmbeddingTable(facts=facts, options=replace(options, progress=None))
 
 
 def _write(embeddings: Iterable[Embedding], out: Path, table: _EmbeddingTable) -> int:
-    """Write embeddings, no file where there is none; how many there are."""
+    """Write embeddings and their STAC item, no file where there is none; how many there are."""
+    facts = table.facts
     writer = EmbeddingWriter(
         out,
-        table.width,
-        dtype=table.dtype,
-        model_hash=table.model_hash,
-        details={"inputs": list(table.inputs), "per": table.per, "name": table.name},
+        facts.width,
+        dtype=facts.dtype,
+        model_hash=table.options.model_hash,
+        details={"inputs": list(facts.inputs), "per": facts.per, "name": facts.name},
     )
     try:
         for item in embeddings:
@@ -220,13 +237,23 @@ def _write(embeddings: Iterable[Embedding], out: Path, table: _EmbeddingTable) -
     except BaseException:
         writer.discard()
         raise
+    if writer.rows:
+        facts = replace(
+            facts,
+            count=writer.rows,
+            ring=None if writer.box is None else box_ring(writer.box),
+            times=writer.times,
+            codes=writer.codes,
+            crs=next(iter(writer.crs)) if len(writer.crs) == 1 else "",
+        )
+        write_items(out, facts, table.options)
     return writer.rows
 
 
 def _require_some(count: int, table: _EmbeddingTable) -> int:
     if not count:
         raise DataError(
-            f"{table.name}: nothing is observed in the inputs {', '.join(table.inputs)}"
+            f"{table.facts.name}: nothing is observed in the inputs {', '.join(table.facts.inputs)}"
         )
     return count
 
@@ -258,6 +285,21 @@ class WindowEmbedder:
     def sizes(self) -> Mapping[str, int]:
         """See ``WindowModel``."""
         return {n: self.network.config.sizes[n] for n in self.network.modalities}
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along a chip of the model's size, of the finest grid of the inputs."""
+        configs = (self.network.config.inputs[n] for n in self.inputs)
+        return max(config.grid(config.size, config.size)[0] for config in configs)
+
+    @property
+    def ground_m(self) -> float | None:
+        """Metres along the ground of a vector; None where no input declares its GSD."""
+        sides = {n: m.gsd_m * self.sizes[n] for n, m in self.inputs.items() if m.gsd_m is not None}
+        if not sides:
+            return None
+        chip = next(iter(sides.values()))
+        return chip / (self.grid_side if self.per == "patch" else 1)
 
     def __call__(self, batch: Batch) -> WindowPredictions:
         """See ``WindowModel``."""

@@ -1,4 +1,4 @@
-"""Embeddings of a scene as a raster: a band per dimension, a pixel per patch or chip.
+"""Embeddings of a scene as a raster or Zarr group: a pixel per patch or chip.
 
 Windows start at whole patches from the scene's upper left, so that patches form one grid, and are
 blended where they overlap. As int8 each band has GDAL's scale and offset.
@@ -24,7 +24,10 @@ from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch
 from multimae_eo.scenes.blocks import Blocks
 from multimae_eo.scenes.embed import Per, WindowEmbedder, require_per
+from multimae_eo.scenes.embedding_item import EmbeddingFacts, write_items
+from multimae_eo.scenes.embedding_zarr import require_zarr, write_zarr
 from multimae_eo.scenes.engine import finished_blocks, job_tags
+from multimae_eo.scenes.geoparquet import on_the_globe
 from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.quick_look import embedding_look
@@ -51,16 +54,20 @@ def embed_raster(
     dtype: Dtype = "float32",
     options: SceneOptions | None = None,
 ) -> int:
-    """Write a scene's embeddings as a Cloud-Optimised GeoTIFF; returns how many pixels have one.
+    """Write a scene's embeddings as a Cloud-Optimised GeoTIFF or a Zarr group, and its STAC item;
+    returns how many pixels have one.
 
     ``out``: a ``.tif`` of as many bands as the encoder is wide; float32 with NaN, or int8 with
-    scale, offset and nodata -128. ``<out>.png`` shows its first three principal components.
+    scale, offset and nodata -128. ``<out>.png`` shows its first three principal components. Or a
+    ``.zarr``, see ``write_zarr``.
     Windows overlap by whole patches and are blended, so that chips leave no edges; without overlap
     vectors are those of ``embed_scene`` where its chips lie on the same grid.
 
     Raises as ``reconstruct_scene``; ConfigError for float16, which GeoTIFF readers lack; DataError
     where nothing is observed at all.
     """
+    if is_zarr(out):
+        require_zarr(out)
     if dtype == "float16":
         raise ConfigError(f"{out}: a raster of embeddings is float32 or int8, not float16")
     options = options or SceneOptions()
@@ -94,11 +101,55 @@ def embed_raster(
     if scene.time:
         tags["time"] = scene.time
     with finished_blocks(job, out.parent / f".{out.name}.partial") as blocks:
-        parts = blocks, tiling, layer, out, dtype, {**job_tags(job), **tags}
+        product = _RasterProduct(
+            tiling=tiling,
+            layer=layer,
+            tags={**job_tags(job), **tags},
+            facts=_facts(job, embedder, dtype),
+            options=replace(options, progress=None),
+        )
+        parts = blocks, out, product
         count = finish(options, blocks.folder, _write, *parts)
     if not count:
         raise DataError(f"{scene.name}: nothing is observed in {', '.join(embedder.inputs)}")
     return count
+
+
+def is_zarr(out: Path) -> bool:
+    """Whether an output is a Zarr group, by its name."""
+    return out.suffix.lower() == ".zarr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RasterProduct:
+    """What is written of finished blocks; ``facts``, for the STAC item, lack the vectors yet."""
+
+    tiling: Tiling
+    layer: OutputLayer
+    tags: Mapping[str, str]
+    facts: EmbeddingFacts
+    options: SceneOptions
+
+
+def _facts(job: SceneJob, embedder: WindowEmbedder, dtype: Dtype) -> EmbeddingFacts:
+    """What is stated of the raster, but its vectors."""
+    side = job.tiling.ratios[FIELD]
+    grid = job.tiling.grid.coarser(side)
+    polygons, _ = on_the_globe([grid.footprint(grid.extent)])
+    return EmbeddingFacts(
+        name=job.scene.name,
+        kind="pixel" if embedder.per == "patch" else "chip",
+        per=embedder.per,
+        width=embedder.network.config.encoder.width,
+        dtype=dtype,
+        count=0,
+        inputs=embedder.inputs,
+        chip=(side, side),
+        gsd=embedder.ground_m,
+        ring=np.array(polygons["xy"][0]),
+        times=(job.scene.time,) if job.scene.time else (),
+        grid=grid,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,60 +217,59 @@ def _tiling(embedder: WindowEmbedder, scene: Scene, options: SceneOptions) -> Ti
     return replace(tiling, ratios={**tiling.ratios, FIELD: side}, tops=tops, lefts=lefts)
 
 
-def _write(
-    blocks: Blocks,
-    tiling: Tiling,
-    layer: OutputLayer,
-    out: Path,
-    dtype: Dtype,
-    tags: Mapping[str, str],
-) -> int:
-    """Write the raster of the finished blocks and its picture; how many vectors there are.
-
-    Nothing is written where there is none.
+def _write(blocks: Blocks, out: Path, product: _RasterProduct) -> int:
+    """Write the raster of the finished blocks, its picture and its STAC item; how many vectors
+    there are. Nothing is written where there is none.
     """
-    count = _write_raster(blocks, tiling, layer, out, dtype, tags)
-    if count:
-        embedding_look(out)
-    return count
+    facts = _write_raster(blocks, out, product)
+    if facts.count:
+        if not is_zarr(out):
+            embedding_look(out)
+        write_items(out, facts, product.options)
+    return facts.count
 
 
-def _write_raster(
-    blocks: Blocks,
-    tiling: Tiling,
-    layer: OutputLayer,
-    out: Path,
-    dtype: Dtype,
-    tags: Mapping[str, str],
-) -> int:
-    grid = tiling.grid.coarser(layer.ratio)
-    profile = tagged(layer.profile, {**tags, "dtype": dtype})
+def _write_raster(blocks: Blocks, out: Path, product: _RasterProduct) -> EmbeddingFacts:
+    layer, facts = product.layer, product.facts
+    grid = product.tiling.grid.coarser(layer.ratio)
+    profile = tagged(layer.profile, {**product.tags, "dtype": facts.dtype})
     if len(profile.bands) > _MANY_BANDS:
         profile = replace(profile, block=_SMALL_BLOCK)
 
     def rows() -> Iterator[npt.NDArray[np.generic]]:
-        for part in blocks.rows(layer, grid, len(tiling.blocks)):
+        for part in blocks.rows(layer, grid, len(product.tiling.blocks)):
             without_token = (part == 0).all(axis=0)
             yield np.where(without_token, np.float32(np.nan), part)
 
     low, high, count = _range(rows(), len(profile.bands))
-    if count and dtype == "float32":
-        write_raster(out, grid, profile, rows())
-    if not count or dtype == "float32":
-        return count
-    codes, loss = VectorCodes.of_range(low, high), CodeLoss()
-    for part in rows():
-        vectors, observed = _vectors(part)
-        loss.add(vectors[observed], codes.decode(codes.encode(vectors[observed])))
-    profile = replace(
-        tagged(profile, {name: str(value) for name, value in loss.record().items()}),
-        dtype="int8",
-        nodata=float(NODATA_CODE),
-        scales=tuple(codes.scale.tolist()),
-        offsets=tuple(codes.offset.tolist()),
-    )
-    write_raster(out, grid, profile, (_coded(part, codes) for part in rows()))
-    return count
+    facts, stored = replace(facts, count=count), rows()
+    if not count:
+        return facts
+    if facts.dtype == "int8":
+        codes, loss = VectorCodes.of_range(low, high), CodeLoss()
+        for part in rows():
+            vectors, observed = _vectors(part)
+            loss.add(vectors[observed], codes.decode(codes.encode(vectors[observed])))
+        profile = replace(
+            tagged(profile, {name: str(value) for name, value in loss.record().items()}),
+            dtype="int8",
+            nodata=float(NODATA_CODE),
+            scales=tuple(codes.scale.tolist()),
+            offsets=tuple(codes.offset.tolist()),
+        )
+        facts, stored = replace(facts, codes=codes), _coded_rows(rows(), codes)
+    if is_zarr(out):
+        write_zarr(out, facts, product.options, stored)
+    else:
+        write_raster(out, grid, profile, stored)
+    return facts
+
+
+def _coded_rows(
+    rows: Iterator[npt.NDArray[np.generic]], codes: VectorCodes
+) -> Iterator[npt.NDArray[np.generic]]:
+    for part in rows:
+        yield _coded(part, codes)
 
 
 def _vectors(

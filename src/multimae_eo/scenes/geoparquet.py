@@ -40,7 +40,9 @@ class EmbeddingWriter:
     Until then they wait on disk, beside ``path``; memory holds their keys only.
 
     ``width``: of a vector. ``dtype``: of its numbers. ``model_hash``: of the model. ``details``:
-    JSON-ready, for the file's metadata.
+    JSON-ready, for the file's metadata. Afterwards ``codes`` are those of int8, ``box`` is the
+    extent (west, south, east, north) of what is located, and ``times`` and ``crs`` are those of the
+    rows.
     """
 
     def __init__(
@@ -58,6 +60,10 @@ class EmbeddingWriter:
             [("polygon", _POLYGON), ("box", "<f8", 4), ("bounds", "<f8", 4), ("crs", "<i4"),
              ("time", "<i4"), ("vector", "<f4", width)]
         )  # fmt: skip
+        self.codes: VectorCodes | None = None
+        self.box: tuple[float, ...] | None = None
+        self.times: set[str] = set()
+        self.crs: set[str] = set()
         self._keys: list[str] = []
         self._texts: dict[str | None, int] = {None: -1}
         self._waiting: list[tuple[Geometry | None, str | None]] = []
@@ -121,6 +127,8 @@ class EmbeddingWriter:
         rows["bounds"] = [(np.nan,) * 4 if g is None else g.bounds for g in geometries]
         rows["crs"] = [self._text(None if g is None else g.crs) for g in geometries]
         rows["time"] = [self._text(time) for _, time in self._waiting]
+        self.crs |= {g.crs for g in geometries if g is not None}
+        self.times |= {time for _, time in self._waiting if time}
         self._low = np.minimum(self._low, rows["vector"].min(axis=0))
         self._high = np.maximum(self._high, rows["vector"].max(axis=0))
         with output_errors(self.path):
@@ -135,6 +143,7 @@ class EmbeddingWriter:
         number = pa.type_for_alias(self.dtype)
         schema = _schema(pa.list_(number, width))
         codes = VectorCodes.of_range(self._low, self._high) if self.dtype == "int8" else None
+        self.codes = codes
         loss, keys, texts = CodeLoss(), np.array(self._keys, object), list(self._texts)[1:]
         order = hilbert_order(np.array(rows["box"]))
         # Not Arrow's own stream, which gives no error where the disk is full when it closes.
@@ -159,9 +168,9 @@ class EmbeddingWriter:
             record = {"dtype": self.dtype, "model_hash": self.model_hash, **self._details}
             if codes is not None:
                 record |= {**codes.record(), **loss.record()}
-            file.add_key_value_metadata(
-                {"geo": json.dumps(geo_record(rows["box"])), METADATA_KEY: json.dumps(record)}
-            )
+            geo = geo_record(rows["box"])
+            self.box = extent_of(rows["box"])
+            file.add_key_value_metadata({"geo": json.dumps(geo), METADATA_KEY: json.dumps(record)})
 
 
 def _half(vectors: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -225,16 +234,24 @@ def geo_record(boxes: Array) -> dict[str, object]:
         "edges": "planar",
         "covering": {"bbox": {n: ["bbox", n] for n in CORNERS}},
     }
-    located = boxes[np.isfinite(boxes).all(axis=1)]
-    if len(located):
-        low, high = located[:, :2].min(axis=0), located[:, 2:].max(axis=0)
-        column["bbox"] = [*low.tolist(), *high.tolist()]
+    extent = extent_of(boxes)
+    if extent is not None:
+        column["bbox"] = list(extent)
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def extent_of(boxes: Array) -> tuple[float, ...] | None:
+    """West, south, east and north of boxes (n, 4), of those that are finite; None without any."""
+    located = boxes[np.isfinite(boxes).all(axis=1)]
+    if not len(located):
+        return None
+    low, high = located[:, :2].min(axis=0), located[:, 2:].max(axis=0)
+    return (*low.tolist(), *high.tolist())
 
 
 def on_the_globe(
     geometries: Sequence[Geometry | None],
-) -> tuple[npt.NDArray[np.generic], Array]:
+) -> tuple[npt.NDArray[np.void], Array]:
     """Polygons as WKB records (n,) and their boxes (n, 4) in degrees; NaN where there is none.
 
     Each corner is transformed; the edges between are straight. Raises ConfigError where CRS have
@@ -247,7 +264,7 @@ def on_the_globe(
         bounds = np.array([g.bounds for g in geometries if g is not None and g.crs == crs])
         points = np.stack([bounds[:, pair] for pair in order], axis=1)
         corners[rows] = points if crs == WGS84 else _transformed(points, crs)
-    polygons = np.zeros(len(geometries), _POLYGON)
+    polygons: npt.NDArray[np.void] = np.zeros(len(geometries), _POLYGON)
     polygons["order"], polygons["type"] = 1, 3
     polygons["rings"], polygons["points"] = 1, 5
     polygons["xy"] = corners

@@ -24,7 +24,8 @@ class SceneOptions:
     ``workers``: processes that share the scene. ``dask``: address of a Dask scheduler
     whose workers share it instead; they read the scene and write its blocks under the paths given
     here. ``model_hash``: the model's identity, for the rasters' tags; without it an interrupted map
-    is begun again. ``progress`` is called with the pixels done and the pixels in all.
+    is begun again. ``model_location``, ``source_location``: how model and data were named, for
+    links of STAC items. ``progress`` is called with the pixels done and the pixels in all.
     """
 
     chip: int | None = None
@@ -37,6 +38,8 @@ class SceneOptions:
     workers: int = 1
     dask: str = ""
     model_hash: str = ""
+    model_location: str = ""
+    source_location: str = ""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

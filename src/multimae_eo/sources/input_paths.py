@@ -30,6 +30,8 @@ _KINDS = ("mmearth:", "geobench:", "scene:", "stac:", "series:")
 _BESIDE = (".png", ".json", ".probabilities.tif", ".probabilities.png", ".confidence.tif",
            ".confidence.png", ".aux.xml", ".data")  # fmt: skip
 """What is written beside an output file, after its stem."""
+_AFTER = (".png", ".stac.json", ".collection.json")
+"""The same, after its name."""
 
 
 def require_separate_outputs(options: Mapping[str, object]) -> None:
@@ -159,7 +161,8 @@ def _written(output: Path) -> Iterator[Path]:
     """The output, and existing files of names that are written beside it."""
     yield output
     if output.suffix and not output.is_dir():
-        beside = (output.with_name(output.stem + ending) for ending in _BESIDE)
+        beside = [output.with_name(output.stem + ending) for ending in _BESIDE]
+        beside += [output.with_name(output.name + ending) for ending in _AFTER]
         yield from (path for path in beside if path.exists())
 
 

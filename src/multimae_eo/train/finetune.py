@@ -21,6 +21,7 @@ from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.modality import ModalitySet
 from multimae_eo.network.adapt import adapt
+from multimae_eo.network.card_facts import CardFacts
 from multimae_eo.network.heads import check_head
 from multimae_eo.network.lora import merge_low_rank
 from multimae_eo.network.multimae import MultiMAE
@@ -40,6 +41,7 @@ from multimae_eo.train.peak_rate import recorded_rate
 from multimae_eo.train.recipe import ModelRecipe
 from multimae_eo.train.run import (
     RunResult,
+    card_facts,
     claim_run,
     read_checkpoint,
     recorded,
@@ -114,7 +116,8 @@ def finetune(
     if module.global_rank == 0:
         metrics.save()
         record["learning_rate"] = module.lr
-        _save(module, out, card=_card(record, source, spec, best))
+        card = _card(record, source, spec, best)
+        _save(module, out, card=card, facts=card_facts(source, best))
     return RunResult(
         model=out / "model",
         metrics=best,
@@ -246,13 +249,13 @@ def _module(
     return FinetuneModule(predictor, recipe, steps=steps, warmup=warmup, lr=lr)
 
 
-def _save(module: FinetuneModule, out: Path, *, card: str) -> None:
+def _save(module: FinetuneModule, out: Path, *, card: str, facts: CardFacts) -> None:
     """Write the model folder of the weights that were best, and the page of the run."""
     path = out / "checkpoints" / BEST
     if path.exists():
         module.load_state_dict(read_checkpoint(path)["state_dict"])
     merge_low_rank(module.predictor.encoder.encoder)
-    module.predictor.save_pretrained(out / "model", card=card)
+    module.predictor.save_pretrained(out / "model", card=card, facts=facts)
     finetune_page(out, module.score.rule.name).write(out / "report.html")
 
 

@@ -31,6 +31,7 @@ from multimae_eo.train.modules import PretrainModule, ShardedModule
 from multimae_eo.train.recipe import Recipe
 from multimae_eo.train.run import (
     RunResult,
+    card_facts,
     claim_run,
     with_precision,
 )
@@ -110,7 +111,9 @@ def pretrain(
     seconds = time.monotonic() - started
     if trainer.is_global_zero:
         metrics.save()
-        model.save_pretrained(out / "model", card=_card(recipe, source, spec, metrics))
+        card = _card(recipe, source, spec, metrics)
+        facts = card_facts(source, _last_validation(metrics), kind="loss")
+        model.save_pretrained(out / "model", card=card, facts=facts)
         run_report(out)
     values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
     return RunResult(
@@ -220,8 +223,14 @@ def _picture(source: Source, val: Indices, modalities: ModalitySet, recipe: Reci
     return draw
 
 
-def _card(recipe: Recipe, source: Source, spec: str, metrics: MetricsCsv) -> str:
+def _last_validation(metrics: MetricsCsv) -> dict[str, float]:
+    """The last row of metrics with a validation loss; empty where there is none."""
     rows = [r for _, r in sorted(metrics.rows.items()) if "val/loss" in r]
+    return rows[-1] if rows else {}
+
+
+def _card(recipe: Recipe, source: Source, spec: str, metrics: MetricsCsv) -> str:
+    last = _last_validation(metrics)
     lines = [
         "## Training",
         "",
@@ -229,11 +238,11 @@ def _card(recipe: Recipe, source: Source, spec: str, metrics: MetricsCsv) -> str
         f"{recipe.run.epochs} epochs, seed {recipe.run.seed}.",
         "",
     ]
-    if rows:
+    if last:
         lines += ["| task | validation loss | best constant prediction |", "|---|---|---|"]
-        for key in sorted(k for k in rows[-1] if k.startswith("val/") and k != "val/loss"):
+        for key in sorted(k for k in last if k.startswith("val/") and k != "val/loss"):
             task = key.removeprefix("val/")
-            constant = rows[-1].get(f"val_baseline/{task}", float("nan"))
-            lines.append(f"| {task} | {rows[-1][key]:.4f} | {constant:.4f} |")
+            constant = last.get(f"val_baseline/{task}", float("nan"))
+            lines.append(f"| {task} | {last[key]:.4f} | {constant:.4f} |")
     lines += ["", "```yaml", recipe.to_yaml().strip(), "```"]
     return "\n".join(lines)

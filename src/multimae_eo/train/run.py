@@ -22,6 +22,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.files import require_regular, write_file
+from multimae_eo.network.card_facts import CardFacts, Score
 from multimae_eo.processes import follow_launcher, launching_followers
 from multimae_eo.runtime import limit_threads, resolve_device, resolve_precision
 from multimae_eo.sources.base import Source
@@ -45,6 +46,26 @@ class RunResult:
     metrics: dict[str, float]
     seconds: float
     first_process: bool = True
+
+
+def card_facts(source: Source, row: Mapping[str, float], *, kind: str = "") -> CardFacts:
+    """Training data and validation scores, for a model's card.
+
+    ``row``: of ``metrics.csv``. ``kind``: of all its values but ``val/loss``, where their names do
+    not state it.
+    """
+    scores = {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}
+    return CardFacts(
+        datasets=(source.name,),
+        scores=tuple(
+            Score(
+                metric=name if not kind or name == kind else f"{kind}_{name}",
+                value=value,
+                dataset=source.name,
+            )
+            for name, value in sorted(scores.items())
+        ),
+    )
 
 
 def with_precision(run: RunKind, out: Path) -> RunKind:
