@@ -21,6 +21,7 @@ from multimae_eo.train.supervised import Hiding, changes
 NAMES = ("rgb", "ired", "elevation")
 
 
+MODALITIES = SyntheticSource(chips=1, size=16).modalities.select(NAMES)
 KEYS = tuple(f"chip-{i}" for i in range(64))
 
 
@@ -64,24 +65,44 @@ def test_hiding_is_drawn_by_its_seed(patches):
     one, same, other = (Hiding(0.5, KEYS, (s,))(patches).observed for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert changes(AugmentRecipe(), None, KEYS, 0) is None
+    assert changes(AugmentRecipe(), None, KEYS, 0, modalities=MODALITIES) is None
 
 
 def test_what_is_dropped_of_a_chip_does_not_depend_on_its_batch(patches):
     """Nor on its position in the batch, or on the number of processes that share an epoch."""
     recipe = AugmentRecipe(drop_inputs=0.5, num_visible_tokens=9)
-    whole = changes(recipe, None, KEYS, 7, 3)(patches).observed
+    whole = changes(recipe, None, KEYS, 7, 3, modalities=MODALITIES)(patches).observed
     order = torch.arange(63, 15, -1)
     keys = [KEYS[i] for i in order.tolist()]
     part = replace(
         patches, values={n: v[order] for n, v in patches.values.items()}, batch_size=len(order)
     )
-    assert torch.equal(changes(recipe, None, keys, 7, 3)(part).observed, whole[order])
+    assert torch.equal(
+        changes(recipe, None, keys, 7, 3, modalities=MODALITIES)(part).observed, whole[order]
+    )
     assert len({tuple(row) for row in shown(replace(patches, observed=whole)).tolist()}) > 3
-    assert not torch.equal(changes(recipe, None, KEYS, 7, 4)(patches).observed, whole)
+    assert not torch.equal(
+        changes(recipe, None, KEYS, 7, 4, modalities=MODALITIES)(patches).observed, whole
+    )
+
+
+def test_bands_are_dropped_by_chip_and_one_of_each_input_remains(patches):
+    recipe = AugmentRecipe(drop_bands=0.5)
+    dropped = changes(recipe, None, KEYS, 7, 3, modalities=MODALITIES)(patches)
+    assert torch.equal(dropped.values["elevation"], patches.values["elevation"]), "has one band"
+    kept = (dropped.values["rgb"].reshape(64, -1, 3, 16) != 0).any(dim=3).any(dim=1)
+    assert kept.any(dim=1).all()
+    assert 0.4 < kept.float().mean() < 0.7
+    part = replace(patches, values={n: v[8:] for n, v in patches.values.items()}, batch_size=56)
+    alone = changes(recipe, None, KEYS[8:], 7, 3, modalities=MODALITIES)(part)
+    assert torch.equal(alone.values["rgb"], dropped.values["rgb"][8:])
+    again = changes(recipe, None, KEYS, 7, 4, modalities=MODALITIES)(patches)
+    assert not torch.equal(again.values["rgb"], dropped.values["rgb"])
 
 
 def test_the_share_of_hidden_inputs_is_checked():
+    with pytest.raises(ConfigError, match=r"augment.drop_bands: 1.0 is not a share"):
+        parse_finetune({}, ["--augment.drop_bands=1.0"])
     assert parse_finetune({"augment": {"drop_inputs": 0.4}}).augment.drop_inputs == 0.4
     with pytest.raises(ConfigError, match=r"augment.drop_inputs: 1.0 is not a share"):
         parse_finetune({}, ["--augment.drop_inputs=1.0"])

@@ -72,7 +72,14 @@ class FinetuneModule(pl.LightningModule):
         torch.manual_seed(seed)
         labels = self._labels(batch)
         mixing = draw_mixing(self.recipe.augment, len(batch), mixed_seed(seed, 1))
-        change = changes(self.recipe.augment, mixing, batch.keys, run_seed, epoch)
+        change = changes(
+            self.recipe.augment,
+            mixing,
+            batch.keys,
+            run_seed,
+            epoch,
+            modalities=self.predictor.encoder.modalities,
+        )
         outputs = resized_outputs(self.predictor(batch, change=change), labels)
         loss: Tensor = self.loss(outputs, labels, mixing)
         if self.objective is not None:

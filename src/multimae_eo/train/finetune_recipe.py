@@ -47,6 +47,7 @@ class AugmentRecipe:
         alpha: Dirichlet concentration of that draw; small values hide whole modalities.
         drop_inputs: Probability that an input of a chip is dropped; at least one is kept.
         drop_dates: Probability that a date of a series is dropped; at least one date is kept.
+        drop_bands: Probability that a band of a chip's input is dropped; at least one is kept.
     """
 
     mixup: float = 0.0
@@ -55,6 +56,7 @@ class AugmentRecipe:
     alpha: float = 1.0
     drop_inputs: float = 0.0
     drop_dates: float = 0.0
+    drop_bands: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -236,6 +238,7 @@ def parse_finetune(
             0 <= recipe.augment.drop_inputs < 1,
         ),
         ("augment.drop_dates", recipe.augment.drop_dates, 0 <= recipe.augment.drop_dates < 1),
+        ("augment.drop_bands", recipe.augment.drop_bands, 0 <= recipe.augment.drop_bands < 1),
         ("optim.drop_path", recipe.optim.drop_path, 0 <= recipe.optim.drop_path < 1),
         ("optim.layer_decay", recipe.optim.layer_decay, 0 < recipe.optim.layer_decay <= 1),
         ("loss.label_smoothing", recipe.loss.label_smoothing, 0 <= recipe.loss.label_smoothing < 1),

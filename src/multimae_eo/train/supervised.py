@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.modality import ModalitySet
+from multimae_eo.network.band_dropout import drop_bands
 from multimae_eo.network.masking import sample_states
 from multimae_eo.network.predictor import Change
 from multimae_eo.network.sample_rng import PerSample
@@ -18,8 +20,8 @@ from multimae_eo.network.target import Target
 from multimae_eo.network.tokens import Patches, TokenLayout, TokenState
 from multimae_eo.train.finetune_recipe import AugmentRecipe, LossRecipe
 
-_INPUTS, _TOKENS, _DATES = 1, 2, 3
-"""Separate the random numbers of dropped inputs and of visible tokens."""
+_INPUTS, _TOKENS, _DATES, _BANDS = 1, 2, 3, 4
+"""Separate the random numbers of dropped inputs, of visible tokens, of dropped dates and bands."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,26 @@ class Hiding:
 
 
 def changes(
-    recipe: AugmentRecipe, mixing: Mixing | None, keys: Sequence[str], *parts: int
+    recipe: AugmentRecipe,
+    mixing: Mixing | None,
+    keys: Sequence[str],
+    *parts: int,
+    modalities: ModalitySet,
 ) -> Change | None:
-    """Mixing, then hiding of inputs, dates and tokens; None where nothing is changed.
+    """Mixing, then dropping of bands, inputs, dates and tokens; None where nothing is changed.
 
     What is dropped of a chip follows from its key and ``parts`` (seed, epoch) alone: not from the
     batch that it is in.
     """
     steps: list[Change] = [] if mixing is None else [mixing]
+    # First: it derives which tokens are observed.
+    if recipe.drop_bands > 0:
+
+        def without_bands(patches: Patches) -> Patches:
+            generator = PerSample(keys, *parts, _BANDS)
+            return drop_bands(patches, modalities, recipe.drop_bands, generator)
+
+        steps.append(without_bands)
     if recipe.drop_inputs > 0:
         steps.append(Hiding(recipe.drop_inputs, keys, parts))
     if recipe.drop_dates > 0:
