@@ -12,13 +12,14 @@ Three parts, each with ratios of times that were measured in alternating rounds:
     PYTHONPATH=src:benchmarks python -m peers --quick  # everything, in small
 
 Packages that are not installed are left out, and named. Results go to
-benchmarks/results/peers_cpu.json.
+benchmarks/results/peers_cpu.json; ``--page docs/performance.md`` puts the tables there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ import measure
 from peers import chips, mae_step, mapping
 from peers.ratios import ratio_text, table
 
+BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
+"""Comments around the tables on a page."""
 PARTS = {"mapping": mapping.run, "step": mae_step.run, "loader": chips.run}
 QUICK = {
     "size": 256, "encoder": "nano", "chip": 32, "rounds": 1, "fit_steps": 4,
@@ -44,6 +47,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--require", default="", help="packages that must not be missing")
     parser.add_argument("--threads", type=int, default=mapping.cores())
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    parser.add_argument("--page", type=Path, help="the page whose tables are replaced")
     mapped = parser.add_argument_group("mapping")
     mapped.add_argument("--size", type=int, default=1408, help="side of the scene in pixels")
     mapped.add_argument("--encoder", default="tiny")
@@ -157,10 +161,35 @@ def loader_table(record: dict[str, Any]) -> str:
     return table(header, rows)
 
 
+def conditions(record: dict[str, Any]) -> str:
+    """The machine and its load, in a sentence."""
+    machine = record["machine"]
+    busy = machine["load_before"] > 0.5 * machine["cores"]
+    load = (
+        f"beside other processes (load {machine['load_before']:.0f})" if busy else "otherwise idle"
+    )
+    return (
+        f"{machine['cores']} cores ({machine['device']}), {machine['threads']} threads, {load}; "
+        f"torch {machine['torch'].split('+')[0]}, Python {machine['python']}."
+    )
+
+
+def write_page(page: Path, record: dict[str, Any]) -> None:
+    """Replace the tables on a page, between two comments, with those of a record."""
+    text = page.read_text(encoding="utf-8")
+    tables = f"{BEGIN}\n{conditions(record)}\n\n{report(record)}\n{END}"
+    changed, count = re.subn(f"{BEGIN}.*?{END}", lambda _: tables, text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{page}: expected one pair of {BEGIN} and {END}, got {count}")
+    page.write_text(changed, encoding="utf-8")
+
+
 def main() -> None:
     options = arguments()
     record = run(options)
     path = measure.write_results("peers_cpu", record, options.out)
+    if options.page:
+        write_page(options.page, record)
     print(json.dumps(record["machine"]))
     print(report(record))
     print(f"\n{record['seconds']} s; {path}")

@@ -9,6 +9,8 @@ tokens; width and depth of its decoder are searched so that both steps need equa
 from __future__ import annotations
 
 import argparse
+import bisect
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -114,8 +116,18 @@ def timm_flops(encoder: EncoderConfig, width: int, depth: int, visible: int) -> 
 
 def matching_decoder(encoder: EncoderConfig, flops: float, visible: int) -> tuple[int, int]:
     """Width and depth of the peer's decoder whose step is nearest to ``flops`` per sample."""
-    shapes = [(w, d) for d in DECODER_DEPTHS for w in DECODER_WIDTHS]
-    return min(shapes, key=lambda s: abs(timm_flops(encoder, s[0], s[1], visible) - flops))
+
+    shapes: dict[tuple[int, int], float] = {}
+
+    def counted(width: int, depth: int) -> float:
+        if (width, depth) not in shapes:
+            shapes[width, depth] = timm_flops(encoder, width, depth, visible)
+        return shapes[width, depth]
+
+    for depth in DECODER_DEPTHS:
+        # More FLOPs the wider: the two widths around the requested count are among those tried.
+        bisect.bisect(DECODER_WIDTHS, flops, key=functools.partial(counted, depth=depth))
+    return min(shapes, key=lambda shape: abs(shapes[shape] - flops))
 
 
 def timm_step(

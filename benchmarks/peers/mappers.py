@@ -24,9 +24,6 @@ from peers.ratios import installed
 
 Probabilities = np.ndarray[Any, np.dtype[np.float32]]
 
-TERRATORCH_CROP, TERRATORCH_DELTA = 224, 8
-"""The defaults of its tiled inference; its stride of 192 is six sevenths of the crop."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -114,8 +111,8 @@ class _InMemory:
 class TerraTorch(_InMemory):
     """TerraTorch's ``tiled_inference`` on the image read with rasterio, blended as by default.
 
-    Where windows overlap by half, exactly our windows (no margin is cut off, nothing is padded);
-    otherwise its defaults in proportion to the window: a margin, and reflected edges.
+    Exactly our windows: no margin is cut off, and no edge is padded, which would also move all
+    windows against the grid of patches.
     """
 
     def __init__(self, model: Predictor) -> None:
@@ -129,16 +126,14 @@ class TerraTorch(_InMemory):
     def probabilities(self, folder: Path, out: Path, setting: Setting) -> Probabilities:
         with rasterio.open(folder / "scene.tif") as file:
             image = torch.from_numpy(file.read().astype(np.float32))[None]
-        half = setting.stride * 2 == setting.chip
-        delta = 0 if half else setting.chip * TERRATORCH_DELTA // TERRATORCH_CROP
         predicted = self.tiled_inference(
             self.forward,
             image,
             crop=setting.chip,
             stride=setting.stride,
-            delta=delta,
+            delta=0,
             batch_size=setting.batch,
-            padding=False if half else "reflect",
+            padding=False,
         )
         return np.asarray(predicted[0].numpy(), np.float32)
 

@@ -92,13 +92,13 @@ def _serve(pipe: Connection, name: str, model: Path, threads: int) -> None:
     network = Predictor.from_pretrained(model).eval()
     mapper = None if name == ALONE else MAPPERS[name](network)
     forward = Forward(network)
-    # Importing TerraTorch lets float32 products of its process be computed in bfloat16.
-    torch.set_float32_matmul_precision("highest")
     while True:
         try:
             order: Order = pipe.recv()
         except EOFError:
             return
+        # Importing TerraTorch lets float32 products of its process be computed in bfloat16.
+        torch.set_float32_matmul_precision("highest")
         try:
             held, start = reset_peak(), time.process_time()
             value = None

@@ -59,6 +59,22 @@ def test_the_record_is_printed_and_written(record, tmp_path):
     assert measure.write_results("peers_cpu", record, tmp_path).is_file()
 
 
+@pytest.mark.slow
+def test_the_tables_of_a_page_are_replaced(record, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{peers.BEGIN}\nobsolete\n{peers.END}\nafter\n")
+    for _ in range(2):
+        peers.write_page(page, record)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert text.count("careful Dataset") == 1
+    assert "obsolete" not in text
+    page.write_text("no comments")
+    with pytest.raises(SystemExit, match="expected one pair"):
+        peers.write_page(page, record)
+
+
 def test_the_engine_blends_what_windows_predict(scene, tmp_path):
     """A scene of one window: the map is the forward pass that the peers are given."""
     _, model = scene
