@@ -21,7 +21,7 @@ from multimae_eo.train.supervised import Hiding, changes
 NAMES = ("rgb", "ired", "elevation")
 
 
-MODALITIES = SyntheticSource(chips=1, size=16).modalities.select(NAMES)
+MODALITIES = SyntheticSource(chips=3, size=16).modalities.select(NAMES)
 KEYS = tuple(f"chip-{i}" for i in range(64))
 
 
