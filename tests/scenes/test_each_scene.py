@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,9 +72,9 @@ def scheduler() -> Iterator[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The results in a folder and those below, without records of runs."""
+    """The results in a folder and those below, without records of runs and times of processing."""
     return {
-        str(p.relative_to(folder)): p.read_bytes()
+        str(p.relative_to(folder)): re.sub(rb'"processing:datetime": "[^"]*"', b"", p.read_bytes())
         for p in sorted(folder.rglob("*"))
         if p.is_file() and not p.name.startswith("scenes")
     }
@@ -111,7 +112,7 @@ def test_a_cluster_writes_the_same_embeddings(run, scheduler, model, scenes, tmp
         code, _, err = run(*common, "--scene", folder, "--out", out, *more)
         assert code == 0, err
     assert files(tmp_path / "one") == files(tmp_path / "dask")
-    assert len(files(tmp_path / "one")) == (6 if suffix == "tif" else 3)
+    assert len(list((tmp_path / "one").glob(f"*.{suffix}"))) == 3
     assert no_leftovers(tmp_path / "dask")
 
 
@@ -169,7 +170,8 @@ def test_a_failed_scene_is_reported_and_the_rest_is_done(run, model, scenes, tmp
     last = err.splitlines()[-1]
     assert last.startswith("multimae-eo: error: 1 of 3 scenes failed (middle)")
     assert "attempt 2 of 2" in err
-    assert set(files(tmp_path / "out")) == {"north.parquet", "south.parquet"}
+    tables = tmp_path.glob("out/*.parquet")
+    assert {p.name for p in tables} == {"north.parquet", "south.parquet"}
     rows = {r["scene"]: r for r in json.loads((tmp_path / "out/scenes.parquet.json").read_text())
             ["scenes"]}  # fmt: skip
     assert {n: r["state"] for n, r in rows.items()} == {
@@ -182,7 +184,7 @@ def test_a_failed_scene_is_reported_and_the_rest_is_done(run, model, scenes, tmp
     before = (tmp_path / "out/north.parquet").stat().st_mtime_ns
     assert run(*words)[0] == 0
     assert (tmp_path / "out/north.parquet").stat().st_mtime_ns == before, "it was done"
-    assert len(files(tmp_path / "out")) == 3
+    assert len(list(tmp_path.glob("out/*.parquet"))) == 3
 
 
 def listed(*names: str) -> tuple[ListedScene, ...]:
