@@ -49,6 +49,7 @@ _MODULE_OF = {
     "open_source": "loading.open_source",
     "predict": "api.maps",
     "prepare": "api.stores",
+    "prepare_scenes": "api.stores",
     "pretrain": "api.runs",
     "probe": "api.scores",
     "public_data": "api.public_data",
@@ -62,8 +63,8 @@ __all__ = [  # noqa: RUF022 - the order of the dictionary above
     "Sample", "Statistics", "Task", "assess", "backbone", "benchmark", "compare",
     "convert_checkpoint", "describe", "embed", "evaluate", "evaluate_early", "evaluate_subsets",
     "export_model", "fetch", "finetune", "init", "inspect", "make_synthetic_data", "map_scene",
-    "open_source", "predict", "prepare", "pretrain", "probe", "public_data", "reconstruct",
-    "search", "study",
+    "open_source", "predict", "prepare", "prepare_scenes", "pretrain", "probe",
+    "public_data", "reconstruct", "search", "study",
     "__version__",
 ]  # fmt: skip
 
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
         probe,
         study,
     )
-    from multimae_eo.api.stores import init, inspect, prepare
+    from multimae_eo.api.stores import init, inspect, prepare, prepare_scenes
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.inference.backbone import backbone
     from multimae_eo.loading.open_source import open_source

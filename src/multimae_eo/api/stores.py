@@ -82,50 +82,80 @@ def prepare(
     out: str | Path,
     workers: int = 1,
     dask: str = "",
-    retries: int = 1,
     shard_chips: int = 512,
     append: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> ChipStore | list[ChipStore]:
+) -> ChipStore:
     """Write a source into a chip store, with statistics; called again, it resumes.
 
     Args:
-        source: A source, or what ``open_source`` opens. Scenes with a store each: see
-            ``list_scenes``.
-        out: Folder of the chip store; with ``{scene}`` for the scene's name a store of each scene.
-            ``open_source`` opens a folder of stores as one source.
+        source: A source, or what ``open_source`` opens.
+        out: Folder of the chip store.
         workers: Number of reading processes.
         dask: Address of a Dask scheduler whose workers read instead.
-        retries: How often scenes that failed are tried again, after all others.
         shard_chips: Chips per shard.
         append: Add the source's chips to a finished store.
-        progress: Called with the chips (of scenes, the scenes) done and in all.
+        progress: Called with the chips done and the chips in all.
 
     Returns:
         The chip store, opened: pixels in the source's own integer type, (C, H, W) per modality.
-        With ``{scene}`` the store of each scene, in order.
 
     Raises:
-        ConfigError: options out of range. DataError: chips that cannot be read. OutputError:
-        ``out`` holds something else or cannot be written. ScenesError: some of several scenes
-        failed.
+        ConfigError: options out of range, or ``{scene}`` in ``out``, which ``prepare_scenes``
+        takes. DataError: chips that cannot be read. OutputError: ``out`` holds something else or
+        cannot be written.
     """
-    from multimae_eo.scenes.each_scene import SceneWork, each_scene, is_pattern
-    from multimae_eo.sources.scene.scene_list import list_scenes
+    from multimae_eo.scenes.each_scene import is_pattern
     from multimae_eo.store.append import append as append_chips
-    from multimae_eo.store.reader import ChipStore
     from multimae_eo.store.writer import prepare as write_store
 
     if append and (dask or is_pattern(out)):
         raise ConfigError("append: adds the chips of one source, in this process or several")
+    if is_pattern(out):
+        raise ConfigError(f"{out}: a store of each scene is written by prepare_scenes")
+    opened = _open(source, shared=bool(dask))
+    if append:
+        return append_chips(opened, Path(out), workers=workers, progress=progress)
+    path = Path(out).resolve() if dask else Path(out)
+    return write_store(
+        opened, path, workers=workers, dask=dask, shard_chips=shard_chips, progress=progress
+    )
+
+
+def prepare_scenes(
+    scenes: object,
+    *,
+    out: str | Path,
+    workers: int = 1,
+    dask: str = "",
+    retries: int = 1,
+    shard_chips: int = 512,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ChipStore]:
+    """Write each of several scenes into a chip store of its own; called again, it resumes.
+
+    Args:
+        scenes: What ``list_scenes`` takes: paths, a pattern, a folder, a list, a STAC file.
+        out: Folders of the stores, with ``{scene}`` for the scene's name. ``open_source`` opens
+            the folder that holds them as one source.
+        workers, dask, shard_chips: As for ``prepare``.
+        retries: How often scenes that failed are tried again, after all others.
+        progress: Called with the scenes done and the scenes in all.
+
+    Returns:
+        The store of each scene, in order.
+
+    Raises:
+        ConfigError: options out of range, or no ``{scene}`` in ``out``. ScenesError: some scenes
+        failed; the others are written.
+    """
+    from multimae_eo.scenes.each_scene import SceneWork, each_scene, is_pattern
+    from multimae_eo.sources.scene.scene_list import list_scenes
+    from multimae_eo.store.reader import ChipStore
+    from multimae_eo.store.writer import prepare as write_store
+
     if not is_pattern(out):
-        opened = _open(source, shared=bool(dask))
-        if append:
-            return append_chips(opened, Path(out), workers=workers, progress=progress)
-        path = Path(out).resolve() if dask else Path(out)
-        return write_store(
-            opened, path, workers=workers, dask=dask, shard_chips=shard_chips, progress=progress
-        )
+        raise ConfigError(f"{out}: needs {{scene}} for the scene's name, as in stores/{{scene}}")
 
     def write(opened: Source, path: Path) -> str:
         target = path.resolve() if dask else path
@@ -140,7 +170,7 @@ def prepare(
         settings=None,
     )
     rows = each_scene(
-        list_scenes(source), work, out=out, retries=retries, dask=dask, progress=progress
+        list_scenes(scenes), work, out=out, retries=retries, dask=dask, progress=progress
     )
     return [ChipStore(Path(row.result)) for row in rows]
 

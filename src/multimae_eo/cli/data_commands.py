@@ -209,21 +209,34 @@ class Prepare:
 
     def run(self) -> None:
         """Print the store's path, its number of chips and its modalities."""
-        from multimae_eo.api.stores import prepare
+        from multimae_eo.api.stores import prepare, prepare_scenes
+        from multimae_eo.scenes.each_scene import is_pattern
 
+        one_each = is_pattern(self.out) and not self.append
         with scene_counter(self.out, "chips") as progress:
-            made = prepare(
-                self.source,
-                out=self.out,
-                workers=self.workers,
-                dask=self.dask,
-                retries=self.retries,
-                shard_chips=self.shard_chips,
-                append=self.append,
-                progress=progress,
-            )
-        stores = {str(s.path): s for s in made} if isinstance(made, list) else {self.out: made}
-        for path, store in stores.items():
+            if one_each:
+                stores = prepare_scenes(
+                    self.source,
+                    out=self.out,
+                    workers=self.workers,
+                    dask=self.dask,
+                    retries=self.retries,
+                    shard_chips=self.shard_chips,
+                    progress=progress,
+                )
+            else:
+                store = prepare(
+                    self.source,
+                    out=self.out,
+                    workers=self.workers,
+                    dask=self.dask,
+                    shard_chips=self.shard_chips,
+                    append=self.append,
+                    progress=progress,
+                )
+                stores = [store]
+        for store in stores:
+            path = store.path if one_each else self.out
             print(f"{path}: {len(store)} chips, {', '.join(store.modalities)}")
 
 
