@@ -286,6 +286,13 @@ def test_the_list(run):
     assert {r["name"] for r in json.loads(out)} == set(records.public_records())
 
 
+def test_the_help_names_the_data_sets_and_no_function(run):
+    code, out, _ = run("fetch", "--help")
+    assert code == 0
+    assert "mmearth64-statistics" in out
+    assert "<function" not in out
+
+
 def test_shells_complete_the_names(run):
     _, script, _ = run("completion", "bash")
     assert "geobench-m-eurosat" in script

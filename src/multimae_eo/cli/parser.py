@@ -180,6 +180,7 @@ def add_options(parser: Parser, kind: type[Subcommand]) -> None:
         options = _typed(hints[field.name]) | {"help": helps.get(field.name, "")}
         if (choices := field.metadata.get("choices")) is not None:
             options["choices"] = list(choices())
+            options.pop("type", None)  # else jsonargparse shows a function of its own as the type
         if field.metadata.get("positional"):
             if options.pop("action", "") == "append":
                 options["nargs"] = "+"
