@@ -92,3 +92,5 @@ def test_the_command_prints_a_row_for_each_number(predictor, tmp_path, capsys):
     assert main([*command, "--days", "soon"]) == 1
     assert "expected numbers" in capsys.readouterr().err
     assert main([*command, "--days", "30", "--drop", "all"]) == 1
+    assert main([*command, "--days", "30", "--adapt", "2"]) == 1
+    assert "leave --adapt out" in capsys.readouterr().err

@@ -60,6 +60,8 @@ class Evaluate:
             self._drop()
             return
         if self.days is not None:
+            if self.adapt:
+                raise ConfigError("--days scores the model as it is: leave --adapt out")
             self._early(self.days)
             return
         from multimae_eo.api.scores import evaluate
