@@ -236,7 +236,8 @@ def count_visible_tokens(
 ) -> int:
     """The largest number of tokens ``sample_states`` shows in any sample."""
     names = tuple(layout.grids) if inputs is None else inputs
-    available = int(layout.columns(names).sum())
+    slices = [layout.slices[n] for n in names]
+    available = sum(s.stop - s.start for s in slices)
     return min(num_visible_tokens, available)
 
 
