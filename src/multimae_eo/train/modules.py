@@ -134,8 +134,8 @@ class PretrainModule(pl.LightningModule):
             generator=PerSample(keys, self.recipe.run.seed, epoch),
         )
         if masking.roles.drawn:
-            layout = patches.layout
-            fewest = min(int(layout.columns([n]).sum()) for n in inputs or layout.grids)
+            slices = patches.layout.slices
+            fewest = min(slices[n].stop - slices[n].start for n in inputs or slices)
             if fewest < masking.num_visible_tokens:
                 return states, None
         return states, count_visible_tokens(patches.layout, masking.num_visible_tokens, inputs)
