@@ -22,8 +22,6 @@ SMALL = (
     "--data.chip=16",
     "--data.batch_size=2",
     "--masking.visible=6",
-    # In 0.1 the recipe's class map was an input as well.
-    "--masking.inputs=null",
     "--run.epochs=3",
 )
 

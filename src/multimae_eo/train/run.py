@@ -94,6 +94,20 @@ def recorded(out: Path) -> object:
     return load_yaml(path) if path.exists() else None
 
 
+def recorded_inputs(out: Path, overrides: Sequence[str]) -> list[str]:
+    """The option with which a run in ``out`` goes on that began with all modalities as inputs.
+
+    In version 0.1 the recipes' class maps were inputs as well. Empty for other runs, and where
+    ``overrides`` name the inputs.
+    """
+    before = recorded(out)
+    masking = before.get("masking") if isinstance(before, dict) else None
+    given = any(o.split("=")[0] in ("--masking", "--masking.inputs") for o in overrides)
+    if given or not isinstance(masking, dict) or masking.get("inputs") is not None:
+        return []
+    return ["--masking.inputs=null"]
+
+
 def run_options(device: str | None, precision: str | None) -> list[str]:
     """A device and a precision as options of a recipe's ``run``; none where they are None.
 
