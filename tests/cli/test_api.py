@@ -34,14 +34,19 @@ FUNCTIONS = {
     "assess": "assess",
     "map": "map_scene",
 }
-# Options of printing; --drop and --days are other functions; the suite is required.
+# Options of printing; --drop, --days and several scenes to prepare are other functions; the suite
+# is required.
 OPTIONS_ONLY = {"json", "drop", "days", "suite"}
+OTHER_FUNCTION = {"prepare": {"retries"}}
 
 
 @pytest.mark.parametrize(("name", "function"), FUNCTIONS.items())
 def test_a_function_takes_its_subcommands_options_with_their_defaults(name, function):
     parameters = inspect.signature(getattr(multimae_eo, function)).parameters
     fields = {f.name: f for f in dataclasses.fields(SUBCOMMANDS[name])}
+    for key in OTHER_FUNCTION.get(name, ()):
+        several = inspect.signature(getattr(multimae_eo, f"{function}_scenes")).parameters
+        assert several[key].default == fields.pop(key).default
     assert set(fields) - OPTIONS_ONLY == set(parameters) - OPTIONS_ONLY - {"progress"}
     for key in set(fields) - OPTIONS_ONLY:
         given = parameters[key].default

@@ -101,7 +101,7 @@ def test_version(run):
     [
         ((), "subcommand"),
         (("prepar",), "did you mean 'prepare'"),
-        (("xyzzy",), "no subcommand 'xyzzy'; valid: quickstart, init, inspect, prepare"),
+        (("xyzzy",), "no subcommand 'xyzzy'; valid: quickstart, fetch, init, inspect, prepare"),
         (("info",), "path"),
         (("info", "a", "--jsn"), "jsn"),
         (("prepare", "a"), "out"),
@@ -150,7 +150,7 @@ def test_version(run):
         ),
         (
             ("export", "--model", "m", "--out", "o", "--format", "onx"),
-            "invalid choice: 'onx' (choose from 'torch', 'onnx')",
+            "invalid choice: 'onx' (choose from 'torch', 'onnx', 'deepness')",
         ),
         (("export", "--model", "m", "--out", "o", "--dynamic", "all"), "invalid choice: 'all'"),
         (("embed", "--model", "m", "--out", "o", "--per", "pixel"), "invalid choice: 'pixel'"),

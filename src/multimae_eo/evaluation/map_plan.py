@@ -92,6 +92,7 @@ class MapPlan:
         epochs = max(1, math.ceil(self.options.steps / per_epoch))
         options: dict[str, object] = {
             "data.batch_size": _BATCH,
+            "head_init": "random",
             "optim.lr": 0.016,
             "optim.warmup_epochs": round(epochs / 10, 2),
             "run.epochs": epochs,

@@ -55,7 +55,8 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed class indices (n, p·p), -1 where invalid, to (n, D)."""
-        if not len(patches) and not torch.is_grad_enabled():
+        traced = torch.compiler.is_compiling()
+        if not traced and not torch.is_grad_enabled() and not len(patches):
             # The table is larger than most batches of windows.
             return self.projection.weight.new_zeros(0, self.projection.out_features)
         width = self.classes.shape[1]

@@ -422,7 +422,7 @@ def bad(**keys):
         (bad(labels={"mask": "m/{id}.png"}), "classes: a mask needs"),
         (bad(labels={"column": "a", "folder": True}), "give one of column, folder, mask"),
         (bad(chips="s2/x.tif"), r"chips: the path 's2/x.tif' needs \{id\}"),
-        (bad(chips="s2/{id}_{band}.tif"), r"knows only \{id\}, not \{band\}"),
+        (bad(chips="s2/{id}_{band}.tif"), r"knows only \{id\} and \{date\}, not \{band\}"),
         (bad(modalities={}), "name at least one modality"),
         (bad(root="nowhere"), "nowhere is not a folder"),
         (bad(size=-3), "size: expected pixels"),
