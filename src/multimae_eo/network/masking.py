@@ -238,7 +238,7 @@ def count_visible_tokens(
     names = tuple(layout.grids) if inputs is None else inputs
     slices = [layout.slices[n] for n in names]
     available = sum(s.stop - s.start for s in slices)
-    return min(num_visible_tokens, available)
+    return int(min(num_visible_tokens, available))
 
 
 def all_visible(patches: Patches, inputs: tuple[str, ...]) -> Tensor:
