@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from unittest import mock
+from uuid import uuid4
 
 import numpy as np
 import rasterio
@@ -62,7 +63,8 @@ def test_it_is_what_warping_gives(tmp_path: Path, data: st.DataObject) -> None:
     values = np.random.default_rng(seed).integers(0, 5, (count, height, width)).astype(dtype)
     values[:, : height // 3] = 3
     row, col = data.draw(st.integers(-6, 9)), data.draw(st.integers(-6, 9))
-    path = raster(tmp_path / "a.tif", values, row=row, col=col, nodata=nodata)
+    # A name per example: of two files of one name within a clock tick GDAL may keep the first.
+    path = raster(tmp_path / f"{uuid4().hex}.tif", values, row=row, col=col, nodata=nodata)
     view = warped.view_on(path, grid(32, 32), nodata=None, nearest=data.draw(st.booleans()))
     if view is None:
         return
