@@ -7,7 +7,6 @@ import io
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from multimae_eo.download import records
 from multimae_eo.download.fetch import configured_mirrors, fetch_record, mirror_address
 from multimae_eo.download.records import PublicRecord
 from multimae_eo.errors import ConfigError, DownloadError, OutputError
-from tests.support.download_server import DownloadServer, serve_downloads
+from tests.support.download_server import DownloadServer
 
 
 def zip_of(**members: bytes) -> bytes:
@@ -34,19 +33,12 @@ ARCHIVE = zip_of(River__1=b"r" * 50_000, Forest__2=b"f")
 TABLE = b"id,split\n1,train\n"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[DownloadServer]:
-    with serve_downloads() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: DownloadServer) -> DownloadServer:
-    running.resources.clear()
-    running.requests.clear()
-    running.add("/set/a.zip", ARCHIVE)
-    running.add("/set/table.csv", TABLE)
-    return running
+def server(server: DownloadServer) -> DownloadServer:
+    """The folder's server, with a data set."""
+    server.add("/set/a.zip", ARCHIVE)
+    server.add("/set/table.csv", TABLE)
+    return server
 
 
 @pytest.fixture

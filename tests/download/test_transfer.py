@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,11 @@ from multimae_eo.download import transfer
 from multimae_eo.download.records import Checksum, PublicFile
 from multimae_eo.download.transfer import INCOMPLETE, FileDownload, Progress, require_space
 from multimae_eo.errors import DownloadError, OutputError
-from tests.support.download_server import DownloadServer, serve_downloads
+from tests.support.download_server import DownloadServer
 
 BODY = np.random.default_rng(0).bytes(700_000)
 MD5 = Checksum(algorithm="md5", digits=hashlib.md5(BODY, usedforsecurity=False).hexdigest())
 SHA = hashlib.sha256(BODY).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[DownloadServer]:
-    with serve_downloads() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: DownloadServer) -> DownloadServer:
-    running.resources.clear()
-    running.requests.clear()
-    return running
 
 
 def job(server: DownloadServer, target: Path, *paths: str, size: int | None = len(BODY),

@@ -3,7 +3,8 @@ and ``benchmark``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,8 @@ def evaluate(
         device that this machine does not have.
     """
     from multimae_eo.evaluation.predictions import evaluate as run
-    from multimae_eo.inference.computing import computing, on_device
 
-    predictor = _predictor(model, flips=flips)
-    source, _ = load_source(data)
-    torch_device, chosen = on_device(predictor, device, precision)
-    with computing(torch_device, chosen):
+    with _opened(model, data, flips, device, precision) as (predictor, source):
         return run(
             predictor,
             source,
@@ -107,12 +104,8 @@ def evaluate_subsets(
         As ``evaluate``.
     """
     from multimae_eo.evaluation.robustness import drop_inputs
-    from multimae_eo.inference.computing import computing, on_device
 
-    predictor = _predictor(model, flips=flips)
-    source, _ = load_source(data)
-    torch_device, chosen = on_device(predictor, device, precision)
-    with computing(torch_device, chosen):
+    with _opened(model, data, flips, device, precision) as (predictor, source):
         return drop_inputs(
             predictor,
             source,
@@ -152,12 +145,8 @@ def evaluate_early(
         ConfigError: days that are negative, or data without dates. And as ``evaluate``.
     """
     from multimae_eo.evaluation.early_season import early_season
-    from multimae_eo.inference.computing import computing, on_device
 
-    predictor = _predictor(model, flips=flips)
-    source, _ = load_source(data)
-    torch_device, chosen = on_device(predictor, device, precision)
-    with computing(torch_device, chosen):
+    with _opened(model, data, flips, device, precision) as (predictor, source):
         return early_season(
             predictor,
             source,
@@ -170,12 +159,24 @@ def evaluate_early(
         )
 
 
-def _predictor(model: Predictor | str | Path, *, flips: bool) -> Predictor:
+@contextmanager
+def _opened(
+    model: Predictor | str | Path,
+    data: Source | str | Path,
+    flips: bool,
+    device: str,
+    precision: str,
+) -> Iterator[tuple[Predictor, Source]]:
+    """The model on its device, and the source; computes in the precision inside."""
+    from multimae_eo.inference.computing import computing, on_device
     from multimae_eo.network.config import RuntimePolicy
 
     predictor, _ = load_predictor(model)
     predictor.set_runtime(RuntimePolicy(flips=flips))
-    return predictor
+    source, _ = load_source(data)
+    torch_device, chosen = on_device(predictor, device, precision)
+    with computing(torch_device, chosen):
+        yield predictor, source
 
 
 def probe(

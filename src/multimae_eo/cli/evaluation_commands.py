@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from multimae_eo.cli.output import counter, names_in, print_json, print_table
 from multimae_eo.cli.parser import Subcommand, argument
 from multimae_eo.cli.training_commands import FINETUNING
 from multimae_eo.errors import ConfigError
 from multimae_eo.runtime import Precision
+
+
+class _TableArguments(TypedDict):
+    data: str
+    split: str
+    out: str | None
+    flips: bool
+    seed: int
+    device: str
+    precision: Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +97,28 @@ class Evaluate:
         for name, score in record["metrics"].items():
             print(f"{name}\t{score['value']:.4f}\t[{score['low']:.4f}, {score['high']:.4f}]")
 
+    def _table_arguments(self) -> _TableArguments:
+        """What the tables of --drop and --days both take."""
+        return {
+            "data": self.data,
+            "split": self.split,
+            "out": self.out,
+            "flips": self.flips,
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+        }
+
+    def _print_rows(self, rows: list[dict[str, object]]) -> None:
+        from multimae_eo.evaluation.robustness import score_names
+
+        if self.json:
+            print_json(rows)
+        else:
+            print_table(rows, score_names(rows))
+
     def _early(self, text: str) -> None:
         from multimae_eo.api.scores import evaluate_early
-        from multimae_eo.evaluation.robustness import score_names
 
         try:
             days = [float(d) for d in names_in(text) or ()]
@@ -98,25 +127,15 @@ class Evaluate:
         with counter("numbers of days") as progress:
             rows = evaluate_early(
                 self.model,
-                data=self.data,
                 days=days,
-                split=self.split,
                 inputs=names_in(self.inputs),
-                out=self.out,
-                flips=self.flips,
-                seed=self.seed,
-                device=self.device,
-                precision=self.precision,
                 progress=progress,
+                **self._table_arguments(),
             )
-        if self.json:
-            print_json(rows)
-        else:
-            print_table(rows, score_names(rows))
+        self._print_rows(rows)
 
     def _drop(self) -> None:
         from multimae_eo.api.scores import evaluate_subsets
-        from multimae_eo.evaluation.robustness import score_names
 
         if self.inputs is not None:
             raise ConfigError("--drop tries sets of inputs by itself: leave --inputs out")
@@ -125,20 +144,11 @@ class Evaluate:
         with counter("sets of inputs") as progress:
             rows = evaluate_subsets(
                 self.model,
-                data=self.data,
-                split=self.split,
                 drop=None if self.drop == "all" else names_in(self.drop),
-                out=self.out,
-                flips=self.flips,
-                seed=self.seed,
-                device=self.device,
-                precision=self.precision,
                 progress=progress,
+                **self._table_arguments(),
             )
-        if self.json:
-            print_json(rows)
-        else:
-            print_table(rows, score_names(rows))
+        self._print_rows(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -31,15 +31,21 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+    """Autocast on a device to the half precision of ``precision``; nothing for 32-true."""
+    dtype = _HALF.get(precision)
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.split(":", maxsplit=1)[0], dtype)
+
+
 @contextmanager
 def computing(device: str, precision: str) -> Iterator[None]:
     """Inference in a precision: 32-true, or bf16-mixed or 16-mixed by autocast.
 
     Raises ConfigError for 16-mixed on the CPU, which lacks most of its operations.
     """
-    kind = device.split(":", maxsplit=1)[0]
-    dtype = _HALF.get(precision)
-    if dtype is torch.float16 and kind == "cpu":
+    if precision == "16-mixed" and device.split(":", maxsplit=1)[0] == "cpu":
         raise ConfigError("precision 16-mixed needs an accelerator; use bf16-mixed or 32-true")
-    with nullcontext() if dtype is None else torch.autocast(kind, dtype):
+    with autocast(device, precision):
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from multimae_eo.inference.computing import autocast
 from multimae_eo.network.finite import require_finite_output
 from multimae_eo.runtime import limit_threads
 from multimae_eo.sample import Batch, collate
@@ -228,7 +229,7 @@ def _start(options: SceneOptions) -> None:
     import torch
 
     torch.set_grad_enabled(False)
-    _autocast(options).__enter__()
+    autocast(options.device, options.precision).__enter__()
 
 
 def _predict_batch(
@@ -278,13 +279,5 @@ def computing(options: SceneOptions) -> Iterator[None]:
     """No gradients, in the precision of the options."""
     import torch
 
-    with torch.no_grad(), _autocast(options):
+    with torch.no_grad(), autocast(options.device, options.precision):
         yield
-
-
-def _autocast(options: SceneOptions) -> AbstractContextManager[object]:
-    import torch
-
-    kind = options.device.split(":", maxsplit=1)[0]
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(options.precision)
-    return nullcontext() if dtype is None else torch.autocast(kind, dtype)

@@ -349,12 +349,21 @@ def parse_recipe(
     return recipe
 
 
+def names_inputs(overrides: Sequence[str]) -> bool:
+    """Whether options name the modalities that may be visible."""
+    return any(o.split("=")[0] in ("--masking", "--masking.inputs") for o in overrides)
+
+
 def _keep_targets(recipe: Recipe, record: Mapping[str, object], overrides: Sequence[str]) -> None:
     """Where ``--modalities`` replaces those of a recipe, its targets only stay targets only."""
     masking, before = record.get("masking"), record.get("modalities")
     inputs = masking.get("inputs") if isinstance(masking, Mapping) else None
-    given = any(o.split("=")[0] in ("--masking", "--masking.inputs") for o in overrides)
-    if given or not inputs or not isinstance(before, list) or recipe.modalities == before:
+    if (
+        names_inputs(overrides)
+        or not inputs
+        or not isinstance(before, list)
+        or recipe.modalities == before
+    ):
         return
     kept = [n for n in recipe.modalities if n in inputs or n not in before]
     recipe.masking.inputs = kept if 0 < len(kept) < len(recipe.modalities) else None

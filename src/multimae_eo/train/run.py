@@ -30,7 +30,7 @@ from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
 from multimae_eo.train.options import with_current_names
-from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe
+from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe, names_inputs
 
 RunKind = TypeVar("RunKind", bound=TrainingRecipe)
 
@@ -102,8 +102,9 @@ def recorded_inputs(out: Path, overrides: Sequence[str]) -> list[str]:
     """
     before = recorded(out)
     masking = before.get("masking") if isinstance(before, dict) else None
-    given = any(o.split("=")[0] in ("--masking", "--masking.inputs") for o in overrides)
-    if given or not isinstance(masking, dict) or masking.get("inputs") is not None:
+    if names_inputs(overrides) or not isinstance(masking, dict):
+        return []
+    if masking.get("inputs") is not None:
         return []
     return ["--masking.inputs=null"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,45 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ClassMapError, FormatError
-from multimae_eo.modality import Modality
-from multimae_eo.sample import Pixels, Validity
+from multimae_eo.modality import Modality, ModalitySet
+from multimae_eo.sample import Calibration, Pixels, Validity
 from multimae_eo.sources.geobench.bands import BandLayer
 from multimae_eo.sources.raster.reading import valid_pixels
 
 
-def band_pixels(
+@dataclass(frozen=True)
+class ChipPixels:
+    """Pixels, validity and calibration of a chip's modalities, as a ``Sample`` takes them."""
+
+    pixels: dict[str, Pixels]
+    valid: dict[str, Validity]
+    calibration: dict[str, Calibration]
+
+
+def chip_pixels(
+    path: Path,
+    arrays: Mapping[str, Pixels],
+    modalities: ModalitySet,
+    layers: Mapping[str, BandLayer],
+) -> ChipPixels:
+    """Modalities of a chip; those without a valid pixel are absent. See ``_band_pixels``."""
+    pixels: dict[str, Pixels] = {}
+    valid: dict[str, Validity] = {}
+    for name, modality in modalities.items():
+        values, ok = _band_pixels(path, arrays, modality, layers[name])
+        if ok is None:
+            pixels[name] = values
+        elif ok.any():
+            pixels[name], valid[name] = values, ok
+    calibration = {
+        n: Calibration(scale=modalities[n].scale, level=layers[n].level)
+        for n in pixels
+        if modalities[n].levels
+    }
+    return ChipPixels(pixels, valid, calibration)
+
+
+def _band_pixels(
     path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: BandLayer
 ) -> tuple[npt.NDArray[Any], Validity | None]:
     """A modality's bands (C, H, W) in a new array, and where they are valid; None: everywhere.

@@ -24,9 +24,9 @@ from multimae_eo.errors import ClassMapError, ConfigError, FormatError, SplitErr
 from multimae_eo.files import read_json
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sample import Pixels, Sample
 from multimae_eo.sources.base import Source
-from multimae_eo.sources.geobench.band_pixels import band_pixels, class_map
+from multimae_eo.sources.geobench.band_pixels import chip_pixels, class_map
 from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, find_dataset
 from multimae_eo.sources.geobench.safe_pickle import OpaqueObject, StoredArray, load_pickle_text
 from multimae_eo.sources.hdf5 import opened_hdf5
@@ -148,26 +148,15 @@ class GeoBenchSource(Source):
         chosen = self._chosen(names)
         path = self._path(index)
         arrays = {n: _channels(path, file[scene.stored[n]]) for n in sorted(self._needed(names))}
-        pixels: dict[str, Pixels] = {}
-        valid: dict[str, Validity] = {}
-        for name, modality in chosen.items():
-            values, ok = band_pixels(path, arrays, modality, self._layers[name])
-            if ok is None:
-                pixels[name] = values
-            elif ok.any():
-                pixels[name], valid[name] = values, ok
+        chip = chip_pixels(path, arrays, chosen, self._layers)
         attributes = metadata.get(next((scene.stored[n] for n in arrays), ""), {})
         attributes = attributes if isinstance(attributes, Mapping) else {}
         shape = next((a.shape[1:] for a in arrays.values()), None)
         return Sample(
             key=self.keys[index],
-            pixels=pixels,
-            valid=valid,
-            calibration={
-                n: Calibration(scale=chosen[n].scale, level=self._layers[n].level)
-                for n in pixels
-                if chosen[n].levels
-            },
+            pixels=chip.pixels,
+            valid=chip.valid,
+            calibration=chip.calibration,
             geometry=_geometry(attributes, shape) if self.data.located and shape else None,
             time=_time(attributes, scene),
             label=self._label(path, file, metadata, scene),

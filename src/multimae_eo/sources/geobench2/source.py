@@ -16,9 +16,9 @@ from multimae_eo import catalog
 from multimae_eo.errors import ClassMapError, ConfigError, FormatError, SplitError, did_you_mean
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sample import Pixels, Sample
 from multimae_eo.sources.base import Source, split_name
-from multimae_eo.sources.geobench.band_pixels import band_pixels, class_map
+from multimae_eo.sources.geobench.band_pixels import chip_pixels, class_map
 from multimae_eo.sources.geobench2.records import GeoBench2Data, find_dataset2
 from multimae_eo.sources.geobench2.tortilla import (
     NESTED,
@@ -86,24 +86,13 @@ class GeoBench2Source(Source):
         require_images(path, images, 1)
         chosen = self.modalities if names is None else self.modalities.select(names)
         arrays = self._arrays(path, images, chosen)
-        pixels: dict[str, Pixels] = {}
-        valid: dict[str, Validity] = {}
-        for name, modality in chosen.items():
-            values, ok = band_pixels(path, arrays, modality, self._layers[name])
-            if ok is None:
-                pixels[name] = values
-            elif ok.any():
-                pixels[name], valid[name] = values, ok
+        chip = chip_pixels(path, arrays, chosen, self._layers)
         record = images[0].metadata
         return Sample(
             key=self.keys[index],
-            pixels=pixels,
-            valid=valid,
-            calibration={
-                n: Calibration(scale=chosen[n].scale, level=self._layers[n].level)
-                for n in pixels
-                if chosen[n].levels
-            },
+            pixels=chip.pixels,
+            valid=chip.valid,
+            calibration=chip.calibration,
             geometry=_geometry(record) if self.data.located else None,
             time=_date(record) if self.data.dated else None,
             label=self._label(path, images),
