@@ -104,13 +104,13 @@ def pure_rate(model: MultiMAE, scene: Scene, options: SceneOptions, seconds: flo
     """Chips per second of the model alone, on batches that are already on the device."""
     window = Window(row=0, col=0, height=CHIP, width=CHIP)
     sample = scene.read(window)
-    batch = collate([sample] * options.batch, scene.modalities).to(options.device)
+    batch = collate([sample] * options.windows_per_batch(CHIP), scene.modalities).to(options.device)
     done, start = 0, 0.0
     with computing(options):
         for turn in range(1_000_000):
             if turn == 2:  # after warming up
                 done, start = 0, time.perf_counter()
-            said = model.reconstruct(batch, ["optical"], samples=0)
+            said = model.reconstruct(batch, ["optical"], samples=0, uncertainty=False)
             said["elevation"].mean.cpu()
             done += len(batch)
             if turn > 4 and time.perf_counter() - start > seconds:

@@ -192,7 +192,7 @@ def test_a_large_map_has_tiles_and_overviews(tmp_path):
         hole = np.isnan(cog.read(1))
     red = np.load(tmp_path / "red.npy")
     assert np.array_equal(hole, red[0] == 0)
-    assert set(model.batches[:-1]) == {16}, "batches hold windows of several rows"
+    assert set(model.batches[:-1]) == {32}, "batches hold windows of several rows"
     windows = 18 * 21
     assert sum(model.batches) < windows, "windows without any data never reach the model"
 

@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_scenes_height(tmp_path):
     import rasterio
 
     class Ones(Fake):
-        def reconstruct(self, batch, inputs=None, *, outputs=None, samples=8, seed=0):
+        def reconstruct(self, batch, inputs=None, *, outputs=None, samples=8, seed=0, **_):
             ones = torch.ones(len(batch), 1, 16, 16)
             return {"elevation": SimpleNamespace(mean=ones, std=ones)}
 

@@ -63,6 +63,7 @@ class Oracle(StandIn):
         outputs: Sequence[str] | None = None,
         samples: int = 8,
         seed: int = 0,
+        uncertainty: bool = True,
     ) -> dict[str, Any]:
         self.asked.append((batch, list(inputs or ()), list(outputs or ())))
         found = {}

@@ -91,7 +91,7 @@ class Fake(StandIn):
     def predictions(self, outputs):
         return outputs if self.class_names else outputs[:, 0]
 
-    def reconstruct(self, batch, inputs=None, *, outputs=None, samples=8, seed=0):
+    def reconstruct(self, batch, inputs=None, *, outputs=None, samples=8, seed=0, **_):
         red = self.red(batch)
         share = torch.zeros(len(batch), 11, *red.shape[-2:])
         share[:, 0] = (red[:, 0] > 0.2).float()

@@ -528,7 +528,9 @@ class _Running:
         """What ``write`` returns for each of several scenes; see ``each_scene``."""
         from multimae_eo.scenes.each_scene import SceneWork, each_scene
 
-        values = {n: getattr(options, n) for n in ("overlap", "batch", "precision", "model_hash")}
+        values = {
+            n: getattr(options, n) for n in ("overlap", "batch_size", "precision", "model_hash")
+        }
         work = SceneWork(
             opener=open_scene,
             stamp=_stamp,

@@ -380,6 +380,15 @@ class MultiMAE(Pretrained):
         outputs: Sequence[str] | None = None,
         samples: int = 8,
         seed: int = 0,
+        uncertainty: bool = True,
     ) -> dict[str, Reconstructed]:
-        """Predict any modality from any others; see ``model.reconstruct``."""
-        return reconstruct(self, batch, inputs, outputs=outputs, samples=samples, seed=seed)
+        """Predict any modality from any others; see ``network.reconstruction.reconstruct``."""
+        return reconstruct(
+            self,
+            batch,
+            inputs,
+            outputs=outputs,
+            samples=samples,
+            seed=seed,
+            uncertainty=uncertainty,
+        )

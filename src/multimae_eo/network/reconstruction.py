@@ -70,7 +70,7 @@ class Reconstructed:
 
 
 @torch.no_grad()
-def reconstruct(
+def reconstruct(  # noqa: PLR0913 - each is a choice of the caller's, and none goes with another
     model: MaskedModel,
     batch: Batch,
     inputs: Sequence[str] | None = None,
@@ -79,6 +79,7 @@ def reconstruct(
     samples: int = 8,
     seed: int = 0,
     overlap: float | None = 0.5,
+    uncertainty: bool = True,
 ) -> dict[str, Reconstructed]:
     """Predict modalities from ``inputs`` (default: all the batch has).
 
@@ -91,6 +92,7 @@ def reconstruct(
 
     Chips larger than those of pre-training are predicted in windows of its size that overlap by
     the share ``overlap`` and are blended; None predicts them whole, at interpolated positions.
+    ``uncertainty``: False leaves ``std`` at 0, which saves its computation.
 
     Raises:
         ConfigError: unknown inputs or outputs.
@@ -98,7 +100,9 @@ def reconstruct(
     """
 
     def predict_chip(batch: Batch) -> dict[str, Reconstructed]:
-        return _reconstruct_chip(model, batch, inputs, outputs, (samples, seed))
+        return _reconstruct_chip(
+            model, batch, inputs, outputs, samples=samples, seed=seed, uncertainty=uncertainty
+        )
 
     windows = chip_windows(model.config.sizes, batch, overlap)
     return _blended(model, batch, inputs, windows, predict_chip) if windows else predict_chip(batch)
@@ -119,7 +123,7 @@ def predict_masked(
     images = {}
     for name, task in tasks.items():
         values = averageable(model, task, predictions[name])
-        images[task.modality] = _finish(model, task, (values, values), patches, batch).mean
+        images[task.modality] = _finish(model, task, (values, None), patches, batch).mean
     return images
 
 
@@ -159,9 +163,11 @@ def _reconstruct_chip(
     batch: Batch,
     inputs: Sequence[str] | None,
     outputs: Sequence[str] | None,
-    drawn_as: tuple[int, int],
+    *,
+    samples: int,
+    seed: int,
+    uncertainty: bool,
 ) -> dict[str, Reconstructed]:
-    samples, seed = drawn_as
     patches = model.patchify(batch)
     names = model.chosen(inputs, patches.values)
     tasks = able_tasks(model, outputs)
@@ -182,9 +188,9 @@ def _reconstruct_chip(
     results = {}
     for name, task in tasks.items():
         everything = averageable(model, task, full.predictions[name])
-        given = task.modality in names
-        mean, deviation = sums[name].result(everything, prefer_samples=given)
-        results[task.modality] = _finish(model, task, (mean, deviation), patches, batch)
+        mean, deviation = sums[name].result(everything, prefer_samples=task.modality in names)
+        given = (mean, deviation if uncertainty else None)
+        results[task.modality] = _finish(model, task, given, patches, batch)
     return results
 
 
@@ -267,23 +273,37 @@ def averageable(model: MaskedModel, task: Task, predicted: Tensor) -> Tensor:
 
 
 def _finish(
-    model: MaskedModel, task: Task, values: tuple[Tensor, Tensor], patches: Patches, batch: Batch
+    model: MaskedModel,
+    task: Task,
+    values: tuple[Tensor, Tensor | None],
+    patches: Patches,
+    batch: Batch,
 ) -> Reconstructed:
-    """From patch space to pixels of the chip's own size, in physical units."""
+    """Mean and deviation from patch space to pixels of the chip's own size, in physical units.
+
+    Without a deviation ``std`` is 0.
+    """
     name = task.modality
     modality = model.modalities[name]
     grid, size = patches.layout.grids[name], patches.chip_sizes[name]
     dates, tokens = patches.layout.date_count(name), grid[0] * grid[1]
     # Each date of a series as an image by itself.
-    images = [v.reshape(-1, tokens, v.shape[2]) for v in values]
-    mean, deviation = (to_image(model, name, v, grid, size) for v in images)
+
+    def image(values: Tensor) -> Tensor:
+        return to_image(model, name, values.reshape(-1, tokens, values.shape[2]), grid, size)
+
+    mean, deviation = image(values[0]), values[1]
     if modality.categorical:
-        entropy = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
-        finished = (mean, entropy)
+        std = torch.zeros_like(mean[:, :1])
+        if deviation is not None:
+            std = -(mean * mean.clamp_min(1e-9).log()).sum(dim=1, keepdim=True)
     else:
         level = _level(model, batch, name).repeat_interleave(dates)
-        scale = model.normalizer.standard_deviation(name, level)
-        finished = (model.normalizer.physical(name, mean, level), deviation * scale)
+        std = torch.zeros_like(mean)
+        if deviation is not None:
+            std = image(deviation) * model.normalizer.standard_deviation(name, level)
+        mean = model.normalizer.physical(name, mean, level)
+    finished = mean, std
     if name in patches.dates:
         by_date = [t.reshape(len(batch), dates, *t.shape[1:]) for t in finished]
         return Reconstructed(*by_date)

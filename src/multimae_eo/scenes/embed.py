@@ -158,7 +158,8 @@ def embed_source(
 
     def embeddings() -> Iterator[Embedding]:
         done = 0
-        for samples in chip_batches(source, range(len(source)), names, names, options.batch):
+        batch_size = options.windows_per_batch(max(embedder.sizes.values()))
+        for samples in chip_batches(source, range(len(source)), names, names, batch_size):
             predictions = embedder(collate(samples, embedder.inputs))
             for i, row in enumerate(predictions.rows):
                 fields = {n: v[i] for n, v in predictions.fields.items()}

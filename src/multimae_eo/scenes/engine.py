@@ -39,6 +39,8 @@ from multimae_eo.sources.raster.warped import bounded_cache
 from multimae_eo.sources.scene.chips import Area
 from multimae_eo.version import __version__
 
+_MOST_WRITERS = 4
+"""Rasters written at once: each holds some of its rows in memory."""
 _MOST_MODEL_THREADS = 8
 """Beyond these, threads share the operations of a batch, which bounds the memory."""
 
@@ -66,13 +68,22 @@ def _write_layers(
     tags: Mapping[str, str],
     folder: Path,
 ) -> list[Path]:
-    """Write the rasters of finished blocks, and their quick-looks."""
-    paths = [folder / f"{layer.stem}.tif" for layer in layers]
-    for layer, path in zip(layers, paths, strict=True):
+    """Write the rasters of finished blocks, and their quick-looks while others are written."""
+    import torch
+
+    def written(layer: OutputLayer) -> Path:
         grid = tiling.grid.coarser(layer.ratio)
         rows = blocks.rows(layer, grid, len(tiling.blocks))
-        write_raster(path, grid, tagged(layer.profile, tags), rows)
+        path = folder / f"{layer.stem}.tif"
+        with bounded_cache():  # a setting of the thread
+            return write_raster(path, grid, tagged(layer.profile, tags), rows)
+
+    paths = []
+    threads = min(_MOST_WRITERS, torch.get_num_threads())
+    results = prefetch(written, layers, layers.index, threads=threads)
+    for layer, path in zip(layers, results, strict=True):
         quick_look(path, layer)
+        paths.append(path)
     return paths
 
 
@@ -114,7 +125,7 @@ def _plan(job: SceneJob) -> dict[str, object]:
         "scene": job.scene.stamp(),
         "chip": job.tiling.chip,
         "overlap": options.overlap,
-        "batch_size": options.batch,
+        "batch_size": options.windows_per_batch(job.tiling.chip),
         "precision": options.precision,
         "layers": [layer.stem for layer in job.layers],
         **job.settings,
@@ -203,7 +214,8 @@ def predict_windows(
     import torch
 
     windows = read_windows(area, model.inputs, tiling, block)
-    parts = enumerate(iter(lambda: list(islice(windows, options.batch)), []))
+    size = options.windows_per_batch(tiling.chip)
+    parts = enumerate(iter(lambda: list(islice(windows, size)), []))
     usable = torch.get_num_threads()
     threads = min(usable, _MOST_MODEL_THREADS) if options.device == "cpu" else 1
 
@@ -214,7 +226,12 @@ def predict_windows(
     torch.set_num_threads(max(1, usable // threads))
     try:
         yield from prefetch(
-            predicted, parts, itemgetter(0), threads=threads, start=partial(_start, options)
+            predicted,
+            parts,
+            itemgetter(0),
+            threads=threads,
+            ahead=threads,
+            start=partial(_start, options),
         )
     finally:
         torch.set_num_threads(usable)

@@ -12,6 +12,8 @@ from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import WindowModel
 from multimae_eo.sources.scene.scene import Scene
 
+_SMALL_WINDOW = 96
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
@@ -53,13 +55,15 @@ class SceneOptions:
             raise ConfigError("workers: give either workers (here) or dask (elsewhere)")
         object.__setattr__(self, "precision", resolve_precision(self.precision, self.device))
 
-    @property
-    def batch(self) -> int:
-        """Windows per batch: as given, else by the device and its memory."""
+    def windows_per_batch(self, side: int) -> int:
+        """As given, else by the device and its memory. ``side``: of a window in pixels.
+
+        On a CPU, calls of the model cost more than small windows take.
+        """
         if self.batch_size is not None:
             return self.batch_size
         if not self.device.startswith("cuda"):
-            return 16
+            return 32 if side <= _SMALL_WINDOW else 16
         import torch
 
         memory = torch.cuda.get_device_properties(self.device).total_memory

@@ -155,7 +155,7 @@ class RowWriter:
                 bottom = min(top + step, self.grid.height)
                 window = ((top, bottom), (0, self.grid.width))
                 ours, theirs = written.read(window=window), read.read(window=window)
-                if not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
+                if not np.array_equal(ours.view(np.uint8), theirs.view(np.uint8)):
                     raise OutputError(f"{self.path}: was not written completely; free space")
 
     def discard(self) -> None:

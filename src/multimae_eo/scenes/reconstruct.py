@@ -142,6 +142,7 @@ class WindowReconstructor:
             outputs=list(self.outputs),
             samples=self.samples,
             seed=self.seed,
+            uncertainty=self.samples > 0,
         )
         fields = {n: host_array(reconstructed[n].mean) for n in self.outputs}
         if self.samples:

@@ -23,9 +23,10 @@ def prefetch(
     thread_of: Callable[[A], int],
     *,
     threads: int,
+    ahead: int = 1,
     start: Callable[[], None] | None = None,
 ) -> Iterator[B]:
-    """``work`` of each item, in order, done by threads; at most ``threads`` + 1 results wait.
+    """``work`` of each item, in order, done by threads; ``threads`` + ``ahead`` results may wait.
 
     Items of equal ``thread_of`` (modulo the number of threads) are done by the same thread, which
     first calls ``start``.
@@ -39,7 +40,7 @@ def prefetch(
         ]
 
     try:
-        waiting = deque(submit(threads + 1))
+        waiting = deque(submit(threads + ahead))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(submit(1))

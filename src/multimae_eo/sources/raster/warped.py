@@ -99,13 +99,17 @@ class Mosaic:
 
         Invalid pixels are 0.
         """
+        parts = [overlap(window, view.covers) for view in self.views]
+        given = [i for i, part in enumerate(parts) if part is not None]
+        if len(given) == 1 and parts[given[0]] == window and not self.calibrations:
+            pixels, seen = self.views[given[0]].read(self.bands[given[0]], window)
+            return pixels.astype(self.dtype, copy=False), seen
         values = np.zeros((len(self.bands[0]), window.height, window.width), dtype=self.dtype)
         ok = np.zeros(values.shape, dtype=bool)
-        for index, view in enumerate(self.views):
-            part = overlap(window, view.covers)
-            if part is None:
-                continue
-            pixels, seen = view.read(self.bands[index], part)
+        for index in given:
+            part = parts[index]
+            assert part is not None
+            pixels, seen = self.views[index].read(self.bands[index], part)
             if self.calibrations:
                 pixels = physical(pixels, self.calibrations[index])
             at = _within(window, part)
@@ -241,13 +245,17 @@ class _Open:
     def read(self, bands: Sequence[int], window: Window) -> tuple[Pixels, Validity]:
         """As ``View.read``."""
         at = tuple(b - 1 for b in bands)
-        pixels = np.zeros((len(at), window.height, window.width), self.header.dtype)
-        ok = np.zeros(pixels.shape, dtype=bool)
+        asked = inside = None
         if self.shift is not None:
             extent = Window(row=0, col=0, height=self.header.shape[0], width=self.header.shape[1])
             row, col = window.row + self.shift[0], window.col + self.shift[1]
             asked = Window(row=row, col=col, height=window.height, width=window.width)
             inside = overlap(asked, extent)
+            if inside == asked:
+                return self._observed(at, inside)
+        pixels = np.zeros((len(at), window.height, window.width), self.header.dtype)
+        ok = np.zeros(pixels.shape, dtype=bool)
+        if asked is not None:
             if inside is not None:
                 target = _within(asked, inside)
                 pixels[target], ok[target] = self._observed(at, inside)
@@ -311,7 +319,7 @@ class _Open:
         )
         if ok is None:
             return pixels, np.ones((1, window.height, window.width), dtype=bool)
-        pixels[~np.broadcast_to(ok, pixels.shape)] = 0
+        np.copyto(pixels, 0, where=~ok)
         return pixels, ok
 
 
