@@ -267,7 +267,7 @@ def rate_alone(job: SceneJob, scene: Scene, seconds: float) -> float:
     """Windows per CPU second of the model on batches in memory."""
     chip = job.tiling.chip
     sample = scene.read(Window(row=0, col=0, height=chip, width=chip))
-    batch = collate([sample] * job.options.batch, job.model.inputs)
+    batch = collate([sample] * job.options.windows_per_batch(chip), job.model.inputs)
     done = 0
     with engine.computing(job.options):
         job.model(batch)
