@@ -19,7 +19,7 @@ _NATURAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("forest|tree|wood|conifer|broadlea|pine|oak", ("1b6b2f", "4f9a4a", "0b4020", "8bbf6a")),
     ("shrub|scrub|heath|bush|rangeland", ("b9a44c", "8f8a3a", "d8ca86")),
     ("bare|sand|soil|rock|desert|beach|dune|mine|quarry|land$", ("c9ae86", "a58763", "e3d3b5")),
-    ("grass|pasture|meadow|herbaceous|lawn|vegetat", ("a6d854", "cbe88f", "7fae3c")),
+    ("grass|pasture|meadow|herbaceous|lawn|vegetat|plants$", ("a6d854", "cbe88f", "7fae3c")),
     ("built|build|urban|resident|industr|town|city|settle|road|highway|street|impervious|artificial",
      ("d7301f", "f28f7d", "8c2d1c", "b04a8a")),
     ("snow|ice$|glacier", ("eef5fb", "cfdde9")),

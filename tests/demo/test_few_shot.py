@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from multimae_eo.demo.few_shot import few_shot
+from multimae_eo.demo.few_shot import few_shot, few_shot_classes
 
 
 @pytest.fixture
@@ -56,3 +56,32 @@ def test_it_is_unsure_far_from_its_examples():
     output = few_shot(examples, np.array([True, False]), line)
     assert (np.diff(output.entropy) > 0).all()
     assert output.entropy[-1] > 0.99
+
+
+def test_two_classes_are_two_sets(case):
+    examples, labels, everywhere = case
+    both = few_shot(examples, labels, everywhere)
+    classes = few_shot_classes(examples, np.where(labels, 0, 1), 2, everywhere)
+    assert np.allclose(classes.probability[:, 0], both.probability)
+    assert np.allclose(classes.entropy, both.entropy)
+
+
+def test_more_classes_are_told_apart_in_any_order():
+    rng = np.random.default_rng(0)
+    middles = 3 * np.eye(4)[:3]
+    labels = np.repeat([0, 1, 2], 5)
+    examples = middles[labels] + rng.normal(size=(15, 4)) * 0.3
+    where = np.repeat([0, 1, 2], 40)
+    everywhere = middles[where] + rng.normal(size=(120, 4)) * 0.3
+    fitted = few_shot_classes(examples, labels, 3, everywhere)
+    assert np.allclose(fitted.probability.sum(axis=1), 1)
+    assert (fitted.probability.argmax(axis=1) == where).all()
+    turned = few_shot_classes(examples, (labels + 1) % 3, 3, everywhere)
+    assert np.allclose(np.roll(turned.probability, -1, axis=1), fitted.probability, atol=1e-9)
+    assert fitted.entropy.max() <= np.log2(3)
+
+
+def test_rows_are_predicted_alike_in_parts(case, monkeypatch):
+    whole = few_shot(*case)
+    monkeypatch.setattr("multimae_eo.demo.few_shot._ROWS", 7)
+    assert np.allclose(few_shot(*case).probability, whole.probability, atol=1e-12)

@@ -19,12 +19,14 @@ needs("fastapi")
 needs("rasterio")
 sync_api = needs("playwright.sync_api")
 
+from multimae_eo.sources.vector.vector_labels import VectorLabels, VectorSpec  # noqa: E402
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run",
 ]  # fmt: skip
-PANELS = ("reconstruct", "map", "search", "runs")
+PANELS = ("reconstruct", "map", "search", "label", "runs")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no chromium on the PATH")
 
@@ -261,6 +263,122 @@ def test_clicks_find_places_and_make_a_map(opened):
     assert "uncertain" in page.locator("#few-legend").inner_text()
     answered(page, lambda: page.locator("#results button").nth(1).click())
     assert page.locator("#panel-reconstruct").is_visible()
+
+
+def colours(page: Any, box: str) -> list[str]:
+    """Of the swatches of a legend."""
+    found: list[str] = page.locator(f"{box} .swatch").evaluate_all(
+        "all => all.map((s) => getComputedStyle(s).backgroundColor)"
+    )
+    return found
+
+
+def colours_of(page: Any, canvas: str) -> set[str]:
+    """The commonest colours of a canvas."""
+    count = (
+        "(c) => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; "
+        "const n = new Map(); for (let i = 0; i < d.length; i += 4) { if (d[i + 3] < 255) continue;"
+        " const k = `rgb(${d[i]}, ${d[i + 1]}, ${d[i + 2]})`; n.set(k, (n.get(k) ?? 0) + 1); } "
+        "return [...n].sort((a, b) => b[1] - a[1]).slice(0, 40).map((e) => e[0]); }"
+    )
+    return set(page.locator(canvas).evaluate(count))
+
+
+@pytest.mark.slow
+def test_class_colours_are_the_class_maps_own_until_switched(opened, scene):
+    """Map and legend change together, and stay so on the next visit."""
+    page = opened("map")
+    page.wait_for_selector("#overlay-tools:not([hidden])")
+    (key,) = [f"s{i}" for i, m in enumerate(scene.modalities.values()) if m.categorical]
+    page.select_option("#overlay", "")
+    page.select_option("#layer", key)
+    official = [f"rgb({r}, {g}, {b})" for r, g, b in
+                (c.color for c in scene.modalities["landcover"].classes)]  # fmt: skip
+    until(lambda: colours(page, "#layer-legend") == official)
+    until(lambda: len(colours_of(page, "#map-viewer canvas") & set(official)) > 2)
+    page.locator("#safe").focus()
+    page.keyboard.press("Space")
+    until(lambda: colours(page, "#layer-legend") != official)
+    safe = set(colours(page, "#layer-legend"))
+    until(lambda: len(colours_of(page, "#map-viewer canvas") & safe) > 2)
+    assert not colours_of(page, "#map-viewer canvas") & (set(official) - safe)
+    page.click("#tab-reconstruct")
+    ready(page)
+    until(lambda: set(colours(page, "article[aria-label=landcover] .classes")) == safe)
+    page.reload()
+    assert page.locator("#safe").is_checked()
+
+
+def drawn(page: Any, corners: list[tuple[float, float]]) -> None:
+    """Clicks corners, as shares of the viewer, and the first one again."""
+    box = page.locator("#label-viewer canvas").bounding_box()
+    for u, v in [*corners, corners[0]]:
+        page.mouse.click(box["x"] + box["width"] * u, box["y"] + box["height"] * v)
+
+
+@pytest.mark.slow
+def test_polygons_are_drawn_mapped_and_downloaded(opened, scene, tmp_path):
+    page = opened("label")
+    page.wait_for_selector("#label-polygons[data-count='0']")
+    page.locator("#label-classes input[type=text]").first.fill("Cropland")
+    page.locator("#label-classes input[type=text]").nth(1).fill("Tree cover")
+    page.locator("#label-classes input[type=radio]").first.check()
+    until(lambda: colours(page, "#label-classes") == ["rgb(240, 150, 255)", "rgb(0, 100, 0)"])
+    drawn(page, [(0.4, 0.2), (0.48, 0.22), (0.45, 0.4)])
+    page.wait_for_selector("#label-polygons[data-count='1']")
+    page.locator("#label-classes input[type=radio]").nth(1).check()
+    drawn(page, [(0.55, 0.6), (0.62, 0.62), (0.6, 0.8), (0.53, 0.75)])
+    page.wait_for_selector("#label-map[data-share]")
+    assert "2 polygons" in page.locator("#label-map").inner_text()
+    assert "Tree cover" in page.locator("#label-legend").inner_text()
+    page.click("#safe")
+    until(lambda: "rgb(240, 150, 255)" not in colours(page, "#label-legend"))
+    assert colours(page, "#label-classes") != ["rgb(240, 150, 255)", "rgb(0, 100, 0)"]
+    page.select_option("#label-crs", "scene")
+    with page.expect_download() as download:
+        page.click("#label-save")
+    assert download.value.suggested_filename == "labels.geojson"
+    download.value.save_as(tmp_path / "labels.geojson")
+    labels = VectorLabels(VectorSpec(path=tmp_path / "labels.geojson", column="class"))
+    assert labels.classes == ("Cropland", "Tree cover")
+    on_scene = labels.on(scene.grid.crs, scene.grid.footprint(scene.grid.extent).bounds, "scene")
+    assert len(on_scene) == 2
+    page.reload()
+    page.wait_for_selector("#label-polygons[data-count='2']")
+    page.locator("#label-polygons button").first.click()
+    page.wait_for_selector("#label-polygons[data-count='1']")
+    assert page.locator("#label-polygons option:checked").inner_text() == "Tree cover"
+
+
+@pytest.mark.slow
+def test_polygons_are_drawn_with_the_keyboard(opened):
+    page = opened("label", viewport={"width": 360, "height": 740})
+    page.wait_for_selector("#label-polygons[data-count='0']")
+    page.locator("#label-viewer canvas").focus()
+    for key in ("Enter", "ArrowRight", "Enter", "ArrowDown", "Enter", "ArrowDown", "Enter",
+                "Backspace"):  # fmt: skip
+        page.keyboard.press(key)
+    assert "3 points" in page.locator("#label-help").inner_text()
+    page.keyboard.press("f")
+    page.wait_for_selector("#label-polygons[data-count='1']")
+    assert page.locator("#label-status").text_content().startswith("Polygon 1, class 1")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    assert "corners" in page.locator("#label-help").inner_text()
+    page.keyboard.press("Backspace")
+    page.wait_for_selector("#label-polygons[data-count='0']")
+
+
+@pytest.mark.slow
+def test_an_outline_that_crosses_itself_is_not_taken(opened):
+    page = opened("label")
+    page.wait_for_selector("#label-polygons[data-count='0']")
+    drawn(page, [(0.4, 0.3), (0.6, 0.6), (0.6, 0.3), (0.4, 0.6)])
+    page.wait_for_selector("#alert:not([hidden])")
+    assert "crosses itself" in page.locator("#alert").inner_text()
+    page.click("#label-undo")
+    page.click("#label-finish")
+    page.wait_for_selector("#label-polygons[data-count='1']")
 
 
 def test_runs_show_curves(opened):

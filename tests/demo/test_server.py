@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from starlette.requests import Request
 
@@ -19,7 +20,9 @@ pytest.importorskip("fastapi")
 rasterio = pytest.importorskip("rasterio")
 
 from fastapi.testclient import TestClient  # noqa: E402
+from rasterio.warp import transform  # noqa: E402
 
+from multimae_eo import open_source  # noqa: E402
 from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.demo.guard import Limits  # noqa: E402
 from multimae_eo.demo.map_layers import frame_over  # noqa: E402
@@ -134,6 +137,122 @@ def test_similar_places_and_a_map_from_clicks(on_scene, finished):
     assert on_scene.post("/api/similar", json={"point": {"x": 0.0, "y": 0.0}}).status_code == 404
 
 
+def test_tiles_and_legends_follow_the_palette(on_scene, scene):
+    landcover = scene.modalities["landcover"]
+    key = f"s{list(scene.modalities).index('landcover')}"
+    west, south, east, north = on_scene.get("/api/map").json()["bounds"]
+    frame = frame_over((west, south, east, north), 256)
+    half, z = np.pi * 6378137, 13
+    side = 2 * half / 2**z
+    x, y = int((frame.west + half) // side), int((half - frame.north) // side)
+    seen = {}
+    for palette in ("official", "safe"):
+        legend = on_scene.get(f"/api/layers/{key}/legend?palette={palette}").json()["classes"]
+        tile = on_scene.get(f"/api/layers/{key}/tiles/{z}/{x}/{y}.png?palette={palette}").content
+        pixels = picture(tile)
+        used = {tuple(c) for c in pixels[pixels[..., 3] > 0][:, :3].tolist()}
+        named = {tuple(bytes.fromhex(c["color"][1:])) for c in legend}
+        assert used
+        assert used <= named, "every colour of the map is in its legend"
+        seen[palette] = [c["color"] for c in legend]
+    assert seen["official"] == ["#{:02x}{:02x}{:02x}".format(*c.color) for c in landcover.classes]
+    assert set(seen["safe"]) & set(seen["official"]) <= {"#f0f0f0"}, "snow is as white in both"
+    assert on_scene.get(f"/api/layers/{key}/legend?palette=pink").status_code == 422
+
+
+def squares(bounds, places, side=0.06):
+    """Drawn polygons: (label, u, v) as shares of the bounds."""
+    west, south, east, north = bounds
+    width, height = side * (east - west), side * (north - south)
+    rings = []
+    for label, u, v in places:
+        x, y = west + u * (east - west), south + v * (north - south)
+        ring = [[x, y], [x, y + height], [x + width, y + height], [x + width, y]]
+        rings.append({"label": label, "ring": ring})
+    return rings
+
+
+@pytest.mark.parametrize("crs", ["wgs84", "scene"])
+def test_drawn_polygons_are_labels_of_the_scene(on_scene, scene, made, tmp_path, crs):
+    """As a reader of vector labels reads them, pixel by pixel."""
+    bounds = on_scene.get("/api/map").json()["bounds"]
+    polygons = squares(bounds, [("water", 0.2, 0.3), ("crops", 0.5, 0.5), ("water", 0.7, 0.2)])
+    answer = on_scene.post("/api/labels/geojson", json={"polygons": polygons, "crs": crs})
+    collection = answer.json()
+    assert ("crs" in collection) == (crs == "scene")
+    (tmp_path / "labels.geojson").write_text(answer.text)
+    layers = yaml.safe_load((made.folder / "world/scene.yaml").read_text())
+    layers["root"] = str(made.folder / "world")
+    layers["chips"] = {"size": 32}
+    layers["labels"] = {"vector": str(tmp_path / "labels.geojson"), "column": "class"}
+    (tmp_path / "labelled.yaml").write_text(yaml.safe_dump(layers))
+    source = open_source(tmp_path / "labelled.yaml")
+    assert source.class_names == ("crops", "water")
+    counts = np.zeros(2)
+    for i in range(len(source)):
+        label = source.read(i).label
+        counts += [(label == 0).sum(), (label == 1).sum()]
+    pixel = abs(scene.grid.transform.a)
+    for ring, found in zip((polygons[1], polygons[0]), (counts[0], counts[1] / 2), strict=True):
+        xs, ys = transform("EPSG:3857", scene.grid.crs, *np.array(ring["ring"]).T)
+        area = 0.5 * abs(np.dot(xs, np.roll(ys, 1)) - np.dot(ys, np.roll(xs, 1))) / pixel**2
+        assert found == pytest.approx(area, rel=0.1)
+
+
+def test_a_map_follows_from_drawn_polygons(on_scene, finished, scene):
+    """Drawn where the scene's own class map says what is there, it finds the same elsewhere."""
+    finished(on_scene, "/api/features", "/api/features")
+    bounds = on_scene.get("/api/map").json()["bounds"]
+    places = [("a", 0.2, 0.3), ("b", 0.5, 0.5), ("c", 0.7, 0.2)]
+    body = {"polygons": squares(bounds, places)}
+    result = on_scene.post("/api/labels/map", json=body).json()
+    assert [c["name"] for c in result["classes"]] == ["a", "b", "c"]
+    assert all(c["patches"] > 0 for c in result["classes"])
+    assert sum(c["share"] for c in result["classes"]) == pytest.approx(1)
+    assert 0 < result["entropy_mean"] <= np.log2(3)
+    image = picture(base64.b64decode(result["map"].split(",")[1]))
+    left, _, right, top = result["bounds"]
+    step = (right - left) / image.shape[1]
+    colours = {c["name"]: tuple(bytes.fromhex(c["color"][1:])) for c in result["classes"]}
+    for polygon in body["polygons"]:
+        x, y = np.mean(polygon["ring"], axis=0)
+        pixel = image[int((top - y) / step), int((x - left) / step)]
+        assert tuple(pixel[:3]) == colours[polygon["label"]], "its own examples are of its class"
+    other = on_scene.post("/api/labels/map", json=body | {"palette": "safe"}).json()
+    assert [c["share"] for c in other["classes"]] == [c["share"] for c in result["classes"]]
+
+
+@pytest.mark.parametrize(("places", "reason"), [
+    ([("a", 0.2, 0.3)], "two classes"),
+    ([("a", 0.2, 0.3), ("b", 0.2, 0.3)], "alone"),
+    ([("a", 0.2, 0.3), ("b", 4.0, 4.0)], "alone"),
+])  # fmt: skip
+def test_labels_that_make_no_map_are_refused(on_scene, finished, places, reason):
+    finished(on_scene, "/api/features", "/api/features")
+    polygons = squares(on_scene.get("/api/map").json()["bounds"], places)
+    answer = on_scene.post("/api/labels/map", json={"polygons": polygons})
+    assert answer.status_code == 400
+    assert reason in answer.json()["detail"]
+
+
+def test_a_crossing_outline_is_refused(on_scene):
+    ring = [[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    body = {"polygons": [{"label": "a", "ring": ring}]}
+    answer = on_scene.post("/api/labels/geojson", json=body)
+    assert answer.status_code == 400
+    assert "polygon 1 (a): its outline crosses itself" in answer.json()["detail"]
+
+
+def test_colours_of_named_classes_are_their_class_maps(on_scene):
+    names = ["Tree cover", "Cropland", "Cropland", "Mangroves"]
+    found = on_scene.post("/api/labels/colors", json={"names": names}).json()
+    assert found == ["#006400", "#f096ff", "#f096ff", "#00cf75"]
+    safe = on_scene.post("/api/labels/colors", json={"names": names, "palette": "safe"}).json()
+    assert len(set(safe)) == 3
+    assert not set(safe) & set(found)
+    assert len(on_scene.post("/api/labels/colors", json={"names": ["a"]}).json()) == 1
+
+
 def test_chips_have_neighbours_but_no_map(on_chips, finished):
     finished(on_chips, "/api/features", "/api/features")
     location = asked(on_chips)["location"]
@@ -144,6 +263,8 @@ def test_chips_have_neighbours_but_no_map(on_chips, finished):
     points = {"a": [{"x": 0.0, "y": 0.0}], "b": [{"x": 1.0, "y": 1.0}]}
     assert on_chips.post("/api/few-shot", json=points).status_code == 400
     assert on_chips.get("/api/runs").status_code == 404
+    polygons = squares((0, 0, 1, 1), [("a", 0, 0)])
+    assert on_chips.post("/api/labels/geojson", json={"polygons": polygons}).status_code == 404
 
 
 def test_a_runs_numbers_are_those_of_its_file(on_scene, folder):

@@ -1,4 +1,4 @@
-"""Arrays for the page: PNG bytes, colour bars, and colours safe for colour-blind readers."""
+"""Arrays for the page: PNG bytes, colour bars, and the palettes of classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ _SAFE = (
     (187, 187, 187), (240, 240, 240), (51, 34, 136), (136, 204, 238), (68, 170, 153),
     (204, 102, 119), (90, 90, 90), (170, 68, 153), (51, 187, 238),
 )  # fmt: skip
+
+Palette = Literal["official", "safe"]
+"""Colours of classes: their class map's own, or ones distinct with every kind of colour vision."""
 
 INVALID = 65535
 """In packed values: no valid pixel."""
@@ -87,9 +91,15 @@ def safe_colours(modality: Modality) -> Modality:
     )
 
 
-def safe_set(modalities: ModalitySet) -> ModalitySet:
-    """``safe_colours`` of each."""
-    return ModalitySet(safe_colours(m) for m in modalities.values())
+def in_palette(modality: Modality, palette: Palette) -> Modality:
+    """A modality with its classes in the colours of a palette."""
+    return safe_colours(modality) if palette == "safe" else modality
+
+
+def in_palettes(modalities: ModalitySet) -> dict[Palette, ModalitySet]:
+    """Modalities by palette."""
+    safe = ModalitySet(safe_colours(m) for m in modalities.values())
+    return {"official": modalities, "safe": safe}
 
 
 def packed(

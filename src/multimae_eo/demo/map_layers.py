@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from multimae_eo.demo.drawing import Palette, in_palette
 from multimae_eo.errors import FormatError
 from multimae_eo.geo import Window
 from multimae_eo.metrics.reconstruction_scores import class_index
@@ -96,8 +97,8 @@ def observed(values: Array) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(values).all(axis=0), np.bool_)
 
 
-def draw(layer: MapLayer, frame: Frame) -> npt.NDArray[np.uint8]:
-    """A layer as RGBA (H, W, 4), transparent for nodata."""
+def draw(layer: MapLayer, frame: Frame, palette: Palette = "official") -> npt.NDArray[np.uint8]:
+    """A layer as RGBA (H, W, 4), transparent for nodata. ``palette``: of its classes."""
     values = layer.warp(frame)
     ok = observed(values)
     if not ok.any():
@@ -106,7 +107,8 @@ def draw(layer: MapLayer, frame: Frame) -> npt.NDArray[np.uint8]:
     steep = replace(layer.stretch, steepness=layer.stretch.steepness * layer.pixel / frame.step)
     if layer.modality.categorical:
         values = np.where(ok, values, -1)
-    image = picture(layer.modality, values, valid=ok[None], stretch=steep)
+    drawn = in_palette(layer.modality, palette)
+    image = picture(drawn, values, valid=ok[None], stretch=steep)
     return np.dstack([image, np.where(ok, 255, 0).astype(np.uint8)])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from multimae_eo.demo.drawing import class_entries, png, ramp_of, safe_colours
+from multimae_eo.demo.drawing import Palette, class_entries, in_palette, png, ramp_of
 from multimae_eo.demo.jobs import BackgroundJob
 from multimae_eo.demo.map_layers import (
     FileLayer,
@@ -69,20 +69,19 @@ class MapService:
         self._options = options or SceneOptions()
         self.model, self.scene, self._folder = model, scene, folder
         self.layers = {
-            f"s{i}": SceneLayer(scene, safe_colours(m))
-            for i, m in enumerate(scene.modalities.values())
+            f"s{i}": SceneLayer(scene, m) for i, m in enumerate(scene.modalities.values())
         }
         overlays: list[_Overlay] = []
         if map is not None:
             layer = FileLayer(map)
-            ready = BackgroundJob(lambda _: FileLayer(map, safe_colours(layer.modality)))
+            ready = BackgroundJob(lambda _: layer)
             overlays.append(_Overlay(map.stem, "the map given by --map", ready))
         if predictor is not None:
             job = BackgroundJob(partial(self._predict, predictor.eval()))
             overlays.append(_Overlay("prediction", "by the fine-tuned model", job))
         overlays += self._reconstructions()
         self.overlays = {f"o{i}": o for i, o in enumerate(overlays)}
-        self._tiles: OrderedDict[tuple[str, int, int, int], bytes] = OrderedDict()
+        self._tiles: OrderedDict[tuple[str, Palette, int, int, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
         self.bounds = scene_bounds(scene)
 
@@ -106,29 +105,30 @@ class MapService:
             "overlays": overlays,
         }
 
-    def legend(self, key: str) -> dict[str, object]:
-        """A layer's legend: ``classes``, or ``ramp`` with ``low`` and ``high``."""
+    def legend(self, key: str, palette: Palette = "official") -> dict[str, object]:
+        """A layer's legend: ``classes`` in the colours of a palette, or ``ramp`` from ``low`` to
+        ``high``."""
         layer = self.layer(key)
         span = value_range(layer)
         return {
             "description": describe(layer.modality),
             "unit": layer.modality.unit,
-            "classes": class_entries(layer.modality),
+            "classes": class_entries(in_palette(layer.modality, palette)),
             "ramp": ramp_of(layer.modality),
             "low": None if span is None else span[0],
             "high": None if span is None else span[1],
         }
 
-    def tile(self, key: str, z: int, x: int, y: int) -> bytes:
+    def tile(self, key: str, z: int, x: int, y: int, palette: Palette = "official") -> bytes:
         """A 256 px PNG of a layer, transparent for nodata; DataError for an unknown tile."""
-        address = key, z, x, y
+        address = key, palette, z, x, y
         with self._lock:
             if address in self._tiles:
                 self._tiles.move_to_end(address)
                 return self._tiles[address]
         if x >= 2**z or y >= 2**z:
             raise DataError(f"no tile {z}/{x}/{y}")
-        data = png(draw(self.layer(key), tile_frame(z, x, y)))
+        data = png(draw(self.layer(key), tile_frame(z, x, y), palette))
         with self._lock:
             self._tiles[address] = data
             while len(self._tiles) > _TILES:
@@ -166,9 +166,9 @@ class MapService:
             raise ConfigError("the rectangle is empty: west < east and south < north are needed")
         layer = self.layer(key)
         statistics = plain(zonal_statistics(layer, bounds, check), layer, bounds)
-        entries = class_entries(layer.modality)
+        names = layer.modality.class_names
         statistics["classes"] = [
-            {**entries[record.pop("index")], **record} for record in statistics["classes"]
+            {"name": names[record.pop("index")], **record} for record in statistics["classes"]
         ]
         return statistics
 
@@ -219,7 +219,7 @@ class MapService:
             options=replace(self._options, progress=progress),
         )
         observed = next((la for la in self.layers.values() if la.modality.name == name), None)
-        modality = safe_colours(self.model.modalities[name])
+        modality = self.model.modalities[name]
         return FileLayer(path, modality, None if observed is None else observed.stretch)
 
     def _predict(self, predictor: Predictor, progress: Progress) -> FileLayer:

@@ -13,13 +13,15 @@ import torch
 
 from multimae_eo.demo.chip_locations import Locations
 from multimae_eo.demo.drawing import (
+    Palette,
     class_entries,
     data_uri,
+    in_palette,
+    in_palettes,
     packed,
     png,
     ramp,
     ramp_of,
-    safe_set,
 )
 from multimae_eo.demo.jobs import Cancellation
 from multimae_eo.errors import ConfigError, did_you_mean
@@ -48,6 +50,7 @@ class MaskOptions:
     ``masks``: per modality, rows of 0 and 1, where 1 masks a patch; or, without them, the number of
     ``visible`` tokens (all inputs together) and their balance over modalities (``alpha``, the
     Dirichlet concentration). ``samples``: random halves of the visible tokens for the std.
+    ``palette``: of classes.
     """
 
     inputs: Sequence[str]
@@ -56,6 +59,7 @@ class MaskOptions:
     alpha: float = 1.0
     seed: int = 0
     samples: int = 4
+    palette: Palette = "official"
 
 
 @dataclass(frozen=True)
@@ -77,26 +81,27 @@ class ReconstructService:
     ) -> None:
         self._options = options or SceneOptions()
         self.model, self.locations = model.eval(), locations
-        self.modalities = safe_set(locations.modalities)
         # Scores are in the data's units; outputs that the data lack are only drawn.
-        self.all = safe_set(model.modalities)
+        self.all = model.modalities
+        self._drawn = in_palettes(model.modalities)
         predictable = dict.fromkeys(t.modality for t in model.tasks if t.reconstructs)
         self.outputs = list(predictable)
 
-    def thumbnail(self, number: int) -> bytes:
+    def thumbnail(self, number: int, palette: Palette = "official") -> bytes:
         """The first modality of a location, as a PNG."""
         sample = self.locations.read(number)
-        view = self._chip_view(self._batch(sample), {}, ())
-        name = next(n for n in self.modalities if n in view.truth)
-        return png(picture(self.modalities[name], view.truth[name], valid=view.valid[name]))
+        view = self._chip_view(self._batch(sample), {}, MaskOptions(inputs=()))
+        name = next(n for n in self.locations.modalities if n in view.truth)
+        drawn = in_palette(self.locations.modalities[name], palette)
+        return png(picture(drawn, view.truth[name], valid=view.valid[name]))
 
-    def look(self, number: int) -> dict[str, object]:
+    def look(self, number: int, palette: Palette = "official") -> dict[str, object]:
         """A location's observations: per modality a picture, values, bands and grid of tokens."""
         sample = self.locations.read(number)
         view = self._view(sample)
-        chip = self._chip_view(view.batch, {}, ())
+        chip = self._chip_view(view.batch, {}, MaskOptions(inputs=(), palette=palette))
         modalities = []
-        for name, modality in self.all.items():
+        for name, modality in self._drawn[palette].items():
             rows, cols = view.layout.grids[name]
             entry = {
                 "name": name,
@@ -140,7 +145,7 @@ class ReconstructService:
         masked = self._masked_pixels(view, states)
         scores = self._scores(view, predictions, masked)
         cancellation.check()
-        chip = self._chip_view(view.batch, predictions, options.inputs)
+        chip = self._chip_view(view.batch, predictions, options)
         scored = replace(chip, valid={n: v & masked[n] for n, v in chip.valid.items()})
         modalities = {n: self._draw(n, chip, scored, masked[n]) for n in predictions}
         visible = states == TokenState.VISIBLE
@@ -309,9 +314,10 @@ class ReconstructService:
         return {n: {k: v for k, v in s.items() if k in keys} for n, s in metric.compute().items()}
 
     def _chip_view(
-        self, batch: Batch, predictions: Mapping[str, Reconstructed], inputs: Sequence[str]
+        self, batch: Batch, predictions: Mapping[str, Reconstructed], options: MaskOptions
     ) -> ChipView:
-        return replace(chip_views(batch, predictions, inputs=inputs)[0], modalities=self.all)
+        view = chip_views(batch, predictions, inputs=options.inputs)[0]
+        return replace(view, modalities=self._drawn[options.palette])
 
     def _draw(self, name: str, chip: ChipView, scored: ChipView, masked: Mask) -> dict[str, object]:
         ranges = self._ranges(name)

@@ -9,10 +9,15 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from multimae_eo.demo.dispatch import ERRORS, client_key, run_job
+from multimae_eo.demo.drawing import Palette
+from multimae_eo.demo.label_service import LabelService
 from multimae_eo.demo.map_service import MapService
 from multimae_eo.demo.runs_service import RunsService
 from multimae_eo.demo.schemas import (
+    ClassColorsRequest,
     FewShotRequest,
+    LabelMapRequest,
+    LabelsRequest,
     ReconstructRequest,
     Rectangle,
     SimilarRequest,
@@ -43,17 +48,23 @@ def location_routes(app: FastAPI, services: Services) -> None:
         return services.info
 
     @app.get("/api/locations/{location}", responses=ERRORS)
-    async def look(request: Request, location: Number) -> Response:
+    async def look(request: Request, location: Number, palette: Palette = "official") -> Response:
         key = client_key(request, "look")
         return JSONResponse(
-            await run_job(request, services.work, lambda _: service.look(location), key=key)
+            await run_job(
+                request, services.work, lambda _: service.look(location, palette), key=key
+            )
         )
 
     @app.get(
         "/api/locations/{location}/picture.png", responses=ERRORS | _PNG, response_class=PngResponse
     )
-    async def thumbnail(request: Request, location: Number) -> Response:
-        data = await run_job(request, services.drawing, lambda _: service.thumbnail(location))
+    async def thumbnail(
+        request: Request, location: Number, palette: Palette = "official"
+    ) -> Response:
+        data = await run_job(
+            request, services.drawing, lambda _: service.thumbnail(location, palette)
+        )
         return PngResponse(data, headers={"cache-control": "private, max-age=60"})
 
     @app.post("/api/reconstruct", responses=ERRORS)
@@ -127,9 +138,9 @@ def map_routes(app: FastAPI, services: Services) -> None:
         )
 
     @app.get("/api/layers/{layer}/legend", responses=ERRORS)
-    async def legend(request: Request, layer: LayerId) -> Response:
+    async def legend(request: Request, layer: LayerId, palette: Palette = "official") -> Response:
         return JSONResponse(
-            await run_job(request, services.drawing, lambda _: service().legend(layer))
+            await run_job(request, services.drawing, lambda _: service().legend(layer, palette))
         )
 
     @app.get(
@@ -137,8 +148,13 @@ def map_routes(app: FastAPI, services: Services) -> None:
         responses=ERRORS | _PNG,
         response_class=PngResponse,
     )
-    async def tile(request: Request, layer: LayerId, z: Zoom, x: Number, y: Number) -> Response:
-        data = await run_job(request, services.drawing, lambda _: service().tile(layer, z, x, y))
+    async def tile(
+        request: Request, layer: LayerId, z: Zoom, x: Number, y: Number,
+        palette: Palette = "official",
+    ) -> Response:  # fmt: skip
+        data = await run_job(
+            request, services.drawing, lambda _: service().tile(layer, z, x, y, palette)
+        )
         return PngResponse(data)
 
     @app.get("/api/layers/{layer}/value", responses=ERRORS)
@@ -180,6 +196,40 @@ def overlay_routes(app: FastAPI, services: Services) -> None:
     async def download(layer: LayerId) -> FileResponse:
         path = _map(services).file(layer)
         return FileResponse(path, media_type="image/tiff; application=geotiff", filename=path.name)
+
+
+def label_routes(app: FastAPI, services: Services) -> None:
+    """Drawn polygons: as GeoJSON, and as a map of the scene."""
+
+    def service() -> LabelService:
+        if services.labels is None:
+            raise DataError("polygons need a scene; start the demo with --scene")
+        return services.labels
+
+    @app.post("/api/labels/geojson", responses=ERRORS)
+    async def geojson(request: Request, body: LabelsRequest) -> Response:
+        polygons = [p.drawn() for p in body.polygons]
+        return JSONResponse(
+            await run_job(
+                request, services.drawing, lambda _: service().geojson(polygons, body.crs)
+            )
+        )
+
+    @app.post("/api/labels/map", responses=ERRORS)
+    async def labelled_map(request: Request, body: LabelMapRequest) -> Response:
+        polygons = [p.drawn() for p in body.polygons]
+        return JSONResponse(
+            await run_job(
+                request,
+                services.work,
+                lambda _: service().map(polygons, body.palette),
+                key=client_key(request, "labelled map"),
+            )
+        )
+
+    @app.post("/api/labels/colors", responses=ERRORS)
+    async def colors(body: ClassColorsRequest) -> list[str]:
+        return service().colors(body.names, body.palette)
 
 
 def run_routes(app: FastAPI, services: Services) -> None:

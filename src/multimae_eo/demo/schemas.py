@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from multimae_eo.demo.drawing import Palette
+from multimae_eo.demo.label_service import DrawnPolygon, LabelCrs
 from multimae_eo.demo.reconstruct_service import MaskOptions
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -30,6 +32,7 @@ class ReconstructRequest(Strict):
     alpha: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     seed: Number = 0
     samples: Annotated[int, Field(ge=1, le=8)] = 4
+    palette: Palette = "official"
 
     def options(self) -> MaskOptions:
         """The same without the location, for the service."""
@@ -66,6 +69,41 @@ class FewShotRequest(Strict):
 
     a: Annotated[list[Point], Field(min_length=1, max_length=64)]
     b: Annotated[list[Point], Field(min_length=1, max_length=64)]
+
+
+class Polygon(Strict):
+    """A drawn polygon: the name of its class, and its points [x, y] in Web-Mercator metres."""
+
+    label: Name
+    ring: Annotated[
+        list[Annotated[list[Metres], Field(min_length=2, max_length=2)]],
+        Field(min_length=3, max_length=512),
+    ]
+
+    def drawn(self) -> DrawnPolygon:
+        """The same for the service."""
+        return DrawnPolygon(self.label, [(x, y) for x, y in self.ring])
+
+
+class LabelsRequest(Strict):
+    """Polygons to download. ``crs``: longitude and latitude, or the scene's."""
+
+    polygons: Annotated[list[Polygon], Field(min_length=1, max_length=256)]
+    crs: LabelCrs = "wgs84"
+
+
+class LabelMapRequest(Strict):
+    """Polygons to fit a map to. ``palette``: of its classes."""
+
+    polygons: Annotated[list[Polygon], Field(min_length=1, max_length=256)]
+    palette: Palette = "official"
+
+
+class ClassColorsRequest(Strict):
+    """Names of classes."""
+
+    names: Annotated[list[Name], Field(min_length=1, max_length=64)]
+    palette: Palette = "official"
 
 
 class ErrorResponse(BaseModel):

@@ -30,7 +30,8 @@ MOST_NUMBERS = 1 << 28
 """Feature values kept in memory, at most (1 GiB of float32)."""
 
 MOST_CHIPS = 4000
-_MOST_PIXELS = 1024
+MOST_PIXELS = 1024
+"""Of a side of the maps that the page gets."""
 _RAMP, _ENTROPY_RAMP = "cividis", "magma"
 
 
@@ -68,7 +69,7 @@ class SearchService:
         ``similarity``: cosine of the mean features about the mean of all locations. On a scene
         ``bounds`` in Web-Mercator metres. DataError where nothing was observed.
         """
-        index = self._ready()
+        index = self.ready()
         query = self.at(*point) if point is not None else number
         if query is None:
             raise ConfigError("give either a location or a point")
@@ -122,20 +123,18 @@ class SearchService:
         metres). ``share``: of the scene in which ``a`` is likelier. Raises DataError for points
         without data.
         """
-        index = self._ready()
-        if index.cells is None or index.cells_observed is None:
-            raise ConfigError("few-shot maps need a scene; start the demo with --scene")
+        index = self.ready()
+        cells, observed = self.cells_of(index)
         indices = [self._cell(index, *p) for p in (*a, *b)]
         labels = np.array([True] * len(a) + [False] * len(b))
-        examples = np.stack([index.cells[rc] for rc in indices])
+        examples = np.stack([cells[rc] for rc in indices])
         if len({*indices[: len(a)]} & {*indices[len(a) :]}):
             raise ConfigError("a point of A and one of B lie on the same patch; move one")
-        observed = index.cells_observed
-        prediction = few_shot(examples, labels, index.cells[observed])
+        prediction = few_shot(examples, labels, cells[observed])
         maps = np.full((2, *observed.shape), np.nan, np.float32)
         maps[0][observed], maps[1][observed] = prediction.probability, prediction.entropy
         scene = self._scene_locations().scene
-        frame = frame_over(scene_bounds(scene), _MOST_PIXELS)
+        frame = frame_over(scene_bounds(scene), MOST_PIXELS)
         warped = warp_array(maps, (scene.grid.crs, scene.grid.coarser(index.cell).transform),
                            frame, nearest=False)  # fmt: skip
         return {
@@ -225,11 +224,18 @@ class SearchService:
 
     # Locations ------------------------------------------------------------------------------------
 
-    def _ready(self) -> FeatureIndex:
+    def ready(self) -> FeatureIndex:
+        """The features; DataError before they are computed."""
         index: FeatureIndex | None = self.index.result
         if index is None:
             raise DataError("the features are not computed yet")
         return index
+
+    def cells_of(self, index: FeatureIndex) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """A scene's patches: their features (rows, columns, D), and where they are observed."""
+        if index.cells is None or index.cells_observed is None:
+            raise ConfigError("few-shot maps need a scene; start the demo with --scene")
+        return index.cells, index.cells_observed
 
     def _scene_locations(self) -> SceneLocations:
         if not isinstance(self.locations, SceneLocations):

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from multimae_eo.demo.dispatch import add_error_handlers
 from multimae_eo.demo.guard import Guard, Limits
 from multimae_eo.demo.routes import (
+    label_routes,
     location_routes,
     map_routes,
     overlay_routes,
@@ -32,7 +33,7 @@ PAGE = {
     **{
         f"{name}.js": "text/javascript; charset=utf-8"
         for name in ("main", "api", "dom", "plots", "chip", "reconstruct", "viewer", "map",
-                     "search", "runs")
+                     "search", "label", "runs")
     },
 }  # fmt: skip
 
@@ -70,6 +71,7 @@ def create_app(
     search_routes(app, services)
     map_routes(app, services)
     overlay_routes(app, services)
+    label_routes(app, services)
     run_routes(app, services)
     _page_routes(app)
     app.add_middleware(Guard, limits=bounds)

@@ -9,6 +9,7 @@ from pathlib import Path
 from multimae_eo.demo.chip_locations import Locations, SceneLocations, SourceLocations
 from multimae_eo.demo.guard import Limits
 from multimae_eo.demo.jobs import Cancellation, JobQueue
+from multimae_eo.demo.label_service import LabelService
 from multimae_eo.demo.map_service import MapService
 from multimae_eo.demo.reconstruct_service import MaskOptions, ReconstructService
 from multimae_eo.demo.runs_service import RunsService
@@ -54,6 +55,7 @@ class Services:
     reconstruct: ReconstructService
     search: SearchService
     map: MapService | None
+    labels: LabelService | None
     runs: RunsService | None
     work: JobQueue
     drawing: JobQueue
@@ -85,7 +87,7 @@ def make_services(
     cannot be read.
     """
     locations: Locations
-    maps = None
+    maps = labels = None
     options = SceneOptions(device=data.device, precision=data.precision)
     model.to(data.device)
     if data.scene is not None:
@@ -96,6 +98,9 @@ def make_services(
     else:
         assert data.source is not None
         name, locations = data.source.name, SourceLocations(data.source, model)
+    search = SearchService(model, locations, options)
+    if data.scene is not None:
+        labels = LabelService(data.scene, search)
     info = {
         "version": __version__,
         "data": name,
@@ -109,8 +114,9 @@ def make_services(
     return Services(
         locations=locations,
         reconstruct=ReconstructService(model, locations, options),
-        search=SearchService(model, locations, options),
+        search=search,
         map=maps,
+        labels=labels,
         runs=None if data.runs is None else RunsService(data.runs),
         work=JobQueue("model", threads=threads, waiting=limits.waiting),
         drawing=JobQueue("drawing", threads=threads, waiting=8 * limits.waiting),

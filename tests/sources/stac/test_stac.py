@@ -434,6 +434,16 @@ def test_mistakes_are_told_in_one_line(folder: Path, monkeypatch: pytest.MonkeyP
     told(ConfigError, r"needs odc\.stac; install it with pip install 'multimae-eo\[geo\]'")
 
 
+def test_the_command_line_prepares_a_stac_file(folder, capsys):
+    from multimae_eo.cli import main
+
+    assert main(["prepare", str(folder / "area.yaml"), "--out", str(folder / "store")]) == 0
+    assert "rgb, elevation" in capsys.readouterr().out
+    source, store = open_stac(folder / "area.yaml"), open_source(folder / "store")
+    assert set(store.keys) <= set(source.keys)
+    assert len(store) > 4
+
+
 def test_an_api_is_asked_once_for_each_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

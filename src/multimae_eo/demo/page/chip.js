@@ -70,7 +70,8 @@ export class ModalityView {
       }
     }
     const cells = el("div", { className: "cells" }, ...this.cells.map((c) => c.node));
-    this.node = el("article", { className: "modality" }, head, cells, info.classes.length ? classList(info.classes) : null);
+    this.legend = info.classes.length ? classList(info.classes) : null;
+    this.node = el("article", { className: "modality" }, head, cells, this.legend);
     this.node.setAttribute("aria-label", info.name);
     for (const cell of this.cells) {
       cell.cross = el("canvas", { className: "cursor", width: 256, height: 256 });
@@ -186,6 +187,16 @@ export class ModalityView {
       context.lineWidth = 3;
       context.strokeRect(x + 4, y + 4, width - 8, height - 8);
     }
+  }
+
+  /** The same location in other colours of classes. */
+  recolour(info) {
+    this.info = info;
+    if (this.picture) this.picture.src = info.observed.src;
+    if (!this.legend) return;
+    const legend = classList(info.classes);
+    this.legend.replaceWith(legend);
+    this.legend = legend;
   }
 
   /** Shows a reconstruction. `keep`: visible patches stay as observed. */

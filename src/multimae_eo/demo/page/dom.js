@@ -64,6 +64,17 @@ export function classList(classes) {
   }));
 }
 
+/** The palette of classes: their class map's own colours, or colour-blind safe ones. */
+export const palette = () => ($("safe").checked ? "safe" : "official");
+
+/** A location's first modality; its classes follow the palette. */
+export function locationPicture(location, attributes) {
+  const address = () => `/api/locations/${location}/picture.png?palette=${palette()}`;
+  const image = el("img", { ...attributes, src: address() });
+  image.dataset.location = location;
+  return image;
+}
+
 /** The legend of a layer. */
 export function legendOf({ description, classes, ramp, low, high, unit }) {
   if (classes.length) return [classList(classes)];

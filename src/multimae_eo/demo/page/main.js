@@ -1,13 +1,14 @@
 // Starts the page: tabs, theme, and each panel when it is first opened.
 
 import { get } from "./api.js";
-import { $, alertUser } from "./dom.js";
+import { $, alertUser, palette } from "./dom.js";
+import * as label from "./label.js";
 import * as map from "./map.js";
 import * as reconstruct from "./reconstruct.js";
 import * as runs from "./runs.js";
 import * as search from "./search.js";
 
-const panels = { reconstruct, map, search, runs };
+const panels = { reconstruct, map, search, label, runs };
 const started = new Set();
 let about = null;
 
@@ -46,11 +47,23 @@ function tabs() {
   });
 }
 
+/** The choice is kept where the browser keeps anything. */
+function choosePalette() {
+  const kept = (act) => { try { return act(localStorage); } catch { return null; } };
+  $("safe").checked = kept((s) => s.getItem("colours")) === "safe";
+  $("safe").addEventListener("change", () => {
+    kept((s) => s.setItem("colours", palette()));
+    for (const image of document.querySelectorAll("img[data-location]")) image.src = image.src.replace(/palette=\w+/, `palette=${palette()}`);
+    document.dispatchEvent(new Event("palettechange"));
+  });
+}
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 theme(dark.matches ? "dark" : "light");
 dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
 $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 tabs();
+choosePalette();
 
 try {
   about = await get("/api/about");

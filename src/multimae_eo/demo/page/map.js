@@ -1,7 +1,7 @@
 // The panel of the scene on a map, with the model's maps over it.
 
 import { get, post, Superseded, untilDone } from "./api.js";
-import { $, alertUser, el, legendOf, percent, formatNumber } from "./dom.js";
+import { $, alertUser, el, legendOf, palette, percent, formatNumber } from "./dom.js";
 import { openLocation } from "./reconstruct.js";
 import { crosshair, outline, Viewer } from "./viewer.js";
 
@@ -22,7 +22,7 @@ function arrange() {
 
 async function legend(id, box) {
   try {
-    box.replaceChildren(...legendOf(await get(`/api/layers/${id}/legend`)));
+    box.replaceChildren(...legendOf(await get(`/api/layers/${id}/legend?palette=${palette()}`)));
   } catch (error) {
     alertUser(error.message);
   }
@@ -66,7 +66,8 @@ async function area(bounds) {
   }
 }
 
-const hectares = (value) => (value >= 1000 ? `${formatNumber(value / 100)} km²` : `${formatNumber(value)} ha`);
+/** An area in words. */
+export const hectares = (value) => (value >= 1000 ? `${formatNumber(value / 100)} km²` : `${formatNumber(value)} ha`);
 
 function areaTable(title, statistics) {
   const about = statistics.estimated ? "about " : "";
@@ -133,6 +134,10 @@ export async function start(about, show) {
   $("overlay").replaceChildren(el("option", { value: "" }, "none"), ...map.overlays.map((o) => el("option", { value: o.id }, o.title)));
   $("layer").addEventListener("change", () => { legend($("layer").value, $("layer-legend")); arrange(); if (rectangle) area(rectangle); });
   $("overlay").addEventListener("change", () => chooseOverlay($("overlay").value));
+  document.addEventListener("palettechange", () => {
+    legend($("layer").value, $("layer-legend"));
+    if (overlay) legend(overlay, $("overlay-legend"));
+  });
   for (const id of ["opacity", "swipe"]) $(id).addEventListener("input", arrange);
   $("draw").addEventListener("click", () => {
     const on = $("draw").getAttribute("aria-pressed") !== "true";

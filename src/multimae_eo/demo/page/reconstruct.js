@@ -2,7 +2,7 @@
 
 import { get, post, Superseded } from "./api.js";
 import { ModalityView } from "./chip.js";
-import { $, alertUser, el, percent, press, formatNumber } from "./dom.js";
+import { $, alertUser, el, locationPicture, palette, percent, press, formatNumber } from "./dom.js";
 import { plot, plotKey } from "./plots.js";
 
 const state = { location: null, views: [], tokens: 0, seed: 1, painted: false, point: null, given: null };
@@ -37,7 +37,7 @@ async function reconstruct() {
   const inputs = state.views.filter((v) => v.given && v.info.observed).map((v) => v.name);
   if (!inputs.length) return alertUser("At least one modality has to be visible.");
   const location = state.location;
-  const request = { location, inputs, seed: state.seed, alpha: alpha(), samples: 4 };
+  const request = { location, inputs, seed: state.seed, alpha: alpha(), samples: 4, palette: palette() };
   if (state.painted) {
     request.masks = Object.fromEntries(state.views.filter((v) => v.info.observed).map((v) => [v.name, v.digits]));
     const shown = state.views.some((v) => v.given && v.info.observed && v.mask.includes(0));
@@ -119,13 +119,27 @@ function inspect() {
   );
 }
 
+/** Other colours of classes: the same mask, drawn again. */
+async function recolour() {
+  const { location } = state;
+  if (location === null) return;
+  try {
+    const info = await get(`/api/locations/${location}?palette=${palette()}`, "look");
+    if (location !== state.location) return;
+    for (const [i, view] of state.views.entries()) view.recolour(info.modalities[i]);
+    soon(0);
+  } catch (error) {
+    if (!(error instanceof Superseded)) alertUser(error.message);
+  }
+}
+
 /** Opens a location; keeps which modalities are visible. */
 export async function openLocation(location) {
   state.location = location;
   for (const button of $("strip").children) button.setAttribute("aria-selected", String(Number(button.dataset.location) === location));
   let info;
   try {
-    info = await get(`/api/locations/${location}`, "look");
+    info = await get(`/api/locations/${location}?palette=${palette()}`, "look");
   } catch (error) {
     if (!(error instanceof Superseded)) alertUser(error.message);
     return;
@@ -163,7 +177,7 @@ function switchOf(view) {
 }
 
 function strip(locations) {
-  const buttons = locations.map(({ location, title }) => el("button", { title, onclick: () => openLocation(location) }, el("img", { src: `/api/locations/${location}/picture.png`, alt: title, loading: "lazy", width: 60, height: 60 })));
+  const buttons = locations.map(({ location, title }) => el("button", { title, onclick: () => openLocation(location) }, locationPicture(location, { alt: title, loading: "lazy", width: 60, height: 60 })));
   buttons.forEach((b, i) => { b.setAttribute("role", "option"); b.dataset.location = locations[i].location; b.setAttribute("aria-selected", "false"); });
   $("strip").replaceChildren(...buttons);
 }
@@ -186,6 +200,7 @@ export function start(about) {
   });
   for (const id of ["hide", "reveal"]) $(id).addEventListener("click", () => press([$("hide"), $("reveal")], $(id)));
   $("filled").addEventListener("change", () => state.views.forEach((v) => v.keep($("filled").checked)));
+  document.addEventListener("palettechange", recolour);
   document.addEventListener("themechange", () => state.views.forEach((v) => v.draw()));
   if (about.strip.length) openLocation(about.strip[0].location);
 }

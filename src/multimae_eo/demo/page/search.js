@@ -1,7 +1,7 @@
 // The panel that finds similar locations, and fits maps to a few clicks.
 
 import { get, post, Superseded, untilDone } from "./api.js";
-import { $, alertUser, colourBar, el, percent, press, formatNumber } from "./dom.js";
+import { $, alertUser, colourBar, el, locationPicture, percent, press, formatNumber } from "./dom.js";
 import { sceneLayers, sceneViewer } from "./map.js";
 import { openLocation } from "./reconstruct.js";
 import { crosshair, outline } from "./viewer.js";
@@ -15,12 +15,18 @@ const state = { tool: "similar", points: [], matches: [], few: null, layer: "pro
 let viewer = null;
 let showPanel = null;
 
-async function features() {
+/** Waits until the scene is encoded, which it is once; its progress is shown in a box. */
+export async function encode(box) {
   const bar = el("progress", { max: 1, value: 0 });
   bar.setAttribute("aria-label", "encoding the scene");
-  $("features-state").replaceChildren(bar);
-  const begun = performance.now();
+  box.replaceChildren(bar);
   await untilDone("/api/features", (job) => { bar.value = job.share; }, () => post("/api/features"));
+  box.replaceChildren();
+}
+
+async function features() {
+  const begun = performance.now();
+  await encode($("features-state"));
   $("features-state").replaceChildren(el("span", { className: "small" }, `Ready (${formatNumber((performance.now() - begun) / 1000)} s).`));
   $("features").dataset.ready = "true";
   state.ready = true;
@@ -38,7 +44,7 @@ async function similar(request) {
 }
 
 function result(match, rank) {
-  const image = el("img", { src: `/api/locations/${match.location}/picture.png`, alt: "", loading: "lazy" });
+  const image = locationPicture(match.location, { alt: "", loading: "lazy" });
   const text = rank ? `${rank} · ${formatNumber(match.similarity)}` : "query";
   const open = () => { openLocation(match.location); showPanel("reconstruct"); };
   return el("button", { title: `${match.title}: open in Reconstruct`, "aria-current": String(rank === 0), onclick: open }, image, el("span", { className: "what num" }, text));
@@ -163,6 +169,6 @@ function chips(about) {
   $("tool-similar").parentElement.hidden = true;
   $("tool-help").textContent = "Select a chip to find the most similar ones. Maps from clicks need --scene.";
   const strip = el("div", { className: "strip" }, ...about.strip.map(({ location, title }) =>
-    el("button", { title, onclick: () => state.ready && similar({ location }) }, el("img", { src: `/api/locations/${location}/picture.png`, alt: title, width: 60, height: 60 }))));
+    el("button", { title, onclick: () => state.ready && similar({ location }) }, locationPicture(location, { alt: title, width: 60, height: 60 }))));
   $("search-viewer").replaceWith(strip);
 }

@@ -1,6 +1,6 @@
 // A map of tiles on a canvas: drag, wheel, pinch and keys. No base map, nothing from other servers.
 
-import { el } from "./dom.js";
+import { el, palette } from "./dom.js";
 
 const HALF = Math.PI * 6378137;
 const TILE = 256;
@@ -13,7 +13,7 @@ export class Viewer {
     this.deepest = Math.min(24, Math.ceil(Math.log2((2 * HALF) / TILE / pixel)));
     this.leastStep = pixel / 16;
     this.layers = []; // {id, opacity, from, to}: drawn between two shares of the width
-    this.pictures = []; // {image, bounds, opacity}
+    this.pictures = []; // {image, bounds, opacity, smooth}
     this.marks = () => {}; // draws with (context, toScreen)
     this.on = { click: null, rectangle: null, point: null };
     this.tiles = new Map();
@@ -29,6 +29,7 @@ export class Viewer {
     this._listen();
     this.fitted = false;
     new ResizeObserver(() => this._resize()).observe(container);
+    document.addEventListener("palettechange", () => this.draw());
     this._resize();
   }
 
@@ -83,11 +84,6 @@ export class Viewer {
     this.readout.hidden = !text;
   }
 
-  /** A new map under an old id: its tiles are fetched again. */
-  forget(id) {
-    for (const key of [...this.tiles.keys()]) if (key.startsWith(`${id}/`)) this.tiles.delete(key);
-  }
-
   setHandle(share) {
     this.handle.hidden = share === null;
     if (share !== null) this.handle.style.left = `calc(${100 * share}% - 1px)`;
@@ -114,13 +110,13 @@ export class Viewer {
       this._paintTiles(context, layer.id);
       context.restore();
     }
-    for (const { image, bounds, opacity } of this.pictures) {
+    for (const { image, bounds, opacity, smooth } of this.pictures) {
       if (!image.complete) continue;
       context.save();
       context.globalAlpha = opacity;
       const [x0, y0] = this.toScreen(bounds[0], bounds[3]);
       const [x1, y1] = this.toScreen(bounds[2], bounds[1]);
-      context.imageSmoothingEnabled = true;
+      context.imageSmoothingEnabled = smooth ?? true;
       context.drawImage(image, x0, y0, x1 - x0, y1 - y0);
       context.restore();
     }
@@ -158,7 +154,7 @@ export class Viewer {
     // The tile itself, else a part of the nearest coarser one that is there.
     this._tile(id, z, tx, ty);
     for (let up = 0; up <= Math.min(z, 5); up++) {
-      const tile = this.tiles.get(`${id}/${z - up}/${tx >> up}/${ty >> up}`);
+      const tile = this.tiles.get(`${id}/${palette()}/${z - up}/${tx >> up}/${ty >> up}`);
       if (!tile?.ready) continue;
       const side = (2 * HALF) / 2 ** z;
       const [px, py] = this.toScreen(-HALF + tx * side, HALF - ty * side);
@@ -173,13 +169,13 @@ export class Viewer {
   }
 
   _tile(id, z, x, y) {
-    const key = `${id}/${z}/${x}/${y}`;
+    const key = `${id}/${palette()}/${z}/${x}/${y}`;
     if (this.tiles.has(key)) return;
     const tile = { image: new Image(), ready: false };
     this.tiles.set(key, tile);
     tile.image.onload = () => { tile.ready = true; this.draw(); };
     tile.image.onerror = () => setTimeout(() => this.tiles.delete(key), 2000);
-    tile.image.src = `/api/layers/${id}/tiles/${z}/${x}/${y}.png`;
+    tile.image.src = `/api/layers/${id}/tiles/${z}/${x}/${y}.png?palette=${palette()}`;
     if (this.tiles.size > CACHED) this.tiles.delete(this.tiles.keys().next().value);
   }
 
