@@ -297,9 +297,9 @@ def write_drawn_labels(cover: Path, path: Path) -> None:
 
     with rasterio.open(cover) as file:
         classes, affine, crs = file.read(1), file.transform, file.crs
-    features = []
-    for row in range(8, classes.shape[0] - 8, 16):
-        for col in range(8, classes.shape[1] - 8, 16):
+    features: list[dict[str, object]] = []
+    for row in range(8, classes.shape[0] - 8, 24):
+        for col in range(8, classes.shape[1] - 8, 24):
             if len(set(classes[row - 3 : row + 3, col - 3 : col + 3].flat)) > 1:
                 continue
             corners = [(-3, -3), (-3, 3), (3, 3), (3, -3), (-3, -3)]

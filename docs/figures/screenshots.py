@@ -36,6 +36,7 @@ FLAGS = [
 SIZES = ((1920, 1080), (360, 740))
 LONGEST = 1600  # of a phone's page; the rest repeats
 SLOW = 300_000
+KEPT = 96
 # Locations of the quickstart's scene, as shares of its width and height.
 WATER = ((0.66, 0.07), (0.06, 0.56), (0.94, 0.54))
 LAND = ((0.47, 0.48), (0.25, 0.24), (0.84, 0.13), (0.2, 0.91))
@@ -193,11 +194,14 @@ def _save(page: Any, name: str, whole: bool) -> None:
 
 
 def _write(image: Image.Image, path: Path) -> None:
-    """In 256 colours, chosen so that small areas (a legend's) keep theirs."""
-    coded = image.convert("RGB").quantize(
-        256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-    )
-    coded.save(path, optimize=True)
+    """In 256 colours: the commonest as they are, so that text, ground and legends keep theirs."""
+    whole = image.convert("RGB")
+    counts = sorted(whole.getcolors(whole.width * whole.height), reverse=True)
+    kept = [part for _, color in counts[:KEPT] for part in color]
+    others = whole.quantize(256 - KEPT, dither=Image.Dither.NONE).getpalette()
+    table = Image.new("P", (1, 1))
+    table.putpalette((kept + others)[: 3 * 256])
+    whole.quantize(palette=table, dither=Image.Dither.NONE).save(path, optimize=True)
     sys.stdout.write(f"{path}\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -172,10 +172,11 @@ def _shapes(polygons: Sequence[DrawnPolygon], crs: str) -> npt.NDArray[np.object
     return shapes
 
 
-def _rounded(shape: object, digits: int) -> dict[str, object]:
+def _rounded(shape: Any, digits: int) -> dict[str, object]:
+    """A polygon without holes as GeoJSON."""
     import shapely
 
-    ring = shapely.get_coordinates(shapely.get_exterior_ring(shape)).round(digits).tolist()
+    ring = shapely.get_coordinates(shape).round(digits).tolist()
     return {"type": "Polygon", "coordinates": [ring]}
 
 

@@ -41,7 +41,7 @@ export function plot(curves, options = {}) {
   if (!(options.zero && y0 === 0)) y0 -= pad;
   y1 += pad;
   if (x0 === x1) { x0 -= 0.5; x1 += 0.5; }
-  const box = { left: 46, right: width - 12, top: yLabel ? 20 : 8, bottom: height - 30 };
+  const box = { left: 46, right: width - 12, top: yLabel ? 20 : 8, bottom: height - (xLabel ? 38 : 24) };
   const px = (v) => box.left + ((v - x0) / (x1 - x0)) * (box.right - box.left);
   const py = (v) => box.bottom - ((v - y0) / (y1 - y0)) * (box.bottom - box.top);
   for (const t of ticks(y0, y1, 4)) {
@@ -49,7 +49,7 @@ export function plot(curves, options = {}) {
     root.append(svg("text", { x: box.left - 6, y: py(t) + 4, "text-anchor": "end" }, formatNumber(t)));
   }
   for (const t of ticks(x0, x1, 5)) root.append(svg("text", { x: px(t), y: box.bottom + 15, "text-anchor": "middle" }, formatNumber(t)));
-  if (xLabel) root.append(svg("text", { x: (box.left + box.right) / 2, y: height - 5, "text-anchor": "middle" }, xLabel));
+  if (xLabel) root.append(svg("text", { x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, xLabel));
   if (yLabel) root.append(svg("text", { x: 4, y: 11 }, yLabel));
   for (const curve of curves) {
     const points = curve.x.map((v, i) => [px(v), py(curve.y[i])]).filter((p) => p.every(Number.isFinite));
