@@ -21,7 +21,7 @@ from multimae_eo.errors import OutputError
 from multimae_eo.files import LOCK
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.reconstruct import reconstruct_scene
-from multimae_eo.scenes.threads import WriteQueue, prefetch
+from multimae_eo.scenes.threads import OperationThreads, WriteQueue, prefetch
 from multimae_eo.sources.scene.scene import Scene
 
 rasterio = pytest.importorskip("rasterio")
@@ -62,6 +62,22 @@ def test_what_goes_wrong_behind_is_raised():
         for i in range(50):
             queue.submit(order.append, i)
     assert order == list(range(50))
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_maps_that_overlap_in_time_leave_the_threads_as_they_were(first_to_end):
+    """As those of a worker of Dask with several threads."""
+    operation_threads, before = OperationThreads(), torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        maps = [operation_threads.divided(3), operation_threads.divided(4)]
+        assert [m.__enter__() for m in maps] == [3, 4], "of all threads, not of what is left"
+        maps[first_to_end].__exit__(None, None, None)
+        assert torch.get_num_threads() < 6
+        maps[1 - first_to_end].__exit__(None, None, None)
+        assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

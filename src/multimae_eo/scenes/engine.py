@@ -31,7 +31,7 @@ from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.quick_look import quick_look
 from multimae_eo.scenes.raster_output import tagged, write_raster
 from multimae_eo.scenes.sharing import BlockWork, by_dask, by_processes, finish
-from multimae_eo.scenes.threads import WriteQueue, prefetch
+from multimae_eo.scenes.threads import OperationThreads, WriteQueue, prefetch
 from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import WindowModel, WindowPredictions
 from multimae_eo.scenes.window_reader import SceneWindow, read_windows
@@ -191,6 +191,8 @@ def run_block(
         raise
 
 
+_operation_threads = OperationThreads()
+
 # A model on windows ---------------------------------------------------------------------------
 
 
@@ -216,26 +218,20 @@ def predict_windows(
     windows = read_windows(area, model.inputs, tiling, block)
     size = options.windows_per_batch(tiling.chip)
     parts = enumerate(iter(lambda: list(islice(windows, size)), []))
-    usable = torch.get_num_threads()
-    threads = min(usable, _MOST_MODEL_THREADS) if options.device == "cpu" else 1
+    most = _MOST_MODEL_THREADS if options.device == "cpu" else 1
 
     def predicted(part: tuple[int, list[SceneWindow]]) -> list[PredictedWindow]:
         batch = collate([window.sample for window in part[1]], model.inputs)
         return _predict_batch(model, part[1], batch)
 
-    torch.set_num_threads(max(1, usable // threads))
-    try:
-        yield from prefetch(
-            predicted,
-            parts,
-            itemgetter(0),
-            threads=threads,
-            ahead=threads,
-            start=partial(_start, options),
-        )
-    finally:
-        torch.set_num_threads(usable)
-        torch.clear_autocast_cache()
+    start = partial(_start, options)
+    with _operation_threads.divided(most) as threads:
+        try:
+            yield from prefetch(
+                predicted, parts, itemgetter(0), threads=threads, ahead=threads, start=start
+            )
+        finally:
+            torch.clear_autocast_cache()
 
 
 def _start(options: SceneOptions) -> None:

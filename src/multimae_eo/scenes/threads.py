@@ -5,9 +5,11 @@ Queues are bounded, and so is memory; an error in a thread is raised where its r
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -48,6 +50,37 @@ def prefetch(
     finally:
         for pool in pools:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+class OperationThreads:
+    """How many threads share an operation of torch, which is a setting of the process.
+
+    Maps that are made at the same time change it once: the first to begin, and back the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = self._before = 0
+
+    @contextmanager
+    def divided(self, most: int) -> Iterator[int]:
+        """Share the process's threads among batches that are predicted side by side: how many
+        batches, at most ``most``."""
+        import torch
+
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_num_threads()
+            self._users += 1
+            batches = min(self._before, most)
+            torch.set_num_threads(max(1, self._before // batches))
+        try:
+            yield batches
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    torch.set_num_threads(self._before)
 
 
 class WriteQueue:
