@@ -86,8 +86,7 @@ def test_unguarded_uses_are_recognised(code, names):
     assert [name for _, name in unix_uses(ast.parse(code))] == names
 
 
-# Alone it passes; beside the whole suite its loader worker ends early, for a reason not known yet.
-@pytest.mark.release
+@pytest.mark.slow
 def test_the_core_runs_without_unix(tmp_path):
     """With texts in a declared encoding, too: that of Windows is not UTF-8."""
     done = subprocess.run(

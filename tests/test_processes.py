@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from multimae_eo import interrupts
 from multimae_eo.processes import WorkerPool, noted_interrupts
 from tests.support.paths import ROOT
 
@@ -178,6 +179,19 @@ def test_an_interrupted_pool_ends_its_workers_at_once():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert time.monotonic() - begun < 30
+
+
+def test_the_parent_of_a_pools_workers_is_not_that_of_others():
+    """Programs that are started beside a pool, or by its workers, have workers of their own."""
+    with WorkerPool(1, initializer=nothing) as pool:
+        assert pool.submit(os.getenv, interrupts.PARENT).result() is None
+    assert interrupts.PARENT not in os.environ
+    program = "import os, multimae_eo; print(os.getenv('MULTIMAE_EO_PARENT'))"
+    started = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, interrupts.PARENT: "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert started.stdout == "None\n"
 
 
 def test_interrupts_are_noted_and_raised():

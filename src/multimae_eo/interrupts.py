@@ -13,7 +13,7 @@ import sys
 
 EXIT_CODE = 130
 PARENT = "MULTIMAE_EO_PARENT"
-"""Environment variable of worker processes: the process that started them."""
+"""Environment variable of a new worker process, until it has read it: the one that started it."""
 _POLL_SECONDS = 0.5
 _MESSAGE = b"multimae-eo: error: interrupted\n"
 
@@ -52,7 +52,9 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name="early-parent-watch", daemon=True).start()
 
 
-if "--multiprocessing-fork" in sys.orig_argv and os.environ.get(PARENT, "").isdigit():
-    _end_with(int(os.environ[PARENT]))
+# Taken away, since programs and workers that this process starts have it for a parent.
+_parent = os.environ.pop(PARENT, "")
+if "--multiprocessing-fork" in sys.orig_argv and _parent.isdigit():
+    _end_with(int(_parent))
 if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_at_once)

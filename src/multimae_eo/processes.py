@@ -187,6 +187,8 @@ class WorkerPool(ProcessPoolExecutor):
                 raise OutputError(
                     f"worker processes cannot be started: {error.strerror or error}; use one worker"
                 ) from error
+            finally:
+                os.environ.pop(interrupts.PARENT, None)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and not issubclass(kind, Exception):
