@@ -83,7 +83,8 @@ def quickstart(
     from multimae_eo.store.writer import prepare
     from multimae_eo.train.pretrain import pretrain
     from multimae_eo.train.recipe import load_recipe
-    from multimae_eo.train.run import recorded_inputs, run_options
+    from multimae_eo.train.resumed import begun_options
+    from multimae_eo.train.run import run_options
 
     steps = _Steps()
     with steps.step("making synthetic data"):
@@ -91,7 +92,7 @@ def quickstart(
     with steps.step("preparing a chip store"):
         store = prepare(open_source(dataset), out / "store")
     overrides = [f"--run.seed={seed}", *([f"--run.epochs={epochs}"] if epochs else [])]
-    overrides += recorded_inputs(out / "run", overrides)
+    overrides += begun_options(out / "run", overrides)
     device = resolve_device(device)
     recipe = load_recipe("quickstart", [*overrides, *run_options(device, precision)])
     with steps.step("pre-training"):

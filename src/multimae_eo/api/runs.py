@@ -48,9 +48,10 @@ def pretrain(
     from multimae_eo.train.pretrain import InitialModel
     from multimae_eo.train.pretrain import pretrain as run
     from multimae_eo.train.recipe import load_recipe
-    from multimae_eo.train.run import recorded_inputs, run_options
+    from multimae_eo.train.resumed import begun_options
+    from multimae_eo.train.run import run_options
 
-    options = [*overrides, *recorded_inputs(Path(out), overrides)]
+    options = [*overrides, *begun_options(Path(out), overrides)]
     loaded = load_recipe(str(recipe), [*options, *run_options(device, precision)])
     source, spec = load_source(data)
     start = None

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from multimae_eo.errors import ConfigError, did_you_mean
@@ -50,8 +50,9 @@ from multimae_eo.network.predictor import Predictor
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.data import chip_sizes, train_statistics
 from multimae_eo.train.finetune import finetune, shown_sizes
-from multimae_eo.train.finetune_recipe import FinetuneRecipe, begun_with, former_defaults
-from multimae_eo.train.run import claim_run, recorded
+from multimae_eo.train.finetune_recipe import FinetuneRecipe, former_defaults
+from multimae_eo.train.resumed import as_begun, recorded
+from multimae_eo.train.run import claim_run
 
 STUDY_METHODS = ("finetune", "random-init", *METHODS)
 """Methods of a study; the last two are probes of frozen features, with their baselines."""
@@ -120,7 +121,7 @@ def claim_study(transfer: Transfer, plan: StudyPlan, out: Path) -> StudyPlan:
     began = before.get("recipe") if isinstance(before, dict) else None
 
     def make(options: Sequence[str]) -> FinetuneRecipe:
-        return begun_with(plan.make(options), began)
+        return as_begun(plan.make(options), began)
 
     record = {"model": transfer.digest, "seed": plan.seed, "steps": plan.steps}
     record["recipe"] = make(()).to_plain()
@@ -242,7 +243,7 @@ def _fractions(source: Source, names: list[str], plan: StudyPlan) -> dict[float,
     return {p: [chips[d[p]] for d in drawn] for p in plan.probing.fractions}
 
 
-def _classes(labels: Sequence[Any]) -> int:
+def _classes(labels: Sequence[npt.ArrayLike | None]) -> int:
     most = [int(np.max(x)) for x in labels if x is not None and np.asarray(x).dtype.kind in "iu"]
     return max(most, default=0) + 1
 

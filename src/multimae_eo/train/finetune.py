@@ -34,18 +34,17 @@ from multimae_eo.train.callbacks import MetricsCsv
 from multimae_eo.train.checkpoints import BEST, LAST, Checkpoints
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.finetune_module import FinetuneModule
-from multimae_eo.train.finetune_recipe import FinetuneRecipe, begun_with, former_defaults
+from multimae_eo.train.finetune_recipe import FinetuneRecipe, former_defaults
 from multimae_eo.train.fit import fit
 from multimae_eo.train.head_start import from_probe, start_head
 from multimae_eo.train.peak_rate import recorded_rate
 from multimae_eo.train.recipe import ModelRecipe
+from multimae_eo.train.resumed import resolved
 from multimae_eo.train.run import (
     RunResult,
     card_facts,
     claim_run,
     read_checkpoint,
-    recorded,
-    with_precision,
 )
 from multimae_eo.train.threads import ThreadCount
 from multimae_eo.train.validation_score import score_rule
@@ -75,7 +74,7 @@ def finetune(
         TrainingError: the loss is not finite.
     """
     started = time.monotonic()
-    recipe = begun_with(replace(recipe, run=with_precision(recipe.run, out)), recorded(out))
+    recipe = resolved(recipe, out)
     inputs = _inputs(recipe, source, model)
     train, val = splits or source.train_val(val_fraction=recipe.data.val_fraction)
     train, target = labelled(source, train, inputs, recipe)

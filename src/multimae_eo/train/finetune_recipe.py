@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from multimae_eo.train.options import (
     build,
     check_keys,
     check_least,
-    with_current_names,
 )
 from multimae_eo.train.recipe import AdamWRecipe, DataRecipe, EncoderRecipe, TrainingRecipe
 
@@ -172,24 +171,6 @@ def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneR
     record = load_yaml(path) or {}
     check_keys(record, FinetuneRecipe, where=str(path))
     return parse_finetune(record, overrides, where=str(path))
-
-
-def begun_with(recipe: FinetuneRecipe, before: object) -> FinetuneRecipe:
-    """``recipe`` as a run with the record ``before`` began it, where the recipe leaves it open.
-
-    What is auto takes the value that an earlier default or option gave it; ``head_init`` was random
-    before there was a choice.
-    """
-    before = with_current_names(before)
-    if not isinstance(before, Mapping):
-        return recipe
-    optim = before.get("optim")
-    lr = optim.get("lr") if isinstance(optim, Mapping) else None
-    if recipe.optim.lr == "auto" and isinstance(lr, (int, float)):
-        recipe = replace(recipe, optim=replace(recipe.optim, lr=float(lr)))
-    if recipe.head_init == "auto" and "head_init" not in before:
-        recipe = replace(recipe, head_init="random")
-    return recipe
 
 
 def former_defaults() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from multimae_eo.files import write_file
 from multimae_eo.train.checkpoints import LAST
-from multimae_eo.train.run import recorded
+from multimae_eo.train.resumed import recorded
 
 REFERENCE_RATE = 1e-3
 """Peak rate of the head for REFERENCE_BATCH chips a step and an encoder REFERENCE_WIDTH wide."""

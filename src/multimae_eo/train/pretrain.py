@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,11 +29,11 @@ from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train
 from multimae_eo.train.fit import fit
 from multimae_eo.train.modules import PretrainModule, ShardedModule
 from multimae_eo.train.recipe import Recipe
+from multimae_eo.train.resumed import resolved
 from multimae_eo.train.run import (
     RunResult,
     card_facts,
     claim_run,
-    with_precision,
 )
 from multimae_eo.train.threads import ThreadCount
 
@@ -74,7 +74,7 @@ def pretrain(
         TrainingError: the loss is not finite.
     """
     started = time.monotonic()
-    recipe = replace(recipe, run=with_precision(recipe.run, out))
+    recipe = resolved(recipe, out)
     modalities, tasks = recipe.resolve(source.modalities)
     train, val = source.train_val(val_fraction=recipe.data.val_fraction)
     sizes = chip_sizes(source, modalities, train)

@@ -30,7 +30,7 @@ from multimae_eo.sources.yaml_section import load_yaml
 from multimae_eo.train.callbacks import Ema, MetricsCsv, Progress, Resume, ValidateLast
 from multimae_eo.train.checkpoints import LAST, Preemption
 from multimae_eo.train.options import with_current_names
-from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe, names_inputs
+from multimae_eo.train.recipe import AdamWRecipe, TrainingRecipe
 
 RunKind = TypeVar("RunKind", bound=TrainingRecipe)
 
@@ -68,45 +68,15 @@ def card_facts(source: Source, row: Mapping[str, float], *, kind: str = "") -> C
     )
 
 
-def with_precision(run: RunKind, out: Path) -> RunKind:
-    """``run`` with the precision that computes: ``auto`` resolved for its accelerator.
-
-    A run that is resumed keeps the precision that it began with, on whatever machine.
-    """
-    requested: str = run.precision
-    if requested == "auto":
-        before = recorded(out)
-        options = before.get("run") if isinstance(before, dict) else None
-        if isinstance(options, dict):
-            requested = options.get("precision", requested)
-    return replace(run, precision=resolve_precision(requested, run_device(run)))  # type: ignore[arg-type]
+def with_precision(run: RunKind) -> RunKind:
+    """``run`` with the precision that computes: ``auto`` resolved for its accelerator."""
+    return replace(run, precision=resolve_precision(run.precision, run_device(run)))  # type: ignore[arg-type]
 
 
 def run_device(run: TrainingRecipe) -> str:
     """The device of a run's accelerator, as torch calls it."""
     kind = {"auto": "auto", "gpu": "auto", "tpu": "cpu"}.get(run.accelerator, run.accelerator)
     return resolve_device(kind)
-
-
-def recorded(out: Path) -> object:
-    """The record of the run in ``out``, of whatever shape; None where there is none."""
-    path = out / "recipe.yaml"
-    return load_yaml(path) if path.exists() else None
-
-
-def recorded_inputs(out: Path, overrides: Sequence[str]) -> list[str]:
-    """The option with which a run in ``out`` goes on that began with all modalities as inputs.
-
-    In version 0.1 the recipes' class maps were inputs as well. Empty for other runs, and where
-    ``overrides`` name the inputs.
-    """
-    before = recorded(out)
-    masking = before.get("masking") if isinstance(before, dict) else None
-    if names_inputs(overrides) or not isinstance(masking, dict):
-        return []
-    if masking.get("inputs") is not None:
-        return []
-    return ["--masking.inputs=null"]
 
 
 def run_options(device: str | None, precision: str | None) -> list[str]:
