@@ -6,7 +6,7 @@ import math
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from multimae_eo.sources.raster.grid import Grid, overlap
 from multimae_eo.sources.raster.reading import open_dataset
 from multimae_eo.sources.raster.warped import reading
 from multimae_eo.sources.scene.scene import Scene
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 Array = npt.NDArray[np.float32]
 Bounds = tuple[float, float, float, float]
@@ -286,7 +289,7 @@ class FileLayer:
         with reading(self.path), open_dataset(self.path) as file:
             return self._values(file.read(self._bands, out_shape=shape, masked=True)), grid
 
-    def _values(self, values: Any) -> Array:
+    def _values(self, values: np.ma.MaskedArray) -> Array:
         """Masked raw values as those of ``MapLayer``."""
         ok = ~np.ma.getmaskarray(values)
         raw = values.filled(0)
@@ -339,7 +342,7 @@ def mercator_pixel(scene: Scene) -> float:
     return (right - left) / scene.grid.width
 
 
-def modality_of(file: Any, name: str) -> Modality:
+def modality_of(file: DatasetReader, name: str) -> Modality:
     """The modality of an open raster, from its tags, colour table and band names."""
     tags = file.tags()
     table: dict[int, tuple[int, ...]] = {}

@@ -135,7 +135,7 @@ def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """Numbers that JSON has: a number that is not finite becomes null."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

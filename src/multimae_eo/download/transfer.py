@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
@@ -230,7 +231,7 @@ class FileDownload:
                 headers["If-Range"] = str(stored["version"])
         return headers
 
-    def _checked(self, response: Any, start: int) -> _Arrived:
+    def _checked(self, response: http.client.HTTPResponse, start: int) -> _Arrived:
         """Of a response: that it is the file, or the part of it that was requested."""
         headers = response.headers
         if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
@@ -258,7 +259,7 @@ class FileDownload:
             record = {"address": address, "version": arrived.version}
             write_file(self._version_file, json.dumps(record).encode(), durable=False)
 
-    def _write(self, response: Any, arrived: _Arrived) -> None:
+    def _write(self, response: http.client.HTTPResponse, arrived: _Arrived) -> None:
         done, total, cut = arrived.start, arrived.total or self.file.size, False
         with output_errors(self.part):
             file = self.part.open("r+b" if arrived.start else "wb")
@@ -328,7 +329,7 @@ def require_space(path: Path, size: int) -> None:
         )
 
 
-def _total_of(headers: Any) -> int | None:
+def _total_of(headers: Message) -> int | None:
     """The size of the whole file, from Content-Range or else Content-Length."""
     if match := re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", headers.get("Content-Range", "")):
         return int(match[1])
@@ -336,18 +337,18 @@ def _total_of(headers: Any) -> int | None:
     return int(length) if "Content-Range" not in headers and length.isdigit() else None
 
 
-def _first_of(headers: Any) -> int | None:
+def _first_of(headers: Message) -> int | None:
     match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
 
-def _version(headers: Any) -> str:
+def _version(headers: Message) -> str:
     """What ``If-Range`` takes: a strong ETag, or the date of the last change."""
     tag = str(headers.get("ETag", ""))
     return tag if tag.startswith('"') else str(headers.get("Last-Modified", ""))
 
 
-def _retry_after(headers: Any) -> float | None:
+def _retry_after(headers: Message) -> float | None:
     text = headers.get("Retry-After", "")
     if text.isdigit():
         return float(text)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import DataError
 from multimae_eo.sample import Batch
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 def image_statistics(inputs: Sequence[str]) -> Callable[[Batch], npt.NDArray[np.float32]]:
@@ -103,7 +105,7 @@ def _physical(batch: Batch, name: str) -> npt.NDArray[np.float32]:
     return np.asarray(planes, np.float32)
 
 
-def _dates_side_by_side(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _dates_side_by_side(values: npt.NDArray[Value]) -> npt.NDArray[Value]:
     """A series (B, T, C, H, W) as images (B, C, T · H, W)."""
     size, dates, bands, height, width = values.shape
     return values.swapaxes(1, 2).reshape(size, bands, dates * height, width)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,7 @@ class Strata:
     presence: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, labels: Iterable[Any], classes: int) -> Strata:
+    def of(cls, labels: Iterable[npt.ArrayLike], classes: int) -> Strata:
         """Strata of chips' labels, by their kind.
 
         A class index: itself. A multi-hot vector (C,): the rarest class that the chip has. A map
@@ -125,13 +124,13 @@ def _rarest(presence: npt.NDArray[np.bool_]) -> Indices:
     return rarest
 
 
-def _counts(label: npt.NDArray[Any], classes: int) -> Indices:
+def _counts(label: npt.NDArray[np.integer], classes: int) -> Indices:
     shown = label[label >= 0].astype(np.int64)
     if shown.size and shown.max() >= classes:
         raise DataError(f"a label holds class {shown.max()}; classes are 0 to {classes - 1}")
     return np.bincount(shown.ravel(), minlength=classes)
 
 
-def _deciles(values: npt.NDArray[Any]) -> Indices:
+def _deciles(values: npt.NDArray[np.floating]) -> Indices:
     edges = np.quantile(values, np.arange(1, _QUANTILES) / _QUANTILES)
     return np.searchsorted(edges, values).astype(np.int64)

@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, did_you_mean
 from multimae_eo.evaluation.predictions import input_names, predict_split
@@ -122,7 +123,7 @@ def score_names(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(k.removesuffix(" low") for k in rows[0] if k.endswith(" low"))
 
 
-def _observed(source: Source, indices: Indices, names: Sequence[str]) -> np.ndarray[Any, Any]:
+def _observed(source: Source, indices: Indices, names: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which inputs each chip has any valid pixel of: bool (N, M)."""
     has = np.zeros((len(indices), len(names)), bool)
     for row, index in enumerate(indices.tolist()):

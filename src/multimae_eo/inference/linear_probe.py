@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,7 @@ def neighbour_probes(
         fitted = KNeighborsRegressor(k, metric="cosine", weights="distance")
         fitted.fit(scaler(features), targets)
 
-        def probe(new: npt.NDArray[np.generic], fitted: Any = fitted) -> Array:
+        def probe(new: npt.NDArray[np.generic], fitted: KNeighborsRegressor = fitted) -> Array:
             outputs: Array = fitted.predict(scaler(new)).reshape(len(new), -1)
             return outputs
 

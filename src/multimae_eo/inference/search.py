@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, ContractError, DataError, FormatError, did_you_mean
 from multimae_eo.files import reading, require_regular
 from multimae_eo.inference.vector_codes import vector_decoder
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 Array = npt.NDArray[np.float32]
 _COLUMNS = ("key", "bbox", "time", "vector")
@@ -166,7 +169,7 @@ def _record(group: _RowGroup, row: int, similarity: float) -> dict[str, object]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[ParquetFile]:
     """A file of embeddings, an open ``pyarrow.parquet.ParquetFile``."""
     import pyarrow.parquet as pq
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 Dtype = Literal["float32", "float16", "int8"]
 """Of stored embeddings."""
@@ -80,7 +83,7 @@ class CodeLoss:
     def __init__(self) -> None:
         self.count, self.total, self.least = 0, 0.0, 1.0
 
-    def add(self, vectors: npt.NDArray[Any], coded: npt.NDArray[np.generic]) -> None:
+    def add(self, vectors: npt.NDArray[np.generic], coded: npt.NDArray[np.generic]) -> None:
         """Compare vectors (n, D), row by row."""
         if not len(vectors):
             return
@@ -95,15 +98,17 @@ class CodeLoss:
         return {"cosine_mean": round(mean, 6), "cosine_min": round(self.least, 6)}
 
 
-def paired_cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def paired_cosine(
+    a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]
+) -> npt.NDArray[np.float64]:
     """Cosine similarity of two arrays of vectors (n, D), row by row: (n,), -1 to 1."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosine = (a * b).sum(axis=1) / np.maximum(lengths, 1e-24)
+    u, v = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    lengths = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
+    cosine = (u * v).sum(axis=1) / np.maximum(lengths, 1e-24)
     return np.asarray(np.clip(cosine, -1.0, 1.0))
 
 
-def metadata_record(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+def metadata_record(metadata: Mapping[bytes, bytes] | None) -> dict[str, object]:
     """The record about embeddings in a Parquet file's metadata; empty where it has none."""
     try:
         record = json.loads((metadata or {}).get(METADATA_KEY.encode(), b"{}"))
@@ -112,7 +117,7 @@ def metadata_record(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def vector_decoder(file: Any, where: str) -> Callable[[npt.NDArray[Any]], Array]:
+def vector_decoder(file: ParquetFile, where: str) -> Callable[[npt.NDArray[Any]], Array]:
     """What makes the vectors (n, D) of an open Parquet file float32, by its column ``vector``.
 
     FormatError for int8 without its scale.

@@ -53,7 +53,7 @@ def _store(path: Path, verify: bool) -> dict[str, object]:
     return record
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _model(path: Path) -> dict[str, object]:
     from multimae_eo.network.multimae import MultiMAE
 
     if is_predictor(path):
@@ -83,7 +83,7 @@ def _described(model: MultiMAE, digest: str) -> dict[str, object]:
     }
 
 
-def _run(path: Path, verify: bool) -> dict[str, Any]:
+def _run(path: Path, verify: bool) -> dict[str, object]:
     file, metrics = path / "recipe.yaml", path / "metrics.csv"
     recipe = load_yaml(file)
     with reading(file, FormatError, "restore what pretrain or finetune wrote"):

@@ -50,7 +50,7 @@ class Truth:
     -1 where the id is of no class; of a series (B, T, …). ``valid``: bool, of the same shape.
     """
 
-    values: npt.NDArray[Any]
+    values: npt.NDArray[np.number]
     valid: Bool
 
 
@@ -131,7 +131,10 @@ class ReconstructionScores:
                 # Every date counts as an image by itself.
                 level = level.repeat(truth.values.shape[1])
                 mean = mean.reshape(-1, *mean.shape[2:])
-                truth = Truth(*(a.reshape(-1, *a.shape[2:]) for a in (truth.values, truth.valid)))
+                values, valid = truth.values, truth.valid
+                truth = Truth(
+                    values.reshape(-1, *values.shape[2:]), valid.reshape(-1, *valid.shape[2:])
+                )
             score.add(truth, mean, level)
 
     def compute(self) -> dict[str, dict[str, Any]]:

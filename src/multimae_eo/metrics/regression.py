@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,9 @@ class RegressionSums:
     absolute_error: Array
 
     @classmethod
-    def of(cls, truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> RegressionSums:
+    def of(
+        cls, truth: npt.NDArray[np.floating], predicted: npt.NDArray[np.floating]
+    ) -> RegressionSums:
         """Of values (N,), or maps (N, H, W); truths that are NaN are left out."""
         finite = np.isfinite(truth)
         values = np.where(finite, truth, 0.0).astype(np.float64)
@@ -66,7 +67,7 @@ def root_mean_square(squares: Array, count: Array) -> Array:
     return result
 
 
-def ratio(above: Array, below: npt.NDArray[Any]) -> Array:
+def ratio(above: Array, below: npt.NDArray[np.number]) -> Array:
     """``above / below``; NaN where ``below`` is not positive."""
     result: Array = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
     return result

@@ -240,7 +240,7 @@ def class_scores(predictions: Predictions) -> list[dict[str, object]]:
     ones = np.ones((1, len(predictions)))
     total = predictions.counts.weighted(ones)
     unit = "pixels" if predictions.kind == "segmentation" else "chips"
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, object]] = [
         {
             "class": predictions.name_of(i),
             unit: int(total.true[0, i]),
@@ -269,7 +269,7 @@ def confusion(predictions: Predictions) -> npt.NDArray[np.int64]:
 
 
 def confusion_matrix(
-    truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: int
+    truth: npt.NDArray[np.generic], predicted: npt.NDArray[np.integer], classes: int
 ) -> npt.NDArray[np.int64]:
     """Counts by true (rows) and predicted class (columns), of class indices: (C, C)."""
     pairs = truth.astype(np.int64) * classes + predicted
@@ -295,7 +295,7 @@ class Reliability:
 
 
 def reliability(
-    confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_], *, bins: int = BINS
+    confidence: npt.NDArray[np.generic], right: npt.NDArray[np.bool_], *, bins: int = BINS
 ) -> Reliability:
     """Bins of equal width over [0, 1] (Guo et al. 2017); empty bins are left out.
 

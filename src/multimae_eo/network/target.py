@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from multimae_eo.errors import DataError
 from multimae_eo.modality import class_ids
@@ -123,7 +124,7 @@ class TargetScan:
             return bool(finite.size)
         return self._count(array, kind)
 
-    def _count(self, array: Any, kind: LabelKind) -> bool:
+    def _count(self, array: npt.NDArray[np.number], kind: LabelKind) -> bool:
         if kind == "multilabel":
             counts, total = (array > 0).astype(np.float64), 1.0
         else:
@@ -165,7 +166,7 @@ class TargetScan:
         )
 
 
-def kind_of(label: Any, task: TaskName) -> LabelKind | None:
+def kind_of(label: npt.NDArray[np.generic], task: TaskName) -> LabelKind | None:
     """The kind of a label, a NumPy array; None where it is of no kind known.
 
     Whole numbers are values where the task is regression, else classes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +150,7 @@ def _columns(columns: list[tuple[str, tuple[npt.NDArray[np.generic], ...]]]) -> 
     return figure
 
 
-def painted(index: npt.NDArray[Any], palette: Sequence[Color]) -> RGB:
+def painted(index: npt.NDArray[np.integer], palette: Sequence[Color]) -> RGB:
     """A map of class indices (H, W) in a palette's colours (H, W, 3); ignored ones light grey."""
     colours = np.array(palette, np.uint8)[np.maximum(index, 0).astype(np.int64)]
     return np.where((index < 0)[..., None], np.array(_IGNORED, np.uint8), colours).astype(np.uint8)

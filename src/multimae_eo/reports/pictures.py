@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +107,9 @@ class Stretch:
     steepness: float = 0.0
 
 
-def stretch_of(modality: Modality, values: Array, valid: Bool | None = None) -> Stretch:
+def stretch_of(
+    modality: Modality, values: npt.NDArray[np.number], valid: Bool | None = None
+) -> Stretch:
     """Fit a stretch to a reference's valid pixels: 2–98 %, or all of the range for heights.
 
     values: (C, H, W) physical. valid: (1 or C, H, W). Images in digital numbers are left as is.
@@ -138,7 +139,7 @@ def stretch_of(modality: Modality, values: Array, valid: Bool | None = None) -> 
 
 def picture(
     modality: Modality,
-    values: npt.NDArray[Any],
+    values: npt.NDArray[np.number],
     *,
     valid: Bool | None = None,
     stretch: Stretch | None = None,
@@ -173,7 +174,9 @@ def picture(
     return _checkered((np.moveaxis(unit, 0, -1) ** gamma * 255 + 0.5).astype(np.uint8), ok)
 
 
-def class_picture(modality: Modality, index: npt.NDArray[Any], valid: Bool | None = None) -> RGB:
+def class_picture(
+    modality: Modality, index: npt.NDArray[np.number], valid: Bool | None = None
+) -> RGB:
     """Draw a class map in its classes' colours. index: (H, W) class indices; -1 is unknown."""
     colours = np.array([c.color for c in modality.classes], np.uint8)
     ok = (index >= 0) & (index < len(colours))
@@ -183,7 +186,7 @@ def class_picture(modality: Modality, index: npt.NDArray[Any], valid: Bool | Non
 
 
 def scalar_picture(
-    values: npt.NDArray[Any], ramp: str, low: float, high: float, valid: Bool | None = None
+    values: npt.NDArray[np.generic], ramp: str, low: float, high: float, valid: Bool | None = None
 ) -> RGB:
     """Draw one (H, W) layer through a matplotlib colour map between ``low`` and ``high``."""
     ok = np.isfinite(values) if valid is None else np.isfinite(values) & valid
@@ -244,7 +247,7 @@ def _through(ramp: str, unit: Array) -> RGB:
 
 
 def _displayed(
-    modality: Modality, values: npt.NDArray[Any], valid: Bool | None
+    modality: Modality, values: npt.NDArray[np.number], valid: Bool | None
 ) -> tuple[Array, Bool]:
     """The displayed channels, float64 (1–3, H, W), and where all of them hold (H, W)."""
     bands = display_bands(modality)

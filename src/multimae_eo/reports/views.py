@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from multimae_eo.metrics.reconstruction_scores import PredictedPixels, truth_of
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Batch
+
+T = TypeVar("T", bound=np.generic)
 
 Array = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -31,7 +33,7 @@ class ChipView:
     key: str
     modalities: ModalitySet
     inputs: tuple[str, ...]
-    truth: Mapping[str, npt.NDArray[Any]]
+    truth: Mapping[str, npt.NDArray[np.number]]
     valid: Mapping[str, Bool]
     mean: Mapping[str, Array]
     predictive_std: Mapping[str, Array]
@@ -42,7 +44,7 @@ class ChipView:
         """Whether the model was given all tokens of a modality."""
         return name in self.inputs and name not in self.masked
 
-    def predicted(self, name: str) -> npt.NDArray[Any]:
+    def predicted(self, name: str) -> npt.NDArray[np.number]:
         """The prediction in the truth's terms: physical values, or the likeliest class's index."""
         mean = self.mean[name]
         return mean.argmax(axis=0)[None] if self.modalities[name].categorical else mean
@@ -94,7 +96,9 @@ def chip_views(
         has = [n for n in truths if present[row, batch.modalities.index(n)]]
         dates = {n: int(truths[n].valid[row].mean(axis=(1, 2, 3)).argmax()) for n in batch.dates}
 
-        def image(name: str, values: npt.NDArray[Any], dates: Mapping[str, int] = dates) -> Any:
+        def image(
+            name: str, values: npt.NDArray[T], dates: Mapping[str, int] = dates
+        ) -> npt.NDArray[T]:
             return values[dates[name]] if name in dates else values
 
         views.append(

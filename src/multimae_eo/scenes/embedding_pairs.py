@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from multimae_eo.sources.raster.header import same_crs
 from multimae_eo.sources.raster.reading import open_dataset
 from multimae_eo.sources.raster.warped import describe
 from multimae_eo.sources.raster.warped import reading as reading_raster
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 Array = npt.NDArray[np.float64]
 RASTERS = (".tif", ".tiff")
@@ -158,7 +161,7 @@ def _shift(paths: Sequence[Path], grids: Sequence[Grid]) -> tuple[int, int]:
 
 
 def _strips(
-    files: Sequence[Any], shared: Window, shift: tuple[int, int]
+    files: Sequence[DatasetReader], shared: Window, shift: tuple[int, int]
 ) -> Iterator[npt.NDArray[np.float64]]:
     """Distances (n, W) of some rows at a time, NaN where either raster is not observed."""
     for start in range(0, shared.height, _ROWS):
@@ -172,7 +175,7 @@ def _strips(
         yield distance.reshape(height, shared.width)
 
 
-def _vectors(file: Any, pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+def _vectors(file: DatasetReader, pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     """Pixels (D, n, W) as vectors (n * W, D), NaN where not observed."""
     flat = pixels.reshape(len(pixels), -1).T.astype(np.float64)
     if pixels.dtype.kind != "f":
@@ -180,7 +183,7 @@ def _vectors(file: Any, pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float
     return np.asarray(flat * np.array(file.scales) + np.array(file.offsets))
 
 
-def _observed(file: Any) -> int:
+def _observed(file: DatasetReader) -> int:
     """How many pixels hold an embedding."""
     band = file.read(1)
     return int((np.isfinite(band) if band.dtype.kind == "f" else band != file.nodata).sum())
@@ -277,7 +280,7 @@ def _read_table(path: Path) -> _Table:
             decode = vector_decoder(file, str(path))
         flat = pc.list_flatten(table["vector"]).to_numpy()
         vectors = decode(flat.reshape(table.num_rows, -1 if table.num_rows else 0))
-        columns: Mapping[str, list[Any]] = table.drop_columns(["vector"]).to_pydict()
+        columns: dict[str, list[Any]] = table.drop_columns(["vector"]).to_pydict()
     hashes = {h for h in columns["model_hash"] if h}
     if len(hashes) > 1:
         raise ContractError(f"{path}: holds embeddings of {len(hashes)} models; embed again")

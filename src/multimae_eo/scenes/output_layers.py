@@ -60,7 +60,7 @@ class OutputLayer:
         if self.field not in rows.values:
             # No window with any input so far: nothing was observed in these rows.
             return np.full((len(profile.bands), *observed.shape), profile.nodata, profile.dtype)
-        values: npt.NDArray[Any] = rows.values[self.field][:, :height, : grid.width]
+        values: npt.NDArray[np.generic] = rows.values[self.field][:, :height, : grid.width]
         if self.modality.categorical and self.kind in ("value", "error"):
             values = np.array(self.modality.class_ids)[values.argmax(axis=0)][None]
         if self.kind == "confidence":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 
@@ -15,7 +14,7 @@ from multimae_eo.files import reading, require_regular
 REMEDY = "the file is truncated or damaged, download it again"
 
 
-def open_hdf5(path: Path) -> Any:
+def open_hdf5(path: Path) -> h5py.File:
     """An HDF5 file for reading; FormatError where it is damaged or points out of itself."""
     require_regular(path, FormatError)
     with reading(path, FormatError, REMEDY):
@@ -31,13 +30,13 @@ def open_hdf5(path: Path) -> Any:
 
 
 @contextmanager
-def opened_hdf5(path: Path) -> Iterator[Any]:
+def opened_hdf5(path: Path) -> Iterator[h5py.File]:
     """``open_hdf5`` as a context; whatever goes wrong inside is a FormatError of the file."""
     with open_hdf5(path) as file, reading(path, FormatError, REMEDY):
         yield file
 
 
-def _require_no_links(path: Path, file: Any) -> None:
+def _require_no_links(path: Path, file: h5py.File) -> None:
     """FormatError for links to other names and files, and for data kept elsewhere."""
     groups, seen = [file], set()
     while groups:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 
 from multimae_eo import catalog
@@ -108,8 +109,8 @@ class MMEarthSource(Source):
         self._level = np.array([LEVELS.index(str(t.level)) for t in tiles], np.uint8)
         self._date = [t.date for t in tiles]
         self._lat_lon = np.array([(t.lat, t.lon) for t in tiles], np.float64)
-        self._file: Any = None
-        self._arrays: dict[str, Any] = {}
+        self._file: h5py.File | None = None
+        self._arrays: dict[str, h5py.Dataset] = {}
         self._process = -1
 
     def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
@@ -176,6 +177,7 @@ class MMEarthSource(Source):
             self._process = os.getpid()
         try:
             if key not in self._arrays:
+                assert self._file is not None
                 self._arrays[key] = self._file[key]
             row: Pixels = self._arrays[key][index]
         except (OSError, RuntimeError, KeyError) as error:
@@ -242,7 +244,7 @@ def _locate(folder: Path) -> tuple[Path, str]:
     return path, path.stem
 
 
-def _check_arrays(path: Path, file: Any) -> int:
+def _check_arrays(path: Path, file: h5py.File) -> int:
     """Check type and shape of every image array; returns the number of tiles."""
     # A group where an array is expected has no shape.
     shapes = {key: getattr(file[key], "shape", ()) for key in _ARRAYS if key in file}
@@ -265,7 +267,7 @@ def _check_arrays(path: Path, file: Any) -> int:
     return int(size)
 
 
-def _tile_ids(path: Path, file: Any, size: int) -> list[str]:
+def _tile_ids(path: Path, file: h5py.File, size: int) -> list[str]:
     """Ids of the tiles from ``metadata``, which may lack S2_type; row numbers without it."""
     if "metadata" not in file:
         return [str(i) for i in range(size)]
@@ -299,7 +301,7 @@ def _id_text(value: bytes | int) -> str:
     return str(value) if isinstance(value, int) else value.decode("ascii")
 
 
-def _has_biome(path: Path, file: Any, size: int) -> bool:
+def _has_biome(path: Path, file: h5py.File, size: int) -> bool:
     if "biome" not in file:
         return False
     expected = (size, len(BIOMES))
@@ -308,7 +310,9 @@ def _has_biome(path: Path, file: Any, size: int) -> bool:
     return True
 
 
-def _read_json(path: Path, hook: Callable[[dict[str, object]], object] | None = None) -> Any:
+def _read_json(
+    path: Path, hook: Callable[[dict[str, object]], object] | None = None
+) -> Mapping[str, object]:
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
     record = read_json(

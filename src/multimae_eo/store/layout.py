@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.files import read_json as read_json_file
 from multimae_eo.files import replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 IMAGES_VERSION, FORMAT_VERSION = 1, 2
 """Of stores that hold images alone, which earlier releases read, and of those that hold series."""
@@ -170,7 +173,7 @@ def footprint(bounds: Sequence[float] | None) -> bytes | None:
 
 def index_table(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], series: Collection[str] = ()
-) -> Any:
+) -> pa.Table:
     """Arrow table of some chips, from the rows of a part record; all columns but ``label``.
 
     ``series``: the names of modalities that have dates in any chip of the store.
@@ -214,7 +217,7 @@ def column(name: str, what: str) -> str:
 
 
 def index_bytes(
-    tables: Sequence[Any], labels: Sequence[object], labelled: Mapping[str, Any] | None
+    tables: Sequence[pa.Table], labels: Sequence[object], labelled: Mapping[str, Any] | None
 ) -> bytes:
     """The index as Parquet, from the tables of all parts and every chip's label.
 

@@ -303,7 +303,7 @@ def _problem(source: Source, sample: Sample) -> str:
     return ""
 
 
-def _is_map(label: Any) -> bool:
+def _is_map(label: npt.ArrayLike) -> bool:
     return np.ndim(label) == 2
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -194,7 +193,9 @@ def _spaced(values: Indices, most: int) -> Indices:
 
 
 @torch.no_grad()
-def _chip_rows(predictor: Predictor, batch: Batch, labels: npt.NDArray[Any]) -> Iterator[_Rows]:
+def _chip_rows(
+    predictor: Predictor, batch: Batch, labels: npt.NDArray[np.number]
+) -> Iterator[_Rows]:
     """A row per labelled chip."""
     assert isinstance(predictor.head, ChipHead)
     target = predictor.target
@@ -212,7 +213,9 @@ def _chip_rows(predictor: Predictor, batch: Batch, labels: npt.NDArray[Any]) -> 
 
 
 @torch.no_grad()
-def _map_rows(predictor: Predictor, batch: Batch, labels: npt.NDArray[Any]) -> Iterator[_Rows]:
+def _map_rows(
+    predictor: Predictor, batch: Batch, labels: npt.NDArray[np.number]
+) -> Iterator[_Rows]:
     """A row per patch that is visible and has a labelled pixel."""
     assert isinstance(predictor.head, LinearHead)
     encoder, target = predictor.encoder, predictor.target

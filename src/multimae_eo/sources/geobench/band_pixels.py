@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +50,13 @@ def chip_pixels(
 
 def _band_pixels(
     path: Path, arrays: Mapping[str, Pixels], modality: Modality, layer: BandLayer
-) -> tuple[npt.NDArray[Any], Validity | None]:
+) -> tuple[npt.NDArray[np.generic], Validity | None]:
     """A modality's bands (C, H, W) in a new array, and where they are valid; None: everywhere.
 
     Invalid pixels are 0. ``arrays``: stored images (C, H, W) by the names of ``layer``.
     Raises FormatError for a channel that is missing, and bands that differ in size.
     """
-    values: npt.NDArray[Any] = _stack(path, arrays, modality, layer)
+    values = _stack(path, arrays, modality, layer)
     ok = valid_pixels(values, [modality.nodata] * modality.channels)
     if ok is not None:
         values[~np.broadcast_to(ok, values.shape)] = 0  # no sentinel travels further

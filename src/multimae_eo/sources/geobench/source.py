@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import h5py
@@ -115,7 +114,7 @@ class GeoBenchSource(Source):
     @contextmanager
     def _opened(
         self, index: int, names: Sequence[str] | None
-    ) -> Iterator[tuple[Any, Mapping[str, object], list[_DatedScene]]]:
+    ) -> Iterator[tuple[h5py.File, Mapping[str, object], list[_DatedScene]]]:
         path = self._path(index)
         with opened_hdf5(path) as file:
             metadata = load_pickle_text(_attribute(path, file), str(path))
@@ -140,7 +139,7 @@ class GeoBenchSource(Source):
     def _sample(
         self,
         index: int,
-        file: Any,
+        file: h5py.File,
         metadata: Mapping[str, object],
         scene: _DatedScene,
         names: Sequence[str] | None,
@@ -163,14 +162,14 @@ class GeoBenchSource(Source):
         )
 
     def _label(
-        self, path: Path, file: Any, metadata: Mapping[str, Any], scene: _DatedScene
+        self, path: Path, file: h5py.File, metadata: Mapping[str, object], scene: _DatedScene
     ) -> object:
         classes = len(self.data.classes)
         if self.data.label == "map":
-            stored = scene.stored.get("label")
-            if stored is None:
+            name = scene.stored.get("label")
+            if name is None:
                 raise FormatError(f"{path}: no label map; it holds {', '.join(file)}")
-            return class_map(path, file[stored][()], classes)
+            return class_map(path, file[name][()], classes)
         if metadata.get("label") is None:
             raise FormatError(f"{path}: its metadata holds no label")
         stored = metadata["label"]
@@ -243,14 +242,14 @@ def _partition(folder: Path, name: str) -> tuple[list[str], list[str]]:
     return list(split_of), list(split_of.values())
 
 
-def _attribute(path: Path, file: Any) -> str | bytes:
+def _attribute(path: Path, file: h5py.File) -> str | bytes:
     text = file.attrs.get("pickle")
     if not isinstance(text, str | bytes):
         raise FormatError(f"{path}: no `pickle` attribute; this is no file of GEO-Bench")
     return text
 
 
-def _scenes(path: Path, file: Any, needed: set[str]) -> list[_DatedScene]:
+def _scenes(path: Path, file: h5py.File, needed: set[str]) -> list[_DatedScene]:
     """The dates at which all needed datasets exist, in order of time; never a mixture of dates."""
     by_date: dict[str, dict[str, str]] = {}
     for stored in file:
@@ -271,7 +270,7 @@ def _scenes(path: Path, file: Any, needed: set[str]) -> list[_DatedScene]:
     return complete
 
 
-def _channels(path: Path, dataset: Any) -> Pixels:
+def _channels(path: Path, dataset: h5py.Dataset) -> Pixels:
     """An HDF5 dataset as (C, H, W); FormatError unless it holds real numbers."""
     values: Pixels = dataset[()] if isinstance(dataset, h5py.Dataset) else np.zeros(0)
     if values.ndim not in (2, 3) or not values.size or values.dtype.kind not in "iuf":

@@ -180,7 +180,7 @@ def _modality(data: GeoBench2Data, modality: str | Modality) -> Modality:
     return offered[modality] if modality in offered else catalog.modality(modality)
 
 
-def _class_index(path: Path, value: Any, data: GeoBench2Data) -> int:
+def _class_index(path: Path, value: object, data: GeoBench2Data) -> int:
     """A class by its index or name."""
     if isinstance(value, str):
         names = [n.lower() for n in data.classes]

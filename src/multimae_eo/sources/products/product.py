@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +39,7 @@ class QualityMask:
     classes: tuple[int, ...] = ()
     bits: int = 0
 
-    def usable(self, values: npt.NDArray[Any]) -> Validity:
+    def usable(self, values: npt.NDArray[np.integer]) -> Validity:
         """Where values (C, H, W) mark nothing: (1, H, W)."""
         marked = np.isin(values, self.classes) if self.classes else (values & self.bits) != 0
         return np.asarray(~marked.any(axis=0, keepdims=True))

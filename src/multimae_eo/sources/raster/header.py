@@ -10,13 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multimae_eo.errors import FormatError
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import canonical
+
+if TYPE_CHECKING:
+    from affine import Affine
+    from rasterio.crs import CRS
+    from rasterio.enums import MaskFlags
+    from rasterio.io import DatasetReader
 
 ALPHA_NAMES = frozenset({"alpha", "a", "transparency", "opacity"})
 # Geographic systems with a height, and the same without: their WKT has no horizontal part.
@@ -60,7 +66,7 @@ class RasterHeader:
     bands: tuple[BandHeader, ...]
     shape: tuple[int, int]
     alpha: int | None = None
-    transform: Any = None
+    transform: Affine | None = None
     crs: str | None = None
     geometry: Geometry | None = None
     south_up: bool = False
@@ -151,7 +157,7 @@ def plain_header(
     return RasterHeader(path=path, bands=made, shape=shape, channels_last=channels_last)
 
 
-def dataset_header(path: Path | str, dataset: Any) -> RasterHeader:
+def dataset_header(path: Path | str, dataset: DatasetReader) -> RasterHeader:
     """The header of an open rasterio dataset; FormatError for dtypes that are not real numbers."""
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or next(iter(dtypes)).startswith("complex"):
@@ -171,7 +177,9 @@ def dataset_header(path: Path | str, dataset: Any) -> RasterHeader:
     )
 
 
-def _band(dataset: Any, index: int, dtype: np.dtype[np.generic], color: str) -> BandHeader:
+def _band(
+    dataset: DatasetReader, index: int, dtype: np.dtype[np.generic], color: str
+) -> BandHeader:
     scale, offset = float(dataset.scales[index]), float(dataset.offsets[index])
     nodata = dataset.nodatavals[index]
     palette = dataset.colormap(index + 1) if color == "palette" else None
@@ -191,7 +199,7 @@ def _band(dataset: Any, index: int, dtype: np.dtype[np.generic], color: str) -> 
     )
 
 
-def _mask_kind(flags: Sequence[Any]) -> str:
+def _mask_kind(flags: Sequence[MaskFlags]) -> str:
     """The kind of a band's mask, "" where nodata values and an alpha band already define it."""
     names = {f.name for f in flags}
     if names & {"all_valid", "alpha"} or names == {"nodata"}:
@@ -227,7 +235,7 @@ def require_upright(header: RasterHeader) -> None:
         raise FormatError(f"{header.path}: its grid is rotated; warp it north-up first (gdalwarp)")
 
 
-def crs_text(crs: Any) -> str:
+def crs_text(crs: CRS) -> str:
     """The horizontal part of a rasterio CRS: authority string (``EPSG:32630``), else its WKT."""
     authority = crs.to_authority()
     if authority and authority[0] == "EPSG" and authority[1] in _FLAT:
@@ -250,7 +258,7 @@ def same_crs(a: str, b: str) -> bool:
     return bool(CRS.from_user_input(a) == CRS.from_user_input(b))
 
 
-def _compound(crs: Any) -> bool:
+def _compound(crs: CRS) -> bool:
     return str(crs.to_wkt()).startswith(("COMPD_CS[", "COMPOUNDCRS["))
 
 

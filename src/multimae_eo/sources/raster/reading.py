@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -38,6 +39,10 @@ from multimae_eo.sources.raster.remote import (
 from multimae_eo.sources.raster.vrt import require_beside
 from multimae_eo.sources.unsupported_files import other_kind
 from multimae_eo.sources.yaml_section import one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rasterio.io import DatasetReader
 
 Layout = Literal["chw", "hwc"]
 """Order of an array file's axes: (C, H, W) or (H, W, C)."""
@@ -141,7 +146,7 @@ def read_raster(path: Path, *, layout: Layout = "chw") -> Raster:
             return Raster(header=header, pixels=_real(path, pixels), mask=mask)
 
 
-def open_dataset(path: Path | str, **options: object) -> Any:
+def open_dataset(path: Path | str, **options: object) -> DatasetReader:
     """A rasterio dataset of a file or link, opened by the drivers that its kind allows.
 
     FormatError for a VRT under another name, or one that reads files elsewhere.
@@ -163,7 +168,7 @@ def open_dataset(path: Path | str, **options: object) -> Any:
 
 
 def read_window(
-    dataset: Any, header: RasterHeader, at: Sequence[int], window: Window | None
+    dataset: DatasetReader, header: RasterHeader, at: Sequence[int], window: Window | None
 ) -> tuple[Pixels, Validity | None]:
     """0-based bands ``at`` of a window of the north-up pixels: (C, H, W), and the file's own mask.
 
@@ -238,7 +243,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @functools.cache
-def _rasterio() -> Any:
+def _rasterio() -> ModuleType:
     try:
         import rasterio
         import rasterio.enums
@@ -249,7 +254,8 @@ def _rasterio() -> Any:
     import warnings
 
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-    return rasterio
+    loaded: ModuleType = rasterio
+    return loaded
 
 
 def _drivers(path: Path | str) -> tuple[str, ...]:
@@ -316,13 +322,13 @@ def _image(path: Path) -> Raster:
     return Raster(header=header, pixels=pixels, mask=mask)
 
 
-def _palette(image: Any) -> dict[int, tuple[int, int, int, int]]:
+def _palette(image: Image) -> dict[int, tuple[int, int, int, int]]:
     """Palette index → RGBA."""
     colors = np.asarray(image.getpalette("RGBA"), dtype=int).reshape(-1, 4)
     return {i: (int(r), int(g), int(b), int(a)) for i, (r, g, b, a) in enumerate(colors)}
 
 
-def _transparent(clear: Any, palette: Mapping[int, Any] | None) -> tuple[float, ...]:
+def _transparent(clear: object, palette: Mapping[int, tuple[int, ...]] | None) -> tuple[float, ...]:
     """Grey values or palette indices that tRNS marks as transparent."""
     if isinstance(clear, bytes):
         return tuple(float(i) for i, alpha in enumerate(clear) if alpha == 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import numpy.typing as npt
 from multimae_eo.geo import Window
 from multimae_eo.sample import Pixels, Validity
 from multimae_eo.sources.raster.grid import Grid
+
+if TYPE_CHECKING:
+    from affine import Affine
 
 Coordinates = npt.NDArray[np.float64]
 
@@ -33,7 +36,7 @@ class Placement:
 
     grid: Grid
     crs: str
-    transform: Any
+    transform: Affine
 
     def coordinates(self, window: Window) -> tuple[Coordinates, Coordinates]:
         """Rows and columns in the raster (0 is its upper or left edge) of the centres of a

@@ -49,7 +49,7 @@ def list_scenes(given: object) -> tuple[ListedScene, ...]:
 
     Raises ConfigError where nothing is listed, or two scenes have the same name.
     """
-    specs: dict[object, Any] = {}
+    specs: dict[object, object] = {}
     for spec in _expanded(given):
         specs.setdefault(str(spec) if isinstance(spec, Path) else id(spec), spec)
     if not specs:
@@ -105,7 +105,7 @@ def list_pairs(before: object, after: object) -> tuple[ListedScene, ...]:
     )
 
 
-def _expanded(given: Any) -> Iterator[Any]:
+def _expanded(given: object) -> Iterator[object]:
     if isinstance(given, str | Path):
         yield from _of_path(str(given))
     elif _is_pystac(given):
@@ -130,7 +130,7 @@ def _is_search(path: Path) -> bool:
     return isinstance(top, Mapping) and "area" in top
 
 
-def _of_path(text: str) -> Iterator[Any]:
+def _of_path(text: str) -> Iterator[object]:
     path = Path(text)
     if is_remote(text):
         yield path
@@ -154,7 +154,7 @@ def _of_path(text: str) -> Iterator[Any]:
         yield path
 
 
-def _of_folder(folder: Path) -> Iterator[Any]:
+def _of_folder(folder: Path) -> Iterator[object]:
     """Scene files and products in a folder; the folder itself where it is a scene."""
     inside = sorted(folder.iterdir())
     listed = [p for p in inside if _is_scene_file(p) or (p.is_dir() and _is_product(p))]
@@ -183,7 +183,7 @@ def _is_scene_file(path: Path) -> bool:
     return isinstance(top, Mapping) and "modalities" in top and "{id}" not in str(top)
 
 
-def _of_text_file(path: Path) -> Iterator[Any]:
+def _of_text_file(path: Path) -> Iterator[object]:
     text = read_text(path, ConfigError, limit=_LIST_BYTES, remedy="write a path a line")
     for line in text.splitlines():
         entry = line.strip()
@@ -191,7 +191,7 @@ def _of_text_file(path: Path) -> Iterator[Any]:
             yield from _of_path(entry if is_remote(entry) else str(path.parent / entry))
 
 
-def _of_document(path: Path) -> Iterator[Any]:
+def _of_document(path: Path) -> Iterator[object]:
     """A YAML or JSON file: a scene, or the items of a STAC search or ItemCollection."""
     if path.suffix.lower() in _JSON:
         text = read_text(path, ConfigError, limit=_LIST_BYTES, remedy="shorten the list")
@@ -206,7 +206,7 @@ def _of_document(path: Path) -> Iterator[Any]:
         yield path
 
 
-def _text(spec: Any) -> str:
+def _text(spec: object) -> str:
     if isinstance(spec, Path):
         return str(spec)
     return str(getattr(spec, "name", None) or "array")

@@ -40,9 +40,9 @@ class StacItem:
         return properties
 
     @property
-    def assets(self) -> Mapping[str, Mapping[str, Any]]:
+    def assets(self) -> Mapping[str, Mapping[str, object]]:
         """Its assets by key."""
-        assets: Mapping[str, Mapping[str, Any]] = self.document["assets"]
+        assets: Mapping[str, Mapping[str, object]] = self.document["assets"]
         return assets
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ from multimae_eo.sources.stac.items import (
     require_stac,
 )
 from multimae_eo.sources.stac.stac_file import StacModality, StacSearch, StacSpec, read_stac_file
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
 
 # Footprints in STAC are rounded; the rasters themselves decide.
 _MARGIN = 32
@@ -163,7 +166,7 @@ def _bounds(box: Bounds, crs: str, where: Path) -> Bounds:
     return bounds
 
 
-def _on_grid(spec: StacSpec) -> Any:
+def _on_grid(spec: StacSpec) -> BaseGeometry:
     """The area as a shapely geometry in the grid's CRS, prepared for many tests."""
     import shapely
     from odc.geo.geom import Geometry

@@ -6,12 +6,15 @@ results differ, features of different indices overlap.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae_eo.sources.vector.vector_file import Shapes
+
+if TYPE_CHECKING:
+    from affine import Affine
 
 _AREAL = (3, 6)  # shapely's type ids of polygons
 Indices = npt.NDArray[np.int64]
@@ -20,7 +23,7 @@ Indices = npt.NDArray[np.int64]
 def rasterize_indices(
     shapes: Shapes,
     indices: Indices,
-    transform: Any,
+    transform: Affine,
     shape: tuple[int, int],
     *,
     all_touched: bool = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from multimae_eo.sources.raster.grid import Bounds
 from multimae_eo.sources.vector.rasterize import Indices, rasterize_indices
 from multimae_eo.sources.vector.vector_file import VectorFeatures, on_crs, read_features
 from multimae_eo.sources.yaml_section import Section
+
+if TYPE_CHECKING:
+    from shapely import STRtree
 
 VECTOR_KEYS = (
     "vector", "column", "layer", "crs", "names", "classes", "ids", "numeric", "ignore", "only",
@@ -112,7 +115,7 @@ class VectorLabels:
         if not kept.any():
             raise DataError(f"{spec.path}: no feature has a label in column {spec.column!r}")
         self.features, self.indices = features.take(kept), indices[kept]
-        self._on_crs: dict[str, tuple[VectorFeatures, Any]] = {}
+        self._on_crs: dict[str, tuple[VectorFeatures, STRtree]] = {}
         self.notes = tuple(self._notes(features, int((~kept).sum())))
 
     def on(self, crs: str, bounds: Bounds, area: str) -> VectorFeatures:
