@@ -11,7 +11,7 @@ INSTALLED ?= .venv-installed
 TOOLS ?= .venv-tools
 
 .PHONY: quickstart demo test fuzz test-fast test-release test-lowest test-package check \
-  check-workflows package format docs reference clean constraints plugins
+  check-workflows check-constraints package format docs reference clean constraints plugins
 
 quickstart: $(VENV)/ready
 	$(BIN)/multimae-eo quickstart --out $(OUT)
@@ -61,9 +61,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 # TerraTorch and torchgeo-bench need torchvision, whose wheel wants the ordinary torch: an
-# environment of their own, several GB. Python 3.11 gets TorchGeo 0.8 and no torchgeo-bench.
+# environment of their own, several GB; stac-model, which validates items, is no extra of ours
+# either. Python 3.11 gets TorchGeo 0.8 and no torchgeo-bench.
 plugins: $(PLUGINS)/ready
-	PYTHONPATH=src $(PLUGINS)/bin/python -m pytest tests/plugins tests/benchmarks/test_peers.py
+	PYTHONPATH=src $(PLUGINS)/bin/python -m pytest tests/plugins tests/benchmarks/test_peers.py \
+	  tests/model_folder/test_mlm_item.py
 
 # Time, memory and seams beside these packages, in one run of a few minutes.
 .PHONY: peers
@@ -75,7 +77,7 @@ $(PLUGINS)/ready: pyproject.toml
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  torch==2.14.1 torchvision==0.29.1 terratorch torchgeo timm pytortilla \
 	  "torchgeo-bench; python_version >= '3.12'" "tacoreader; python_version < '3.14'" \
-	  fsspec pandas requests hypothesis pytest pytest-timeout -e '.[geo]'
+	  stac-model fsspec pandas requests -e '.[test,geo,export]'
 	touch $@
 
 # The lowest versions that pyproject.toml admits, on the lowest Python: PYTHON must be 3.11.
@@ -123,9 +125,16 @@ $(TOOLS)/ready: .github/tools.txt
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r .github/tools.txt
 	touch $@
 
+COMPILE = $(TOOLS)/bin/uv pip compile pyproject.toml --all-extras --universal \
+  --python-version 3.11 --no-annotate --no-header
+
 constraints: $(TOOLS)/ready
-	$(TOOLS)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  -c torch-pin.txt --no-annotate --no-header -o constraints.txt
+	$(COMPILE) -c torch-pin.txt -o constraints.txt
+
+# constraints.txt can be installed on every Python, and pins everything that is.
+check-constraints: $(TOOLS)/ready
+	$(COMPILE) --quiet -c constraints.txt -o $(TOOLS)/constraints.txt
+	diff constraints.txt $(TOOLS)/constraints.txt
 
 clean:
 	rm -rf $(VENV) $(PLUGINS) $(LOWEST) $(INSTALLED) $(TOOLS) dist quickstart tutorial site .pytest_cache .mypy_cache .ruff_cache .hypothesis

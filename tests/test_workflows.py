@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
 from tests.support.workflows import cells, jobs, steps, workflow, workflows
@@ -161,6 +165,37 @@ def test_hooks_have_the_versions_of_development():
         for hook in repository["hooks"]:
             for pinned in hook["additional_dependencies"]:
                 assert re.search(rf"^{re.escape(pinned)}( |$)", text, re.M), pinned
+
+
+def required(extras: Iterable[str]) -> set[str]:
+    """Names of what is installed here for this package with extras, and for what it needs."""
+    found: set[str] = set()
+    waiting = [("multimae-eo", frozenset(extras))]
+    seen = set(waiting)
+    while waiting:
+        name, wanted = waiting.pop()
+        try:
+            lines = metadata.requires(name) or ()
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(canonicalize_name(name))
+        for requirement in map(Requirement, lines):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in {"", *wanted}):
+                entry = (requirement.name, frozenset(requirement.extras))
+                if entry not in seen:
+                    seen.add(entry)
+                    waiting.append(entry)
+    return found - {"multimae-eo"}
+
+
+def test_everything_that_is_installed_is_pinned():
+    """What is not pinned may contradict a pin, on another Python than this one."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines}
+    needed = required(project()["optional-dependencies"])
+    assert {"numpy", "pytest", "torch"} <= needed
+    assert needed - pinned == set()
 
 
 def test_tools_are_pinned():
