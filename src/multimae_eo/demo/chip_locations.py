@@ -136,6 +136,11 @@ class SceneLocations(Locations):
 
     def __init__(self, scene: Scene, model: MultiMAE) -> None:
         self.scene = scene
+        if scene.dates:
+            raise ConfigError(
+                f"{scene.path}: {next(iter(scene.dates))} has several dates, and the demo shows "
+                "scenes of one; name the raster of a date in `path:`"
+            )
         self.modalities = require_inputs(model.modalities, scene, None)
         sizes = {n: model.config.sizes[n] for n in model.modalities}
         self.tiling = scene_tiling(sizes, scene, self.modalities, SceneOptions(overlap=0.0))

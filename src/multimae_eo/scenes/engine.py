@@ -125,7 +125,7 @@ def _plan(job: SceneJob) -> dict[str, object]:
         "scene": job.scene.stamp(),
         "chip": job.tiling.chip,
         "overlap": options.overlap,
-        "batch_size": options.windows_per_batch(job.tiling.chip),
+        "batch_size": options.windows_per_batch(job.tiling.chip, job.tiling.dates),
         "precision": options.precision,
         "layers": [layer.stem for layer in job.layers],
         **job.settings,
@@ -216,7 +216,7 @@ def predict_windows(
     import torch
 
     windows = read_windows(area, model.inputs, tiling, block)
-    size = options.windows_per_batch(tiling.chip)
+    size = options.windows_per_batch(tiling.chip, tiling.dates)
     parts = enumerate(iter(lambda: list(islice(windows, size)), []))
     most = _MOST_MODEL_THREADS if options.device == "cpu" else 1
 

@@ -55,7 +55,7 @@ class SceneOptions:
             raise ConfigError("workers: give either workers (here) or dask (elsewhere)")
         object.__setattr__(self, "precision", resolve_precision(self.precision, self.device))
 
-    def windows_per_batch(self, side: int) -> int:
+    def windows_per_batch(self, side: int, dates: int = 1) -> int:
         """As given, else by the device and its memory. ``side``: of a window in pixels.
 
         On a CPU, calls of the model cost more than small windows take.
@@ -63,11 +63,11 @@ class SceneOptions:
         if self.batch_size is not None:
             return self.batch_size
         if not self.device.startswith("cuda"):
-            return 32 if side <= _SMALL_WINDOW else 16
+            return max(1, (32 if side <= _SMALL_WINDOW else 16) // dates)
         import torch
 
         memory = torch.cuda.get_device_properties(self.device).total_memory
-        return int(min(512, max(16, 64 * (memory >> 33))))
+        return max(1, int(min(512, max(16, 64 * (memory >> 33)))) // dates)
 
 
 @dataclass(frozen=True, kw_only=True)

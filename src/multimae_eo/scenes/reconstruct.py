@@ -57,7 +57,7 @@ def reconstruct_scene(
     window_model = WindowReconstructor(
         network=model,
         inputs=require_inputs(model.modalities, scene, inputs),
-        outputs=_outputs(model, outputs),
+        outputs=_outputs(model, outputs, scene),
         samples=options.samples,
         seed=options.seed,
     )
@@ -84,8 +84,17 @@ def reconstruct_scene(
     return engine.run(job, out, keep=".scene.partial")
 
 
-def _outputs(model: MultiMAE, names: Sequence[str] | None) -> tuple[str, ...]:
+def _outputs(model: MultiMAE, names: Sequence[str] | None, scene: Scene) -> tuple[str, ...]:
+    """The modalities to predict: as named, else all that the scene does not have as a series."""
     predictable = list(dict.fromkeys(t.modality for t in model.tasks if t.reconstructs))
+    for name in predictable if names is None else names:
+        if name in scene.dates and (names is not None or len(predictable) == 1):
+            raise ConfigError(
+                f"{scene.name}: {name} has {len(scene.dates[name])} dates, and a reconstructed "
+                "scene is one image; reconstruct the dates of its chips (reconstruct --data)"
+            )
+    if names is None:
+        predictable = [n for n in predictable if n not in scene.dates]
     for name in names or ():
         if name not in predictable:
             raise ConfigError(

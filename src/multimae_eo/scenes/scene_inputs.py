@@ -136,4 +136,7 @@ def scene_tiling(
 ) -> Tiling:
     """Cut a scene into windows for a model whose chips have ``sizes``; see ``make_tiling``."""
     ratios = {n: scene.ratios[n] for n in inputs}
-    return make_tiling(scene.grid, sizes, ratios, chip=options.chip, overlap=options.overlap)
+    dates = max([1, *(len(scene.dates[n]) for n in inputs if n in scene.dates)])
+    return make_tiling(
+        scene.grid, sizes, ratios, chip=options.chip, overlap=options.overlap, dates=dates
+    )

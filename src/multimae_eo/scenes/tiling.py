@@ -40,6 +40,7 @@ class Tiling:
     """The windows of a scene: all pairs of ``tops`` and ``lefts``, ``chip`` × ``chip`` pixels.
 
     ``ratios``: for each modality of the model, how many of the grid's pixels make one of its own.
+    ``dates``: of the longest series, 1 for images.
     """
 
     grid: Grid
@@ -47,6 +48,7 @@ class Tiling:
     ratios: Mapping[str, int]
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
+    dates: int = 1
 
     @property
     def unit(self) -> int:
@@ -68,7 +70,8 @@ class Tiling:
         first, last = block
         touching = [t for t in self.tops if t < last and t + self.chip > first]
         for rows in _runs(touching, _TILE_ROWS):
-            for column, cols in enumerate(_runs(self.lefts, _TILE_COLUMNS)):
+            columns = max(1, _TILE_COLUMNS // self.dates)
+            for column, cols in enumerate(_runs(self.lefts, columns)):
                 windows = tuple(
                     Window(row=row, col=col, height=self.chip, width=self.chip)
                     for row in rows
@@ -90,11 +93,12 @@ def make_tiling(
     *,
     chip: int | None = None,
     overlap: float = 0.5,
+    dates: int = 1,
 ) -> Tiling:
     """Cut a scene for a model whose chips have ``sizes``, by modality, in their own pixels.
 
     ``ratios``: of each input in the scene. ``chip``: another side of the windows.
-    ``overlap``: share of a window's side, in [0, 1).
+    ``overlap``: share of a window's side, in [0, 1). ``dates``: of the longest series.
 
     Raises ContractError where the scene's resolutions are not those the model has learnt,
     ConfigError for a chip that is not whole pixels of every modality.
@@ -123,7 +127,7 @@ def make_tiling(
         tuple(unit * s for s in window_starts(-(-size // unit), length // unit, step))
         for size in (grid.height, grid.width)
     )
-    return Tiling(grid=grid, chip=length, ratios=all_ratios, tops=tops, lefts=lefts)
+    return Tiling(grid=grid, chip=length, ratios=all_ratios, tops=tops, lefts=lefts, dates=dates)
 
 
 def tiling_in_cells(tiling: Tiling, field: str, overlap: float) -> Tiling:

@@ -58,14 +58,15 @@ def read_windows(
 def _cut_window(
     area: Area, tile_sample: Sample, tile: Tile, window: Window, ratios: Mapping[str, int]
 ) -> SceneWindow | None:
-    """Cut a window out of a tile; modalities without a valid pixel are absent from it."""
+    """Cut a window out of a tile; modalities, and dates, without a valid pixel are absent."""
     pixels, valid = {}, {}
+    dated: dict[str, npt.NDArray[np.bool_]] = {}
     observed = np.zeros((window.height, window.width), dtype=bool)
     down, right = window.row - tile.bounds.row, window.col - tile.bounds.col
     for name, array in tile_sample.pixels.items():
         ratio = ratios[name]
         slices = np.s_[
-            :,
+            ...,
             down // ratio : (down + window.height) // ratio,
             right // ratio : (right + window.width) // ratio,
         ]
@@ -77,7 +78,10 @@ def _cut_window(
             observed[:] = True
             continue
         valid[name] = mask
-        observed |= mask.any(axis=0).repeat(ratio, axis=0).repeat(ratio, axis=1)
+        if name in tile_sample.dates:
+            dated[name] = np.asarray(mask.any(axis=(1, 2, 3)))
+        seen = mask.reshape(-1, *mask.shape[-2:]).any(axis=0)
+        observed |= seen.repeat(ratio, axis=0).repeat(ratio, axis=1)
     if not pixels:
         return None
     sample = replace(
@@ -86,5 +90,8 @@ def _cut_window(
         pixels=pixels,
         valid=valid,
         geometry=area.grid.footprint(window),
+        dates={n: d for n, d in tile_sample.dates.items() if n in pixels},
     )
+    if dated:
+        sample = sample.at_dates(dated)
     return SceneWindow(window=window, sample=sample, observed=observed, floor=tile.floor)

@@ -9,8 +9,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from multimae_eo.sources.acquisition_dates import DATE_PATTERN, days_since_1970
 from multimae_eo.sources.raster.remote import is_remote
 
+DATE = "{date}"
+"""In a path: where the date of each file of a series stands."""
 _SAME_SUFFIXES = ((".tif", ".tiff"), (".jpg", ".jpeg"), (".yaml", ".yml"))
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -137,3 +140,35 @@ def counted(names: Sequence[str]) -> str:
     most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{k} {n}" for k, n in most[:4]) + (", …" if len(most) > 4 else "")
     return f"{len(names)} other file{'s' if len(names) > 1 else ''} ({listed})"
+
+
+def dated_files(root: Path, text: str) -> list[tuple[float, list[Path]]]:
+    """The files of a path with ``{date}``, and perhaps wildcards, by date in days since 1970.
+
+    A file whose name has something else in the place of the date is left out. Raises ValueError for
+    a date that the calendar lacks.
+    """
+    files, _ = matching_files(root, text.replace(DATE, "*"))
+    body, suffix = split_suffix(composed(os.path.expanduser(text)).replace(os.sep, "/"))
+    parts = [_wildcards_as_regex(part) for part in body.removeprefix("./").split(DATE)]
+    absolute = os.path.isabs(body)
+    ending = "(?i:" + "|".join(map(re.escape, same_suffixes(suffix))) + ")"
+    first = f"(?P<date>{DATE_PATTERN})".join(parts[:2])
+    dated = re.compile(first + "".join("(?P=date)" + part for part in parts[2:]) + ending)
+    found: dict[float, list[Path]] = {}
+    for path in files:
+        name = str(path) if absolute else os.path.relpath(path, root)
+        match = dated.fullmatch(composed(name).replace(os.sep, "/"))
+        if match is None:
+            continue
+        try:
+            found.setdefault(days_since_1970(match["date"]), []).append(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return sorted(found.items())
+
+
+def _wildcards_as_regex(text: str) -> str:
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", text)
+    return "".join(signs.get(part, re.escape(part)) for part in parts)

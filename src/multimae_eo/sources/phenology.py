@@ -149,6 +149,32 @@ class SyntheticSeries(Source):
         )
         return sample.at_dates(self._kept(index, sample.dates))
 
+    def scene(self, across: int) -> tuple[Sample, npt.NDArray[np.int64]]:
+        """Fields of farms that no chip has, ``across`` × ``across`` chips on the same dates, and
+        the map of their crops (H, W)."""
+        first, size = len(self.keys), self._size
+        dates = self._dates(first, "test", 0)
+        side = across * size
+        pixels = np.zeros((len(dates), len(_BANDS), side, side), np.uint16)
+        crops = np.zeros((side, side), np.int64)
+        for number, (row, col) in enumerate(np.ndindex(across, across)):
+            index = first + number
+            farm = _Farm.of(np.random.default_rng([self._seed, 7, index]), size, self.options)
+            at = np.s_[row * size : (row + 1) * size, col * size : (col + 1) * size]
+            crops[at] = farm.cover
+            pixels[(..., *at)] = _reflectance(farm, dates, dates[-1], self._random(index, 2))
+        clear = _clear(len(dates), side, self.options.clouds, self._random(first, 4))
+        pixels *= clear
+        geometry = _geometry(first + 20, side)
+        sample = Sample(
+            key="scene",
+            pixels={"s2": pixels},
+            valid={"s2": clear},
+            geometry=geometry,
+            dates={"s2": dates},
+        )
+        return sample, crops
+
     def _random(self, index: int, part: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, part, index])
 
@@ -267,13 +293,21 @@ def _clear(dates: int, size: int, clouds: float, rng: np.random.Generator) -> Va
 
 
 def write_series_files(
-    folder: Path, *, chips: int = 400, size: int = 16, seed: int = 0, dates: int = 12
+    folder: Path,
+    *,
+    chips: int = 400,
+    size: int = 16,
+    seed: int = 0,
+    dates: int = 12,
+    scene_chips: int = 6,
 ) -> Path:
     """Write a farmland with maps of its crops as GeoTIFF; returns the dataset file.
 
     ``folder`` receives ``s2/CHIP/DATE.tif``, ``crops/CHIP.tif``, ``split.csv`` and, last,
-    ``dataset.yaml``. ``size``: side of a chip in pixels. Raises OutputError where something cannot
-    be written, ConfigError without rasterio.
+    ``dataset.yaml``; and a scene of other fields in the test chips' year, ``scene_chips`` chips
+    high and wide: ``scene/DATE.tif``, ``scene.yaml`` and its crops, ``scene_crops.tif``. ``size``:
+    side of a chip in pixels. Raises OutputError where something cannot be written, ConfigError
+    without rasterio.
     """
     require_rasterio()
     options = SeriesOptions(dates=dates, missing=0.15, label="crop map")
@@ -289,6 +323,7 @@ def write_series_files(
         write_geotiff(folder / "crops" / f"{key}.tif", crops, sample.geometry, bands=("crop",))
         lines.append(f"{key},{split}")
     write_file(folder / "split.csv", ("\n".join(lines) + "\n").encode())
+    _write_scene(folder, source, scene_chips)
     text = (
         "# A synthetic farmland; nothing was measured.\n"
         f"name: farmland\nsize: {size}\nmodalities:\n"
@@ -299,6 +334,23 @@ def write_series_files(
     )
     write_file(folder / "dataset.yaml", text.encode())
     return folder / "dataset.yaml"
+
+
+def _write_scene(folder: Path, source: SyntheticSeries, across: int) -> None:
+    """Fields of as many farms as ``across`` × ``across``, all on the same dates."""
+    sample, crops = source.scene(across)
+    assert sample.geometry is not None
+    for days, pixels in zip(sample.dates["s2"], sample.pixels["s2"], strict=True):
+        path = folder / "scene" / f"{date_text(days)}.tif"
+        write_geotiff(path, pixels, sample.geometry, bands=_BANDS, nodata=0)
+    path, truth = folder / "scene_crops.tif", crops[None].astype(np.uint8)
+    write_geotiff(path, truth, sample.geometry, bands=("crop",))
+    text = (
+        "# A synthetic farmland; nothing was measured.\nname: farmland-scene\nmodalities:\n"
+        f'  s2: {{path: "scene/{{date}}.tif", sensor: sentinel2, bands: [{", ".join(_BANDS)}], '
+        f"scale: {_SCALE}, level: l2a}}\n"
+    )
+    write_file(folder / "scene.yaml", text.encode())
 
 
 def _geometry(index: int, size: int) -> Geometry:

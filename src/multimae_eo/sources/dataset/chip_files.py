@@ -16,6 +16,7 @@ from multimae_eo.files import read_text, reading, require_regular
 from multimae_eo.sources.acquisition_dates import DATE_PATTERN, date_text, days_since_1970
 from multimae_eo.sources.base import split_name
 from multimae_eo.sources.file_names import (
+    DATE,
     composed,
     existing_path,
     same_suffixes,
@@ -28,7 +29,6 @@ from multimae_eo.sources.yaml_section import one_line
 Row = Mapping[str, str]
 
 _TABLE_BYTES = 1 << 30
-_DATE = "{date}"
 UNLISTED = "unlisted"
 """The split of a chip that a split table does not name: readable, but never trained on."""
 
@@ -48,16 +48,16 @@ class Pattern:
     def __post_init__(self) -> None:
         if "{id}" not in self.text:
             raise ConfigError(f"the path {self.text!r} needs {{id}} where the chip's id stands")
-        others = set(re.findall(r"\{[^}]*\}", self.text)) - {"{id}", _DATE}
+        others = set(re.findall(r"\{[^}]*\}", self.text)) - {"{id}", DATE}
         if others:
             raise ConfigError(
-                f"the path {self.text!r} knows only {{id}} and {_DATE}, not {min(others)}"
+                f"the path {self.text!r} knows only {{id}} and {DATE}, not {min(others)}"
             )
 
     @property
     def dated(self) -> bool:
         """Whether a chip has a file for each date."""
-        return _DATE in self.text
+        return DATE in self.text
 
     def path(self, key: str) -> str:
         """The path of one chip's file as the pattern writes it."""
@@ -69,8 +69,8 @@ class Pattern:
         first, *more = [re.escape(part) for part in body.split("{id}")]
         ending = "(?i:" + "|".join(map(re.escape, same_suffixes(suffix))) + ")"
         text = first + "(?P<id>.+)" + "(?P=id)".join(more) + ending
-        text = text.replace(re.escape(_DATE), f"(?P<date>{DATE_PATTERN})", 1)
-        return re.compile(text.replace(re.escape(_DATE), "(?P=date)"))
+        text = text.replace(re.escape(DATE), f"(?P<date>{DATE_PATTERN})", 1)
+        return re.compile(text.replace(re.escape(DATE), "(?P=date)"))
 
     def key(self, path: str) -> str | None:
         """The id in a path, or None where the pattern does not match."""

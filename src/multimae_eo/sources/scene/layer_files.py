@@ -10,10 +10,11 @@ from typing import Any
 from multimae_eo.catalog import MODALITIES, SENSORS
 from multimae_eo.errors import BandError, FormatError
 from multimae_eo.modality import ModalitySet
+from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.band_match import BandRule, locate_bands
 from multimae_eo.sources.dataset.schema import MODALITY_KEYS, ModalitySpec, modality_spec
 from multimae_eo.sources.draft.file_groups import dates_of
-from multimae_eo.sources.file_names import existing_path, matching_files
+from multimae_eo.sources.file_names import DATE, dated_files, existing_path, matching_files
 from multimae_eo.sources.products.open_product import open_product
 from multimae_eo.sources.products.product import Product, QualityMask
 from multimae_eo.sources.raster.reading import read_header
@@ -33,18 +34,39 @@ _FROM_PRODUCT = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Acquisition:
+    """The rasters of one date by band. ``days``: since 1970, None for an image without a date.
+
+    ``mask``: where its pixels are usable.
+    """
+
+    groups: tuple[BandGroup, ...]
+    days: float | None = None
+    mask: QualityMask | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerFiles:
-    """A modality and its rasters by band.
+    """A modality and its rasters: of one image, or of each date of a series, in order.
 
     ``ratio``: how many pixels of the grid make one of its pixels, 0 for what their sizes give.
-    ``mask``: where its pixels are usable. ``decibel``: f where values become f · log10 of them.
+    ``decibel``: f where values become f · log10 of them.
     """
 
     spec: ModalitySpec
-    groups: tuple[BandGroup, ...]
+    acquisitions: tuple[Acquisition, ...]
     ratio: int = 1
-    mask: QualityMask | None = None
     decibel: float = 0.0
+
+    @property
+    def files(self) -> tuple[BandFile, ...]:
+        """The rasters of all dates."""
+        return tuple(f for a in self.acquisitions for g in a.groups for f in g.files)
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """Days since 1970 of each date; none for an image."""
+        return tuple(a.days for a in self.acquisitions if a.days is not None)
 
 
 def layer_files(top: Section, name: str, record: object, root: Path) -> LayerFiles:
@@ -69,9 +91,32 @@ def layer_files(top: Section, name: str, record: object, root: Path) -> LayerFil
         raise section.error("path", "expected a raster, or a list of rasters")
     rest = {k: v for k, v in section.record.items() if k not in ("path", "ratio")}
     spec = modality_spec(top, name, rest)
+    if any(DATE in text for text in listed):
+        acquisitions = _dated(section, root, listed, spec)
+        return LayerFiles(spec=spec, acquisitions=acquisitions, ratio=ratio)
     pattern = any(_is_pattern(text) for text in listed)
     groups = group_files(spec, named_files(section, root, listed), pattern=pattern)
-    return LayerFiles(spec=spec, groups=tuple(groups), ratio=ratio)
+    return LayerFiles(spec=spec, acquisitions=(Acquisition(groups=tuple(groups)),), ratio=ratio)
+
+
+def _dated(
+    section: Section, root: Path, listed: Sequence[str], spec: ModalitySpec
+) -> tuple[Acquisition, ...]:
+    """``path: "s2/{date}.tif"``: the files of each date, a mosaic where a date has several."""
+    if len(listed) > 1:
+        raise section.error("path", "a path with {date} stands alone, not in a list")
+    try:
+        by_date = dated_files(root, listed[0])
+    except ValueError as error:
+        raise section.error("path", f"{error}; rename it, or move it elsewhere") from error
+    if not by_date:
+        raise section.error(
+            "path", f"no file matches {listed[0]!r} in {root}, with a date such as 2019-07-15"
+        )
+    return tuple(
+        Acquisition(groups=tuple(group_files(spec, paths, pattern=len(paths) > 1)), days=days)
+        for days, paths in by_date
+    )
 
 
 def named_files(
@@ -119,7 +164,7 @@ def _of_bands(top: Section, name: str, section: Section, root: Path, ratio: int)
                 )
             tiles.append(BandFile(path=path, header=header, at=locate_bands(header, single, rule)))
         groups.append(BandGroup(bands=(index,), files=tuple(tiles)))
-    return LayerFiles(spec=spec, groups=tuple(groups), ratio=ratio)
+    return LayerFiles(spec=spec, acquisitions=(Acquisition(groups=tuple(groups)),), ratio=ratio)
 
 
 def _one_file(section: Section, root: Path, band: str, text: str) -> tuple[Path, ...]:
@@ -129,7 +174,8 @@ def _one_file(section: Section, root: Path, band: str, text: str) -> tuple[Path,
         names = ", ".join(f.name for f in files[:4]) + (", …" if files[4:] else "")
         dates = sorted({d for f in files if (d := dates_of(f.name))})
         remedy = (
-            f"they are of {len(dates)} dates ({', '.join(dates[:3])}): write a scene file for each"
+            f"they are of {len(dates)} dates ({', '.join(dates[:3])}): write a scene file for "
+            "each, or `path:` with {date} for a series of rasters that have all bands"
             if len(dates) > 1
             else "narrow the pattern, or list the tiles: [a.tif, b.tif]"
         )
@@ -138,12 +184,15 @@ def _one_file(section: Section, root: Path, band: str, text: str) -> tuple[Path,
 
 
 def _of_product(top: Section, name: str, section: Section, root: Path, ratio: int) -> LayerFiles:
-    """``product: PATH``: sensor, level, calibration and validity are the product's."""
+    """``product: PATH``: sensor, level, calibration and validity are the product's.
+
+    A list of products, or a pattern, is a series of their dates.
+    """
     for key in _FROM_PRODUCT:
         if key in section:
             raise section.error(key, "a `product:` has it in its metadata")
-    path = existing_path(root, section.text("product"))
-    product = open_product(path)
+    products, dated = _products(section, root)
+    product = products[0]
     bands = section.names("bands") or tuple(product.bands)
     record: dict[str, object] = {"bands": list(bands), "sensor": product.sensor}
     record |= {"level": product.level} if product.level else {}
@@ -151,18 +200,41 @@ def _of_product(top: Section, name: str, section: Section, root: Path, ratio: in
     spec = modality_spec(top, name, record)
     modality = replace(spec.modality, nodata=(*spec.modality.nodata, *product.nodata))
     spec = replace(spec, modality=modality)
-    groups = tuple(
-        BandGroup(bands=(index,), files=(_band_file(product, band.name, name),))
-        for index, band in enumerate(modality.bands)
-    )
     keep_clouds = section.record.get("mask_clouds") is not None and not section.flag("mask_clouds")
-    return LayerFiles(
-        spec=spec,
-        groups=groups,
-        ratio=ratio,
-        mask=None if keep_clouds else product.mask,
-        decibel=product.decibel,
+    acquisitions = tuple(
+        Acquisition(
+            groups=tuple(
+                BandGroup(bands=(index,), files=(_band_file(one, band.name, name),))
+                for index, band in enumerate(modality.bands)
+            ),
+            days=days_since_1970(one.time) if dated else None,
+            mask=None if keep_clouds else one.mask,
+        )
+        for one in products
     )
+    return LayerFiles(spec=spec, acquisitions=acquisitions, ratio=ratio, decibel=product.decibel)
+
+
+def _products(section: Section, root: Path) -> tuple[list[Product], bool]:
+    """The products of an entry by date, and whether they are a series."""
+    value = section.get("product")
+    if isinstance(value, str) and not _is_pattern(value):
+        return [open_product(existing_path(root, section.text("product")))], False
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(p, str) and p for p in listed):
+        raise section.error("product", "expected a product, a list of them, or a pattern")
+    products = [open_product(p) for p in named_files(section, root, listed, "product")]
+    first = products[0]
+    for product in products:
+        if not product.time:
+            raise section.error("product", f"{product.path.name} has no date in its metadata")
+        if (product.sensor, product.level) != (first.sensor, first.level):
+            raise section.error(
+                "product",
+                f"{product.path.name} is {product.kind}, {first.path.name} {first.kind}; a series "
+                "has one sensor and level",
+            )
+    return sorted(products, key=lambda p: days_since_1970(p.time)), True
 
 
 def _band_file(product: Product, band: str, name: str) -> BandFile:

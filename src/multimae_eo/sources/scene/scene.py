@@ -20,24 +20,30 @@ import numpy.typing as npt
 from multimae_eo.errors import ClassMapError, ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
 from multimae_eo.sources.data_root import expanded_root, root_remedy
 from multimae_eo.sources.dataset.schema import ModalitySpec
 from multimae_eo.sources.products.product import QualityMask
 from multimae_eo.sources.raster.arrays import ArrayHolder, cube_name, cube_time
+from multimae_eo.sources.raster.calibration import Linear
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.raster.remote import folder_of
 from multimae_eo.sources.raster.warped import Mosaic, describe, reading, stamp
 from multimae_eo.sources.scene.chip_rule import ChipRule, CloudRule, chip_rule
-from multimae_eo.sources.scene.layer_files import LayerFiles, layer_files, named_files
+from multimae_eo.sources.scene.layer_files import (
+    Acquisition,
+    LayerFiles,
+    layer_files,
+    named_files,
+)
 from multimae_eo.sources.scene.single_raster import RasterRule, raster_specs
 from multimae_eo.sources.scene.stacking import (
     BandFile,
     BandStack,
     group_files,
     mosaic_on,
-    stack_of,
+    stacks_of,
 )
 from multimae_eo.sources.vector.vector_labels import VectorSpec, vector_spec
 from multimae_eo.sources.yaml_section import Section, load_yaml, parse_yaml
@@ -51,22 +57,49 @@ SCENE_KEYS = ("name", "root", "time", "file_bands", "chips", "labels", "modaliti
 class _PlacedModality:
     """A modality and its rasters on its grid, which is ``ratio`` times coarser than the scene's.
 
-    ``mask``: marks pixels that are not usable; ``decibel``: as of ``LayerFiles``.
+    ``images``: of each date, or of the only one; ``decibel`` and ``dates``: as of ``LayerFiles``.
     """
 
     spec: ModalitySpec
     ratio: int
+    images: tuple[_Image, ...]
+    dates: tuple[float, ...] = ()
+    decibel: float = 0.0
+
+    @property
+    def calibration(self) -> Linear:
+        """Of the pixels of all dates."""
+        return self.images[0].stack.calibration
+
+    def read(self, window: Window) -> tuple[Pixels, Validity, Dates | None] | None:
+        """A window of its grid: pixels (C, H, W) and where they are valid (1 or C, H, W); of a
+        series (T, …), and the dates. None where nothing is observed; so are dates left out."""
+        read = [image.read(window, self.decibel) for image in self.images]
+        kept = [i for i, (_, ok) in enumerate(read) if ok.any()]
+        if not kept:
+            return None
+        if not self.dates:
+            return (*read[0], None)
+        masks = [read[i][1] for i in kept]
+        channels = max(len(ok) for ok in masks)
+        valid = np.stack([np.broadcast_to(ok, (channels, *ok.shape[1:])) for ok in masks])
+        return np.stack([read[i][0] for i in kept]), valid, np.array([self.dates[i] for i in kept])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """The rasters of one date. ``mask`` marks pixels that are not usable, by ``quality``."""
+
     stack: BandStack
     mask: Mosaic | None = None
     quality: QualityMask | None = None
-    decibel: float = 0.0
 
-    def read(self, window: Window) -> tuple[Pixels, Validity]:
-        """A window of its grid: pixels (C, H, W) and where they are valid (1 or C, H, W)."""
+    def read(self, window: Window, decibel: float) -> tuple[Pixels, Validity]:
+        """Pixels (C, H, W) and where they are valid (1 or C, H, W)."""
         values, ok = self.stack.read(window)
-        if self.decibel:
+        if decibel:
             ok = ok & (values > 0)
-            values = (self.decibel * np.log10(np.where(ok, values, 1))).astype(np.float32)
+            values = (decibel * np.log10(np.where(ok, values, 1))).astype(np.float32)
             ok = ok[:1] if (ok == ok[:1]).all() else ok
         if self.mask is not None and self.quality is not None:
             marks, seen = self.mask.read(window)
@@ -79,7 +112,8 @@ class Scene:
     """A scene file (YAML), opened. ``read`` gives a window of it as a Sample.
 
     ``grid``: of the scene. ``ratios``: per modality, how many of the grid's pixels make one of
-    its own; all 1 unless ``native``, which applies the modalities' ``ratio:``. ``chip_rule``: how
+    its own; all 1 unless ``native``, which applies the modalities' ``ratio:``. ``dates``: of each
+    series, in days since 1970. ``chip_rule``: how
     chips are cut, None where the file has no ``chips:``. ``labels``: the vector labels of its
     chips, None where it has none. ``text``: the YAML, instead of the file's; ``path`` is then for
     messages.
@@ -109,6 +143,8 @@ class Scene:
         self.name = top.text("name", path.stem)
         self.time = _time(top)
         self.chip_rule = chip_rule(top, self.modalities)
+        if self.chip_rule is not None and self.chip_rule.label in self.dates:
+            raise top.error("chips", f"label: {self.chip_rule.label} has dates; labels are one map")
         if "labels" in top:
             self.labels = vector_spec(f"{path}: labels", top.get("labels"), root)
         cloud = self.chip_rule.cloud if self.chip_rule else None
@@ -139,7 +175,9 @@ class Scene:
         parsed = {
             name: LayerFiles(
                 spec=spec,
-                groups=tuple(group_files(spec, [raster], pattern=False)),
+                acquisitions=(
+                    Acquisition(groups=tuple(group_files(spec, [raster], pattern=False))),
+                ),
                 ratio=(ratios or {}).get(name, 1),
             )
             for name, (raster, spec) in raster_specs(path, modalities, rule).items()
@@ -191,36 +229,43 @@ class Scene:
         """Put the rasters on the grid. ``identity``: bytes that identify the scene."""
         self.path, self._identity = path, identity
         self.name = path.stem
-        self.grid = _grid_of([f.path for g in next(iter(parsed.values())).groups for f in g.files])
+        self.grid = _grid_of([f.path for f in next(iter(parsed.values())).files])
         self._layers = {
             name: _layer(p, self.grid, path, native=native) for name, p in parsed.items()
         }
         self.modalities = ModalitySet(layer.spec.modality for layer in self._layers.values())
         self.ratios: Mapping[str, int] = {n: layer.ratio for n, layer in self._layers.items()}
+        self.dates: Mapping[str, tuple[float, ...]] = {
+            n: layer.dates for n, layer in self._layers.items() if layer.dates
+        }
 
     def read(self, window: Window, names: Sequence[str] | None = None) -> Sample:
         """The modalities with any valid pixel in ``window``, which may reach over the edges.
 
         Pixels outside the grid are invalid. A modality has the window's size divided by its ratio;
-        ConfigError where that is not whole.
+        ConfigError where that is not whole. A series has the dates with a valid pixel.
         """
         pixels: dict[str, Pixels] = {}
         valid: dict[str, Validity] = {}
         calibration: dict[str, Calibration] = {}
+        dates: dict[str, Dates] = {}
         for name, layer in self._layers.items():
             if names is not None and name not in names:
                 continue
-            values, ok = layer.read(coarser_window(window, layer.ratio, name))
-            if not ok.any():
+            read = layer.read(coarser_window(window, layer.ratio, name))
+            if read is None:
                 continue
+            values, ok, days = read
+            if days is not None:
+                dates[name] = days
             modality = layer.spec.modality
-            check_classes(modality, values, ok, layer.stack.paths[0])
+            check_classes(modality, values, ok, layer.images[0].stack.paths[0])
             pixels[name] = values
             if not ok.all():
                 valid[name] = ok
             calibration[name] = Calibration(
-                scale=layer.stack.calibration.scale,
-                offset=layer.stack.calibration.offset,
+                scale=layer.calibration.scale,
+                offset=layer.calibration.offset,
                 level=str(layer.spec.level.default or ""),
             )
         return Sample(
@@ -230,6 +275,7 @@ class Scene:
             calibration=calibration,
             geometry=self.grid.footprint(window),
             time=self.time,
+            dates=dates,
         )
 
     def stamp(self) -> str:
@@ -237,11 +283,11 @@ class Scene:
         digest = hashlib.sha256(self._identity)
         if self._arrays is not None:
             return hashlib.sha256(self._identity + self._arrays.stamp().encode()).hexdigest()[:16]
-        for layer in self._layers.values():
-            for path in layer.stack.paths:
+        for image in (i for layer in self._layers.values() for i in layer.images):
+            for path in image.stack.paths:
                 digest.update(f"\n{path} {stamp(path)}".encode())
-            if layer.quality is not None:
-                digest.update(f"\n{layer.quality} {stamp(str(layer.quality.path))}".encode())
+            if image.quality is not None:
+                digest.update(f"\n{image.quality} {stamp(str(image.quality.path))}".encode())
         return digest.hexdigest()[:16]
 
     def contains_chip(self, window: Window) -> bool:
@@ -299,28 +345,31 @@ def _layer(files: LayerFiles, grid: Grid, path: Path, *, native: bool) -> _Place
     """The layer on its grid, its modality with the calibration of what is read."""
     ratio = (files.ratio or _native_ratio(files, grid)) if native else 1
     coarse = grid.coarser(ratio)
-    stack = stack_of(files.groups, files.spec, coarse, str(path))
+    stacks = stacks_of([a.groups for a in files.acquisitions], files.spec, coarse, str(path))
     modality = replace(
-        files.spec.modality, scale=stack.calibration.scale, offset=stack.calibration.offset
+        files.spec.modality,
+        scale=stacks[0].calibration.scale,
+        offset=stacks[0].calibration.offset,
     )
-    mask = None
-    if files.mask is not None:
-        header = read_header(files.mask.path)
-        marks = BandFile(path=files.mask.path, header=header, at=files.mask.bands)
-        mask = mosaic_on([marks], coarse, None, None)
+    images = []
+    for acquisition, stack in zip(files.acquisitions, stacks, strict=True):
+        mask, quality = None, acquisition.mask
+        if quality is not None:
+            marks = BandFile(path=quality.path, header=read_header(quality.path), at=quality.bands)
+            mask = mosaic_on([marks], coarse, None, None)
+        images.append(_Image(stack=stack, mask=mask, quality=quality))
     return _PlacedModality(
         spec=replace(files.spec, modality=modality),
         ratio=ratio,
-        stack=stack,
-        mask=mask,
-        quality=files.mask,
+        images=tuple(images),
+        dates=files.dates,
         decibel=files.decibel,
     )
 
 
 def _native_ratio(files: LayerFiles, grid: Grid) -> int:
     """How many pixels of the grid make one of the finest band's; 1 where that is not whole."""
-    sizes = [f.header.pixel_size for g in files.groups for f in g.files if f.header.pixel_size]
+    sizes = [f.header.pixel_size for f in files.files if f.header.pixel_size]
     ratio = min(s[0] for s in sizes) / grid.transform.a if sizes else 1.0
     return round(ratio) if ratio > 1 and abs(ratio - round(ratio)) < 1e-6 else 1
 

@@ -127,24 +127,28 @@ def _stacked(
     return groups
 
 
-def stack_of(groups: Sequence[BandGroup], spec: ModalitySpec, grid: Grid, where: str) -> BandStack:
-    """The groups on a grid. ``where``: the file that declares the modality, for messages.
+def stacks_of(
+    dates: Sequence[Sequence[BandGroup]], spec: ModalitySpec, grid: Grid, where: str
+) -> tuple[BandStack, ...]:
+    """The groups of each date on a grid, all with one calibration. ``where``: the file that
+    declares the modality, for messages.
 
     Pixels stay raw where all bands of all files have one calibration; else they are physical.
     BandError for calibrations that contradict one another, DataError for rasters elsewhere.
     """
-    modality = spec.modality
-    first = groups[0].files[0]
-    calibrations = [_calibrations(group, spec, where, first) for group in groups]
-    one = common([c for group in calibrations for bands in group for c in bands])
-    mosaics = tuple(
-        mosaic_on(group.files, grid, modality, spec, () if one else of_group)
-        for group, of_group in zip(groups, calibrations, strict=True)
-    )
-    return BandStack(
-        mosaics=mosaics,
-        bands=tuple(g.bands for g in groups),
-        calibration=one or Linear(),
+    first = dates[0][0].files[0]
+    calibrations = [[_calibrations(g, spec, where, first) for g in groups] for groups in dates]
+    one = common([c for date in calibrations for group in date for bands in group for c in bands])
+    return tuple(
+        BandStack(
+            mosaics=tuple(
+                mosaic_on(group.files, grid, spec.modality, spec, () if one else of_group)
+                for group, of_group in zip(groups, of_date, strict=True)
+            ),
+            bands=tuple(g.bands for g in groups),
+            calibration=one or Linear(),
+        )
+        for groups, of_date in zip(dates, calibrations, strict=True)
     )
 
 

@@ -18,7 +18,7 @@ from multimae_eo.sources.dataset.schema import PerChip
 from multimae_eo.sources.products.product import QualityMask
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.scene.chip_rule import ChipRule
-from multimae_eo.sources.scene.layer_files import LayerFiles
+from multimae_eo.sources.scene.layer_files import Acquisition, LayerFiles
 from multimae_eo.sources.scene.scene import Scene
 from multimae_eo.sources.scene.single_raster import RasterRule, model_spec
 from multimae_eo.sources.scene.stacking import BandFile, BandGroup
@@ -186,7 +186,8 @@ def _layer_files(requested: StacModality, items: tuple[StacItem, ...], where: st
         scale=PerChip(),
         offset=PerChip(),
     )
-    return LayerFiles(spec=spec, groups=tuple(groups), ratio=requested.ratio, mask=mask)
+    acquisition = Acquisition(groups=tuple(groups), mask=mask)
+    return LayerFiles(spec=spec, acquisitions=(acquisition,), ratio=requested.ratio)
 
 
 def _band_file(item: StacItem, key: str, requested: StacModality, where: str) -> BandFile:
