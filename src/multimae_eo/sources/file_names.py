@@ -145,7 +145,7 @@ def counted(names: Sequence[str]) -> str:
 def dated_files(root: Path, text: str) -> list[tuple[float, list[Path]]]:
     """The files of a path with ``{date}``, and perhaps wildcards, by date in days since 1970.
 
-    A file whose name has something else in the place of the date is left out. Raises ValueError for
+    A file whose name has something else than a date there is left out. Raises ValueError for
     a date that the calendar lacks.
     """
     files, _ = matching_files(root, text.replace(DATE, "*"))
@@ -155,17 +155,17 @@ def dated_files(root: Path, text: str) -> list[tuple[float, list[Path]]]:
     ending = "(?i:" + "|".join(map(re.escape, same_suffixes(suffix))) + ")"
     first = f"(?P<date>{DATE_PATTERN})".join(parts[:2])
     dated = re.compile(first + "".join("(?P=date)" + part for part in parts[2:]) + ending)
-    found: dict[float, list[Path]] = {}
+    matches: dict[float, list[Path]] = {}
     for path in files:
         name = str(path) if absolute else os.path.relpath(path, root)
         match = dated.fullmatch(composed(name).replace(os.sep, "/"))
         if match is None:
             continue
         try:
-            found.setdefault(days_since_1970(match["date"]), []).append(path)
+            matches.setdefault(days_since_1970(match["date"]), []).append(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    return sorted(found.items())
+    return sorted(matches.items())
 
 
 def _wildcards_as_regex(text: str) -> str:

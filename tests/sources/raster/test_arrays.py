@@ -13,6 +13,7 @@ import pytest
 import multimae_eo
 from multimae_eo.catalog import make_modality
 from multimae_eo.errors import BandError, ConfigError, FormatError
+from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sources.raster.arrays import cube_name, cube_rasters
 from multimae_eo.sources.raster.reading import read_header, read_raster
@@ -221,6 +222,32 @@ def test_a_date_is_chosen_by_name(folder, tmp_path):
         read_header(tmp_path / "dates.zarr@2020-01-01")
     scene = Scene.of_raster(tmp_path / "dates.zarr@2021-06-11", SET, RULE)
     assert scene.time == "2021-06-11T00:00:00"
+
+
+def test_dates_of_a_cube_are_a_series(folder, tmp_path):
+    """All, those of a part of a year, from a scene file, and in memory."""
+    cube = dated(folder).astype("uint16")
+    for name in cube.data_vars:
+        cube[name].attrs = {"_FillValue": 0}
+    cube.to_zarr(tmp_path / "dates.zarr")
+    text = (folder / "scene.yaml").read_text()
+    (tmp_path / "scene.yaml").write_text(text.replace("s2.tif", '"dates.zarr@{date}"'))
+    memory = cube.transpose("y", "time", "x")
+    scenes = [
+        Scene.of_raster(tmp_path / "dates.zarr", SET, RULE),
+        Scene(tmp_path / "scene.yaml"),
+        Scene.of_arrays(memory, SET, replace(RULE, scale=1e-4)),
+    ]
+    image = Scene(folder / "scene.yaml").read(Window(row=10, col=20, height=8, width=9))
+    for scene in scenes:
+        sample = scene.read(Window(row=10, col=20, height=8, width=9))
+        assert sample.pixels["rgb"].shape == (3, 3, 8, 9)
+        assert [float(d) for d in sample.dates["rgb"]] == [18774.0, 18789.0, 18808.0]
+        for date in range(3):
+            assert np.array_equal(sample.pixels["rgb"][date], image.pixels["rgb"] + date)
+        assert scene.time is None or scene is scenes[1]
+    june = Scene.of_raster(tmp_path / "dates.zarr@2021-06", SET, RULE)
+    assert june.dates == {"rgb": (18789.0, 18808.0)}
 
 
 def test_a_scene_file_names_variables(folder, tmp_path):

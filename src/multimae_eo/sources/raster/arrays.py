@@ -168,6 +168,27 @@ def cube_time(path: Path) -> str | None:
     return None
 
 
+def dated_cubes(path: Path) -> list[tuple[str, Path]]:
+    """The dates of a cube in ISO form, in order, and its name at each; none of a cube of one date.
+
+    A date in the path, such as ``@2021`` or ``@2021-07``, takes those that begin with it. Raises as
+    ``open_array``.
+    """
+    name = cube_name(path)
+    assert name is not None
+    rasters = _rasters(_data(name))
+    dates: set[str] = set()
+    for variable in name.names or tuple(rasters):
+        if variable in rasters:
+            data = rasters[variable]
+            for dim in [d for d in data.dims if _is_time(data, d)][:1]:
+                dates |= set(_dates_of(data, dim, f"{name.file}: {variable}"))
+    chosen = sorted(d for d in dates if d.startswith(name.time))
+    if len(chosen) < 2:
+        return []
+    return [(d, Path(str(CubeName(file=name.file, names=name.names, time=d)))) for d in chosen]
+
+
 def open_array(path: Path | str) -> ArrayDataset:
     """A cube's raster. FormatError for arrays that are none: other dimensions, axes that are not
     sorted and even, several dates of which none is chosen, times that are text, swapped axes."""
@@ -191,11 +212,7 @@ def open_array(path: Path | str) -> ArrayDataset:
 def _variables(name: CubeName) -> dict[str, DataArray]:
     """The named variables of a cube that are rasters, of the named date."""
     data = _data(name)
-    rasters = {
-        str(n): v
-        for n, v in data.data_vars.items()
-        if v.ndim >= 2 and not _MAPPING_ATTRIBUTES & v.attrs.keys()
-    }
+    rasters = _rasters(data)
     for requested in name.names:
         if requested not in rasters:
             raise FormatError(
@@ -205,6 +222,15 @@ def _variables(name: CubeName) -> dict[str, DataArray]:
     if not chosen:
         raise FormatError(f"{name.file}: no variable has two dimensions; it holds no raster")
     return {n: _at_time(v, name) for n, v in chosen.items()}
+
+
+def _rasters(data: Dataset) -> dict[str, DataArray]:
+    """The variables that have rows and columns."""
+    return {
+        str(n): v
+        for n, v in data.data_vars.items()
+        if v.ndim >= 2 and not _MAPPING_ATTRIBUTES & v.attrs.keys()
+    }
 
 
 def _data(name: CubeName) -> Dataset:
@@ -269,14 +295,7 @@ def _at_time(data: DataArray, name: CubeName) -> DataArray:
     if not dims:
         return data
     dim, where = dims[0], f"{name.file}: {data.name}"
-    times = data.coords.get(dim)
-    if times is None or times.dtype.kind != "M":
-        first = "no values" if times is None or not times.size else repr(times.values[0])
-        raise FormatError(
-            f"{where}: {dim!r} holds {first}, not dates; convert it: "
-            f"ds[{str(dim)!r}] = pandas.to_datetime(ds[{str(dim)!r}])"
-        )
-    dates = [str(np.datetime_as_string(t, unit="s")) for t in times.values]
+    dates = _dates_of(data, dim, where)
     listed = ", ".join(d[:10] for d in dates[:6]) + (", …" if len(dates) > 6 else "")
     matches = [i for i, d in enumerate(dates) if d.startswith(name.time)]
     if len(matches) != 1:
@@ -287,6 +306,18 @@ def _at_time(data: DataArray, name: CubeName) -> DataArray:
             f"with .sel({dim}=…)"
         )
     return data.isel({dim: matches[0]})
+
+
+def _dates_of(data: DataArray, dim: Hashable, where: str) -> list[str]:
+    """The dates along a dimension in ISO form, to the second."""
+    times = data.coords.get(dim)
+    if times is None or times.dtype.kind != "M":
+        first = "no values" if times is None or not times.size else repr(times.values[0])
+        raise FormatError(
+            f"{where}: {dim!r} holds {first}, not dates; convert it: "
+            f"ds[{str(dim)!r}] = pandas.to_datetime(ds[{str(dim)!r}])"
+        )
+    return [str(np.datetime_as_string(t, unit="s")) for t in times.values]
 
 
 def _spatial_dims(data: DataArray, where: str) -> tuple[str, str]:

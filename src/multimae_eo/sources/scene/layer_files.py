@@ -17,6 +17,7 @@ from multimae_eo.sources.draft.file_groups import dates_of
 from multimae_eo.sources.file_names import DATE, dated_files, existing_path, matching_files
 from multimae_eo.sources.products.open_product import open_product
 from multimae_eo.sources.products.product import Product, QualityMask
+from multimae_eo.sources.raster.arrays import cube_name, dated_cubes
 from multimae_eo.sources.raster.reading import read_header
 from multimae_eo.sources.raster.remote import is_remote
 from multimae_eo.sources.scene.stacking import BandFile, BandGroup, group_files
@@ -102,11 +103,16 @@ def layer_files(top: Section, name: str, record: object, root: Path) -> LayerFil
 def _dated(
     section: Section, root: Path, listed: Sequence[str], spec: ModalitySpec
 ) -> tuple[Acquisition, ...]:
-    """``path: "s2/{date}.tif"``: the files of each date, a mosaic where a date has several."""
+    """``path: "s2/{date}.tif"``: the files of each date, a mosaic where a date has several; of a
+    cube ``path: "s2.zarr@{date}"``."""
     if len(listed) > 1:
         raise section.error("path", "a path with {date} stands alone, not in a list")
     try:
-        by_date = dated_files(root, listed[0])
+        cube = existing_path(root, listed[0].replace(f"@{DATE}", ""))
+        if listed[0].endswith(f"@{DATE}") and cube_name(cube) is not None:
+            by_date = [(days_since_1970(date), [path]) for date, path in dated_cubes(cube)]
+        else:
+            by_date = dated_files(root, listed[0])
     except ValueError as error:
         raise section.error("path", f"{error}; rename it, or move it elsewhere") from error
     if not by_date:

@@ -21,10 +21,16 @@ from multimae_eo.errors import ClassMapError, ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
+from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.data_root import expanded_root, root_remedy
 from multimae_eo.sources.dataset.schema import ModalitySpec
 from multimae_eo.sources.products.product import QualityMask
-from multimae_eo.sources.raster.arrays import ArrayHolder, cube_name, cube_time
+from multimae_eo.sources.raster.arrays import (
+    ArrayHolder,
+    cube_name,
+    cube_time,
+    dated_cubes,
+)
 from multimae_eo.sources.raster.calibration import Linear
 from multimae_eo.sources.raster.grid import Grid
 from multimae_eo.sources.raster.reading import read_header
@@ -165,25 +171,31 @@ class Scene:
         ratios: Mapping[str, int] | None = None,
         chips: Mapping[str, object] | None = None,
     ) -> Scene:
-        """A raster that holds the bands of all ``modalities``; see ``scene_raster``.
+        """A raster that holds the bands of all ``modalities``; see ``scene_raster``. A cube of
+        several dates is a series.
 
         ``ratios``: as the attribute. ``chips``: the section of a scene file, None for none.
         Raises BandError for bands that are not in it, ConfigError for
         an unknown level or scale, and the errors of a scene file for a raster that cannot be used.
         """
         rule = rule or RasterRule()
-        parsed = {
-            name: LayerFiles(
-                spec=spec,
-                acquisitions=(
-                    Acquisition(groups=tuple(group_files(spec, [raster], pattern=False))),
-                ),
-                ratio=(ratios or {}).get(name, 1),
-            )
-            for name, (raster, spec) in raster_specs(path, modalities, rule).items()
-        }
+        cube = cube_name(path) is not None
+        dated = dated_cubes(path) if cube else []
+        parsed: dict[str, LayerFiles] = {}
+        for date, one in dated or [("", path)]:
+            for name, (raster, spec) in raster_specs(one, modalities, rule).items():
+                acquisition = Acquisition(
+                    groups=tuple(group_files(spec, [raster], pattern=False)),
+                    days=days_since_1970(date) if date else None,
+                )
+                earlier = parsed[name].acquisitions if name in parsed else ()
+                parsed[name] = LayerFiles(
+                    spec=spec,
+                    acquisitions=(*earlier, acquisition),
+                    ratio=(ratios or {}).get(name, 1),
+                )
         scene = cls.of_layers(path, f"{modalities.fingerprint} {rule}".encode(), parsed)
-        if cube_name(path) is not None:
+        if cube and not dated:
             scene.time = cube_time(path)
         if chips is not None:
             top = Section.of(str(path), {"chips": dict(chips)}, SCENE_KEYS)
