@@ -19,6 +19,7 @@ from multimae_eo.errors import OutputError
 from multimae_eo.scenes.raster_output import Profile, RowWriter
 from multimae_eo.sources.scene.scene import Grid
 from multimae_eo.sources.synthetic import write_synthetic_data
+from tests.support.marks import mostly_slow
 from tests.support.reference_model import write_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a Unix matter")
@@ -57,7 +58,7 @@ def fails(refused: Refused, arguments: list[str], out: Path, clean: Path, limit:
     return set(left)
 
 
-@pytest.mark.parametrize("limit", [0, 600, 9_000, 50_000])
+@pytest.mark.parametrize("limit", mostly_slow([0, 600, 9_000, 50_000], fast=[600]))
 def test_prepare_can_be_continued(made, run, refused, tmp_path, limit):
     out, arguments = tmp_path / "out", ["prepare", made / "world/dataset.yaml"]
     left = fails(refused, arguments, out, made.folder / "store", limit)
@@ -66,7 +67,7 @@ def test_prepare_can_be_continued(made, run, refused, tmp_path, limit):
     assert files(out) == files(made.folder / "store")
 
 
-@pytest.mark.parametrize("limit", [0, 1_000, 2_500, 20_000])
+@pytest.mark.parametrize("limit", mostly_slow([0, 1_000, 2_500, 20_000], fast=[1_000]))
 def test_pretrain_leaves_no_part_of_a_checkpoint_and_can_be_continued(
     made, run, refused, tmp_path, limit
 ):
@@ -82,7 +83,7 @@ def test_pretrain_leaves_no_part_of_a_checkpoint_and_can_be_continued(
     assert files(out)[name] == expected[name]
 
 
-@pytest.mark.parametrize("limit", [0, 700, 12_000])
+@pytest.mark.parametrize("limit", mostly_slow([0, 700, 12_000], fast=[700]))
 def test_reconstructing_chips(made, run, refused, tmp_path, limit):
     arguments = ["reconstruct", "--model", made / "run/model", "--data", made / "store",
                  "--inputs", "rgb", "--split", "test", "--limit", "1", "--draws", "1"]  # fmt: skip
@@ -92,7 +93,7 @@ def test_reconstructing_chips(made, run, refused, tmp_path, limit):
     assert "index.html" not in left, "it is written last"
 
 
-@pytest.mark.parametrize("limit", [0, 2_000])
+@pytest.mark.parametrize("limit", mostly_slow([0, 2_000], fast=[2_000]))
 def test_reconstructing_a_scene(made, run, refused, tmp_path, limit):
     scene = made / "world/scene.yaml"
     arguments = ["reconstruct", "--model", made / "run/model", "--scene", scene,
@@ -109,7 +110,7 @@ def test_probing(made, refused, tmp_path):
     assert not fails(refused, arguments, tmp_path / "out", tmp_path / "clean", 100)
 
 
-@pytest.mark.parametrize("limit", [0, 3_000, 100_000])
+@pytest.mark.parametrize("limit", mostly_slow([0, 3_000, 100_000], fast=[3_000]))
 def test_converting(refused, tmp_path, limit):
     out = tmp_path / "made" / "model"
     checkpoint = tmp_path / "checkpoint-999.pth"
@@ -150,7 +151,7 @@ def write_raster(path: Path, pixels: np.ndarray, limit: int) -> None:
         writer.discard()
 
 
-@pytest.mark.parametrize("missing", [1, 20, 700, 40_000, 200_000])
+@pytest.mark.parametrize("missing", mostly_slow([1, 20, 700, 40_000, 200_000], fast=[1]))
 def test_a_raster_that_lacks_its_last_bytes_is_not_renamed_into_place(tmp_path, missing):
     """GDAL keeps silent about what it cannot flush when it closes a file."""
     rasterio = pytest.importorskip("rasterio")

@@ -132,18 +132,21 @@ MOMENTS = [0.0, 0.01, 0.05, 0.15, 0.4, 0.8, 1.5, 2.5, 4.0, 6.0]
 """Seconds after the first import of the package."""
 
 
+def mark_of(name: str, moment: float) -> list[pytest.MarkDecorator]:
+    if (name, moment) == ("prepare", 0.05):
+        return []
+    slow = (name, moment) in {("prepare", 0.0), ("pretrain", 1.5)}
+    return [pytest.mark.slow if slow else pytest.mark.release]
+
+
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
-        pytest.param(
-            case.values[0], moment,
-            marks=[] if (case.values[0], moment) in {("prepare", 0.0), ("prepare", 0.05)}
-            else pytest.mark.slow if (case.values[0], moment) == ("pretrain", 1.5)
-            else pytest.mark.release,
-        )
-        for case in CASES for moment in MOMENTS
+        pytest.param(case.values[0], moment, marks=mark_of(str(case.values[0]), moment))
+        for case in CASES
+        for moment in MOMENTS
     ],
-)  # fmt: skip
+)
 def test_an_interrupt_at_any_moment_is_one_line(made, request, tmp_path, name, moment):
     arguments = arguments_of(name, made, request, tmp_path / "out")
     process = begin(arguments, 1, COMMAND_ANNOUNCES="1")

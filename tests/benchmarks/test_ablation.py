@@ -10,13 +10,14 @@ import pytest
 
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.recipe import load_recipe
+from tests.support.marks import mostly_slow
 
 
 def options(*more: str):
     return ablation.arguments(["run", "--out", "none", "--epochs", "12", *more])
 
 
-@pytest.mark.parametrize("row", ablation.ROWS)
+@pytest.mark.parametrize("row", mostly_slow(ablation.ROWS, fast=["contrastive"]))
 def test_every_row_takes_equal_steps_of_equally_many_encoded_chips(row):
     baseline, recipe = (ablation.recipe_of(r, 3, options()) for r in ("baseline", row))
     views = recipe.contrastive.views if recipe.contrastive.weight else 1
@@ -69,6 +70,7 @@ def test_the_table_has_differences_from_the_baseline_of_the_same_seeds(tmp_path)
     assert "0.200" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_probed_and_recorded_once(tmp_path, monkeypatch):
     source = SyntheticSource(chips=60, size=64, seed=1)
     assert source.class_names

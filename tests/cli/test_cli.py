@@ -20,6 +20,7 @@ from multimae_eo.cli.parser import make_parser, read_options, summary
 from multimae_eo.errors import ConfigError, FormatError
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.store.reader import ChipStore
+from tests.support.marks import mostly_slow
 from tests.support.mmearth_files import write_mmearth
 
 
@@ -309,7 +310,7 @@ def truncate(world: Path, key: str) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", mostly_slow(["1", "2"], fast=["1"]))
 def test_a_truncated_tiff_is_one_line_from_any_process(world, refused, tmp_path, workers):
     name = truncate(world, "chip-00013")
     assert name in refused(

@@ -15,6 +15,7 @@ from multimae_eo.cli.parser import Parser, add_options
 from multimae_eo.model_folder.folder import model_hash
 
 
+@pytest.mark.slow
 def test_export_tells_the_difference_and_info_reads_it(made, run, tmp_path):
     out = str(tmp_path / "g.pt2")
     code, said, err = run(
@@ -115,6 +116,7 @@ def test_bash_completes_subcommands_and_options(run, tmp_path):
     assert complete("export --qu", 2) == ["--quantize"]
 
 
+@pytest.mark.slow
 def test_no_colour_when_piped_and_a_closed_pipe_is_no_error(made):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(

@@ -13,6 +13,7 @@ import torch
 
 from multimae_eo.cli.main import SUBCOMMANDS
 from multimae_eo.sample import Batch
+from tests.support.marks import mostly_slow
 
 MODEL_COMMANDS = (
     "pretrain", "finetune", "evaluate", "probe", "study", "benchmark", "predict", "reconstruct",
@@ -80,7 +81,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, fast=["probe", "predict", "embed"]))
 def test_batches_are_moved_and_the_precision_is_used(tuned, run, recorder, tmp_path, name):
     arguments = RUNS[name].format(tuned.folder, tmp_path / "out").split()
     code, _, err = run(name.split()[0], *arguments, "--device", "cpu", "--precision", "bf16-mixed")

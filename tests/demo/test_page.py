@@ -381,6 +381,7 @@ def test_an_outline_that_crosses_itself_is_not_taken(opened):
     page.wait_for_selector("#label-polygons[data-count='1']")
 
 
+@pytest.mark.slow
 def test_runs_show_curves(opened):
     page = opened("runs")
     page.wait_for_selector(".plots svg")

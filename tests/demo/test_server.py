@@ -253,6 +253,7 @@ def test_colours_of_named_classes_are_their_class_maps(on_scene):
     assert len(on_scene.post("/api/labels/colors", json={"names": ["a"]}).json()) == 1
 
 
+@pytest.mark.slow
 def test_chips_have_neighbours_but_no_map(on_chips, finished):
     finished(on_chips, "/api/features", "/api/features")
     location = asked(on_chips)["location"]

@@ -44,6 +44,7 @@ def test_a_store_opens_with_equal_pixels(release: Path) -> None:
     np.testing.assert_array_equal(source.read(0).pixels["rgb"], stored[0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_equal_weights(release: Path) -> None:
     """Killed after two of three epochs by 0.1.0; the third is trained here."""
     run = ["pretrain", "--recipe", "quickstart", "--data", "store", "--out", "run"]

@@ -288,6 +288,7 @@ def test_values_are_probed_by_ridge_regression(model, tmp_path):
     assert by_name["image statistics"]["RMSE"] < by_name["pre-trained"]["RMSE"]
 
 
+@pytest.mark.slow
 def test_several_labels_per_chip_are_probed(model, tmp_path):
     rows = probe(model, Relabelled("labels"), inputs=INPUTS, out=tmp_path)
     assert {r["method"] for r in rows} == {"knn", "linear"}
@@ -349,6 +350,7 @@ def test_options_out_of_range_are_told(model, tmp_path):
         probe(model, Relabelled("map"), methods=["knn"], out=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_sets_and_fractions(made, run, refused, tmp_path):
     import json
 

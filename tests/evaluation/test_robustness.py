@@ -135,6 +135,7 @@ def test_curve_of_the_subsets():
     assert curve(rows, "mIoU") == {1: (0.5, 0.4, 0.6), 2: (0.8, 0.8, 0.8)}
 
 
+@pytest.mark.slow
 def test_evaluate_drop_on_the_command_line(made, run, refused):
     finetune = ["finetune", "--model", made / "run/model", "--data", made / "store", "--out"]
     finetune += [made / "hidden", "--task", "classification", "--inputs", "rgb,ired,elevation"]

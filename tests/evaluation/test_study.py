@@ -136,6 +136,7 @@ def test_another_study_in_the_folder_is_refused(about, tmp_path):
         study(about, other, tmp_path, inputs={"rgb": ["rgb"]})
 
 
+@pytest.mark.slow
 def test_a_study_of_before_an_option_was_added_is_resumed(about, tmp_path):
     begun = plan(methods=("finetune",))
     claim_study(about, begun, tmp_path)

@@ -63,7 +63,7 @@ def run_file(path, images):
         pytest.param(
             kind, inputs, size, id=f"{kind}-{'+'.join(inputs)}-{size}",
             # All but a release's run keep each input configuration, size and format at least once.
-            marks=[pytest.mark.slow] * (kind == "onnx")
+            marks=[pytest.mark.slow] * ((kind, inputs, size) != ("torch", ("rgb",), 16))
             if (kind, size) in QUICK[inputs]
             else [pytest.mark.release],
         )

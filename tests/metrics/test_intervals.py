@@ -42,6 +42,7 @@ def test_bca_moves_towards_the_long_tail_of_a_skewed_score():
     assert moved.high > plain.high + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 def test_95_percent_intervals_cover_the_true_accuracy_in_about_95_percent(method):
     rng = np.random.default_rng(0)
@@ -53,6 +54,7 @@ def test_95_percent_intervals_cover_the_true_accuracy_in_about_95_percent(method
     assert 0.91 <= covered / 400 <= 0.98
 
 
+@pytest.mark.slow
 def test_intervals_over_seeds_cover_where_intervals_over_chips_do_not():
     """Outcomes depend on the seed and on the chip; the truth is the mean over both."""
     rng = np.random.default_rng(1)

@@ -50,6 +50,7 @@ def test_the_card_of_a_fine_tuned_model_tells_its_classes(make_model, tmp_path):
         MultiMAE.from_pretrained(tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_the_core_alone_loads_it(saved, make_sample, modalities, tmp_path):
     batch = collate([make_sample(0), make_sample(1)], modalities)
     expected = MultiMAE.from_pretrained(saved).encode(batch).pooled

@@ -16,6 +16,7 @@ from multimae_eo.reports.chip_pictures import chosen_chips, painted
 from multimae_eo.reports.score_card import Cost, card
 from multimae_eo.reports.tables import markdown_table
 from multimae_eo.sources.synthetic import SyntheticSource
+from tests.support.marks import mostly_slow
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,10 @@ def test_a_card_holds_scores_beside_baselines_and_cost(source, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["card.md", "report.html"]
 
 
-@pytest.mark.parametrize("kind", ["multilabel", "segmentation", "regression"])
+@pytest.mark.parametrize(
+    "kind",
+    mostly_slow(["multilabel", "segmentation", "regression"], fast=["multilabel", "regression"]),
+)
 def test_every_kind_has_a_card(source, tmp_path, kind):
     told = of_kind(kind, source)
     html = card(told, tmp_path, title=f"{kind} <1>", source=source).read_text(encoding="utf-8")

@@ -92,6 +92,7 @@ def test_a_change_is_where_pixels_changed(make_model, dates, tmp_path, suffix, d
     assert (tmp_path / "change/change.tif.png").is_file()
 
 
+@pytest.mark.slow
 def test_two_scenes_and_a_model(make_model, dates, run, tmp_path):
     make_model().save_pretrained(tmp_path / "model")
     words = ["compare", *(str(s.path) for s in dates), "--model", str(tmp_path / "model")]
@@ -206,6 +207,7 @@ def test_moved_back_chips_make_no_grid(make_model, tmp_path):
     assert summary["raster"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "hls_water").exists(), reason="its data need rasterio")
 def test_water_that_came_or_went_is_a_change(make_model, tmp_path):
     """Two chips of one place (their elevation is equal) at two dates: a third of the labels differ.

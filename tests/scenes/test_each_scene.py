@@ -22,6 +22,7 @@ from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
 from multimae_eo.scenes.each_scene import SceneWork, each_scene, record_path
 from multimae_eo.sources.scene.scene_list import ListedScene
+from tests.support.marks import mostly_slow
 
 pytest.importorskip("rasterio")
 
@@ -103,7 +104,7 @@ def test_a_list_of_scenes_is_mapped_as_each_alone(run, fine_tuned, scenes, tmp_p
     assert no_leftovers(tmp_path / "many")
 
 
-@pytest.mark.parametrize("suffix", ["tif", "parquet"])
+@pytest.mark.parametrize("suffix", mostly_slow(["tif", "parquet"], fast=["parquet"]))
 def test_a_cluster_writes_the_same_embeddings(run, scheduler, model, scenes, tmp_path, suffix):
     common = ("embed", "--model", str(model), "--per", "patch", "--device", "cpu")
     folder = str(tmp_path / "scenes")

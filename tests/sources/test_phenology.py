@@ -58,6 +58,7 @@ def test_missing_dates_and_clouds():
         SeriesOptions(clouds=1.0)
 
 
+@pytest.mark.slow
 def test_the_crop_follows_from_the_series_and_not_from_one_date():
     from sklearn.ensemble import RandomForestClassifier
 

@@ -88,6 +88,7 @@ def test_optical_pixels_tell_the_land_cover(world):
     assert accuracy < 0.999, "boundaries and noise leave something to learn from the context"
 
 
+@pytest.mark.slow
 def test_optical_pixels_tell_some_of_the_elevation_in_other_worlds():
     def table(seeds):
         worlds = [make_landscape(256, seed) for seed in seeds]
@@ -99,6 +100,7 @@ def test_optical_pixels_tell_some_of_the_elevation_in_other_worlds():
     assert 0.3 < model.score(*table(range(100, 106))) < 0.8
 
 
+@pytest.mark.slow
 def test_optical_chips_tell_most_of_their_mean_elevation():
     source = SyntheticSource(300, 32, seed=1)
 
@@ -161,6 +163,7 @@ def test_slopes_that_face_the_sun_are_brighter(world):
     assert sunny > 1.3 * near_infrared[trees & (falling_south < -0.2)].mean()
 
 
+@pytest.mark.slow
 def test_regions_of_a_large_world_are_alike():
     """Amplitudes are those expected, not the sample's: train and test come from one population."""
     heights = [make_landscape(256, seed).elevation for seed in range(6)]
@@ -210,6 +213,7 @@ def test_chips_are_cut_in_the_modalities_band_order(source):
     assert not sample.valid
 
 
+@pytest.mark.slow
 def test_labels_are_learnable_from_band_means():
     source = SyntheticSource(300, 32, seed=1)
 

@@ -106,6 +106,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of errors may catch it."""
 
 
+@pytest.mark.slow
 def test_stopped_before_any_write_it_ends_byte_identical(tmp_path, monkeypatch):
     """Every single moment between two files, which random kills may miss."""
     source = TinySource(6, labels="map")

@@ -24,6 +24,7 @@ from multimae_eo.sources.base import ConcatSource
 from multimae_eo.store import reader
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
+from tests.support.marks import mostly_slow
 from tests.support.tiny_source import (
     BrokenSource,
     TinySource,
@@ -217,7 +218,7 @@ def test_a_folder_of_other_things_is_refused(source, tmp_path):
     assert files_of(tmp_path) == {"thesis.txt": b"precious"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", mostly_slow([1, 2], fast=[1]))
 def test_a_chip_that_cannot_be_read_is_named_and_the_rest_kept(tmp_path, workers):
     out = tmp_path / "store"
     with pytest.raises(DataError, match=r"'chip-9'.*the disk hums"):
@@ -232,7 +233,7 @@ def test_a_chip_that_cannot_be_read_is_named_and_the_rest_kept(tmp_path, workers
 
 
 @pytest.mark.parametrize(("odd", "first"), [((3,), 0), ((9,), 5), ((10, 11), 0)])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", mostly_slow([1, 2], fast=[1]))
 def test_chips_of_another_size_are_named(tmp_path, odd, first, workers):
     """In the first shard, in the second, and where all of a shard's chips differ from others."""
     source = UnevenSource(12, odd)

@@ -215,6 +215,7 @@ def test_it_stops_early_stays_stopped_and_keeps_the_best(source, tmp_path):
     assert done.metrics["val/accuracy"] == pytest.approx(-min(score)[0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_does_not_stop_before_the_least_epochs_and_resumes_there(source, tmp_path, monkeypatch):
     """With a rate of 0 nothing improves: patience alone would stop after two epochs."""
     options = ("--run.epochs=6", "--run.patience=1", "--run.min_epochs=4", "--optim.lr=0")
@@ -276,6 +277,7 @@ def pretrained(source: SyntheticSource, tmp_path_factory: pytest.TempPathFactory
     return MultiMAE.from_pretrained(pretrain(parse_recipe(record), source, out).model)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_was(source, pretrained, tmp_path):
     options = ("--freeze=encoder", "--run.epochs=1", "--data.chip=16")
     done = finetune(recipe(*options), source, tmp_path, model=pretrained)
@@ -287,6 +289,7 @@ def test_a_frozen_encoder_stays_as_it_was(source, pretrained, tmp_path):
     assert evaluate(predictor, source)["chips"] == len(source.split("test")), "by windows"
 
 
+@pytest.mark.slow
 def test_low_rank_differences_alone_learn_and_are_merged(source, pretrained, tmp_path):
     options = ("--adapt.lora=4", "--data.chip=16", "--run.epochs=2", "--optim.drop_path=0")
     done = finetune(recipe(*options), source, tmp_path, model=pretrained)

@@ -64,9 +64,9 @@ def dataset(folder: Path, name: str, bands: list[str]) -> Path:
 @pytest.mark.parametrize(
     ("name", "bands", "said"),
     [
-        ("near_infrared", ["B8"], "B8 from ebands.B8"),
+        pytest.param("near_infrared", ["B8"], "B8 from ebands.B8", marks=pytest.mark.slow),
         ("rgbn", ["B4", "B3", "B2", "B8"], "B4 from rgb.B4, B3 from rgb.B3, B2 from rgb.B2, B8"),
-        ("sentinel2_all", BANDS, "B12 from sired.B12"),
+        pytest.param("sentinel2_all", BANDS, "B12 from sired.B12", marks=pytest.mark.slow),
     ],
     ids=["1 band", "4 bands", "13 bands"],
 )
@@ -91,6 +91,7 @@ def test_bands_of_a_file_find_their_weights_and_learn(folder, run, name, bands, 
     assert json.loads(out_text)["metrics"]["accuracy"]["value"] >= 0.9
 
 
+@pytest.mark.slow
 def test_a_study_of_a_modality_that_the_model_does_not_know(folder, run, tmp_path):
     data = dataset(folder, "rgbn", ["B4", "B3", "B2", "B8"])
     code, out, err = run(

@@ -86,6 +86,7 @@ def test_it_learns_the_map_and_scores_it(folder, capsys):
     assert (folder / "told/report.html").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_study_leaves_out_probes(folder, capsys):
     source = open_source(str(folder / "data.yaml"))
     config = ModelConfig(

@@ -20,6 +20,7 @@ from multimae_eo.sources.base import Source
 from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.finetune_recipe import FinetuneRecipe, parse_finetune
 from multimae_eo.train.head_start import STRENGTHS, from_probe, start_head
+from tests.support.marks import mostly_slow
 
 NAMES = ("rgb", "elevation")
 
@@ -111,7 +112,7 @@ def test_the_head_is_scikit_learn_s_logistic_regression(pool):
 
 
 @pytest.mark.parametrize("kind", ["class", "multilabel", "map", "value", "value map"])
-@pytest.mark.parametrize("val", [True, False], ids=["val", "no val"])
+@pytest.mark.parametrize("val", mostly_slow([True, False], fast=[True]), ids=["val", "no val"])
 def test_it_predicts_better_than_the_best_constant_before_any_step(kind, val):
     from multimae_eo.train.supervised import SupervisedLoss
 
@@ -157,6 +158,7 @@ def test_a_class_without_a_training_chip_remains_learnable():
     assert bias.abs().max() < 50
 
 
+@pytest.mark.slow
 def test_balanced_weights_reach_the_probe():
     plain, source = predictor_for("map")
     balanced, _ = predictor_for("map")

@@ -99,6 +99,7 @@ def model_states(patches):
     return states
 
 
+@pytest.mark.slow
 def test_a_chip_without_any_input_is_refused_by_name(run, source):
     model = MultiMAE.from_pretrained(run.model)
     sample = source.read(source.index_of("sen1floods11/Nigeria_812045"), ["radar"])

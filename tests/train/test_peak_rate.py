@@ -79,6 +79,7 @@ def test_a_run_reports_records_and_keeps_its_rate(source, tmp_path, capsys, monk
     assert f"peak {peak.value:.3g}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_explicit_rate_is_recorded_too(source, tmp_path):
     finetune(recipe("--optim.lr=0.016"), source, tmp_path, model=None)
     assert record(tmp_path)["learning_rate"]["peak"] == 0.016 * 16 / 256
@@ -87,6 +88,7 @@ def test_an_explicit_rate_is_recorded_too(source, tmp_path):
         finetune(recipe("--optim.lr=0.02"), source, tmp_path, model=None)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(source, tmp_path, monkeypatch):
     """Its record has a rate in numbers, the default of its time, and a random head."""
     before = ("--optim.lr=0.0005", "--head_init=random", "--run.epochs=2")

@@ -281,6 +281,7 @@ def test_a_run_begun_before_an_option_existed_is_resumed(source, finished):
         pretrain(recipe("--run.epochs=1", "--agreement.weight=0.5"), source, finished)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_model_as_far_as_it_fits(source, one_epoch, tmp_path, capfd):
     first = one_epoch / "model"
     init = InitialModel(model=MultiMAE.from_pretrained(first), name="first", digest="0")

@@ -83,16 +83,19 @@ def crops(tmp_path_factory) -> Path:
     return finetune(recipe(), farms(900, "crop"), out / "run", model=None).model
 
 
+@pytest.mark.slow
 def test_crops_are_recognised_from_new_dates_of_another_year(crops):
     predicted, true = predictions(crops, farms(900, "crop"))
     assert (predicted == true).mean() > 0.93
 
 
+@pytest.mark.slow
 def test_crops_are_recognised_with_a_third_of_the_dates_missing(crops):
     predicted, true = predictions(crops, farms(900, "crop", missing=1 / 3))
     assert (predicted == true).mean() > 0.88
 
 
+@pytest.mark.slow
 def test_one_date_is_not_enough(crops):
     predicted, true = predictions(crops, LastDate(farms(900, "crop")))
     assert (predicted == true).mean() < 0.6
@@ -114,21 +117,36 @@ def test_changes_are_mapped_from_two_dates_and_not_from_the_later(tmp_path):
     assert iou(*predictions(alone, later)) < 0.5
 
 
+PRETRAINING = {
+    "model": {
+        "encoder": {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
+        "decoder": {"width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
+        "patch": 4, "modality_embeddings": True,
+    },
+    "masking": {"num_visible_tokens": 8, "series": "mixed"},
+    "optim": {"lr": 5e-2},
+    "data": {"chip": None, "batch_size": 16},
+    "run": {"epochs": 25, "accelerator": "cpu", "devices": 1, "precision": "32-true",
+            "val_every": 25},
+}  # fmt: skip
+
+
+def test_both_kinds_of_training_take_series(tmp_path):
+    """An epoch of each: what they learn is a matter of the slow tests."""
+    source = farms(32, "crop", dates=4)
+    once = {"epochs": 1, "val_every": 1}
+    settings = PRETRAINING | {"run": PRETRAINING["run"] | once}
+    first = pretrain(parse_recipe(settings), source, tmp_path / "first")
+    assert np.isfinite(first.metrics["val/s2"])
+    second = finetune(recipe(run=once), source, tmp_path / "second", model=None)
+    predicted, true = predictions(second.model, source)
+    assert len(predicted) == len(true) == len(source.split("test"))
+
+
+@pytest.mark.slow
 def test_pretraining_on_series_beats_the_constant(tmp_path):
-    settings = {
-        "model": {
-            "encoder": {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
-            "decoder": {"width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
-            "patch": 4, "modality_embeddings": True,
-        },
-        "masking": {"num_visible_tokens": 8, "series": "mixed"},
-        "optim": {"lr": 5e-2},
-        "data": {"chip": None, "batch_size": 16},
-        "run": {"epochs": 25, "accelerator": "cpu", "devices": 1, "precision": "32-true",
-                "val_every": 25},
-    }  # fmt: skip
     source = farms(300, "crop", dates=8)
-    result = pretrain(parse_recipe(settings), source, tmp_path / "run")
+    result = pretrain(parse_recipe(PRETRAINING), source, tmp_path / "run")
     assert result.metrics["val/s2"] < 0.9 * result.metrics["val_baseline/s2"]
     assert (result.model / "model.safetensors").is_file()
     assert list((tmp_path / "run" / "pictures").glob("*.png"))

@@ -87,6 +87,7 @@ def test_fine_tuning_keeps_the_decoders_of_its_inputs(source, pretrained, tuned)
     assert "train/reconstruction" in (tuned / "metrics.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_decoders_without_a_weight_are_kept_as_they_were(source, pretrained, tmp_path):
     done = finetune(recipe(), source, tmp_path, model=pretrained)
     after = Predictor.from_pretrained(done.model).encoder.state_dict()

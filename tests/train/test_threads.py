@@ -77,6 +77,7 @@ def test_the_fastest_count_is_set_for_the_run_only(tmp_path, monkeypatch, counts
     assert calls == [(16, 8 * 4, "32-true")]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_count(tmp_path, monkeypatch, counts):
     """Sums differ between counts in their last bits."""
     measured(monkeypatch, 2)

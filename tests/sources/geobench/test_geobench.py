@@ -28,6 +28,7 @@ from multimae_eo.sources.geobench.bands import DATASETS
 from multimae_eo.sources.geobench.source import GeoBenchSource
 from multimae_eo.store.writer import prepare
 from tests.support.geobench_files import pickled, write_geobench
+from tests.support.marks import mostly_slow
 from tests.support.paths import DATA
 
 SIZE = 20
@@ -72,7 +73,9 @@ def relabel(folder, label):
     return folder
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(DATASETS, fast=["m-eurosat", "m-bigearthnet", "m-cashew-plant"])
+)
 def test_every_data_set_opens_and_batches(root, name):
     data = DATASETS[name]
     source = open_source(f"geobench:{root}/{name}")
@@ -198,7 +201,10 @@ def test_a_source_travels_to_worker_processes(root):
     assert tuple(batch.pixels["rgb"].shape) == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["m-so2sat", "m-bigearthnet", "m-NeonTree", "m-forestnet"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["m-so2sat", "m-bigearthnet", "m-NeonTree", "m-forestnet"], fast=["m-so2sat"]),
+)
 def test_a_store_of_a_data_set_holds_the_same(root, tmp_path, name):
     source = open_source(f"geobench:{root}/{name}")
     store = prepare(source, tmp_path / "store")

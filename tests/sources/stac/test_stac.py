@@ -222,6 +222,7 @@ def test_least_cloudy_and_median(folder: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_zone_is_warped_as_a_whole_warp_would(folder: Path) -> None:
     """Chips from odc-stac, put together, equal one warp of the whole, edges included."""
     source = open_source(f"stac:{folder / 'area.yaml'}")
@@ -468,6 +469,7 @@ def test_an_api_is_asked_once_for_each_search(
     assert area.read(whole(area)).pixels["rgb"].any()
 
 
+@pytest.mark.slow
 def test_only_chips_that_touch_the_polygon_are_cut(folder: Path) -> None:
     west, south, east, north = AREA
     triangle = [[west, south], [east, south], [west, north], [west, south]]
