@@ -75,6 +75,7 @@ def mapped(scene: Path) -> tuple[Path, dict]:
     return out, record
 
 
+@pytest.mark.slow
 def test_the_map_has_the_users_classes_and_is_right(mapped, truth):
     out, record = mapped
     with rasterio.open(out) as file:

@@ -16,6 +16,7 @@ from multimae_eo.doctor import inspect
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration
+from tests.support.marks import mostly_slow
 from tests.support.paths import DATA, REAL_DATA
 from tests.support.planting import (
     EUROSAT,
@@ -79,6 +80,7 @@ def test_wrong_scale(tmp_path):
     assert "scale: 0.0001" in finding.remedy
 
 
+@pytest.mark.slow
 def test_eight_bit_values(tmp_path):
     source = eurosat(tmp_path, lambda p, i: (p / 10000 * 255).clip(0, 255).astype(np.uint8))
     (finding,) = inspect(source).of("wrong-scale")
@@ -86,12 +88,14 @@ def test_eight_bit_values(tmp_path):
     assert "8-bit" in finding.remedy
 
 
+@pytest.mark.slow
 def test_linear_radar(tmp_path):
     diagnosis = inspect(terramind(tmp_path, "S1RTC", lambda p, i: 10 ** (p / 10)))
     (finding,) = diagnosis.of("decibel")
     assert (finding.where, finding.severity) == ("radar", "error")
 
 
+@pytest.mark.slow
 def test_constant_and_duplicated_bands(tmp_path):
     def edit(pixels, i):
         pixels[band("B12")] = 900
@@ -104,6 +108,7 @@ def test_constant_and_duplicated_bands(tmp_path):
     assert (copy.where, copy.severity) == ("rgb/B4, rgb/B3", "error")
 
 
+@pytest.mark.slow
 def test_b8a_last_read_in_the_standard_order(tmp_path):
     def change(record):
         record["file_bands"] = list(STANDARD)
@@ -117,10 +122,13 @@ def test_b8a_last_read_in_the_standard_order(tmp_path):
     assert {f.where for f in findings} == {"s2/B9", "s2/B10", "s2/B12"}
 
 
-@pytest.mark.parametrize(
-    ("one", "two"), [("B8", "B8A"), ("B2", "B4"), ("B11", "B12"), ("B5", "B8A"), ("B4", "B8")]
-)
-def test_swapped_bands(tmp_path, one, two):
+SWAPPED = [("B8", "B8A"), ("B2", "B4"), ("B11", "B12"), ("B5", "B8A"), ("B4", "B8")]
+
+
+@pytest.mark.parametrize("pair", mostly_slow(SWAPPED, fast=[("B8", "B8A")]), ids="-".join)
+def test_swapped_bands(tmp_path, pair):
+    one, two = pair
+
     def edit(pixels, i):
         pixels[[band(one), band(two)]] = pixels[[band(two), band(one)]]
 
@@ -129,6 +137,7 @@ def test_swapped_bands(tmp_path, one, two):
     assert {one, two} <= named
 
 
+@pytest.mark.slow
 def test_reversed_order(tmp_path):
     findings = inspect(hls(tmp_path, lambda p, i: np.concatenate([p[6::-1], p[7:]]))).of(
         "band-order"
@@ -136,6 +145,7 @@ def test_reversed_order(tmp_path):
     assert any("reversed" in f.what for f in findings)
 
 
+@pytest.mark.slow
 def test_geobench_brick_kiln_labels():
     """``10``, ``11``, ``12`` are true-colour pictures; ``08A`` and ``09`` are no infrared."""
     h5py = pytest.importorskip("h5py")
@@ -172,6 +182,7 @@ def test_undeclared_nodata(tmp_path):
     assert findings["optical"].evidence["chips"] == 8
 
 
+@pytest.mark.slow
 def test_declared_nodata_and_saturation(tmp_path):
     def edit(pixels, i):
         pixels[:, :16] = 65535
@@ -187,6 +198,7 @@ def test_declared_nodata_and_saturation(tmp_path):
     assert (full.where, full.evidence["value"]) == ("rgb/B4", 900)
 
 
+@pytest.mark.slow
 def test_class_ids_outside_the_legend_are_refused_and_reported(tmp_path):
     def edit(pixels, i):
         if i in (3, 8):
@@ -208,6 +220,7 @@ def test_damaged_files_are_reported(tmp_path):
     assert finding.chips == (source.keys[2],)
 
 
+@pytest.mark.slow
 def test_interpolated_class_map(tmp_path):
     known = [c.id for c in class_map("esri_lulc").classes]
     diagnosis = inspect(terramind(tmp_path, "LULC", lambda p, i: interpolated(p, known)))
@@ -215,6 +228,7 @@ def test_interpolated_class_map(tmp_path):
     assert (finding.where, finding.severity) == ("landcover", "error")
 
 
+@pytest.mark.slow
 def test_misregistered_elevation(tmp_path):
     def edit(pixels, i):
         pixels[HLS_ELEVATION] = np.roll(pixels[HLS_ELEVATION], (4, -3), (0, 1))
@@ -225,6 +239,7 @@ def test_misregistered_elevation(tmp_path):
     assert finding.evidence["metres"] == 150.0
 
 
+@pytest.mark.slow
 def test_duplicates_leak_between_splits(tmp_path):
     kept = {}
 
@@ -245,6 +260,7 @@ def test_duplicates_leak_between_splits(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_spatial_leak_and_mixed_systems(tmp_path):
     forms = {}
 
@@ -270,6 +286,7 @@ def test_spatial_leak_and_mixed_systems(tmp_path):
     assert len(crs.chips) == 1
 
 
+@pytest.mark.slow
 def test_pixel_size_conflict(tmp_path):
     def profile(form, i):
         form["transform"] = form["transform"] @ form["transform"].scale(3)
@@ -279,6 +296,7 @@ def test_pixel_size_conflict(tmp_path):
     assert all(f.evidence["files"] == pytest.approx(30, abs=0.2) for f in findings)
 
 
+@pytest.mark.slow
 def test_class_balance(tmp_path):
     def rows(table):
         for i, row in enumerate(table):
@@ -288,6 +306,7 @@ def test_class_balance(tmp_path):
     assert any(f.severity == "warning" and "29 times" in f.what for f in findings)
 
 
+@pytest.mark.slow
 def test_surface_reflectance_among_top_of_atmosphere(tmp_path):
     import rasterio
 
@@ -306,6 +325,7 @@ def test_surface_reflectance_among_top_of_atmosphere(tmp_path):
     assert finding.severity == "warning"
 
 
+@pytest.mark.slow
 def test_offset_of_baseline_0400_in_terramind_l1c(tmp_path):
     """Three of the five L1C chips carry it, as B10 (cirrus) shows."""
     path = tmp_path / "l1c.yaml"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.marks import mostly_slow
+
 pytest.importorskip("resource", reason="limits of memory are a Unix matter")
 if not Path("/proc/self/statm").exists():
     pytest.skip("the memory in use is read from /proc", allow_module_level=True)
@@ -23,6 +25,8 @@ from tests.fuzz.keep import content_of
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
+QUICK = ("dataset-yaml", "scene-yaml", "recipe-yaml", "store-json")
+"""Kinds that users write or that others hand over, tried after every edit."""
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 
 
@@ -39,7 +43,7 @@ def _quick(monkeypatch) -> None:
     monkeypatch.setattr(pretrain, "fit", stop)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", mostly_slow(KINDS, fast=QUICK))
 def test_broken_input(name, tmp_path):
     bench = Bench(name, tmp_path / "input")
     clean = name not in ("recipe-yaml", "resumed-run", "checkpoint-pth")  # they stop after reading
@@ -53,7 +57,11 @@ def test_broken_input(name, tmp_path):
     assert not findings, "\n\n".join([f"{len(findings)} findings", *findings[:20]])
 
 
-@pytest.mark.parametrize("case", CORPUS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "case",
+    mostly_slow(CORPUS, fast=[p for p in CORPUS if p.stem != "stac-yaml-slow"]),
+    ids=lambda p: p.stem,
+)
 def test_past_finding(case, tmp_path):
     record = json.loads(case.read_text())
     bench = Bench(record["kind"], tmp_path / "input")

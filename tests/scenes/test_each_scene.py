@@ -117,6 +117,7 @@ def test_a_cluster_writes_the_same_embeddings(run, scheduler, model, scenes, tmp
     assert no_leftovers(tmp_path / "dask")
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_same_maps_and_changes(
     run, scheduler, fine_tuned, model, scenes, tmp_path, monkeypatch
 ):

@@ -117,7 +117,7 @@ def test_changes_are_mapped_from_two_dates_and_not_from_the_later(tmp_path):
     assert iou(*predictions(alone, later)) < 0.5
 
 
-PRETRAINING = {
+PRETRAINING: dict[str, dict[str, object]] = {
     "model": {
         "encoder": {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
         "decoder": {"width": 16, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
