@@ -17,7 +17,6 @@ from multimae_eo.inference.extraction import encoder_features
 from multimae_eo.inference.input_check import check_source
 from multimae_eo.inference.reconstruct_chips import chip_batches
 from multimae_eo.inference.vector_codes import Dtype
-from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch, Sample, collate
 from multimae_eo.scenes.blocks import Blocks, write_vectors
@@ -27,14 +26,7 @@ from multimae_eo.scenes.geoparquet import EmbeddingWriter
 from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.sharing import finish
-from multimae_eo.scenes.window_model import (
-    WindowPredictions,
-    device_of,
-    host_array,
-    moved,
-    observed_rows,
-    take_rows,
-)
+from multimae_eo.scenes.window_model import NetworkWindows, host_array
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.raster.warped import bounded_cache
 from multimae_eo.sources.scene.scene import Scene
@@ -270,22 +262,20 @@ class Embedding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowEmbedder:
+class WindowEmbedder(NetworkWindows[MultiMAE]):
     """Encodes chips: ``vector`` (B, D); or ``vectors`` (B, rows, columns, D) and ``seen``.
 
     ``per``: of what a vector is. ``larger_chips``: a vector per chip is the mean over windows of
     the model's size.
     """
 
-    network: MultiMAE
-    inputs: ModalitySet
     per: Per
     larger_chips: bool = False
 
     @property
-    def sizes(self) -> Mapping[str, int]:
-        """See ``WindowModel``."""
-        return {n: self.network.config.sizes[n] for n in self.network.modalities}
+    def encoder(self) -> MultiMAE:
+        """See ``NetworkWindows``."""
+        return self.network
 
     @property
     def grid_side(self) -> int:
@@ -302,31 +292,16 @@ class WindowEmbedder:
         chip = next(iter(sides.values()))
         return chip / (self.grid_side if self.per == "patch" else 1)
 
-    def __call__(self, batch: Batch) -> WindowPredictions:
-        """See ``WindowModel``."""
+    def fields(self, batch: Batch) -> dict[str, npt.NDArray[np.generic]]:
+        """See ``NetworkWindows``."""
         names = list(self.inputs)
-        batch = batch.to(device_of(self.network))
-        rows = observed_rows(self.network, batch, names)
-        if not rows:
-            return WindowPredictions()
-        batch = take_rows(batch, rows)
         if self.per == "chip" and self.larger_chips:
-            fields = {"vector": encoder_features(self.network, names, "mean")(batch)}
-            return WindowPredictions(rows=rows, fields=fields)
+            return {"vector": encoder_features(self.network, names, "mean")(batch)}
         features = self.network.encode(batch, names)
         if self.per == "chip":
-            return WindowPredictions(rows=rows, fields={"vector": host_array(features.pooled)})
+            return {"vector": host_array(features.pooled)}
         fused = features.fused().permute(0, 2, 3, 1)
-        fields = {"vectors": host_array(fused), "seen": features.seen.cpu().numpy()}
-        return WindowPredictions(rows=rows, fields=fields)
-
-    def to(self, device: str) -> WindowEmbedder:
-        """See ``WindowModel``."""
-        return replace(self, network=moved(self.network, device))
-
-    def with_network(self, network: Any) -> WindowEmbedder:
-        """See ``WindowModel``."""
-        return replace(self, network=network)
+        return {"vectors": host_array(fused), "seen": features.seen.cpu().numpy()}
 
     def embeddings(self, sample: Sample, fields: Mapping[str, Any]) -> Iterator[Embedding]:
         """The embedding of a chip, or of each of its patches, from its fields."""

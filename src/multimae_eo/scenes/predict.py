@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from multimae_eo.class_colors import class_colors
 from multimae_eo.errors import ConfigError, ContractError, DataError
 from multimae_eo.files import single_writer
 from multimae_eo.geo import Window
 from multimae_eo.modality import Band, ClassMapEntry, Modality, ModalitySet
+from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
 from multimae_eo.sample import Batch, collate
@@ -20,14 +24,7 @@ from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.output_layers import LayerKind, OutputLayer
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.tiling import Tiling, tiling_in_cells
-from multimae_eo.scenes.window_model import (
-    WindowPredictions,
-    device_of,
-    host_array,
-    moved,
-    observed_rows,
-    take_rows,
-)
+from multimae_eo.scenes.window_model import NetworkWindows, host_array
 from multimae_eo.sources.scene.scene import Scene
 
 _FIELD = "prediction"
@@ -153,27 +150,20 @@ def _predicted_modality(target: Target) -> Modality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowPredictor:
+class WindowPredictor(NetworkWindows[Predictor]):
     """Predicts windows: one field of ``side`` × ``side`` pixels per window."""
 
-    network: Predictor
-    inputs: ModalitySet
     side: int = 1
 
     @property
-    def sizes(self) -> Mapping[str, int]:
-        """See ``WindowModel``."""
-        encoder = self.network.encoder
-        return {n: encoder.config.sizes[n] for n in encoder.modalities}
+    def encoder(self) -> MultiMAE:
+        """See ``NetworkWindows``."""
+        return self.network.encoder
 
-    def __call__(self, batch: Batch) -> WindowPredictions:
-        """See ``WindowModel``."""
-        network, names = self.network, list(self.inputs)
-        batch = batch.to(device_of(network))
-        rows = observed_rows(network.encoder, batch, names)
-        if not rows:
-            return WindowPredictions()
-        outputs = network.predictions(network.predict(take_rows(batch, rows), names).float())
+    def fields(self, batch: Batch) -> dict[str, npt.NDArray[np.generic]]:
+        """See ``NetworkWindows``."""
+        network = self.network
+        outputs = network.predictions(network.predict(batch, list(self.inputs)).float())
         field = host_array(outputs if network.target.classes else outputs[:, None])
         if not network.target.dense and field.ndim == 2:
             field = field[:, :, None, None]
@@ -184,14 +174,4 @@ class WindowPredictor:
                 f"H and W that divide {self.side}"
             )
         times = self.side // field.shape[-1]
-        return WindowPredictions(
-            rows=rows, fields={_FIELD: field.repeat(times, axis=2).repeat(times, axis=3)}
-        )
-
-    def to(self, device: str) -> WindowPredictor:
-        """See ``WindowModel``."""
-        return replace(self, network=moved(self.network, device))
-
-    def with_network(self, network: Any) -> WindowPredictor:
-        """See ``WindowModel``."""
-        return replace(self, network=network)
+        return {_FIELD: field.repeat(times, axis=2).repeat(times, axis=3)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.files import single_writer
-from multimae_eo.modality import ModalitySet
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.sample import Batch
 from multimae_eo.scenes import engine
@@ -17,14 +18,7 @@ from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.tiling import Tiling
-from multimae_eo.scenes.window_model import (
-    WindowPredictions,
-    device_of,
-    host_array,
-    moved,
-    observed_rows,
-    take_rows,
-)
+from multimae_eo.scenes.window_model import NetworkWindows, host_array
 from multimae_eo.sources.scene.scene import Scene
 
 
@@ -124,44 +118,31 @@ def _layers(
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowReconstructor:
+class WindowReconstructor(NetworkWindows[MultiMAE]):
     """Reconstructs windows: a field per output, and ``<output>.spread``, its std, with samples."""
 
-    network: MultiMAE
-    inputs: ModalitySet
     outputs: tuple[str, ...]
     samples: int = 0
     seed: int = 0
 
     @property
-    def sizes(self) -> Mapping[str, int]:
-        """See ``WindowModel``."""
-        return {n: self.network.config.sizes[n] for n in self.network.modalities}
+    def encoder(self) -> MultiMAE:
+        """See ``NetworkWindows``."""
+        return self.network
 
-    def __call__(self, batch: Batch) -> WindowPredictions:
-        """See ``WindowModel``."""
-        names = list(self.inputs)
-        batch = batch.to(device_of(self.network))
-        rows = observed_rows(self.network, batch, names)
-        if not rows:
-            return WindowPredictions()
+    def fields(self, batch: Batch) -> dict[str, npt.NDArray[np.generic]]:
+        """See ``NetworkWindows``."""
         reconstructed = self.network.reconstruct(
-            take_rows(batch, rows),
-            names,
+            batch,
+            list(self.inputs),
             outputs=list(self.outputs),
             samples=self.samples,
             seed=self.seed,
             uncertainty=self.samples > 0,
         )
-        fields = {n: host_array(reconstructed[n].mean) for n in self.outputs}
+        fields: dict[str, npt.NDArray[np.generic]] = {
+            n: host_array(reconstructed[n].mean) for n in self.outputs
+        }
         if self.samples:
             fields |= {f"{n}.spread": host_array(reconstructed[n].std) for n in self.outputs}
-        return WindowPredictions(rows=rows, fields=fields)
-
-    def to(self, device: str) -> WindowReconstructor:
-        """See ``WindowModel``."""
-        return replace(self, network=moved(self.network, device))
-
-    def with_network(self, network: Any) -> WindowReconstructor:
-        """See ``WindowModel``."""
-        return replace(self, network=network)
+        return fields

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multimae_eo.network.multimae import MultiMAE
 
 T = TypeVar("T")
+Network = TypeVar("Network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,45 @@ class WindowModel(Protocol):
         """The same with another network, or with None, to be given one elsewhere."""
 
 
-def observed_rows(encoder: MultiMAE, batch: Batch, inputs: Sequence[str]) -> list[int]:
+@dataclass(frozen=True, kw_only=True)
+class NetworkWindows(Generic[Network]):
+    """A ``WindowModel`` that applies a network to the windows in which it observes anything."""
+
+    network: Network
+    inputs: ModalitySet
+
+    @property
+    def encoder(self) -> MultiMAE:
+        """The encoder: the network, or a part of it."""
+        raise NotImplementedError
+
+    def fields(self, batch: Batch) -> dict[str, npt.NDArray[np.generic]]:
+        """Predictions for windows that are all observed and on the network's device."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """See ``WindowModel``."""
+        return {n: self.encoder.config.sizes[n] for n in self.encoder.modalities}
+
+    def __call__(self, batch: Batch) -> WindowPredictions:
+        """See ``WindowModel``."""
+        batch = batch.to(device_of(self.network))
+        rows = _observed_rows(self.encoder, batch, list(self.inputs))
+        if not rows:
+            return WindowPredictions()
+        return WindowPredictions(rows=rows, fields=self.fields(_take_rows(batch, rows)))
+
+    def to(self, device: str) -> Self:
+        """See ``WindowModel``."""
+        return replace(self, network=moved(self.network, device))
+
+    def with_network(self, network: Any) -> Self:
+        """See ``WindowModel``."""
+        return replace(self, network=network)
+
+
+def _observed_rows(encoder: MultiMAE, batch: Batch, inputs: Sequence[str]) -> list[int]:
     """Rows of a batch in which a model has a token to see.
 
     A thinned class map may be valid only between the pixels that are taken.
@@ -67,7 +106,7 @@ def observed_rows(encoder: MultiMAE, batch: Batch, inputs: Sequence[str]) -> lis
     return [int(row) for row in encoder.observed_rows(batch, inputs)]
 
 
-def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+def _take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """The rows of a batch; itself where they are all."""
     import torch
 
