@@ -17,6 +17,7 @@ import yaml
 from multimae_eo.errors import ConfigError, DataError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.loading.open_source import open_source
+from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.scene.chips import SceneChips
 from multimae_eo.sources.scene.scene_list import list_scenes
 from multimae_eo.sources.scene.single_raster import RasterRule
@@ -220,6 +221,29 @@ def test_least_cloudy_and_median(folder: Path) -> None:
             stac_file(folder, sensor=None, bands=None, level=None, composite="median",
                       legend={1: "a", 2: "b"})
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("series", ["days", "months"])
+def test_items_of_a_period_are_a_series(folder: Path, series: str) -> None:
+    """A date for each day, or the composite of each month: "early" and "clear" are of May."""
+    area = StacArea(stac_file(folder, series=series, composite="least_cloudy"))
+    sample = area.read(whole(area), ["rgb"])
+    arrays = {n: scene_arrays(folder, n, area) for n in ("early", "clear", "late")}
+    expected = [arrays[n] for n in arrays]
+    days = ["2021-05-10", "2021-05-20", "2021-06-20"]
+    if series == "months":
+        (early, seen), (clear, first) = arrays["early"], arrays["clear"]
+        may = np.where(first, clear, np.where(seen, early, 0)), first | seen
+        expected, days = [may, arrays["late"]], ["2021-05-15", "2021-06-20"]
+    assert sample.dates["rgb"].tolist() == [days_since_1970(d) for d in days]
+    for date, (pixels, ok) in enumerate(expected):
+        assert np.array_equal(sample.valid["rgb"][date, 0], ok)
+        assert np.array_equal(sample.pixels["rgb"][date], np.where(ok, pixels, 0))
+    source = open_stac(stac_file(folder, series=series, top={"chips": {"size": 8}}))
+    chips = [source.read(i, ["rgb"]) for i in range(len(source))]
+    assert {c.pixels["rgb"].ndim for c in chips if "rgb" in c.pixels} == {4}
+    with pytest.raises(ConfigError, match="did you mean 'months'"):
+        StacArea(stac_file(folder, series="month"))
 
 
 @pytest.mark.slow

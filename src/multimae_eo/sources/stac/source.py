@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae_eo.errors import DataError, FormatError
+from multimae_eo.errors import ConfigError, DataError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet
-from multimae_eo.sample import Calibration, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
+from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.raster.grid import Bounds, Grid, overlap
 from multimae_eo.sources.raster.warped import open_header, reading
 from multimae_eo.sources.scene.chip_rule import CloudRule
@@ -31,13 +32,21 @@ from multimae_eo.sources.stac.items import (
     locate_assets,
     require_stac,
 )
-from multimae_eo.sources.stac.stac_file import StacModality, StacSearch, StacSpec, read_stac_file
+from multimae_eo.sources.stac.stac_file import (
+    Series,
+    StacModality,
+    StacSearch,
+    StacSpec,
+    read_stac_file,
+)
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
 # Footprints in STAC are rounded; the rasters themselves decide.
 _MARGIN = 32
+_PERIODS: Mapping[Series, int] = {"": 0, "days": len("2021-05-27"), "months": len("2021-05")}
+"""How many characters of a time are equal in one date of a series."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,9 @@ class StacArea:
         require_stac()
         spec = read_stac_file(Path(path))
         self.name = spec.name
-        self.chip_rule = spec.chip_rule
+        self.chip_rule = rule = spec.chip_rule
+        if rule is not None and rule.label and spec.modalities[rule.label].series:
+            raise ConfigError(f"{path}: chips: label: {rule.label} is a series; labels are one map")
         self.modalities = ModalitySet(m.spec.modality for m in spec.modalities.values())
         self.ratios: Mapping[str, int] = {n: m.ratio for n, m in spec.modalities.items()}
         self.grid = _grid(spec)
@@ -97,6 +108,7 @@ class StacArea:
         pixels: dict[str, Pixels] = {}
         valid: dict[str, Validity] = {}
         calibration: dict[str, Calibration] = {}
+        dates: dict[str, Dates] = {}
         times: list[str] = []
         for name, layer in self._layers.items():
             if names is not None and name not in names:
@@ -104,9 +116,11 @@ class StacArea:
             touching = layer.touching(window)
             if not touching:
                 continue
-            values, ok, used = _merged(layer, touching, self.grid, window, name)
+            values, ok, used, days = _read(layer, touching, self.grid, window, name)
             if not ok.any():
                 continue
+            if days is not None:
+                dates[name] = days
             pixels[name] = values
             if not ok.all():
                 valid[name] = ok
@@ -121,6 +135,7 @@ class StacArea:
             calibration=calibration,
             geometry=self.grid.footprint(window),
             time="/".join(dict.fromkeys((times[0], times[-1]))) if times else None,
+            dates=dates,
         )
 
     def contains_chip(self, window: Window) -> bool:
@@ -209,6 +224,30 @@ def _dtype(item: StacItem, keys: Sequence[str]) -> np.dtype[np.generic]:
     if dtype.kind not in "uif":
         raise FormatError(f"item {item.id}: dtype {dtype} cannot be a band")
     return dtype
+
+
+def _read(
+    layer: _StacLayer, items: Sequence[StacItem], grid: Grid, window: Window, name: str
+) -> tuple[Pixels, Validity, list[StacItem], Dates | None]:
+    """As ``_merged``; of a series (T, …), of the dates with a valid pixel, and their days since
+    1970: the mean of a date's items."""
+    period = _PERIODS[layer.requested.series]
+    if not period:
+        return (*_merged(layer, items, grid, window, name), None)
+    by_period: dict[str, list[StacItem]] = {}
+    for item in items:
+        by_period.setdefault(item.time[:period], []).append(item)
+    images = [_merged(layer, by_period[p], grid, window, name) for p in sorted(by_period)]
+    kept = [(values, ok, used) for values, ok, used in images if ok.any()] or images[:1]
+    days = np.array(
+        [np.mean([days_since_1970(i.time) for i in used] or [0.0]) for _, _, used in kept]
+    )
+    return (
+        np.stack([values for values, _, _ in kept]),
+        np.stack([ok for _, ok, _ in kept]),
+        [item for _, _, used in kept for item in used],
+        days,
+    )
 
 
 def _merged(

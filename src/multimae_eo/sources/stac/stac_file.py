@@ -21,6 +21,9 @@ from multimae_eo.sources.scene.chip_rule import ChipRule, chip_rule
 from multimae_eo.sources.yaml_section import Section, as_number, load_yaml
 
 Composite = Literal["first", "least_cloudy", "median"]
+Series = Literal["", "days", "months"]
+"""Whether a modality is one image, or has a date for each day or month with an item."""
+SERIES: tuple[Series, ...] = ("days", "months")
 COMPOSITES: tuple[Composite, ...] = ("first", "least_cloudy", "median")
 
 STAC_KEYS = ("name", "area", "dates", "grid", "api", "catalog", "chips", "modalities")
@@ -30,7 +33,7 @@ PASSED_KEYS = (
 )  # fmt: skip
 STAC_MODALITY_KEYS = (
     *PASSED_KEYS, "api", "catalog", "collections", "assets", "mask", "max_cloud", "composite",
-    "ratio", "check_calibration",
+    "series", "ratio", "check_calibration",
 )  # fmt: skip
 
 
@@ -58,7 +61,10 @@ class MaskRule:
 
 @dataclass(frozen=True, kw_only=True)
 class StacModality:
-    """A modality of a STAC file. ``assets``: by band, as declared; empty to match by name."""
+    """A modality of a STAC file. ``assets``: by band, as declared; empty to match by name.
+
+    ``composite``: of items of one image, or of one date of a ``series``.
+    """
 
     spec: ModalitySpec
     search: StacSearch
@@ -67,6 +73,7 @@ class StacModality:
     composite: Composite
     ratio: int
     check: bool
+    series: Series = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,17 @@ def _modality(top: Section, name: str, record: object, folder: Path) -> StacModa
         composite=composite,
         ratio=ratio,
         check=check,
+        series=_series(section),
     )
+
+
+def _series(section: Section) -> Series:
+    if "series" not in section:
+        return ""
+    series = section.text("series")
+    if series not in SERIES:
+        raise section.error("series", did_you_mean(series, SERIES))
+    return series
 
 
 def _search(top: Section, section: Section, folder: Path) -> StacSearch:
