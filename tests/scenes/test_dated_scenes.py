@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -154,6 +155,25 @@ def test_chips_of_a_scene_are_series(tmp_path):
     sample = source.read(len(source) - 1)
     assert list(sample.dates["rgb"]) == [days_since_1970(d) for d in DATES]
     assert sample.pixels["rgb"].shape == (4, 3, 8, 8)
+
+
+def test_polygons_label_chips_of_a_series(tmp_path):
+    """What ``map`` trains on."""
+    pytest.importorskip("pyogrio")
+    ring = [[500100, 5799900], [500200, 5799900], [500200, 5799800], [500100, 5799800]]
+    feature = {
+        "type": "Feature",
+        "properties": {"crop": "maize"},
+        "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]},
+    }
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32630"}}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    (tmp_path / "fields.geojson").write_text(json.dumps(collection))
+    more = "chips: {size: 8}\nlabels: {vector: fields.geojson, column: crop}\n"
+    source = open_scene(dated_scene(tmp_path, more=more))
+    chips = [source.read(i) for i in range(len(source))]
+    assert sum(int((c.label == 0).sum()) for c in chips) == 100
+    assert all(len(c.dates["rgb"]) >= 2 for c in chips)
 
 
 def test_dates_of_tiles_are_mosaics(tmp_path):
