@@ -168,14 +168,15 @@ def _report(
         ],
         "Test chips, not used in training. Constant: the training mean, or the majority class.",
     )
-    page.picture(
-        out / "reconstruction" / "reconstruction.png", "", "Inputs, truth, predictions and errors"
-    )
+    chips = sorted((out / "reconstruction").glob("chip-*.png"))
+    page.gallery((p, "", f"{p.stem}: truth, prediction, std and error") for p in chips[:2])
+    page.text("More chips: reconstruction/index.html.")
     page.heading("Frozen features, probed")
     page.table(rows, "Scene class from frozen features, with 95 % bootstrap intervals.")
     page.heading("A scene, mapped")
-    for path in maps:
-        page.picture(path.with_suffix(path.suffix + ".png"), path.name, f"Map {path.stem}")
+    page.gallery(
+        (p.with_suffix(p.suffix + ".png"), f"scene/{p.name}", f"Map {p.stem}") for p in maps
+    )
     page.heading("Time")
     page.table([{"step": k, "seconds": round(v, 1)} for k, v in steps.seconds.items()], "")
     return page.write(out / "report.html")

@@ -13,7 +13,7 @@ from multimae_eo.files import write_file
 from multimae_eo.reports.curves import Curve, curve_figure, thin
 from multimae_eo.reports.html import Report
 from multimae_eo.reports.run_page import read_metrics, run_page, run_report
-from multimae_eo.reports.tables import format_value
+from multimae_eo.reports.tables import format_column, format_value
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -107,6 +107,19 @@ def test_tables_align_numbers_and_show_gaps() -> None:
 )
 def test_cells_read_well(value: object, text: str) -> None:
     assert format_value(value) == text
+
+
+@pytest.mark.parametrize(("values", "cells"), [
+    ([0.8, 0.8333, None], ["0.8000", "0.8333", "—"]),
+    ([-1.5, 12.25], ["−1.50", "12.25"]),
+    ([5, 0.001], ["5", "0.001"]),  # a count among them: not one quantity
+    ([2127.0, 41.25], ["2\u202f127", "41.25"]),
+    ([0.5, 1e-9], ["0.5", "1.00e-09".replace("-", "−")]),
+    ([1.0, 2.0], ["1", "2"]),
+    (["a", None], ["a", "—"]),
+])  # fmt: skip
+def test_a_columns_numbers_have_equally_many_decimals(values, cells) -> None:
+    assert format_column(values) == cells
 
 
 def test_pictures_that_are_none_are_refused(tmp_path: Path) -> None:

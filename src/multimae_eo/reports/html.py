@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from multimae_eo.errors import FormatError
 from multimae_eo.files import require_regular, write_file
-from multimae_eo.reports.tables import format_value
+from multimae_eo.reports.tables import format_column, format_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,13 +101,12 @@ class Report:
         values = {c: [row.get(c) for row in listed] for c in columns}
         style = {c: _column_class(v) for c, v in values.items()}
         head = "".join(f'<th scope="col"{style[c]}>{html.escape(c)}</th>' for c in columns)
+        cells = {c: format_column(v) for c, v in values.items()}
         body = "".join(
             "<tr>"
-            + "".join(
-                f"<td{style[c]}>{html.escape(format_value(row.get(c)))}</td>" for c in columns
-            )
+            + "".join(f"<td{style[c]}>{html.escape(cells[c][i])}</td>" for c in columns)
             + "</tr>"
-            for row in listed
+            for i in range(len(listed))
         )
         name = html.escape(caption or "table", quote=True)
         return self._add(

@@ -140,7 +140,7 @@ def _facts(metrics: Metrics) -> dict[str, object]:
     epoch = metrics.last("epoch")
     facts: dict[str, object] = {
         "steps": int(max(steps)) if steps else 0,
-        "epoch": None if epoch is None else int(epoch),
+        "epochs": None if epoch is None else int(epoch) + 1,
         "training loss": metrics.last("train/loss"),
         "validation loss": metrics.last("val/loss"),
         "samples per second (median)": float(np.median(rate)) if len(rate) else None,

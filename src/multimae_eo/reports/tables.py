@@ -38,6 +38,24 @@ def format_value(value: object) -> str:
     return str(value)
 
 
+def format_column(values: Sequence[object]) -> list[str]:
+    """The cells of a column: measured numbers with equally many decimals, four at most."""
+    cells = [format_value(v) for v in values]
+    measured = [
+        i
+        for i, v in enumerate(values)
+        if isinstance(v, numbers.Real) and not isinstance(v, numbers.Integral)
+    ]
+    counts = any(isinstance(v, numbers.Integral) for v in values)
+    decimals = max((len(cells[i].partition(".")[2]) for i in measured), default=0)
+    plain = all(cells[i].replace("−", "").replace(".", "").isdecimal() for i in measured)
+    if counts or not plain or not 0 < decimals <= 4:
+        return cells
+    for i in measured:
+        cells[i] = f"{values[i]:.{decimals}f}".replace("-", "−")
+    return cells
+
+
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Rows as lines of a Markdown table: a column per key of the first."""
     if not rows:

@@ -149,10 +149,11 @@ def _value(
     filled = np.where(ok, values, 0.0).astype(np.float64)
     stretch = stretch_of(modality, filled, ok)
     image = picture(modality, filled, valid=ok, stretch=stretch)
-    caption = ": ".join(w for w in (modality.name, describe(modality)) if w)
     look = look_of(modality)
     if look not in (Look.SCALAR, Look.RELIEF):
-        return _Drawing(image, caption)
+        return _Drawing(image, f"{modality.name}: {describe(modality)}")
+    # The unit is beside the bar.
+    caption = ": ".join(dict.fromkeys((modality.name, modality.band_names[0])))
     colours = relief_ramp() if look is Look.RELIEF else ramp_colours("viridis")
     ends = (stretch.low[0], stretch.high[0])
     return _Drawing(image, caption, bar=_bar(colours, ends, modality.unit))
@@ -200,9 +201,10 @@ def _figure(drawing: _Drawing) -> Figure:
         y, right = y + _LINE, figure_width - _MARGIN
         text(drawing.bar.low, _MARGIN, y)
         text(drawing.bar.high, right, y, ha="right")
-        length = right - _MARGIN - 180
+        before, after = (8 * len(t) + 8 for t in (drawing.bar.low, drawing.bar.high))
+        length = max(40, right - _MARGIN - before - after)
         index = np.arange(length) * len(drawing.bar.colours) // length
-        draw(drawing.bar.colours[index][None].repeat(10, axis=0), _MARGIN + 60, round(y) - 5)
+        draw(drawing.bar.colours[index][None].repeat(10, axis=0), _MARGIN + before, round(y) - 5)
     for number, entry in enumerate(drawing.classes):
         x = _MARGIN + 200 * (number % columns)
         below = y + _LINE * (1 + number // columns)

@@ -45,7 +45,7 @@ function pictures(run, names) {
   at = Math.min(at || names.length - 1, names.length - 1);
   const image = el("img", { alt: "Reconstructions of validation chips beside the truth" });
   const title = el("span", {});
-  const show = (n) => { at = n; image.src = `/api/runs/${run}/pictures/${n}.png`; title.textContent = names[n]; };
+  const show = (n) => { at = n; image.src = `/api/runs/${run}/pictures/${n}.png`; title.textContent = names[n].replace(/_0*/, " "); };
   const slider = el("input", { type: "range", hidden: names.length < 2, min: 0, max: names.length - 1, value: at, oninput: (e) => show(Number(e.target.value)) });
   slider.setAttribute("aria-label", "Picture over time");
   show(at);
