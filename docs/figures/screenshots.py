@@ -38,6 +38,8 @@ SIZES = ((1920, 1080), (360, 740))
 LONGEST = 1600  # of a phone's page; the rest repeats
 SLOW = 300_000
 KEPT = 96
+# Of thin lines and small marks, light and dark.
+LINES = ("0072b2", "c2410c", "b8400a", "56b4e9", "f0883e", "0b6b5b", "6fd0b9")
 # Locations of the quickstart's scene, as shares of its width and height.
 WATER = ((0.66, 0.07), (0.06, 0.56), (0.94, 0.54))
 LAND = ((0.47, 0.48), (0.25, 0.24), (0.84, 0.13), (0.2, 0.91))
@@ -214,7 +216,8 @@ def _write(image: Image.Image, path: Path) -> None:
     """In 256 colours: the commonest as they are, so that text, ground and legends keep theirs."""
     whole = image.convert("RGB")
     counts = sorted(whole.getcolors(whole.width * whole.height), reverse=True)
-    kept = [part for _, color in counts[:KEPT] for part in color]
+    kept = [part for _, color in counts[: KEPT - len(LINES)] for part in color]
+    kept += [part for digits in LINES for part in bytes.fromhex(digits)]
     others = whole.quantize(256 - KEPT, dither=Image.Dither.NONE).getpalette()
     table = Image.new("P", (1, 1))
     table.putpalette((kept + others)[: 3 * 256])

@@ -148,6 +148,7 @@ def _report(
     steps: _Steps,
 ) -> Path:
     from multimae_eo.reports.html import Report
+    from multimae_eo.reports.tables import display_row
 
     page = Report(
         "multimae-eo: the quickstart",
@@ -172,7 +173,11 @@ def _report(
     page.gallery((p, "", f"{p.stem}: truth, prediction, std and error") for p in chips[:2])
     page.text("More chips: reconstruction/index.html.")
     page.heading("Frozen features, probed")
-    page.table(rows, "Scene class from frozen features, with 95 % bootstrap intervals.")
+    scored = [k for k in rows[0] if f"{k} low" in rows[0]] if rows else []
+    page.table(
+        (display_row(r, scored) for r in rows),
+        "Scene class from frozen features, with 95 % bootstrap intervals.",
+    )
     page.heading("A scene, mapped")
     page.gallery(
         (p.with_suffix(p.suffix + ".png"), f"scene/{p.name}", f"Map {p.stem}") for p in maps

@@ -46,8 +46,8 @@ figcaption{color:var(--soft);font-size:.9rem;margin-top:8px;overflow-wrap:anywhe
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
 .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:14px}
-.gallery figure{margin:0}
+.gallery{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:14px}
+.gallery figure{margin:0;max-width:680px}
 .gallery img{width:100%;min-width:0!important}
 table{border-collapse:collapse;width:100%;background:var(--card);font-size:.95rem;
 font-variant-numeric:tabular-nums}
