@@ -36,6 +36,9 @@ def test_words_are_not_found_inside_others():
     assert streets == class_colors(["built-up", "x"])[0]
     assert seasons == class_colors(["x", "y"])[0], "neither sea nor snow: a plain hue"
     assert class_colors(["non-water", "no water"])[0] == (154, 154, 154)
+    grass = class_colors(["grass", "x"])[0]
+    assert class_colors(["low plants", "x"])[0] == grass
+    assert class_colors(["power plant", "x"])[0] != grass
 
 
 @given(st.lists(st.sampled_from(["water", "lake", "forest", "a", "b", "c", "d", "roads", ""])))

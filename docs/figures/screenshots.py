@@ -21,8 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+from multimae_eo.catalog import CLASS_MAPS
 
 DOCS = Path(__file__).resolve().parent.parent
 FLAGS = [
@@ -37,7 +40,7 @@ FLAGS = [
 SIZES = ((1920, 1080), (360, 740))
 LONGEST = 1600  # of a phone's page; the rest repeats
 SLOW = 300_000
-KEPT = 96
+KEPT, OTHERS, FAR = 48, 128, 20
 # Of thin lines and small marks, light and dark.
 LINES = ("0072b2", "c2410c", "b8400a", "56b4e9", "f0883e", "0b6b5b", "6fd0b9")
 # Locations of the quickstart's scene, as shares of its width and height.
@@ -213,16 +216,37 @@ def _save(page: Any, name: str, whole: bool) -> None:
 
 
 def _write(image: Image.Image, path: Path) -> None:
-    """In 256 colours: the commonest as they are, so that text, ground and legends keep theirs."""
+    """In 256 colours: the commonest and those of classes as they are, then those of most pixels,
+    then those that lie far from all of these, so that legends and thin lines keep theirs."""
     whole = image.convert("RGB")
-    counts = sorted(whole.getcolors(whole.width * whole.height), reverse=True)
-    kept = [part for _, color in counts[: KEPT - len(LINES)] for part in color]
-    kept += [part for digits in LINES for part in bytes.fromhex(digits)]
-    others = whole.quantize(256 - KEPT, dither=Image.Dither.NONE).getpalette()
-    table = Image.new("P", (1, 1))
-    table.putpalette((kept + others)[: 3 * 256])
-    whole.quantize(palette=table, dither=Image.Dither.NONE).save(path, optimize=True)
+    pixels = np.asarray(whole).reshape(-1, 3)
+    found, of_pixel, count = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    classes = [c.color for c in CLASS_MAPS["esa_worldcover"].classes]
+    lines = [tuple(bytes.fromhex(digits)) for digits in LINES]
+    kept = np.array([*classes, *lines], np.uint8)
+    table = np.concatenate([found[np.argsort(-count)[:KEPT]], kept, _palette(whole, OTHERS)])
+    shown = table[_nearest(found, table)].astype(int)
+    far = found[np.abs(found - shown).max(axis=1) > FAR]
+    if len(far):
+        table = np.concatenate([table, _palette(Image.fromarray(far[None]), 256 - len(table))])
+    index = _nearest(found, table)[of_pixel.reshape(-1)].astype(np.uint8)
+    coded = Image.fromarray(index.reshape(whole.height, whole.width), "P")
+    coded.putpalette(table.tobytes())
+    coded.save(path, optimize=True)
     sys.stdout.write(f"{path}\n")
+
+
+def _palette(image: Image.Image, count: int) -> np.ndarray:
+    """At most ``count`` colours of an image by median cut, uint8 (n, 3)."""
+    colors = image.quantize(count, dither=Image.Dither.NONE).getpalette() or []
+    return np.array(colors[: 3 * count], np.uint8).reshape(-1, 3)
+
+
+def _nearest(colors: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The index of the nearest colour of a table; Pillow's own search is approximate."""
+    parts = np.array_split(colors.astype(np.float32), max(1, len(colors) // 4096))
+    gaps = (((part[:, None] - table[None]) ** 2).sum(axis=2) for part in parts)
+    return np.concatenate([g.argmin(axis=1) for g in gaps])
 
 
 if __name__ == "__main__":

@@ -244,7 +244,6 @@ async function fit() {
   const wait = (text) => { state.map = null; $("label-map").textContent = text; $("label-tools").hidden = true; delete $("label-map").dataset.share; arrange(); };
   if (drawn.size < 2) return wait("Draw polygons of two classes or more: the map follows.");
   if (!state.ready) return wait("The scene is being encoded.");
-  const begun = performance.now();
   try {
     state.map = await post("/api/labels/map", { polygons: request(), palette: palette() }, "labelled map");
   } catch (error) {
@@ -252,7 +251,7 @@ async function fit() {
     return;
   }
   const patches = state.map.classes.reduce((s, c) => s + c.patches, 0);
-  $("label-map").textContent = `From ${state.polygons.length} polygons (${patches} patches). Mean entropy ${formatNumber(state.map.entropy_mean)} bit. ${Math.round(performance.now() - begun)} ms.`;
+  $("label-map").textContent = `From ${state.polygons.length} polygons (${patches} patches). Mean entropy ${formatNumber(state.map.entropy_mean)} bit.`;
   $("label-map").dataset.share = state.map.classes[0].share;
   $("label-tools").hidden = false;
   showMap();
