@@ -359,9 +359,12 @@ def test_polygons_are_drawn_with_the_keyboard(opened):
                 "Backspace"):  # fmt: skip
         page.keyboard.press(key)
     assert "3 points" in page.locator("#label-help").inner_text()
+    page.select_option("#label-chosen", "1")
+    assert page.locator("#label-classes input[type=radio]").nth(1).is_checked()
+    page.locator("#label-viewer canvas").focus()
     page.keyboard.press("f")
     page.wait_for_selector("#label-polygons[data-count='1']")
-    assert page.locator("#label-status").text_content().startswith("Polygon 1, class 1")
+    assert page.locator("#label-status").text_content().startswith("Polygon 1, class 2")
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
     assert "corners" in page.locator("#label-help").inner_text()

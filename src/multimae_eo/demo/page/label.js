@@ -58,7 +58,7 @@ function paintSwatches() {
 // Classes --------------------------------------------------------------------------------------
 
 function classRow({ name }, index) {
-  const radio = el("input", { type: "radio", name: "label-class", checked: index === state.chosen, onchange: () => { state.chosen = index; help(); viewer.draw(); } });
+  const radio = el("input", { type: "radio", name: "label-class", checked: index === state.chosen, onchange: () => choose(index) });
   radio.setAttribute("aria-label", `Draw ${nameOf(index)}`);
   const swatch = el("i", { className: "swatch" });
   swatch.dataset.index = index;
@@ -69,8 +69,22 @@ function classRow({ name }, index) {
   return el("div", { className: "class-row" }, radio, swatch, text, remove);
 }
 
+function choose(index) {
+  state.chosen = index;
+  choices();
+  help();
+  viewer.draw();
+}
+
+/** The class to draw, above the map and in the list. */
+function choices() {
+  $("label-chosen").replaceChildren(...state.classes.map((_, i) => el("option", { value: i, selected: i === state.chosen }, nameOf(i))));
+  [...document.querySelectorAll("#label-classes input[type=radio]")].forEach((radio, i) => { radio.checked = i === state.chosen; });
+}
+
 function classes() {
   $("label-classes").replaceChildren(...state.classes.map(classRow));
+  choices();
   $("label-add").disabled = state.classes.length >= MOST.classes;
   paintSwatches();
 }
@@ -79,7 +93,7 @@ let typing = 0;
 function rename(index, name) {
   state.classes[index].name = name;
   clearTimeout(typing);
-  typing = setTimeout(() => { colours(); changed(); help(); }, 250);
+  typing = setTimeout(() => { colours(); choices(); changed(); help(); }, 250);
 }
 
 function removeClass(index) {
@@ -296,6 +310,7 @@ function listen() {
     help();
     $("label-classes").lastElementChild.querySelector("input[type=text]").select();
   });
+  $("label-chosen").addEventListener("change", () => choose(Number($("label-chosen").value)));
   $("label-finish").addEventListener("click", finish);
   $("label-undo").addEventListener("click", undo);
   $("label-clear").addEventListener("click", () => { state.polygons = []; state.ring = []; help(); changed(); });
