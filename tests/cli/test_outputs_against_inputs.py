@@ -20,9 +20,10 @@ from multimae_eo.sources.input_paths import INPUT_OPTIONS, OUTPUT_OPTIONS
 from tests.support.marks import mostly_slow
 
 NO_PATHS = {
-    "allow_host", "at", "cluster", "column", "crs", "dask", "datasets", "days", "device",
-    "drop", "expected", "features", "fractions", "grid", "head", "host", "inputs", "key", "layer",
-    "level", "levels", "methods", "outputs", "partitions", "paths", "split",
+    "allow_host", "at", "calibrate", "cluster", "column", "crs", "dask", "datasets", "dates",
+    "days", "device", "drop", "expected", "features", "fractions", "grid",
+    "head", "host", "inputs", "key", "layer", "level", "levels", "methods", "outputs",
+    "partitions", "paths", "split",
 }  # fmt: skip
 """Options of text that name no file, or none that the output may not lie beside (init)."""
 NO_PATHS |= {"mirror", "name"}  # of fetch

@@ -13,6 +13,8 @@ from multimae_eo.api.loading import adaptation, load_predictor, load_pretrained,
 from multimae_eo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from multimae_eo.inference.masked_dates import DateRule
+    from multimae_eo.inference.reconstruct_chips import ReconstructOptions
     from multimae_eo.inference.vector_codes import Dtype
     from multimae_eo.network.multimae import MultiMAE
     from multimae_eo.network.predictor import Predictor
@@ -137,6 +139,10 @@ def reconstruct(
     arrays: bool = False,
     samples: int | None = None,
     error: bool = False,
+    dates: str | Sequence[str] | None = None,
+    gap: int = 1,
+    clear: float = 0.5,
+    calibrate: str | None = None,
     level: str = "",
     scale: float | None = None,
     offset: float | None = None,
@@ -148,7 +154,9 @@ def reconstruct(
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any] | list[Path]:
-    """Predict modalities from others, over a scene or for the chips of a source.
+    """Predict modalities from others, or dates of series from other dates.
+
+    Over a scene, or for the chips of a source; dates for chips only.
 
     Args:
         model: A pre-trained model, or its folder.
@@ -166,18 +174,26 @@ def reconstruct(
         samples: Random masks for the predictive std (default: 8 for chips, 0 for
             a scene).
         error: Also write prediction minus truth where the scene has the modality.
+        dates: Of chips with series, predict dates from the others: ``cloudy`` ones, ISO dates,
+            acquired or not, or ``each`` date in turn, which is scored. See docs/series.md.
+        gap: With ``each``, hold out so many consecutive dates together.
+        clear: A date is cloudy where a smaller share of its pixels is valid.
+        calibrate: Split whose dates, each held out in turn, set the width of 90 % intervals.
         level, scale, offset, overlap, workers, dask, batch_size, device, precision: As for
             ``predict``.
         progress: Called with the pixels of a scene done and in all.
 
     Returns:
-        Of a scene the rasters' paths; of chips ``chips``, ``skipped``, ``pictures`` and ``scores``.
+        Of a scene the rasters' paths; of chips ``chips``, ``skipped``, ``pictures`` and ``scores``;
+        of dates also ``dates``, their number, and ``calibration``.
 
     Raises:
-        ConfigError: unknown inputs or outputs, neither or both of ``data`` and ``scene``.
+        ConfigError: unknown inputs or outputs, neither or both of ``data`` and ``scene``, dates of
+        a scene.
         DataError: no chip has any of the inputs. ContractError, OutputError: as for ``predict``.
     """
     _require_one(data, scene)
+    date_rule = _date_rule(dates, gap, clear, calibrate=calibrate, of_scene=scene is not None)
     loaded = load_pretrained(model)
     if scene is not None:
         from multimae_eo.scenes.reconstruct import reconstruct_scene
@@ -195,23 +211,40 @@ def reconstruct(
             error=error,
         )
     from multimae_eo.inference.computing import computing, on_device
-    from multimae_eo.inference.reconstruct_chips import ReconstructOptions, reconstruct_chips
+    from multimae_eo.inference.fill_dates import fill_dates
+    from multimae_eo.inference.reconstruct_chips import reconstruct_chips
 
     assert data is not None
     torch_device, chosen = on_device(loaded.model, device, precision)
-    options = ReconstructOptions(
+    options = _chip_options(outputs, limit, batch_size, samples, arrays=arrays, device=torch_device)
+    run = reconstruct_chips
+    if date_rule is not None:
+        run = partial(fill_dates, rule=date_rule, calibrate=calibrate)
+    with computing(torch_device, chosen):
+        chips = load_source(data)[0]
+        return run(loaded.model, chips, inputs=inputs, out=Path(out), split=split, options=options)
+
+
+def _chip_options(
+    outputs: Sequence[str] | None,
+    limit: int,
+    batch_size: int | None,
+    samples: int | None,
+    *,
+    arrays: bool,
+    device: str,
+) -> ReconstructOptions:
+    """How chips are reconstructed; None stands for 8 chips a batch, and 8 random masks."""
+    from multimae_eo.inference.reconstruct_chips import ReconstructOptions
+
+    return ReconstructOptions(
         limit=limit,
         outputs=None if outputs is None else tuple(outputs),
         arrays=arrays,
         batch_size=8 if batch_size is None else batch_size,
         samples=8 if samples is None else samples,
-        device=torch_device,
+        device=device,
     )
-    with computing(torch_device, chosen):
-        chips = load_source(data)[0]
-        return reconstruct_chips(
-            loaded.model, chips, inputs=inputs, out=Path(out), split=split, options=options
-        )
 
 
 def embed(
@@ -431,6 +464,24 @@ def _location(data: object) -> str:
 def _require_one(data: object, scene: object) -> None:
     if (data is None) == (scene is None):
         raise ConfigError("give either data or scene")
+
+
+def _date_rule(
+    dates: str | Sequence[str] | None,
+    gap: int,
+    clear: float,
+    *,
+    calibrate: str | None,
+    of_scene: bool,
+) -> DateRule | None:
+    """Which dates to predict; None without ``dates``, when its options are an error."""
+    from multimae_eo.inference.masked_dates import DateRule
+
+    if dates is not None and of_scene:
+        raise ConfigError("dates are predicted for the chips of data, not for a scene")
+    if dates is None and (gap != 1 or calibrate is not None):
+        raise ConfigError("gap and calibrate need dates: each, cloudy, or ISO dates")
+    return None if dates is None else DateRule.parse(dates, gap=gap, clear=clear)
 
 
 def _absolute(path: str | Path, *, shared: bool) -> Path:

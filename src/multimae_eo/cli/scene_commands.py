@@ -148,7 +148,7 @@ class Predict(_SharedScenes):
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(_Inference):
-    """Reconstruct any modality from any others.
+    """Reconstruct any modality from any others, or dates of series from other dates.
 
     Args:
         model: model folder
@@ -163,6 +163,11 @@ class Reconstruct(_Inference):
         samples: random masks for the predictive std (default: 8 for chips, 0 for
             a scene)
         error: also write a scene's errors where it has the truth
+        dates: predict dates of series from the others: cloudy, each (in turn, and scored), or ISO
+            dates, acquired or not: 2021-07-15,2021-08-01
+        gap: with --dates each, hold out so many consecutive dates together
+        clear: a date is cloudy where a smaller share of its pixels is valid
+        calibrate: split whose held-out dates set the width of 90 % intervals of dates
         overlap: share of a window's side, [0, 1)
         workers: number of processes that share the scene
         dask: address of a Dask scheduler whose workers share it
@@ -171,6 +176,7 @@ class Reconstruct(_Inference):
     examples: ClassVar[tuple[str, ...]] = (
         "reconstruct --model runs/first/model --scene scene.yaml --inputs rgb --out maps",
         "reconstruct --model runs/first/model --data store --inputs rgb --limit 4 --out pictures",
+        "reconstruct --model farm/mae/model --data farm/store --inputs s2 --dates cloudy --out out",
     )
     model: str
     data: str | None = None
@@ -183,6 +189,10 @@ class Reconstruct(_Inference):
     arrays: bool = False
     samples: int | None = argument(default=None, aliases=("--draws",))
     error: bool = False
+    dates: str | None = None
+    gap: int = 1
+    clear: float = 0.5
+    calibrate: str | None = None
     overlap: float = 0.5
     workers: int = 1
     dask: str = ""
@@ -207,6 +217,10 @@ class Reconstruct(_Inference):
                 arrays=self.arrays,
                 samples=self.samples,
                 error=self.error,
+                dates=self.dates,
+                gap=self.gap,
+                clear=self.clear,
+                calibrate=self.calibrate,
                 overlap=self.overlap,
                 workers=self.workers,
                 dask=self.dask,

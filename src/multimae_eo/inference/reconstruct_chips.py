@@ -79,8 +79,8 @@ def reconstruct_chips(
     inputs, OutputError where ``out`` cannot be written to.
     """
     chosen = options or ReconstructOptions()
-    names, outputs = _check(model, source, inputs, chosen.outputs)
-    indices = _indices(source, keys, split)
+    names, outputs = check_names(model, source, inputs, chosen.outputs)
+    indices = chosen_indices(source, keys, split)
     check_source(model.modalities, model.statistics, source, indices, inputs=inputs)
     tally = _Tally(model, inputs, outputs)
     for samples in chip_batches(source, indices, names, inputs, chosen.batch_size):
@@ -163,7 +163,7 @@ def file_name(key: str) -> str:
     return f"{safe or 'chip'}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
 
-def _check(
+def check_names(
     model: MultiMAE, source: Source, inputs: Sequence[str], outputs: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
     """Names to read, and names to predict."""
@@ -190,7 +190,8 @@ def _check(
     return [n for n in shared if n in inputs or n in chosen], chosen
 
 
-def _indices(source: Source, keys: Sequence[str] | None, split: str | None) -> list[int]:
+def chosen_indices(source: Source, keys: Sequence[str] | None, split: str | None) -> list[int]:
+    """The chips of ``keys``, else of ``split``, else all."""
     if keys is not None:
         return [source.index_of(k) for k in keys]
     return [int(i) for i in source.split(split)] if split else list(range(len(source)))

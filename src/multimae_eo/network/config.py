@@ -62,12 +62,17 @@ ENCODERS: Mapping[str, EncoderConfig] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """One decoder per task: cross-attention, an MLP, then ``depth`` self-attention blocks."""
+    """One decoder per task: cross-attention, an MLP, then ``depth`` self-attention blocks.
+
+    ``interpolate``: decoders of series see the interpolation in time between the visible dates, and
+    predict the difference from it (not of class maps).
+    """
 
     width: int = 128
     depth: int = 2
     heads: int = 8
     mlp_ratio: float = 4.0
+    interpolate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +261,11 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, object]:
         """A JSON-ready dictionary; ``from_dict`` is its inverse."""
-        return asdict(self)
+        record = asdict(self)
+        if not self.decoder.interpolate:
+            # The record of a model without it is as before series.
+            del record["decoder"]["interpolate"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModelConfig:

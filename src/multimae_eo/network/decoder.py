@@ -29,8 +29,11 @@ class Decoder(nn.Module):
         target: str,
         widths: tuple[int, int],
         config: DecoderConfig,
+        *,
+        features: int = 0,
     ) -> None:
-        """``widths``: the encoder's width, and the number of values predicted per patch."""
+        """``widths``: the encoder's width, and the number of values predicted per patch.
+        ``features``: per token, of its interpolation in time (0: none)."""
         super().__init__()
         width = config.width
         self.target = target
@@ -47,6 +50,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
+        self.interpolation = nn.Linear(features, width) if features else None
         self.out = nn.Linear(width, widths[1])
 
     def look_nearby(self) -> None:
@@ -72,13 +76,16 @@ class Decoder(nn.Module):
         layout: TokenLayout,
         positions: Tensor,
         rows: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
     ) -> Tensor:
         """Predict all patches of the target modality: (B, N, P), or those of ``rows``: (B, Q, P).
 
         tokens: (B, K + G, D) from the encoder, global tokens last. positions: (L, width), of every
         token of every modality, or (B, L, width). rows: int64 (B, Q) in [0, N), the queries to
         compute, ascending and as many of each date. The self-attention blocks see one date at a
-        time, so that the cost grows linearly in dates.
+        time, so that the cost grows linearly in dates. features: (B, N, F), see
+        ``time_interpolation``, of a series.
         """
         context = self.context(tokens)
         position_codes = torch.cat(
@@ -110,6 +117,13 @@ class Decoder(nn.Module):
         x = self.cross(self.query_norm(queries), self.context_norm(embedded), attention_mask)
         # In mixed precision what norms read stays in float32, here without a residual to see to it.
         x = x.to(queries.dtype)
+        if self.interpolation is not None:
+            if features is None:
+                # Images have no neighbours in time; every weight still has a gradient.
+                features = x.new_zeros(1, 1, self.interpolation.in_features)
+            elif rows is not None:
+                features = features.gather(1, rows[:, :, None].expand(-1, -1, features.shape[2]))
+            x = x + self.interpolation(features)
         x = x + self.mlp(self.out_norm(x))
         dates = layout.date_count(self.target)
         x = x.reshape(len(x) * dates, -1, x.shape[2]) if dates > 1 else x

@@ -26,6 +26,7 @@ from multimae_eo.network.masking import all_visible
 from multimae_eo.network.normalize import Normalizer
 from multimae_eo.network.pretrained import Pretrained
 from multimae_eo.network.reconstruction import Reconstructed, reconstruct
+from multimae_eo.network.time_interpolation import feature_count, interpolated_tokens
 from multimae_eo.network.tokens import (
     Patches,
     TokenLayout,
@@ -107,6 +108,7 @@ class MultiMAE(Pretrained):
                 task.modality,
                 (width, sum(self._parts(task.name).values())),
                 config.decoder,
+                features=self._feature_count(task),
             )
             for task in self.tasks
             if not task.decoder
@@ -116,8 +118,10 @@ class MultiMAE(Pretrained):
         self.decoder_positions = PositionTable(config.decoder.width, config.position_grid)
         initialise(self.encoder)
         initialise(self.decoders)
-        for decoder in decoders.values():
+        for name, decoder in decoders.items():
             decoder.look_nearby()
+            if decoder.interpolation is not None:
+                self._start_at_interpolation(name, decoder)
         self.set_runtime(runtime or RuntimePolicy())
 
     def set_runtime(self, policy: RuntimePolicy) -> None:
@@ -146,6 +150,23 @@ class MultiMAE(Pretrained):
         modality = self.modalities[task.modality]
         channels = len(modality.classes) if modality.categorical else modality.channels
         return channels * self.config.inputs[task.modality].patch ** 2
+
+    def _feature_count(self, task: Task) -> int:
+        """Features per token of a task's interpolation in time; 0 without interpolation."""
+        modality = self.modalities[task.modality]
+        if not self.config.decoder.interpolate or modality.categorical:
+            return 0
+        return feature_count(modality.channels * self.config.inputs[task.modality].patch ** 2)
+
+    @torch.no_grad()
+    def _start_at_interpolation(self, name: str, decoder: Decoder) -> None:
+        """Begin with values that differ from the interpolation by nothing."""
+        start = 0
+        tasks = {t.name: t for t in self.tasks}
+        for part, count in self._parts(name).items():
+            if tasks[part].reconstructs:
+                decoder.out.weight[start : start + count] = 0.0
+            start += count
 
     def _parts(self, decoder: str) -> dict[str, int]:
         """The tasks that the decoder of a task predicts, side by side, and their values."""
@@ -176,16 +197,29 @@ class MultiMAE(Pretrained):
                 sample (otherwise counted, which synchronises the device).
             tasks: which tasks to predict (default: all).
             decoded: of each modality the tokens to predict, int64 (B, Q) (default: all);
-                predictions of the others are 0.
+                predictions of the others are 0, or the interpolation in time.
         """
         tokens, slots = self.encode_states(patches, states, num_visible_tokens=num_visible_tokens)
         layout = patches.layout
         positions = self._query_positions(patches)
         names = [t.name for t in self.tasks] if tasks is None else list(tasks)
-        predictions = self.decode(names, tokens, slots, layout, positions, decoded=decoded)
         states = states.to(patches.device, non_blocking=True)
+        series = self._interpolated(patches, states)
+        predictions = self.decode(
+            names, tokens, slots, layout, positions, decoded=decoded, series=series
+        )
         features = Features(tokens[:, : slots.count], tokens[:, slots.count :], slots, layout)
         return Reconstruction(predictions, states, patches, features)
+
+    def _interpolated(self, patches: Patches, states: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each series the interpolation in time and its features, for ``interpolate``."""
+        if not self.config.decoder.interpolate:
+            return {}
+        return {
+            name: interpolated_tokens(patches, states, name)
+            for name in patches.dates
+            if not self.modalities[name].categorical
+        }
 
     def _query_positions(self, patches: Patches) -> Tensor:
         """Positions of every token for the decoders: (L, W), with dates (B, L, W)."""
@@ -209,15 +243,20 @@ class MultiMAE(Pretrained):
         positions: Tensor,
         *,
         decoded: Mapping[str, Tensor] | None = None,
+        series: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Predictions of the named tasks; decoders of one shape together, where that pays.
 
         ``positions``: (L, width) of every token, or (B, L, width) where chips differ in dates.
-        decoded: as in ``forward``.
+        decoded: as in ``forward``. series: of each interpolated series the interpolation (B, N, P)
+        and its features (B, N, F).
         """
+        series = series or {}
         together = self.runtime.group_decoders
         if together is None:
             together = tokens.device.type != "cpu"
+        # Features of tokens differ in width between tasks.
+        together = together and not self.config.decoder.interpolate
         used = dict.fromkeys(t.decoded_by for n in names for t in self.tasks if t.name == n)
         chosen = {n: cast(Decoder, self.decoders[n]) for n in used}
         predictions: dict[str, Tensor] = {}
@@ -226,7 +265,12 @@ class MultiMAE(Pretrained):
             rows = None if decoded is None else [decoded[m.target] for m in members]
             if len(members) == 1:
                 part = () if rows is None else (rows[0],)
-                outputs = [members[0](tokens, slots, layout, positions, *part)]
+                more = (
+                    {"features": series[members[0].target][1]}
+                    if members[0].target in series
+                    else {}
+                )
+                outputs = [members[0](tokens, slots, layout, positions, *part, **more)]
             else:
                 part = () if rows is None else (torch.stack(rows),)
                 outputs = self._group_decoder(members, tokens, slots, layout, positions, *part)
@@ -238,6 +282,9 @@ class MultiMAE(Pretrained):
                 parts = self._parts(name)
                 split = values.split(list(parts.values()), dim=2) if len(parts) > 1 else [values]
                 predictions |= zip(parts, split, strict=True)
+        for task in self.tasks:
+            if task.name in predictions and task.modality in series and task.reconstructs:
+                predictions[task.name] = predictions[task.name] + series[task.modality][0]
         return {n: predictions[n] for n in names}
 
     def encode_states(

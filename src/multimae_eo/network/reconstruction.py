@@ -83,8 +83,9 @@ def reconstruct(  # noqa: PLR0913 - each is a choice of the caller's, and none g
 ) -> dict[str, Reconstructed]:
     """Predict modalities from ``inputs`` (default: all the batch has).
 
-    A masked modality is predicted from every observed token of the inputs. A modality that is
-    itself an input is predicted, patch by patch, from random masks that hide the patch. Masks come
+    A masked modality is predicted from every observed token of the inputs, and so are the patches
+    and dates that an input itself lacks. Where an input was observed it is predicted, patch by
+    patch, from random masks that hide the patch. Masks come
     in pairs, a random half of the inputs' tokens and then the other half, so that every patch is
     masked equally often. ``samples``: random masks to average. ``outputs``: modalities (default:
     all with a task). Patch-normalised values and random projections have no physical unit and are
@@ -188,9 +189,11 @@ def _reconstruct_chip(
     results = {}
     for name, task in tasks.items():
         everything = averageable(model, task, full.predictions[name])
-        mean, deviation = sums[name].result(everything, prefer_samples=task.modality in names)
-        given = (mean, deviation if uncertainty else None)
-        results[task.modality] = _finish(model, task, given, patches, batch)
+        part = patches.layout.slices[task.modality]
+        given = (shown[:, part] == TokenState.VISIBLE)[:, :, None]
+        mean, deviation = sums[name].result(everything, given)
+        values = (mean, deviation if uncertainty else None)
+        results[task.modality] = _finish(model, task, values, patches, batch)
     return results
 
 
@@ -250,15 +253,14 @@ class _Sums:
         self.total = self.total + values * weight
         self.square = self.square + values.square() * weight
 
-    def result(self, fallback: Tensor, *, prefer_samples: bool) -> tuple[Tensor, Tensor]:
+    def result(self, fallback: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Their mean for tokens ``given``, bool (B, N, 1), else ``fallback``; and the deviation."""
         if not isinstance(self.count, Tensor):
             return fallback, torch.zeros_like(fallback)
         n = self.count.clamp_min(1)
         mean = self.total / n
         deviation = (self.square / n - mean * mean).clamp_min(0).sqrt()
-        if prefer_samples:
-            return torch.where(self.count > 0, mean, fallback), deviation
-        return fallback, deviation
+        return torch.where((self.count > 0) & given, mean, fallback), deviation
 
 
 def averageable(model: MaskedModel, task: Task, predicted: Tensor) -> Tensor:
