@@ -90,6 +90,7 @@ def test_the_map_has_the_users_classes_and_is_right(mapped, truth):
     assert [c["name"] for c in record["classes"]] == list(NAMES)
 
 
+@pytest.mark.slow
 def test_cross_validation_estimates_accuracy_and_areas(mapped, truth):
     out, record = mapped
     held = record["cross_validation"]
@@ -108,6 +109,7 @@ def test_cross_validation_estimates_accuracy_and_areas(mapped, truth):
     assert json.loads((out.with_name("map.run") / "record.json").read_text())["classes"]
 
 
+@pytest.mark.slow
 def test_gdal_sees_class_names_where_qgis_looks_for_them(mapped, tmp_path):
     """Category names, which QGIS shows beside the colours."""
     rasterio.shutil.copy(mapped[0], tmp_path / "m.vrt", driver="VRT")
@@ -117,6 +119,7 @@ def test_gdal_sees_class_names_where_qgis_looks_for_them(mapped, tmp_path):
     assert "GDALRasterAttributeTable" in text
 
 
+@pytest.mark.slow
 def test_polygons_cover_the_map_with_class_area_and_style(mapped):
     out, record = mapped
     path = out.with_name("map.gpkg")
@@ -135,6 +138,7 @@ def test_polygons_cover_the_map_with_class_area_and_style(mapped):
     assert 'label="wheat"' in style[1]
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_was(mapped, scene, monkeypatch):
     """Finished steps are not run again; another call's folder is not taken."""
     out, record = mapped

@@ -13,6 +13,7 @@ from multimae_eo.geo import Geometry
 from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration
 from multimae_eo.sources.synthetic import SyntheticSource
+from tests.support.marks import mostly_slow
 from tests.support.planting import Planted, interpolated
 
 OPTICAL = ("rgb", "ired", "sired", "ebands")
@@ -187,6 +188,7 @@ def test_class_ids_outside_the_legend(world):
     assert finding.severity == "error"
 
 
+@pytest.mark.slow
 def test_interpolated_class_maps(world):
     ids = world.modalities["landcover"].class_ids
 
@@ -204,7 +206,7 @@ def test_interpolated_class_maps(world):
     assert "no whole numbers" in finding.what
 
 
-@pytest.mark.parametrize("name", ["radar", "landcover", "sired"])
+@pytest.mark.parametrize("name", mostly_slow(["radar", "landcover", "sired"], fast=["radar"]))
 def test_misregistration_in_pixels(world, name):
     def edit(pixels, i):
         pixels[name] = np.roll(pixels[name], (3, -2), (1, 2))
@@ -293,6 +295,7 @@ def test_degrees_among_metres_and_wrong_pixel_size(world):
     assert found(diagnosis, "gsd", "rgb")[0].evidence["metres, smallest"] == pytest.approx(10, 0.01)
 
 
+@pytest.mark.slow
 def test_offset_in_some_chips_and_mixed_levels(world):
     def lifted(pixels, i):
         if i % 4 == 0:

@@ -118,6 +118,7 @@ def test_dates_change_the_map(mapper, tmp_path):
     assert (maps[0] != maps[1]).any()
 
 
+@pytest.mark.slow
 def test_processes_and_batches_change_no_byte(mapper, tmp_path):
     scene = Scene(dated_scene(tmp_path, 500, 24))
     written = []
