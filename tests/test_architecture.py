@@ -54,6 +54,7 @@ ROOMS = (
     "demo",
     "api",
     "cli",
+    "__main__",
 )
 RANK = {name: rank for rank, name in enumerate(ROOMS)}
 

@@ -97,6 +97,12 @@ def test_version(run):
     assert multimae_eo.__version__ in out
 
 
+def test_the_package_is_a_command():
+    command = [sys.executable, "-m", "multimae_eo", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["multimae-eo", multimae_eo.__version__]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
