@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from multimae_eo.catalog import make_modality
 from multimae_eo.errors import ConfigError, ContractError, DataError
+from multimae_eo.loading.gather import _Recycled
 from multimae_eo.loading.loader import ChipDataset, make_loader
 from multimae_eo.loading.sampler import local_shuffle
 from multimae_eo.modality import ModalitySet
@@ -149,6 +150,20 @@ def test_the_fast_path_equals_the_slow_one(tmp_path, monkeypatch, labels, chip, 
     monkeypatch.setattr(ChipDataset, "_uniform", lambda *_: False)
     assert_same_batches(fast, load(store, **options))
     assert_same_batches(fast, load(TinySource(9, whole=True, labels=labels), **options))
+
+
+def test_memory_is_used_again_when_nobody_holds_it():
+    pool, asked = _Recycled(), ((4, 3), np.dtype(np.int16))
+    array = pool.take(*asked)
+    place = array.ctypes.data
+    held = torch.from_numpy(array.view(np.uint16))[1:]
+    del array
+    other = pool.take(*asked)
+    assert other.ctypes.data != place, "a view of the batch is held"
+    del held
+    assert pool.take(*asked).ctypes.data == place
+    assert pool.take((3, 4), asked[1]).shape == (3, 4)
+    assert pool.take((0, 3), asked[1]).size == 0
 
 
 def test_a_store_with_absent_modalities_equals_its_source(tmp_path):

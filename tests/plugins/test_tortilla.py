@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -68,7 +70,9 @@ def test_the_formats_former_reader_sees_the_same(written):
     import rasterio
 
     path, _ = written
-    reader = pytest.importorskip("tacoreader.v1", reason="tacoreader is not here: make plugins")
+    reader = pytest.importorskip("tacoreader", reason="tacoreader is not here: make plugins")
+    if not reader.__version__.startswith("0."):  # which torchgeo-bench asks for
+        reader = importlib.import_module("tacoreader.v1")
     table = reader.load(str(path))
     for row, chip in enumerate(stored_files(path)):
         assert chip.name == table.iloc[row]["tortilla:id"]

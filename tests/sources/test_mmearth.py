@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
 
 from multimae_eo.errors import ClassMapError, ConfigError, FormatError, MultiMAEError, SplitError
 from multimae_eo.loading.open_source import open_source
@@ -246,18 +247,22 @@ def test_an_open_file_survives_a_fork_that_inherits_the_object(source):
     assert sums(source, range(CHIPS)) == expected
 
 
+class Rows(Dataset):
+    """Of the module, because workers that are not forked import it."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return CHIPS
+
+    def __getitem__(self, index):
+        return self.source.read(index)
+
+
 def test_dataloader_workers_read_concurrently(source):
-    from torch.utils.data import DataLoader, Dataset
-
-    class Rows(Dataset):
-        def __len__(self):
-            return CHIPS
-
-        def __getitem__(self, index):
-            return source.read(index)
-
     expected = [source.read(i) for i in range(CHIPS)]
-    got = list(DataLoader(Rows(), batch_size=None, num_workers=2))
+    got = list(DataLoader(Rows(source), batch_size=None, num_workers=2))
     for mine, theirs in zip(expected, got, strict=True):
         assert mine.key == theirs.key
         for name, pixels in mine.pixels.items():

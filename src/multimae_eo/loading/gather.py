@@ -7,7 +7,7 @@ are done for all chips that share them together, by torch's vectorised kernels. 
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,21 +30,28 @@ _BITS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 class _Recycled:
     """Arrays to write batches into, used again as soon as nobody holds the batch any more.
 
-    Fresh memory costs a page fault every 4 kB, several times what copying into it does.
+    Fresh memory costs a page fault every 4 kB, several times what copying into it does. What is
+    held is known by a weak reference: counts of references differ between versions of Python.
     """
 
     def __init__(self) -> None:
-        self._arrays: list[npt.NDArray[np.generic]] = []
+        self._lent: list[tuple[torch.Tensor, weakref.ref[npt.NDArray[np.generic]]]] = []
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
         """An array that nobody else refers to, with anything in it."""
-        for array in self._arrays:
-            # Two references are our own, the list's and the variable's, and getrefcount adds one.
-            # A tensor made from the array holds another for as long as any view of it lives.
-            if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == 3:
-                return array
-        self._arrays = [np.empty(shape, dtype), *self._arrays[: _KEPT - 1]]
-        return self._arrays[0]
+        import torch
+
+        # Arrays over tensors, because views hold the lowest array below them.
+        for position, (memory, holder) in enumerate(self._lent):
+            array: npt.NDArray[np.generic] = memory.numpy()
+            if holder() is None and array.shape == shape and array.dtype == dtype:
+                del self._lent[position]
+                break
+        else:
+            memory = torch.from_numpy(np.empty(shape, dtype))
+            array = memory.numpy()
+        self._lent = [(memory, weakref.ref(array)), *self._lent[: _KEPT - 1]]
+        return array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ def write_vector(
     append: bool = False,
 ) -> Path:
     if path.suffix == ".parquet":
-        geopandas: Any = importlib.import_module("geopandas")
-
+        geopandas: Any = pytest.importorskip("geopandas")
         geopandas.GeoDataFrame(columns, geometry=shapes, crs=crs).to_parquet(path)
         return path
     values = []
@@ -318,6 +318,18 @@ def test_bad_input_is_one_line(scene, tmp_path):
         opened(good, crops, colum="crop")
     path.write_bytes(b"SQLite format 3\0 broken")
     with pytest.raises(FormatError, match="cannot be read as features"):
+        multimae_eo.open_source(add_labels(scene, {"size": 32}))
+
+
+@pytest.mark.parametrize("number", [0, -1], ids=["geographic", "Cartesian"])
+def test_an_undefined_system_is_no_crs(scene, number):
+    """GeoPackage numbers them; older GDAL writes 0 where no CRS is given."""
+    path = scene.parent / "fields.gpkg"
+    write_vector(path, [square(3, 5)], {"crop": ["a"]}, crs=CRS)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        for table in ("gpkg_contents", "gpkg_geometry_columns"):
+            database.execute(f"UPDATE {table} SET srs_id = ?", (number,))
+    with pytest.raises(FormatError, match="declares no CRS; name it with `crs:`"):
         multimae_eo.open_source(add_labels(scene, {"size": 32}))
 
 

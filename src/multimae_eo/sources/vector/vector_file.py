@@ -26,6 +26,8 @@ VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".parquet", ".geoparquet", ".sh
 _PARQUET = (".parquet", ".geoparquet")
 _FORMATS = "GeoPackage, GeoJSON, GeoParquet, Shapefile or FlatGeobuf"
 _SIGNATURES = (b"SQLite format 3", b"{", b"PAR1", b"\x00\x00\x27\x0a", b"fgb")
+_UNDEFINED = ("Undefined geographic SRS", "Undefined Cartesian SRS")
+"""GeoPackage's two systems for an unknown CRS; older GDAL writes the first where none is given."""
 _FULL_TURN = 360.0
 
 Shapes = npt.NDArray[np.object_]
@@ -202,7 +204,7 @@ def _crs_of(path: Path, text: str, *, given: bool) -> str:
     from rasterio.crs import CRS
     from rasterio.errors import RasterioError
 
-    if not text:
+    if not text or (not given and any(name in text for name in _UNDEFINED)):
         raise FormatError(f"{path}: declares no CRS; name it with `crs:`, as in EPSG:4326")
     try:
         crs = CRS.from_user_input(text)
