@@ -122,8 +122,11 @@ def test_an_untrained_model_predicts_the_interpolation_itself():
 
 def test_without_the_option_a_model_is_as_before_and_so_is_its_record():
     plain, other = model(interpolate=False), model(interpolate=True)
-    assert "interpolate" not in plain.config.to_dict()["decoder"]
-    assert other.config.to_dict()["decoder"]["interpolate"]
+    before, after = (m.config.to_dict()["decoder"] for m in (plain, other))
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert "interpolate" not in before
+    assert after["interpolate"]
     assert ModelConfig.from_dict(other.config.to_dict()) == other.config
     assert ModelConfig.from_dict(plain.config.to_dict()) == plain.config
     assert not any("interpolation" in n for n, _ in plain.named_parameters())

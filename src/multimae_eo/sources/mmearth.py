@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -292,7 +292,7 @@ def _id_field(dtype: np.dtype[np.generic]) -> str | None:
 
     Writers disagree on its name, and not all put it first. None where no field may hold ids.
     """
-    fields: Mapping[str, Any] = dtype.fields or {}
+    fields = {} if dtype.fields is None else dict(dtype.fields)
     texts = [n for n in dtype.names or () if fields[n][0].kind in "SO" and n != "S2_type"]
     return next((n for n in (*_ID_FIELDS, *texts) if n in fields), None)
 

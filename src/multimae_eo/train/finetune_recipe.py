@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from multimae_eo.errors import ConfigError
 from multimae_eo.network.config import HeadConfig
@@ -173,7 +173,7 @@ def load_finetune(path: Path | None, overrides: Sequence[str] = ()) -> FinetuneR
     return parse_finetune(record, overrides, where=str(path))
 
 
-def former_defaults() -> dict[str, Any]:
+def former_defaults() -> dict[str, object]:
     """Values of the options that the record of an earlier version's run lacks."""
     return FinetuneRecipe().to_plain() | {"head_init": "random"}
 

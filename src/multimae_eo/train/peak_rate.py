@@ -8,10 +8,9 @@ docs/log.md has the runs that the constants come from.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
@@ -66,11 +65,11 @@ def recorded_rate(out: Path, lr: float | Literal["auto"], width: int, samples: i
         entry = {"peak": float(rate.value), "rule": rate.rule}
         record["learning_rate"] = entry
         write_file(out / "recipe.yaml", yaml.safe_dump(record, sort_keys=False).encode())
-    _report(entry)
+    _report(float(entry["peak"]), str(entry.get("rule", "")))
     return float(entry["peak"])
 
 
 @rank_zero_only
-def _report(entry: Mapping[str, Any]) -> None:
-    sys.stderr.write(f"learning rate: peak {entry['peak']:.3g} ({entry.get('rule', '')})\n")
+def _report(peak: float, rule: str) -> None:
+    sys.stderr.write(f"learning rate: peak {peak:.3g} ({rule})\n")
     sys.stderr.flush()
