@@ -101,6 +101,44 @@ def curves_figure(record: dict[str, Any]) -> Figure:
     return figure
 
 
+def series_figure(record: dict[str, Any]) -> Figure:
+    """Time and memory by dates, or a score by the dates so far with intervals."""
+    if "budget" in record:
+        return _cost_figure(record)
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for way, colour in (("model", OURS), ("forest", NAIVE)):
+        points = [p for p in record["points"] if p["way"] == way]
+        x = [p["days"] for p in points]
+        axes.plot(x, [p["value"] for p in points], "o-", color=colour, label=way)
+        axes.fill_between(x, [p["low"] for p in points], [p["high"] for p in points],
+                          color=colour, alpha=0.15, linewidth=0)  # fmt: skip
+    axes.set_xlabel("days since the first date")
+    axes.set_ylabel(f"accuracy, {record['set']}")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _cost_figure(record: dict[str, Any]) -> Figure:
+    figure, both = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    names = {"budget": f"{record['budget']} visible tokens", "share": "3/4 of the tokens visible"}
+    for axes, value, scale, label in (
+        (both[0], "best_s", 1.0, "s per step"),
+        (both[1], "memory_bytes", 1e-6, "MB per step"),
+    ):
+        for way, colour in (("budget", OURS), ("share", NAIVE)):
+            points = [p for p in record["points"] if p["way"] == way]
+            x, y = [p["dates"] for p in points], [p[value] * scale for p in points]
+            axes.plot(x, y, "o-", color=colour, label=names[way])
+        axes.set_xlabel("dates")
+        axes.set_ylabel(label)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].legend(frameon=False)
+    return figure
+
+
 def finish(axes: Axes, record: dict[str, Any]) -> None:
     """No frame; the machine below the axis."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -128,7 +166,12 @@ def step_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-FIGURES = {"step": step_figure, "scaling": scaling_figure, "curves": curves_figure}
+FIGURES = {
+    "step": step_figure,
+    "scaling": scaling_figure,
+    "curves": curves_figure,
+    "series": series_figure,
+}
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -1,43 +1,59 @@
-"""Series of dates: a fine-tuned model against a random forest on the same flattened values.
+"""Series of dates: models against a random forest on the same flattened values, and their cost.
 
-    python benchmarks/series.py farm                       # the synthetic farmland
-    python benchmarks/series.py points POINTS.yaml …       # tables of points, see docs/series.md
+    python benchmarks/series.py farm                            # the synthetic farmland
+    python benchmarks/series.py points --set modis_sinop,cerrado --data DIR --out OUT
+    python benchmarks/series.py points POINTS.yaml …            # tables of your own
+    python benchmarks/series.py table --set fuel_moisture --data DIR --out OUT
+    python benchmarks/series.py early --set modis_sinop --data DIR --out OUT
+    python benchmarks/series.py cost
 
 ``farm`` prints the accuracy of crops from one date and from twelve, with dates that training never
-saw and with a third of them missing, and the IoU of clearings. ``points`` prints the accuracy (or
-RMSE) on the test split of a random forest, tuned on validation, of a model from random
-initialisation, and of one that was pre-trained on the same training points.
+saw and with a third of them missing, and the IoU of clearings. ``points`` compares a tuned random
+forest, models from random initialisation and pre-trained ones, and a linear probe
+(series_points.py); ``early`` the first of these models and forests by the dates so far; ``cost``
+time and memory by the number of dates. ``table`` writes sets of arrays as tables
+(series_sets.py). benchmarks/report.py draws ``early`` and ``cost``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import numpy.typing as npt
+import series_points
+import series_sets
 import torch
 
 from multimae_eo import MultiMAE, Predictor, open_source
+from multimae_eo.catalog import make_modality
+from multimae_eo.evaluation.early_season import DatesUntil
+from multimae_eo.evaluation.predictions import predict_split
 from multimae_eo.loading.loader import make_loader
-from multimae_eo.sample import Sample
-from multimae_eo.sources.base import Indices, Source
+from multimae_eo.modality import ModalitySet
+from multimae_eo.sample import Calibration, Sample
+from multimae_eo.sources.base import Source
+from multimae_eo.sources.data_root import DATA_VARIABLE
 from multimae_eo.sources.phenology import SeriesOptions, SyntheticSeries
+from multimae_eo.train.data import model_config
 from multimae_eo.train.finetune import finetune
 from multimae_eo.train.finetune_recipe import FinetuneRecipe, parse_finetune
-from multimae_eo.train.pretrain import pretrain
+from multimae_eo.train.modules import PretrainModule
 from multimae_eo.train.recipe import parse_recipe
 
 Array = npt.NDArray[Any]
 
-ENCODER = {"width": 64, "depth": 3, "heads": 4, "mlp_ratio": 2.0}
-RUN = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
-FORESTS = [(leaf, share) for leaf in (1, 2, 4) for share in ("sqrt", 0.3)]
+ENCODER, RUN = series_points.ENCODER, series_points.RUN
+S2 = ("B2", "B3", "B4", "B8")
+BUDGET = 32
 
 
 class OneDate(Source):
@@ -127,87 +143,139 @@ def farm(folder: Path, chips: int, epochs: int) -> None:
     print(f"clearings, the later date alone, IoU {iou(predicted(alone, later, ['s2'])):.3f}")
 
 
-def flat(source: Source, indices: Indices) -> tuple[Array, Array]:
-    """Values of all dates and bands side by side, NaN where lacking, and labels."""
-    rows, labels = [], []
-    for index in indices.tolist():
-        sample = source.read(index)
-        parts = [np.where(sample.validity(n), p, np.nan).ravel() for n, p in sample.pixels.items()]
-        rows.append(np.concatenate(parts))
-        labels.append(sample.label)
-    width = max(len(r) for r in rows)
-    return np.array(
-        [np.pad(r, (0, width - len(r)), constant_values=np.nan) for r in rows]
-    ), np.array(labels)
+class Acquisitions(Source):
+    """Four chips of 16 × 16 px with so many dates, of noise: for the cost of a step."""
+
+    def __init__(self, dates: int) -> None:
+        self.name, self.dates = "acquisitions", dates
+        self.modalities = ModalitySet([make_modality("s2", sensor_name="sentinel2", bands=S2)])
+        self.keys, self.split_of = [f"chip{i}" for i in range(4)], ["train"] * 4
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> Sample:
+        """One chip."""
+        rng = np.random.default_rng(index)
+        pixels = rng.normal(0.2, 0.1, (self.dates, len(S2), 16, 16)).astype(np.float32)
+        days = np.arange(self.dates, dtype=np.float64) * 5
+        return Sample(
+            key=self.keys[index],
+            pixels={"s2": pixels},
+            calibration={"s2": Calibration(level="l2a")},
+            dates={"s2": days},
+        )
 
 
-def forest(source: Source) -> float:
-    """The test score of the forest that is best on validation: accuracy, or RMSE."""
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.metrics import root_mean_squared_error
-
-    numeric = not source.class_names
-    kind = RandomForestRegressor if numeric else RandomForestClassifier
-    (x, y), (vx, vy), (tx, ty) = (flat(source, source.split(s)) for s in ("train", "val", "test"))
-
-    def score(model: Any, x: Array, y: Array) -> float:
-        if numeric:
-            return -float(root_mean_squared_error(y, model.predict(x)))
-        return float(model.score(x, y))
-
-    fitted = [
-        kind(300, min_samples_leaf=leaf, max_features=share, random_state=0).fit(x, y)
-        for leaf, share in FORESTS
+def cost(out: Path, dates: Sequence[int], rounds: int) -> None:
+    """Measure a step of pre-training by dates, at a fixed budget and with 3/4 of the tokens."""
+    steps: dict[str, Callable[[], None]] = {}
+    for count in dates:
+        tokens = 16 * count
+        for name, visible in (("budget", min(BUDGET, tokens // 2)), ("share", 3 * tokens // 4)):
+            steps[f"{name} {count}"] = training_step(Acquisitions(count), visible)
+    times = measure.interleaved(steps, "cpu", rounds=rounds)
+    points = [
+        {
+            "way": name.split()[0],
+            "dates": int(name.split()[1]),
+            **measure.summary(times[name]),
+            "memory_bytes": measure.memory_bytes(step, "cpu"),
+        }
+        for name, step in steps.items()
     ]
-    best = max(fitted, key=lambda f: score(f, vx, vy))
-    best = kind(**best.get_params()).fit(np.concatenate([x, vx]), np.concatenate([y, vy]))
-    return abs(score(best, tx, ty))
+    record = {"machine": measure.machine("cpu"), "budget": BUDGET, "points": points}
+    print(measure.write_results("series_cost_cpu", record, out))
 
 
-def points(folder: Path, file: Path, epochs: int, seeds: int) -> None:
-    """Print the scores of one table of points."""
-    source = open_source(file)
-    inputs = list(source.modalities)
-    numeric = not source.class_names
-    tuned = recipe("regression" if numeric else "classification", epochs, inputs,
-                   model={"patch": 1})  # fmt: skip
-    print(f"{source.name}: {len(source)} points; random forest {forest(source):.3f}")
-    base = pretrain(
-        parse_recipe({
-            "model": {"encoder": ENCODER, "patch": 1, "decoder": {"width": 32, "heads": 4}},
-            "masking": {"num_visible_tokens": 8, "series": "mixed"},
-            "optim": {"lr": 1.6e-2}, "data": {"chip": None, "batch_size": 32},
-            "run": {**RUN, "epochs": 2 * epochs, "val_every": 2 * epochs},
-        }), source, folder / f"{source.name}-mae",
-    )  # fmt: skip
-    starts = {"random initialisation": None, "pre-trained": MultiMAE.from_pretrained(base.model)}
-    for name, start in starts.items():
-        scores = []
-        for seed in range(seeds):
-            run = replace(tuned, run=replace(tuned.run, seed=seed))
-            out = folder / f"{source.name}-{name.split()[0]}-{seed}"
-            outcome = predicted(finetune(run, source, out, model=start).model, source, inputs)
-            error = float(np.sqrt(np.mean((outcome[0] - outcome[1]) ** 2)))
-            scores.append(error if numeric else accuracy(outcome))
-        print(f"  {name:22} {np.mean(scores):.3f}  {np.round(scores, 3)}")
+def training_step(source: Source, visible: int) -> Callable[[], None]:
+    """A step of pre-training of four chips with so many visible tokens."""
+    recipe = parse_recipe({
+        "model": {"encoder": ENCODER, "patch": 4, "decoder": {"width": 32, "heads": 4}},
+        "masking": {"num_visible_tokens": visible, "series": "mixed"}, "data": {"chip": None},
+    })  # fmt: skip
+    modalities, tasks = recipe.resolve(source.modalities)
+    sizes = dict.fromkeys(modalities, 16)
+    config = model_config(recipe.model, recipe.data, modalities, sizes)
+    model = MultiMAE(modalities, tasks, config, source.statistics())
+    module = PretrainModule(model, recipe, steps=1000, warmup=0, lr=1e-4)
+    batch = source.batch(source.keys)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        module._losses(batch, 0)[0].total.backward()
+
+    return step
+
+
+def early(source: Source, out: Path) -> None:
+    """Scores by the dates so far: one fine-tuned model, and a forest fitted again for each.
+
+    Needs the first pre-trained run of ``points --out OUT``.
+    """
+    folder = out / source.name
+    predictor = Predictor.from_pretrained(folder / "pre-trained-0" / "model")
+    days = source.read(int(source.split("test")[0])).dates[next(iter(source.modalities))]
+    points = []
+    for limit in (days - days[0]).tolist():
+        part = DatesUntil(source, limit)
+        outputs = predict_split(predictor, part).predictions
+        assert outputs.probability is not None, "classes"
+        forests = [np.array(o) for o in series_points.forest(part, 1)["outputs"]]
+        for name, values in (("model", [outputs.probability]), ("forest", forests)):
+            score = series_points.compared(source, {name: values}, "accuracy")[name]["score"]
+            points.append({"days": limit, "way": name, **asdict(score)})
+    record = {"machine": measure.machine("cpu"), "set": source.name, "points": points}
+    print(measure.write_results("series_early", record, out))
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("farm", "points", "table", "early", "cost"))
+    parser.add_argument("files", nargs="*", type=Path, help="series files of your own")
+    parser.add_argument("--set", default="", help=f"of {', '.join(series_sets.SETS)}")
+    parser.add_argument("--data", type=Path, help="folder of data sets ($MULTIMAE_EO_DATA)")
+    parser.add_argument("--out", type=Path, help="results, which a later call goes on with")
+    parser.add_argument("--methods", default=",".join(series_points.METHODS))
+    parser.add_argument("--chips", type=int, default=900)
+    parser.add_argument("--epochs", type=int, default=40, help="of the farm")
+    parser.add_argument("--steps", type=int, default=200, help="of the points")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dates", default="4,8,16,32,64")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("what", choices=("farm", "points"))
-    parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--chips", type=int, default=900)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
+    given = arguments(argv)
+    if given.data is not None:
+        os.environ[DATA_VARIABLE] = str(given.data)
+    data = Path(os.environ.get(DATA_VARIABLE) or measure.ROOT / "data")
+    names = [n for n in given.set.split(",") if n]
+    with tempfile.TemporaryDirectory() as temporary:
+        out = given.out or Path(temporary)
         if given.what == "farm":
-            farm(Path(folder), given.chips, given.epochs)
-        for file in given.files:
-            points(Path(folder), file, given.epochs, given.seeds)
+            farm(out, given.chips, given.epochs)
+        if given.what == "cost":
+            cost(given.out or measure.RESULTS, [int(d) for d in given.dates.split(",")],
+                 given.rounds)  # fmt: skip
+        if given.what == "table":
+            for name in names:
+                print(series_sets.table(name, data, out))
+            return
+        sources = [open_source(file) for file in given.files]
+        sources += [series_sets.open_set(n, data, Path(temporary) / "tables") for n in names]
+        if given.what == "early":
+            for source in sources:
+                early(source, out)
+        if given.what == "points":
+            records = [
+                series_points.benchmark(source, out / source.name, seeds=given.seeds,
+                                        steps=given.steps, methods=given.methods.split(","))
+                for source in sources
+            ]  # fmt: skip
+            print(series_points.markdown(records))
 
 
 if __name__ == "__main__":

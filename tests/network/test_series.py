@@ -25,6 +25,7 @@ from multimae_eo.network.config import (
 )
 from multimae_eo.network.date_codes import YEAR, date_codes, first_dates
 from multimae_eo.network.date_fusion import DateFusion
+from multimae_eo.network.embedding import PatchEmbedding
 from multimae_eo.network.masking import sample_decoded, sample_states
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.target import Target
@@ -51,6 +52,25 @@ def model() -> MultiMAE:
     )
     tasks = [Task(name=n, modality=n) for n in SOURCE.modalities]
     return MultiMAE(SOURCE.modalities, tasks, config, SOURCE.statistics()).eval()
+
+
+@pytest.mark.parametrize("name", ["s2", "elevation"])
+def test_a_pixel_weighs_as_much_as_its_date_at_the_start(name):
+    """As a token of few values it would be drowned by codes that are never learnt."""
+    torch.manual_seed(0)
+    modality = SOURCE.modalities[name]
+    embed = PatchEmbedding(modality, InputConfig(size=1, patch=1), 256)
+    with torch.no_grad():
+        vectors = embed(torch.randn(2000, modality.channels))
+    assert float(vectors.var()) == pytest.approx(0.5, rel=0.25)
+
+
+def test_patches_of_more_pixels_start_by_xaviers_rule():
+    modality = SOURCE.modalities["s2"]
+    torch.manual_seed(0)
+    weight = PatchEmbedding(modality, InputConfig(size=8, patch=4), 32).projection.weight.detach()
+    assert float(weight.abs().max()) <= math.sqrt(6 / (64 + 32))
+    assert float(weight.var()) == pytest.approx(2 / (64 + 32), rel=0.1)
 
 
 def some_dates(index: int, count: int) -> Sample:

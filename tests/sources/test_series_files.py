@@ -206,6 +206,19 @@ def test_rows_that_do_not_fit_are_named(tmp_path, changes, message):
         open_source(file).read(0)
 
 
+def test_tables_lie_below_the_folder_of_data(tmp_path, monkeypatch):
+    file = table(tmp_path)
+    file.write_text(POINTS.replace("points.parquet", "${MULTIMAE_EO_DATA:-../data}/points.parquet"))
+    monkeypatch.setenv("MULTIMAE_EO_DATA", str(tmp_path))
+    assert len(open_source(file)) == 3
+    monkeypatch.setenv("MULTIMAE_EO_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(ConfigError, match="no such file; set MULTIMAE_EO_DATA"):
+        open_source(file)
+    file.write_text(POINTS.replace("points.parquet", "${HOME}/points.parquet"))
+    with pytest.raises(ConfigError, match=r"series: only .*MULTIMAE_EO_DATA"):
+        open_source(file)
+
+
 def test_columns_that_are_lacking_are_named(tmp_path):
     file = table(tmp_path)
     file.write_text(POINTS.replace("EVI", "EVJ"))

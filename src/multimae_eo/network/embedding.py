@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -24,6 +25,11 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Linear(modality.channels * config.patch**2, width)
         # As for a linear layer of the flattened patch (Dosovitskiy et al. 2021, appendix).
         nn.init.xavier_uniform_(self.projection.weight)
+        if config.patch == 1:
+            # Few values: by that rule the codes of position and date, whose variance is 1/2, would
+            # be a multiple of what is seen.
+            bound = math.sqrt(1.5 / modality.channels)
+            nn.init.uniform_(self.projection.weight, -bound, bound)
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, patches: Tensor) -> Tensor:

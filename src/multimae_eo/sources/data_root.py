@@ -1,5 +1,7 @@
 """The folder of a user's data: ``root: ${MULTIMAE_EO_DATA:-../data}/NAME`` in a dataset file.
 
+The same in ``series:`` of a table of points.
+
 Only this one variable is read, so that a file of somebody else cannot put the environment's secrets
 into addresses or messages.
 """
@@ -17,8 +19,8 @@ DATA_VARIABLE = "MULTIMAE_EO_DATA"
 _REFERENCE = re.compile(r"\$\{(?P<name>[^}:]*)(?P<default>:-[^}]*)?\}")
 
 
-def expanded_root(text: str, where: str) -> str:
-    """``root:`` with the variable's value in place of ``${MULTIMAE_EO_DATA}``.
+def expanded_root(text: str, where: str, key: str = "root") -> str:
+    """``root:``, or another ``key``, with the variable's value in place of ``${MULTIMAE_EO_DATA}``.
 
     ``${MULTIMAE_EO_DATA:-FOLDER}``: FOLDER where the variable is not set or empty. A relative
     value is relative to the current folder, a default to the file. Raises ConfigError, which begins
@@ -28,14 +30,15 @@ def expanded_root(text: str, where: str) -> str:
     def value(match: re.Match[str]) -> str:
         if match["name"] != DATA_VARIABLE:
             raise ConfigError(
-                f"{where}: root: only ${{{DATA_VARIABLE}}} is read from the environment; "
+                f"{where}: {key}: only ${{{DATA_VARIABLE}}} is read from the environment; "
                 f"got {match[0]}"
             )
         if set_value := os.environ.get(DATA_VARIABLE, ""):
             return str(Path(set_value).expanduser().absolute())
         if match["default"] is None:
             raise ConfigError(
-                f"{where}: root: {DATA_VARIABLE} is not set; set it to the folder of your data sets"
+                f"{where}: {key}: {DATA_VARIABLE} is not set; set it to the folder of your data "
+                "sets"
             )
         return match["default"].removeprefix(":-")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from multimae_eo.modality import ModalitySet
 from multimae_eo.sample import Calibration, Dates, Sample
 from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.base import Source, split_name
+from multimae_eo.sources.data_root import expanded_root, root_remedy
 from multimae_eo.sources.dataset.schema import ModalitySpec, modality_spec
 from multimae_eo.sources.file_names import existing_path
 from multimae_eo.sources.yaml_section import Section, load_yaml
@@ -40,6 +42,7 @@ class _SeriesSpec:
     file: Path
     name: str
     table: Path
+    remedy: str
     columns: Mapping[str, str]
     numeric: bool
     classes: tuple[str, ...]
@@ -71,7 +74,10 @@ class _SeriesSpec:
         return cls(
             file=path,
             name=top.text("name", path.stem),
-            table=existing_path(path.parent, top.text("series")),
+            table=existing_path(
+                path.parent, expanded_root(top.text("series"), str(path), "series")
+            ),
+            remedy=root_remedy(top.text("series")),
             columns=columns,
             numeric=top.flag("numeric"),
             classes=top.names("classes") or (),
@@ -191,7 +197,7 @@ def _read_columns(spec: _SeriesSpec, names: Sequence[str]) -> dict[str, Column]:
     import pyarrow.parquet as pq
 
     if not spec.table.exists():
-        raise ConfigError(f"{spec.file}: series: {spec.table}: no such file")
+        raise ConfigError(f"{spec.file}: series: {spec.table}: no such file{spec.remedy}")
     require_regular(spec.table, ConfigError)
     with reading(spec.table, ConfigError, "write it as Parquet", form="Parquet"):
         table = pq.read_table(spec.table)
@@ -208,4 +214,10 @@ def _read_columns(spec: _SeriesSpec, names: Sequence[str]) -> dict[str, Column]:
 def _days(value: object) -> float:
     """Days since 1970 of a date as a text, or as Parquet's date or time stamp."""
     isoformat = getattr(value, "isoformat", None)
-    return days_since_1970(isoformat() if callable(isoformat) else str(value))
+    return _days_of_text(isoformat() if callable(isoformat) else str(value))
+
+
+@lru_cache(maxsize=1 << 14)
+def _days_of_text(text: str) -> float:
+    """Points share dates, and every epoch reads them: parsing cost most of it."""
+    return days_since_1970(text)
