@@ -210,8 +210,8 @@ def early(source: Source, out: Path) -> None:
 
     Needs the first pre-trained run of ``points --out OUT``.
     """
-    folder = out / source.name
-    predictor = Predictor.from_pretrained(folder / "pre-trained-0" / "model")
+    first = f"pre-trained-{series_points.usable_folds(source)[0]}"
+    predictor = Predictor.from_pretrained(out / source.name / first / "model")
     days = source.read(int(source.split("test")[0])).dates[next(iter(source.modalities))]
     points = []
     for limit in (days - days[0]).tolist():

@@ -1,8 +1,8 @@
 """Tables of points: a random forest on flattened values against models of series, on equal terms.
 
 No choice sees the test split. The forest's grid is chosen on the validation split, and the forest
-fitted again to training and validation points. Models have one recipe for all sets. Run s of a
-method leaves out fold s of the training and validation points, in whole blocks of half a degree,
+fitted again to training and validation points. Models have one recipe for all sets. Each run of a
+method leaves out a fold of the training and validation points, in whole blocks of half a degree,
 and takes the weights that are best on it; so every run sees four fifths of these labels, and an
 ensemble of the runs all of them. Pre-training sees training and validation points without labels.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,12 +200,18 @@ def fold_of(source: Source, fold: int) -> tuple[Indices, Indices]:
     return labelled[~held_out], labelled[held_out]
 
 
-def run(source: Source, method: str, seed: int, out: Path, steps: int) -> dict[str, Any]:
-    """Fine-tune one run; its outputs on the test split."""
+def usable_folds(source: Source) -> list[int]:
+    """Folds with at least half of their share of points: fewer are no ground to choose on."""
+    least = sum(s in ("train", "val") for s in source.split_of) / FOLDS / 2
+    return [f for f in range(FOLDS) if len(fold_of(source, f)[1]) >= least]
+
+
+def run(source: Source, method: str, fold: int, out: Path, steps: int) -> dict[str, Any]:
+    """Fine-tune without a fold, whose number is the seed, too; the outputs on the test split."""
     start = None if method == "random" else pretrained(source, out, steps)
-    train, val = fold_of(source, seed % FOLDS)
+    train, val = fold_of(source, fold)
     recipe = tuning(source, len(train), steps)
-    recipe = replace(recipe, run=replace(recipe.run, seed=seed))
+    recipe = replace(recipe, run=replace(recipe.run, seed=fold))
     if method == "probe":
         # The head begins as a linear probe, and a rate of 0 leaves it so.
         recipe = replace(
@@ -214,7 +221,7 @@ def run(source: Source, method: str, seed: int, out: Path, steps: int) -> dict[s
             optim=replace(recipe.optim, lr=0.0),
             run=replace(recipe.run, epochs=1, val_every=1),
         )
-    result = finetune(recipe, source, out / f"{method}-{seed}", model=start, splits=(train, val))
+    result = finetune(recipe, source, out / f"{method}-{fold}", model=start, splits=(train, val))
     predictor = Predictor.from_pretrained(result.model)
     predictions = predict_split(predictor, source).predictions
     values = predictions.predicted if predictions.probability is None else predictions.probability
@@ -288,17 +295,16 @@ def benchmark(
 ) -> dict[str, Any]:
     """Run what ``out`` does not have yet; scores of all methods that it has by now.
 
-    ``steps``: of fine-tuning, and of pre-training. Several processes may run methods side by side.
+    ``seeds``: runs of each method, at most one for each fold. ``steps``: of fine-tuning, and of
+    pre-training. Several processes may run methods side by side.
     """
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
     for method in methods:
         if method == "forest":
-            jobs["forest"] = lambda: forest(source, seeds)
+            jobs["forest"] = partial(forest, source, seeds)
             continue
-        for seed in range(seeds):
-            jobs[f"{method}-{seed}"] = lambda m=method, s=seed: run(  # type: ignore[misc]
-                source, m, s, out, steps
-            )
+        for fold in usable_folds(source)[:seeds]:
+            jobs[f"{method}-{fold}"] = partial(run, source, method, fold, out, steps)
     for name, job in jobs.items():
         path = out / f"{name}.json"
         if not path.exists():
@@ -312,14 +318,14 @@ def summary(source: Source, out: Path) -> dict[str, Any]:
     """The record of a set: sizes, floors, what was chosen, and scores with intervals."""
     outputs: dict[str, list[Array]] = {}
     chosen = None
+    usable = usable_folds(source)
     for method in METHODS:
-        for path in sorted(
-            out.glob(f"{method}.json" if method == "forest" else f"{method}-?.json")
-        ):
+        names = ["forest"] if method == "forest" else [f"{method}-{fold}" for fold in usable]
+        for path in (p for n in names if (p := out / f"{n}.json").exists()):
             record = json.loads(path.read_text(encoding="utf-8"))
             chosen = record.get("chosen", chosen)
             outputs.setdefault(method, []).extend(np.array(o) for o in record["outputs"])
-    names = ("accuracy", "macro F1") if source.class_names else ("RMSE", "R2")
+    shown = ("accuracy", "macro F1") if source.class_names else ("RMSE", "R2")
     return {
         "set": source.name,
         "points": {s: len(source.split(s)) for s in ("train", "val", "test")},
@@ -327,7 +333,7 @@ def summary(source: Source, out: Path) -> dict[str, Any]:
         "forest": chosen,
         "scores": {
             name: {"floor": floor(source, name), **compared(source, outputs, name)}
-            for name in names
+            for name in shown
         },
     }
 

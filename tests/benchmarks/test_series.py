@@ -147,11 +147,14 @@ def test_flattened_values_are_interpolated_between_dates(tmp_path):
 def test_the_only_place_of_a_class_is_never_left_out(data, tmp_path):
     table = pq.read_table(data / "time_series/modis_sinop/samples.parquet").to_pydict()
     table["label"] = ["Forest" if i < 3 else n for i, n in enumerate(table["label"])]
+    table["longitude"] = [-55.0 if i < 12 else x for i, x in enumerate(table["longitude"])]
+    table["latitude"] = [-10.0 if i < 12 else y for i, y in enumerate(table["latitude"])]
     pq.write_table(pa.table(table), data / "time_series/modis_sinop/samples.parquet")
     source = series_sets.open_set("modis_sinop", data, tmp_path)
     for fold in range(series_points.FOLDS):
         train, _ = series_points.fold_of(source, fold)
         assert {0, 1, 2} <= set(train.tolist())
+    assert series_points.usable_folds(source) == [1, 2, 3, 4], "the largest place was fold 0"
 
 
 class NoTest(Source):
@@ -189,7 +192,7 @@ def test_the_table_of_a_set_and_its_curve(data, tmp_path, capsys):
     before = (tmp_path / "out/modis-sinop/forest.json").read_bytes()
     series.main([*command, "--methods", "forest,probe"])
     assert (tmp_path / "out/modis-sinop/forest.json").read_bytes() == before
-    assert "probe-0.json" in {p.name for p in (tmp_path / "out/modis-sinop").iterdir()}
+    assert (tmp_path / "out/modis-sinop/probe-0.json").exists()
     series.main(["early", "--set", "modis_sinop", "--out", str(tmp_path / "out")])
     record = json.loads((tmp_path / "out/series_early.json").read_text())
     assert {p["days"] for p in record["points"]} == {0.0, 30.0, 61.0, 91.0}
