@@ -215,7 +215,8 @@ def early(source: Source, out: Path) -> None:
     days = source.read(int(source.split("test")[0])).dates[next(iter(source.modalities))]
     points = []
     for limit in (days - days[0]).tolist():
-        part = DatesUntil(source, limit)
+        # In a leap year the same date is a day later; without it, its absence would be a feature.
+        part = DatesUntil(source, limit + 2)
         outputs = predict_split(predictor, part).predictions
         assert outputs.probability is not None, "classes"
         forests = [np.array(o) for o in series_points.forest(part, 1)["outputs"]]

@@ -1,7 +1,8 @@
 """Tables of points: a random forest on flattened values against models of series, on equal terms.
 
 No choice sees the test split. The forest's grid is chosen on the validation split, and the forest
-fitted again to training and validation points. Models have one recipe for all sets. Each run of a
+fitted again to training and validation points; a second forest has the dates beside the values, as
+models have them. Models have one recipe for all sets. Each run of a
 method leaves out a fold of the training and validation points, in whole blocks of half a degree,
 and takes the weights that are best on it; so every run sees four fifths of these labels, and an
 ensemble of the runs all of them. Pre-training sees training and validation points without labels.
@@ -42,8 +43,9 @@ Array = npt.NDArray[Any]
 
 ENCODER = {"width": 64, "depth": 3, "heads": 4, "mlp_ratio": 2.0}
 RUN = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
-METHODS = ("forest", "pre-trained", "random", "probe")
+METHODS = ("forest", "forest with dates", "pre-trained", "random", "probe")
 FORESTS = [(leaf, share) for leaf in (1, 3, 8) for share in ("sqrt", 0.3)]
+FORESTS_OF = {"forest": False, "forest with dates": True}
 FOLDS, BATCH = 5, 64
 MOST_TOKENS, SHOWN = 32, 24
 _SAME_PLACE = 1e-3
@@ -53,11 +55,10 @@ _SAME_PLACE = 1e-3
 # The forest -----------------------------------------------------------------------------------
 
 
-def flat(source: Source, indices: Indices, *, calendar: bool = False) -> tuple[Array, Array]:
+def flat(source: Source, indices: Indices) -> tuple[Array, Array]:
     """Values of all dates and bands side by side, and labels.
 
     What is lacking is interpolated linearly between a point's dates, and NaN where none has it.
-    ``calendar``: also the season of the first date, as models see it: its sine and cosine.
     """
     rows, labels = [], []
     for index in indices.tolist():
@@ -66,14 +67,24 @@ def flat(source: Source, indices: Indices, *, calendar: bool = False) -> tuple[A
             seen = np.broadcast_to(sample.validity(name), pixels.shape)
             values = np.where(seen, pixels, np.nan)[:, :, 0, 0]
             parts.append(_filled(values, sample.dates[name]).ravel())
-        if calendar:
-            angle = 2 * np.pi * min(d[0] for d in sample.dates.values()) / 365.2425
-            parts.append(np.array([np.sin(angle), np.cos(angle)]))
         rows.append(np.concatenate(parts))
         labels.append(sample.label)
+    return _padded(rows), np.array(labels)
+
+
+def calendar(source: Source, indices: Indices) -> Array:
+    """What models know of dates: sine and cosine of the first one's season, and days since it."""
+    rows = []
+    for index in indices.tolist():
+        days = np.unique(np.concatenate(list(source.read(index).dates.values())))
+        angle = 2 * np.pi * days[0] / 365.2425
+        rows.append(np.concatenate([[np.sin(angle), np.cos(angle)], days - days[0]]))
+    return _padded(rows)
+
+
+def _padded(rows: Sequence[Array]) -> Array:
     width = max(len(r) for r in rows)
-    padded = [np.pad(r, (0, width - len(r)), constant_values=np.nan) for r in rows]
-    return np.array(padded), np.array(labels)
+    return np.array([np.pad(r, (0, width - len(r)), constant_values=np.nan) for r in rows])
 
 
 def _filled(values: Array, days: Array) -> Array:
@@ -86,35 +97,38 @@ def _filled(values: Array, days: Array) -> Array:
     return values
 
 
-def forest(source: Source, seeds: int, trees: int = 300) -> dict[str, Any]:
-    """Outputs on the test split, a list for each seed, of the forest that validation chose."""
+def forest(source: Source, seeds: int, trees: int = 300, *, dates: bool = False) -> dict[str, Any]:
+    """Outputs on the test split, a list for each seed, of the forest that validation chose.
+
+    ``dates``: the calendar is given to it beside the values, as models have it.
+    """
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     numeric = not source.class_names
     kind = RandomForestRegressor if numeric else RandomForestClassifier
-    best: tuple[float, dict[str, Any], bool] | None = None
-    for calendar in (False, True):
-        (x, y), (vx, vy) = (flat(source, source.split(s), calendar=calendar)
-                            for s in ("train", "val"))  # fmt: skip
-        if calendar and (x[:, -2:].std(axis=0) < 0.1).all():
-            continue  # all begin in one season
-        for leaf, share in FORESTS:
-            options = {"min_samples_leaf": leaf, "max_features": share}
-            fitted = kind(trees // 3, random_state=0, **options).fit(x, y)
-            right = fitted.predict(vx) == vy
-            score = -np.square(fitted.predict(vx) - vy).mean() if numeric else right.mean()
-            if best is None or score > best[0]:
-                best = (float(score), options, calendar)
-    assert best is not None
-    score, options, calendar = best
     labelled = np.concatenate([source.split("train"), source.split("val")])
-    (x, y), (tx, _) = (flat(source, i, calendar=calendar) for i in (labelled, source.split("test")))
+    parts = [source.split("train"), source.split("val"), labelled, source.split("test")]
+    (x, y), (vx, vy), (lx, ly), (tx, _) = (flat(source, i) for i in parts)
+    if dates:
+        days = [calendar(source, i) for i in parts]
+        varying = np.ptp(days[0], axis=0) > 0
+        x, vx, lx, tx = (
+            np.hstack([v, d[:, varying]]) for v, d in zip((x, vx, lx, tx), days, strict=True)
+        )
+    best: tuple[float, dict[str, Any]] | None = None
+    for leaf, share in FORESTS:
+        options = {"min_samples_leaf": leaf, "max_features": share}
+        fitted = kind(trees // 3, random_state=0, **options).fit(x, y)
+        right = fitted.predict(vx) == vy
+        score = -np.square(fitted.predict(vx) - vy).mean() if numeric else right.mean()
+        if best is None or score > best[0]:
+            best = (float(score), options)
+    assert best is not None
     outputs = []
     for seed in range(seeds):
-        fitted = kind(trees, random_state=seed, **options).fit(x, y)
+        fitted = kind(trees, random_state=seed, **best[1]).fit(lx, ly)
         outputs.append(fitted.predict(tx) if numeric else _every_class(fitted, tx, source))
-    chosen = {**options, "calendar": calendar, "validation": score}
-    return {"chosen": chosen, "outputs": [o.tolist() for o in outputs]}
+    return {"chosen": {**best[1], "validation": best[0]}, "outputs": [o.tolist() for o in outputs]}
 
 
 def _every_class(fitted: Any, x: Array, source: Source) -> Array:
@@ -274,7 +288,7 @@ def compared(source: Source, outputs: Mapping[str, Sequence[Array]], score: str)
     for method, runs in outputs.items():
         scores = [scored(source, run, score) for run in runs]
         of[method], locations = [s for s, _ in scores], scores[0][1]
-        if method != "forest" and len(runs) > 1:
+        if method not in FORESTS_OF and len(runs) > 1:
             of[f"{method}, ensemble"] = [scored(source, np.mean(runs, axis=0), score)[0]]
     rows: dict[str, Any] = {
         name: {"score": hierarchical_interval(scores, locations)} for name, scores in of.items()
@@ -300,8 +314,8 @@ def benchmark(
     """
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
     for method in methods:
-        if method == "forest":
-            jobs["forest"] = partial(forest, source, seeds)
+        if method in FORESTS_OF:
+            jobs[method] = partial(forest, source, seeds, dates=FORESTS_OF[method])
             continue
         for fold in usable_folds(source)[:seeds]:
             jobs[f"{method}-{fold}"] = partial(run, source, method, fold, out, steps)
@@ -317,13 +331,13 @@ def benchmark(
 def summary(source: Source, out: Path) -> dict[str, Any]:
     """The record of a set: sizes, floors, what was chosen, and scores with intervals."""
     outputs: dict[str, list[Array]] = {}
-    chosen = None
+    chosen: dict[str, Any] = {}
     usable = usable_folds(source)
     for method in METHODS:
-        names = ["forest"] if method == "forest" else [f"{method}-{fold}" for fold in usable]
+        names = [method] if method in FORESTS_OF else [f"{method}-{fold}" for fold in usable]
         for path in (p for n in names if (p := out / f"{n}.json").exists()):
             record = json.loads(path.read_text(encoding="utf-8"))
-            chosen = record.get("chosen", chosen)
+            chosen |= {method: record["chosen"]} if "chosen" in record else {}
             outputs.setdefault(method, []).extend(np.array(o) for o in record["outputs"])
     shown = ("accuracy", "macro F1") if source.class_names else ("RMSE", "R2")
     return {
@@ -340,8 +354,8 @@ def summary(source: Source, out: Path) -> dict[str, Any]:
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The sets as a Markdown table, by the score that matters first."""
-    columns = ("forest", "pre-trained", "pre-trained, ensemble", "random", "random, ensemble",
-               "probe")  # fmt: skip
+    columns = ("forest", "forest with dates", "pre-trained", "pre-trained, ensemble",
+               "random", "random, ensemble", "probe")  # fmt: skip
     lines = [
         "| set | points | score | floor | " + " | ".join(columns) + " | ensemble − forest |",
         "|---" * (len(columns) + 5) + "|",

@@ -140,8 +140,8 @@ def test_flattened_values_are_interpolated_between_dates(tmp_path):
                     "modalities:\n  v: {custom: true, bands: [NDVI]}\n")  # fmt: skip
     values, _ = series_points.flat(open_source(file), np.array([0]))
     assert values.tolist() == [[1.0, 2.0, 5.0, 5.0]]
-    season, _ = series_points.flat(open_source(file), np.array([0]), calendar=True)
-    assert season[0, 4:] == pytest.approx([0.0, 1.0], abs=0.02), "the first of January"
+    season = series_points.calendar(open_source(file), np.array([0]))
+    assert season[0] == pytest.approx([0.0, 1.0, 0, 1, 4, 5], abs=0.02), "the first of January"
 
 
 def test_the_only_place_of_a_class_is_never_left_out(data, tmp_path):
@@ -186,7 +186,7 @@ def test_the_forest_is_tuned_without_the_test_labels(data, tmp_path):
 def test_the_table_of_a_set_and_its_curve(data, tmp_path, capsys):
     command = ["points", "--set", "modis_sinop", "--out", str(tmp_path / "out"), "--steps", "2",
                "--seeds", "1"]  # fmt: skip
-    series.main([*command, "--methods", "forest,pre-trained"])
+    series.main([*command, "--methods", "forest,forest with dates,pre-trained"])
     table = capsys.readouterr().out
     assert "| modis-sinop | 30 / 15 / 15 | accuracy |" in table
     before = (tmp_path / "out/modis-sinop/forest.json").read_bytes()
