@@ -220,6 +220,27 @@ def test_a_store_of_a_data_set_holds_the_same(root, tmp_path, name):
             np.testing.assert_array_equal(ok[0], ok[1])
 
 
+def test_all_dates_of_a_file_are_a_series(tmp_path):
+    write_geobench(tmp_path, "m-cashew-plant", size=SIZE, chips=(1, 1, 1), dates=3)
+    last = open_source(f"geobench:{tmp_path}/m-cashew-plant")
+    source = open_source(f"geobench:{tmp_path}/m-cashew-plant?dates=all")
+    assert isinstance(source, GeoBenchSource)
+    for index in range(len(source)):
+        chip, images = source.read(index), source.series(index)
+        np.testing.assert_array_equal(chip.label, last.read(index).label)
+        assert [i.time for i in images] == ["2019-11-05", "2020-11-05", "2021-11-05"]
+        for name, pixels in chip.pixels.items():
+            assert chip.dates[name].tolist() == [18205.0, 18571.0, 18936.0]
+            for date, image in enumerate(images):
+                np.testing.assert_array_equal(pixels[date], image.pixels[name])
+            np.testing.assert_array_equal(pixels[-1], last.read(index).pixels[name])
+    # Without dates in its files, a data set has images.
+    write_geobench(tmp_path, "m-eurosat", size=SIZE, chips=(1, 1, 1))
+    assert not open_source(f"geobench:{tmp_path}/m-eurosat?dates=all").read(0).dates
+    with pytest.raises(ConfigError, match="dates: last or all"):
+        open_source(f"geobench:{tmp_path}/m-eurosat?dates=first")
+
+
 def test_geometry_is_the_chips_and_crs_is_readable(root):
     chip = open_source(f"geobench:{root}/m-bigearthnet").read(2)
     assert 'AUTHORITY["EPSG","32634"]' in chip.geometry.crs

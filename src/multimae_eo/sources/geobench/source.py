@@ -7,9 +7,9 @@ inside each file, and is read without running it (``sources/safe_pickle.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -23,7 +23,8 @@ from multimae_eo.errors import ClassMapError, ConfigError, FormatError, SplitErr
 from multimae_eo.files import read_json
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Pixels, Sample
+from multimae_eo.sample import Dates, Pixels, Sample
+from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.geobench.band_pixels import chip_pixels, class_map
 from multimae_eo.sources.geobench.bands import DATASETS, GeoBenchData, find_dataset
@@ -37,22 +38,28 @@ _DATED = re.compile(r"(?P<name>.+)_(?P<date>\d{4}-\d{2}-\d{2})")
 
 
 def open_geobench(spec: str) -> GeoBenchSource:
-    """Open ``ROOT/NAME[?partition=NAME][&modalities=A+B]``.
+    """Open ``ROOT/NAME[?partition=NAME][&modalities=A+B][&dates=all]``.
 
     ROOT is the benchmark's folder, or the one that holds it. Raises ConfigError for an unknown
     option, and what ``GeoBenchSource`` raises.
     """
     path, _, query = spec.partition("?")
-    partition, modalities = "default", None
+    partition, modalities, all_dates = "default", None, False
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key == "partition":
             partition = value
         elif key == "modalities":
             modalities = value.split()
+        elif key == "dates":
+            if value not in ("last", "all"):
+                raise ConfigError(f"geobench:{spec}: dates: last or all, got {value!r}")
+            all_dates = value == "all"
         else:
-            valid = ("partition", "modalities")
+            valid = ("partition", "modalities", "dates")
             raise ConfigError(f"geobench:{spec}: no option {key!r}; {did_you_mean(key, valid)}")
-    return GeoBenchSource(Path(path), partition=partition, modalities=modalities)
+    return GeoBenchSource(
+        Path(path), partition=partition, modalities=modalities, all_dates=all_dates
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class GeoBenchSource(Source):
     ("classes"), or an (H, W) int64 map ("map").
 
     A modality that is nowhere valid in a chip is absent from its sample. Where a file holds several
-    dates, ``read`` gives the last that has all bands asked for, and ``series`` all of them.
+    dates, ``read`` gives the last that has all bands asked for, with ``all_dates`` a series of
+    them, and ``series`` a sample of each.
 
     Raises ConfigError where there is no such folder, data set or partition, BandError for bands
     that the data set has not, FormatError for a damaged or missing file, SplitError where the
@@ -85,7 +93,9 @@ class GeoBenchSource(Source):
         *,
         partition: str = "default",
         modalities: Iterable[str | Modality] | None = None,
+        all_dates: bool = False,
     ) -> None:
+        self.all_dates = all_dates
         self.folder = _locate(Path(folder))
         self.data: GeoBenchData = find_dataset(self.folder.name)
         self.partition = partition
@@ -104,7 +114,16 @@ class GeoBenchSource(Source):
         data set has not.
         """
         with self._opened(index, names) as (file, metadata, scenes):
-            return self._sample(index, file, metadata, scenes[-1], names)
+            last = self._sample(index, file, metadata, scenes[-1], names)
+            if not self.all_dates or not last.time:
+                return last
+            earlier = [self._sample(index, file, metadata, s, names) for s in scenes[:-1]]
+            dated = {
+                name
+                for name in self._chosen(names)
+                if any(scenes[-1].stored[b] != b for b in self._needed([name]))
+            }
+            return _with_dates([*earlier, last], dated)
 
     def series(self, index: int, names: Sequence[str] | None = None) -> tuple[Sample, ...]:
         """One sample per date that has all bands asked for, in order of time."""
@@ -185,6 +204,21 @@ class GeoBenchSource(Source):
                 f"{path}: label: expected a class from 0 to {classes - 1}, got {_shown(label)}"
             )
         return int(label.item())
+
+
+def _with_dates(images: Sequence[Sample], names: Collection[str]) -> Sample:
+    """A chip's images of several dates, in order, as one sample in which ``names`` are series; the
+    rest is the last image's."""
+    pixels, valid = dict(images[-1].pixels), dict(images[-1].valid)
+    calibration = {n: c for image in images for n, c in image.calibration.items()}
+    dates: dict[str, Dates] = {}
+    for name in dict.fromkeys(n for image in images for n in image.pixels if n in names):
+        having = [image for image in images if name in image.pixels]
+        pixels[name] = np.stack([image.pixels[name] for image in having])
+        if any(name in image.valid for image in having):
+            valid[name] = np.stack([image.validity(name) for image in having])
+        dates[name] = np.array([days_since_1970(image.time or "") for image in having])
+    return replace(images[-1], pixels=pixels, valid=valid, calibration=calibration, dates=dates)
 
 
 def _modality(data: GeoBenchData, modality: str | Modality) -> Modality:
