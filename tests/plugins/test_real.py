@@ -65,6 +65,14 @@ model:
 """
 
 
+@pytest.fixture(autouse=True)
+def same_precision():
+    """Importing TerraTorch lowers the precision of torch's products, for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture
 def model(make_model, tmp_path):
     made = make_model().eval()
