@@ -5,6 +5,7 @@ What a window holds does not depend on which windows were read, nor on their siz
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -220,12 +221,17 @@ def stamp(path: str) -> int:
         return 0
 
 
+_numbers = itertools.count()
+"""Of open rasters; an ``id`` is given again to a later one."""
+
+
 class _Open:
     """An open raster. Where its pixels are the view's own, they are read as they are; elsewhere
     the grid is filled in fixed tiles, so that a pixel does not depend on the window."""
 
     def __init__(self, view: View) -> None:
         self.view = view
+        self.number = next(_numbers)
         self.dataset = open_dataset(view.path, sharing=False)
         try:
             self.header = dataset_header(view.path, self.dataset)
@@ -386,7 +392,7 @@ class _Tiles:
 
     def drop(self, raster: _Open) -> None:
         """Forget the tiles of a raster that is closed."""
-        for key in [k for k in self.held if k[0] == id(raster)]:
+        for key in [k for k in self.held if k[0] == raster.number]:
             self.size -= sum(a.nbytes for a in self.held.pop(key))
 
 
@@ -428,7 +434,7 @@ class _Pool(threading.local):
 
     def tile(self, raster: _Open, at: tuple[int, ...], tile: Window) -> Tile:
         """A tile of an open raster, kept for the windows that overlap it."""
-        key = (id(raster), at, tile)
+        key = (raster.number, at, tile)
         if key in self.tiles.held:
             self.tiles.held.move_to_end(key)
             return self.tiles.held[key]
