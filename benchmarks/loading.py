@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,9 @@ from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.open_source import open_source
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests write such files, too
+
 from tests.support.mmearth_files import write_mmearth
 
 MODALITIES = ("rgb", "ired", "sired", "ebands", "depth", "semseg")

@@ -53,7 +53,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     mapped.add_argument("--encoder", default="tiny")
     mapped.add_argument("--chip", type=int, default=64)
     mapped.add_argument("--patch", type=int, default=8)
-    mapped.add_argument("--batch", type=int, default=16)
+    mapped.add_argument("--batch", type=int, default=32)
     mapped.add_argument("--rounds", type=int, default=3)
     mapped.add_argument("--fit-steps", type=int, default=60)
     stepped = parser.add_argument_group("step")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from multimae_eo.inference.computing import autocast
 from multimae_eo.network.finite import require_finite_output
-from multimae_eo.runtime import limit_threads
+from multimae_eo.runtime import limit_threads, release_free_memory
 from multimae_eo.sample import Batch, collate
 from multimae_eo.scenes.blend import BlendedRows, WindowBlender
 from multimae_eo.scenes.blocks import Blocks
@@ -78,6 +78,7 @@ def _write_layers(
         with bounded_cache():  # a setting of the thread
             return write_raster(path, grid, tagged(layer.profile, tags), rows)
 
+    release_free_memory()  # the pixels and predictions of all windows
     paths = []
     threads = min(_MOST_WRITERS, torch.get_num_threads())
     results = prefetch(written, layers, layers.index, threads=threads)
