@@ -176,9 +176,11 @@ class GridSampler(_InMemory):
             for window in predicted:
                 row, col = starts[done]
                 done += 1
-                part = np.s_[row : row + setting.chip, col : col + setting.chip]
+                # From the lower left corner: the last ones reach beyond the upper edge.
+                top, left = max(0, -row), max(0, -col)
+                part = np.s_[row + top : row + setting.chip, col + left : col + setting.chip]
                 rows, cols = count[part].shape
-                total[:, *part] += window[:, :rows, :cols]
+                total[:, *part] += window[:, top : top + rows, left : left + cols]
                 count[part] += 1
         if total is None or done != len(starts) or not count.all():
             raise RuntimeError(f"{done} of {len(starts)} windows were mapped")

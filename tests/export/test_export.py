@@ -197,6 +197,20 @@ def test_quantised_weights_are_small_and_nearly_right(wide, tmp_path, kind, quan
 
 
 @pytest.mark.slow
+def test_the_check_is_in_float32(small, tmp_path):
+    """Though the process multiplies in bfloat16 where its processor can, as TerraTorch asks for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        options = GraphOptions(inputs=("rgb",), levels=LEVEL)
+        record = export_model(small, tmp_path / "g.onnx", options, FileOptions(format="onnx"))
+        assert record["max_difference"] < 1e-5
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.slow
 def test_one_chip_at_a_time(small, tmp_path):
     options = GraphOptions(inputs=("elevation",))
     record = export_model(small, tmp_path / "g.onnx", options, FileOptions(dynamic="none"))

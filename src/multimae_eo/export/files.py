@@ -387,9 +387,20 @@ def _open_onnx(data: bytes) -> Run:
     return run
 
 
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of float32 in float32, which other packages lower for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _difference(graph: Graph, run: Run, checks: Sequence[tuple[Tensor, ...]]) -> float:
     worst = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), _exact_products():
         for images in checks:
             for eager, other in zip(graph(*images), run(images), strict=True):
                 size = max(1.0, float(eager.nan_to_num().abs().max()))
