@@ -27,7 +27,7 @@ fuzz: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not release"
 
-# What an edit should not break, in under two minutes.
+# What an edit should not break, in two to three minutes.
 test-fast: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not release"
 
