@@ -140,6 +140,22 @@ class Sample:
         return replace(self, pixels=pixels, valid=valid, dates={})
 
 
+def stack_dates(
+    images: Sequence[tuple[Pixels, Validity]], days: Sequence[float]
+) -> tuple[Pixels, Validity, Dates]:
+    """Images of one ground as a series: pixels (T, C, H, W), validity (T, 1 or C, H, W), dates.
+
+    ``images``: pixels (C, H, W) and validity (1 or C, H, W) of each of ``days``. Dates without a
+    valid pixel are left out, unless there is no other.
+    """
+    channels = max(len(ok) for _, ok in images)
+    valid = np.stack([np.broadcast_to(ok, (channels, *ok.shape[1:])) for _, ok in images])
+    seen: list[int] = np.flatnonzero(valid.any(axis=(1, 2, 3))).tolist()
+    kept = seen or list(range(len(images)))
+    pixels = np.stack([images[i][0] for i in kept])
+    return pixels, valid[kept], np.array([days[i] for i in kept], np.float64)
+
+
 def _require_dates(where: str, pixels: Pixels, dates: Dates | None) -> None:
     """ContractError unless ``dates`` are those of the series ``pixels``."""
     if dates is None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import multimae_eo
 from multimae_eo import MultiMAE
@@ -18,27 +17,18 @@ from multimae_eo.inference.fill_dates import fill_dates
 from multimae_eo.inference.masked_dates import DateRule
 from multimae_eo.inference.reconstruct_chips import ReconstructOptions
 from multimae_eo.metrics.date_scores import HeldOut, IntervalCalibration, IntervalScale
-from multimae_eo.modality import Task
-from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
 from multimae_eo.sample import Sample
 from multimae_eo.sources.acquisition_dates import date_text, days_since_1970
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.phenology import SeriesOptions, SyntheticSeries
+from tests.support.series_model import series_model
 
 SOURCE = SyntheticSeries(12, 8, options=SeriesOptions(dates=6, clouds=0.4, radar=True))
 
 
 @pytest.fixture(scope="module")
 def model() -> MultiMAE:
-    """An untrained model, which predicts the interpolation between visible dates."""
-    torch.manual_seed(0)
-    config = ModelConfig(
-        encoder=EncoderConfig(width=32, depth=1, heads=2),
-        decoder=DecoderConfig(width=16, depth=1, heads=2, interpolate=True),
-        inputs={n: InputConfig(size=8, patch=4) for n in SOURCE.modalities},
-    )
-    tasks = [Task(name=n, modality=n) for n in SOURCE.modalities]
-    return MultiMAE(SOURCE.modalities, tasks, config, SOURCE.statistics()).eval()
+    return series_model(SOURCE)
 
 
 class Given(Source):

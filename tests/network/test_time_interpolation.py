@@ -12,26 +12,19 @@ from hypothesis import strategies as st
 
 from multimae_eo import MultiMAE
 from multimae_eo.modality import Task
-from multimae_eo.network.config import DecoderConfig, EncoderConfig, InputConfig, ModelConfig
+from multimae_eo.network.config import ModelConfig
 from multimae_eo.network.time_interpolation import interpolated_tokens, time_neighbours
 from multimae_eo.network.tokens import TokenState
 from multimae_eo.sample import collate
 from multimae_eo.sources.phenology import SeriesOptions, SyntheticSeries
+from tests.support.series_model import series_model
 
 SOURCE = SyntheticSeries(6, 8, options=SeriesOptions(dates=5, clouds=0.6, radar=True))
 
 
 def model(*, interpolate: bool, patch_normalised: bool = False) -> MultiMAE:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        encoder=EncoderConfig(width=32, depth=1, heads=2),
-        decoder=DecoderConfig(width=16, depth=1, heads=2, interpolate=interpolate),
-        inputs={n: InputConfig(size=8, patch=4) for n in SOURCE.modalities},
-    )
-    tasks = [Task(name=n, modality=n) for n in SOURCE.modalities]
-    if patch_normalised:
-        tasks.append(Task(name="more", modality="s2", patch_normalise=True, decoder="s2"))
-    return MultiMAE(SOURCE.modalities, tasks, config, SOURCE.statistics()).eval()
+    more = [Task(name="more", modality="s2", patch_normalise=True, decoder="s2")]
+    return series_model(SOURCE, *(more if patch_normalised else []), interpolate=interpolate)
 
 
 def batch():

@@ -289,9 +289,9 @@ def _finish(
     modality = model.modalities[name]
     grid, size = patches.layout.grids[name], patches.chip_sizes[name]
     dates, tokens = patches.layout.date_count(name), grid[0] * grid[1]
-    # Each date of a series as an image by itself.
 
     def image(values: Tensor) -> Tensor:
+        # Each date of a series as an image by itself.
         return to_image(model, name, values.reshape(-1, tokens, values.shape[2]), grid, size)
 
     mean, deviation = image(values[0]), values[1]

@@ -18,7 +18,7 @@ from multimae_eo.errors import (
 )
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity, stack_dates
 from multimae_eo.sources.band_match import locate_bands
 from multimae_eo.sources.base import Source, split_name
 from multimae_eo.sources.dataset.band_files import stacked, stacked_header
@@ -225,28 +225,24 @@ class DatasetFileSource(Source):
         """
         name = plan.modality.name
         days: list[float] = []
-        images: list[Pixels] = []
-        masks: list[Validity] = []
+        images: list[tuple[Pixels, Validity]] = []
         calibrations: list[Linear] = []
         for day, path in plan.having.series[key]:
             values, ok, linear = self._pixels(plan, key, files.open(path, plan.spec.layout))
-            if images and (values.shape, linear) != (images[0].shape, calibrations[0]):
+            first = images[0][0].shape if images else values.shape
+            if images and (values.shape, linear) != (first, calibrations[0]):
                 raise FormatError(
                     f"{self._spec.root / path}: {name}: {_by(values.shape[-2:])} px, {linear}; "
-                    f"the chip's first date has {_by(images[0].shape[-2:])} px, {calibrations[0]}; "
+                    f"the chip's first date has {_by(first[-2:])} px, {calibrations[0]}; "
                     "make the dates of a chip alike"
                 )
             days.append(day)
-            images.append(values)
             calibrations.append(linear)
-            masks.append(np.ones((1, *values.shape[-2:]), dtype=bool) if ok is None else ok)
-        bands = max(len(m) for m in masks)
-        valid = np.stack([np.broadcast_to(m, (bands, *m.shape[1:])) for m in masks])
-        seen = valid.any(axis=(1, 2, 3))
-        seen = seen if seen.any() else np.ones_like(seen)
-        valid = valid[seen]
-        ok = None if valid.all() else valid
-        return np.stack(images)[seen], ok, calibrations[0], np.array(days)[seen]
+            if ok is None:
+                ok = np.ones((1, *values.shape[-2:]), dtype=bool)
+            images.append((values, ok))
+        pixels, valid, dates = stack_dates(images, days)
+        return pixels, None if valid.all() else valid, calibrations[0], dates
 
     def _open(self, plan: _ModalityPlan, key: str, files: _Files) -> Raster:
         """The raster of one modality of a chip, of one file or of one per band."""

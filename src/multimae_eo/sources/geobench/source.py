@@ -23,7 +23,7 @@ from multimae_eo.errors import ClassMapError, ConfigError, FormatError, SplitErr
 from multimae_eo.files import read_json
 from multimae_eo.geo import Geometry
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Dates, Pixels, Sample
+from multimae_eo.sample import Dates, Pixels, Sample, stack_dates
 from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.geobench.band_pixels import chip_pixels, class_map
@@ -214,10 +214,12 @@ def _with_dates(images: Sequence[Sample], names: Collection[str]) -> Sample:
     dates: dict[str, Dates] = {}
     for name in dict.fromkeys(n for image in images for n in image.pixels if n in names):
         having = [image for image in images if name in image.pixels]
-        pixels[name] = np.stack([image.pixels[name] for image in having])
-        if any(name in image.valid for image in having):
-            valid[name] = np.stack([image.validity(name) for image in having])
-        dates[name] = np.array([days_since_1970(image.time or "") for image in having])
+        pixels[name], ok, dates[name] = stack_dates(
+            [(image.pixels[name], image.validity(name)) for image in having],
+            [days_since_1970(image.time or "") for image in having],
+        )
+        if not ok.all():
+            valid[name] = ok
     return replace(images[-1], pixels=pixels, valid=valid, calibration=calibration, dates=dates)
 
 

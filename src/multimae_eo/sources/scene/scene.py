@@ -20,7 +20,7 @@ import numpy.typing as npt
 from multimae_eo.errors import ClassMapError, ConfigError, did_you_mean
 from multimae_eo.geo import Window
 from multimae_eo.modality import Modality, ModalitySet
-from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity, stack_dates
 from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.data_root import expanded_root, root_remedy
 from multimae_eo.sources.dataset.schema import ModalitySpec
@@ -81,15 +81,9 @@ class _PlacedModality:
         """A window of its grid: pixels (C, H, W) and where they are valid (1 or C, H, W); of a
         series (T, …), and the dates. None where nothing is observed; so are dates left out."""
         read = [image.read(window, self.decibel) for image in self.images]
-        kept = [i for i, (_, ok) in enumerate(read) if ok.any()]
-        if not kept:
+        if not any(ok.any() for _, ok in read):
             return None
-        if not self.dates:
-            return (*read[0], None)
-        masks = [read[i][1] for i in kept]
-        channels = max(len(ok) for ok in masks)
-        valid = np.stack([np.broadcast_to(ok, (channels, *ok.shape[1:])) for ok in masks])
-        return np.stack([read[i][0] for i in kept]), valid, np.array([self.dates[i] for i in kept])
+        return stack_dates(read, self.dates) if self.dates else (*read[0], None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,19 +175,22 @@ class Scene:
         rule = rule or RasterRule()
         cube = cube_name(path) is not None
         dated = dated_cubes(path) if cube else []
-        parsed: dict[str, LayerFiles] = {}
+        specs: dict[str, ModalitySpec] = {}
+        acquisitions: dict[str, list[Acquisition]] = {}
         for date, one in dated or [("", path)]:
+            days = days_since_1970(date) if date else None
             for name, (raster, spec) in raster_specs(one, modalities, rule).items():
-                acquisition = Acquisition(
-                    groups=tuple(group_files(spec, [raster], pattern=False)),
-                    days=days_since_1970(date) if date else None,
-                )
-                earlier = parsed[name].acquisitions if name in parsed else ()
-                parsed[name] = LayerFiles(
-                    spec=spec,
-                    acquisitions=(*earlier, acquisition),
-                    ratio=(ratios or {}).get(name, 1),
-                )
+                groups = tuple(group_files(spec, [raster], pattern=False))
+                specs[name] = spec
+                acquisitions.setdefault(name, []).append(Acquisition(groups=groups, days=days))
+        parsed = {
+            name: LayerFiles(
+                spec=spec,
+                acquisitions=tuple(acquisitions[name]),
+                ratio=(ratios or {}).get(name, 1),
+            )
+            for name, spec in specs.items()
+        }
         scene = cls.of_layers(path, f"{modalities.fingerprint} {rule}".encode(), parsed)
         if cube and not dated:
             scene.time = cube_time(path)

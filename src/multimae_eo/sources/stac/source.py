@@ -15,7 +15,7 @@ import numpy.typing as npt
 from multimae_eo.errors import ConfigError, DataError, FormatError
 from multimae_eo.geo import Window
 from multimae_eo.modality import ModalitySet
-from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity
+from multimae_eo.sample import Calibration, Dates, Pixels, Sample, Validity, stack_dates
 from multimae_eo.sources.acquisition_dates import days_since_1970
 from multimae_eo.sources.raster.grid import Bounds, Grid, overlap
 from multimae_eo.sources.raster.warped import open_header, reading
@@ -238,16 +238,11 @@ def _read(
     for item in items:
         by_period.setdefault(item.time[:period], []).append(item)
     images = [_merged(layer, by_period[p], grid, window, name) for p in sorted(by_period)]
-    kept = [(values, ok, used) for values, ok, used in images if ok.any()] or images[:1]
-    days = np.array(
-        [np.mean([days_since_1970(i.time) for i in used] or [0.0]) for _, _, used in kept]
-    )
-    return (
-        np.stack([values for values, _, _ in kept]),
-        np.stack([ok for _, ok, _ in kept]),
-        [item for _, _, used in kept for item in used],
-        days,
-    )
+    days = [
+        float(np.mean([days_since_1970(i.time) for i in used] or [0.0])) for _, _, used in images
+    ]
+    pixels, valid, dates = stack_dates([(values, ok) for values, ok, _ in images], days)
+    return pixels, valid, [item for _, _, used in images for item in used], dates
 
 
 def _merged(
