@@ -258,9 +258,8 @@ def warm(predictor: Predictor, folder: Path, options: SceneOptions) -> None:
 
 def read_all(job: SceneJob) -> None:
     """Read and warp every window, once for each block that it touches."""
-    for block in job.tiling.blocks:
-        for _ in read_windows(job.scene, job.model.inputs, job.tiling, block):
-            pass
+    for _ in read_windows(job.scene, job.model.inputs, job.tiling, job.tiling.blocks):
+        pass
 
 
 def rate_alone(job: SceneJob, scene: Scene, seconds: float) -> float:
@@ -282,7 +281,7 @@ def computed(job: SceneJob, folder: Path, number: int) -> None:
     """Compute a block as a worker does."""
     keep = folder / ".map.tif.partial"
     blocks = Blocks(keep, engine._plan(job))
-    engine.run_block(job, blocks, number)
+    engine.run_blocks(job, blocks, [number])
 
 
 def written(predictor: Predictor, scene: Scene, out: Path, options: SceneOptions) -> None:

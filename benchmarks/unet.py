@@ -6,6 +6,12 @@ only the network is another. Prints a JSON record per seed, and means over seeds
 
     python benchmarks/unet.py --data STORE --inputs optical,elevation [--seeds 3] [--epochs 60]
 
+With ``--study``, the folder of a finished `multimae-eo study` of the same data and inputs, it is
+trained on the study's label fractions with the same chips and seeds, and compared with the
+fine-tuned model chip by chip:
+
+    python benchmarks/unet.py --data STORE --inputs optical --study STUDY --fractions 5,10,25
+
 Results are recorded in docs/results.md.
 """
 
@@ -15,6 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from multimae_eo.evaluation.fractions import Indices, Strata, label_fractions
+from multimae_eo.evaluation.trials import FINETUNING, Trial, TrialFiles, merged, read_trial
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.open_source import open_source
-from multimae_eo.metrics.intervals import hierarchical_interval
-from multimae_eo.metrics.task_metrics import Predictions, all_scores, class_iou, values_of
+from multimae_eo.metrics.intervals import hierarchical_interval, paired_interval
+from multimae_eo.metrics.task_metrics import (
+    Predictions,
+    all_scores,
+    class_iou,
+    scores_of,
+    values_of,
+)
 from multimae_eo.network.config import InputConfig, ModelConfig
 from multimae_eo.network.normalize import Normalizer
 from multimae_eo.network.tokens import unpatchify
@@ -124,9 +139,13 @@ def predictions(
 
 
 def train(
-    source: Source, names: list[str], options: Any, seed: int
+    source: Source, names: list[str], options: Any, seed: int, chips: Indices | None = None
 ) -> tuple[Predictions, dict[str, float]]:
-    """Train one network; the best validation epoch's predictions of the test split."""
+    """Train one network; the best validation epoch's predictions of the test split.
+
+    ``chips``: those to train on (default: the training split).
+    """
+    chips = source.split("train") if chips is None else chips
     torch.manual_seed(seed)
     side = max(source.read(0).pixels[n].shape[-1] for n in names)
     planes = Planes(source, names, side)
@@ -138,17 +157,20 @@ def train(
         flops = counter.get_total_flops() / 1e9
         print(f"U-Net: {size / 1e6:.2f} M parameters, {flops:.2f} GFLOP a chip")
     optim = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=0.05)
-    steps = options.epochs * (len(source.split("train")) // options.batch)
+    per_epoch = -(-len(chips) // options.batch)
+    epochs = max(options.epochs, -(-options.steps // per_epoch))
+    every = max(1, epochs // 12)
+    steps = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optim, options.lr, total_steps=steps + 1, pct_start=0.1
     )
     best, kept = -1.0, net.state_dict()
     start = time.perf_counter()
-    for epoch in range(options.epochs):
+    for epoch in range(epochs):
         net.train()
         loader = make_loader(
             source,
-            source.split("train"),
+            chips,
             batch_size=options.batch,
             modalities=names,
             train=True,
@@ -166,7 +188,7 @@ def train(
             loss.backward()
             optim.step()
             schedule.step()
-        if epoch % 5 == 4 or epoch == options.epochs - 1:
+        if epoch % every == every - 1 or epoch == epochs - 1:
             value = values_of(predictions(net, planes, source, "val", names))["mIoU"]
             if value > best:
                 best, kept = value, {k: v.clone() for k, v in net.state_dict().items()}
@@ -174,6 +196,52 @@ def train(
     net.load_state_dict(kept)
     cost = {"seconds": seconds, "validation mIoU": best}
     return predictions(net, planes, source, "test", names), cost
+
+
+def compare(source: Source, names: list[str], options: Any) -> None:
+    """Train on the chips of a study's fractions; print differences from its trials."""
+    finished = [
+        trial
+        for path in sorted((options.study / "cells").glob("*.npz"))
+        if (trial := read_trial(path)).method == FINETUNING and trial.inputs == ",".join(names)
+    ]
+    kept = TrialFiles(options.study / "unet")
+    labels = [source.read(int(i), names).label for i in source.split("train")]
+    strata = Strata.of([x for x in labels if x is not None], len(source.class_names))
+    for percent in options.fractions:
+        trials: list[Trial] = []
+        for seed in range(options.seeds):
+            cell = (",".join(names), "U-Net", f"{percent:g}", str(seed))
+            known = kept.get(*cell)
+            if known is None:
+                chips = source.split("train")[
+                    label_fractions(strata, [percent], seed=seed)[percent]
+                ]
+                found, cost = train(source, names, options, seed, chips)
+                known = Trial(
+                    inputs=",".join(names), features="U-Net", method="U-Net", percent=percent,
+                    train_chips=len(chips), chosen=(0.0,), predictions=(found,),
+                    seconds=cost["seconds"], validation=(cost["validation mIoU"],),
+                )  # fmt: skip
+                kept.put(known, *cell)
+            trials.append(known)
+        unet = merged(trials)
+        print(f"{percent:g} %, {unet.train_chips} chips, U-Net: {scores(unet)}", flush=True)
+        for features in dict.fromkeys(t.features for t in finished):
+            ours = merged([t for t in finished if t.features == features and t.percent == percent])
+            difference = paired_interval(
+                [scores_of(p)["mIoU"] for p in ours.predictions],
+                [scores_of(p)["mIoU"] for p in unet.predictions],
+                len(unet.predictions[0]),
+            )
+            print(f"  {features}: {scores(ours)}; minus U-Net {difference}", flush=True)
+
+
+def scores(trial: Trial) -> str:
+    """A trial's validation and test mIoU."""
+    tables = [scores_of(p)["mIoU"] for p in trial.predictions]
+    value = hierarchical_interval(tables, len(trial.predictions[0]))
+    return f"validation {np.mean(trial.validation):.3f}, test {value}"
 
 
 def main() -> None:
@@ -189,8 +257,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--study", type=Path, help="compare with its fine-tuned model")
+    parser.add_argument("--fractions", type=lambda text: [float(p) for p in text.split(",")])
+    parser.add_argument("--steps", type=int, default=0, help="at least so many, however few chips")
     options = parser.parse_args()
     source, names = open_source(options.data), options.inputs.split(",")
+    if options.study is not None:
+        compare(source, names, options)
+        return
     told = []
     for seed in range(options.seeds):
         found, cost = train(source, names, options, seed)

@@ -80,9 +80,14 @@ def test_help_of_pretrain_lists_recipes_and_their_options(run):
             ],
             {"overrides": ("--masking.visible=8", "--agreement.turns=true")},
         ),
+        (
+            "pretrain",
+            ["--recipe=r", "--data=d", "--out=o", "--masking.roles={unused: 1, both: 1}"],
+            {"overrides": ("--masking.roles={unused: 1, both: 1}",)},
+        ),
     ],
 )
-def test_former_names_of_options_are_accepted(subcommand, options, fields):
+def test_former_names_and_whole_parts_of_options_are_accepted(subcommand, options, fields):
     kind = SUBCOMMANDS[subcommand]
     arguments = [subcommand, *options]
     parser = make_parser(SUBCOMMANDS, subcommand, version="0")

@@ -344,7 +344,7 @@ def test_a_killed_embedding_goes_on_with_the_next_block(run, model, scenes, tmp_
              "--precision", "32-true"]  # fmt: skip
     killed(
         [*words, "--out", str(out)],
-        BLOCK.format(module="embed", function="embed_block", limit=1),
+        BLOCK.format(module="embed", function="write_vectors", limit=1),
     )
     partial = out.parent / ".a.parquet.partial"
     assert sorted(p.name for p in partial.glob("block-?????")) == ["block-00000"]
@@ -361,7 +361,7 @@ def test_a_killed_run_of_several_scenes_goes_on(run, fine_tuned, scenes, tmp_pat
              "--device", "cpu", "--precision", "32-true", "--out"]  # fmt: skip
     killed(
         [*words, f"{tmp_path}/out/{{scene}}.tif"],
-        BLOCK.format(module="engine", function="run_block", limit=4),
+        BLOCK.format(module="engine", function="_BlockRows.finish", limit=4),
     )
     assert [p.name for p in (tmp_path / "out").glob("*.tif")] == ["middle.tif"]
     assert (tmp_path / "out/.north.tif.partial/block-00000").is_dir()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 
 from multimae_eo.errors import OutputError
 from multimae_eo.files import LOCK
+from multimae_eo.scenes.blend import BlendedRows
+from multimae_eo.scenes.blocks import BlockWriter
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.reconstruct import reconstruct_scene
 from multimae_eo.scenes.threads import OperationThreads, WriteQueue, prefetch
@@ -62,6 +65,47 @@ def test_what_goes_wrong_behind_is_raised():
         for i in range(50):
             queue.submit(order.append, i)
     assert order == list(range(50))
+
+
+def test_what_is_submitted_is_done_unless_it_follows_a_failure():
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("behind")
+
+    def submit(*work: Callable[..., None], error: type[Exception] | None = None) -> None:
+        with WriteQueue() as queue:
+            queue.submit(time.sleep, 0.1)
+            for number, part in enumerate(work):
+                queue.submit(part, *([number] if part == done.append else []))
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyError):
+        submit(done.append, done.append, error=KeyError)
+    assert done == [0, 1], "the caller's failure is not that of what it submitted"
+    with pytest.raises(ValueError, match="behind"):
+        submit(fail, done.clear)
+    assert done, "what follows a failure would be built on it"
+
+
+def test_a_block_whose_rows_were_not_written_gets_no_name(tall, tmp_path, monkeypatch):
+    """Its end is queued behind the rows that failed."""
+    written: list[int] = []
+
+    def failing(self: BlockWriter, rows: BlendedRows) -> None:
+        written.append(rows.top)
+        if len(written) == 2:
+            time.sleep(0.3)  # while the end of the block is queued
+            raise OutputError("no space")
+
+    monkeypatch.setattr(BlockWriter, "write", failing)
+    with pytest.raises(OutputError, match="no space"):
+        reconstruct_scene(
+            Fake(), Scene(tall), inputs=["rgb"], outputs=["elevation"], out=tmp_path / "out",
+            options=SceneOptions(model_hash="one"),
+        )  # fmt: skip
+    assert not list((tmp_path / "out").rglob("block-*"))
 
 
 @pytest.mark.parametrize("first_to_end", [0, 1])
@@ -180,13 +224,11 @@ def maps(out: Path) -> dict[str, bytes]:
 KILLED_AFTER_ONE_BLOCK = """
 import os, signal, sys
 from multimae_eo.scenes import engine
-whole, blocks = engine.run_block, []
-def dying(*arguments):
-    if blocks:
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(*arguments)
-    blocks.append(1)
-engine.run_block = dying
+finish = engine._BlockRows.finish
+def dying(rows):
+    finish(rows)
+    os.kill(os.getpid(), signal.SIGKILL)
+engine._BlockRows.finish = dying
 from multimae_eo.cli import main
 main(sys.argv[1:])
 """

@@ -278,13 +278,11 @@ def test_mistakes_are_told(refused, folder, make_model, tmp_path):
 KILLED_AFTER_ONE_BLOCK = """
 import os, signal, sys
 from multimae_eo.scenes import engine
-whole, blocks = engine.run_block, []
-def dying(*arguments):
-    if blocks:
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(*arguments)
-    blocks.append(1)
-engine.run_block = dying
+finish = engine._BlockRows.finish
+def dying(rows):
+    finish(rows)
+    os.kill(os.getpid(), signal.SIGKILL)
+engine._BlockRows.finish = dying
 from multimae_eo.cli import main
 main(sys.argv[1:])
 """

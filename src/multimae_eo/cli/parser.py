@@ -326,6 +326,9 @@ def recipe_options(kind: Any, prefix: str = "", *, shown: bool = True) -> Iterat
                 text += f" (default: {default})"
             mapping = get_origin(hint) is dict
             yield RecipeOption(path=path, help=text, is_mapping=mapping, shown=shown)
+        elif prefix:
+            # A whole part as a mapping: --masking.roles="{unused: 1, both: 1}".
+            yield RecipeOption(path=path, help="", shown=False)
         if parts and get_origin(hint) is not dict:
             yield from recipe_options(parts[0], f"{path}.", shown=shown and not single_option)
 

@@ -168,9 +168,9 @@ class SearchService:
         cells = np.zeros((rows, cols, width), np.float32)
         cells_observed = np.zeros((rows, cols), bool)
         options = replace(self._options, overlap=0.0)
-        block = (0, tiling.shape[0])
-        for batch in predict_windows(embedder, locations.scene, tiling, block, options=options):
-            for item in batch:
+        blocks = [(0, tiling.shape[0])]
+        for batch in predict_windows(embedder, locations.scene, tiling, blocks, options=options):
+            for item in batch or ():
                 window, fields = item.window.window, item.fields
                 top, left = round(window.row / cell), round(window.col / cell)
                 inside = np.s_[top : top + per_side, left : left + per_side]

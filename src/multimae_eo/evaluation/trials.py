@@ -117,13 +117,7 @@ class TrialFiles:
     def get(self, *names: str) -> Trial | None:
         """The trial of these names, if it is finished; FormatError for a damaged file."""
         path = None if self.folder is None else self._path(self.folder, names)
-        if path is None or not path.exists():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return _unpacked(arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise FormatError(f"{path}: damaged; delete it to compute it again") from error
+        return None if path is None or not path.exists() else read_trial(path)
 
     def _path(self, folder: Path, names: Sequence[str]) -> Path:
         return folder / f"{slug(*(_NAMES_IN_FILES.get(n, n) for n in names))}.npz"
@@ -135,6 +129,15 @@ class TrialFiles:
             np.savez_compressed(held, **_packed(trial))
             write_file(self._path(self.folder, names), held.getvalue())
         return trial
+
+
+def read_trial(path: Path) -> Trial:
+    """The trial in a file of ``TrialFiles``; FormatError where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return _unpacked(arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise FormatError(f"{path}: damaged; delete it to compute it again") from error
 
 
 def slug(*names: str) -> str:

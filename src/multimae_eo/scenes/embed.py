@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -71,22 +72,26 @@ def embed_scene(
     )
     side = tiling.chip if per == "chip" else max(1, tiling.chip // embedder.grid_side)
     table = _table(embedder, dtype, scene.name, options, side=side)
-    with finished_blocks(job, out.parent / f".{out.name}.partial", embed_block) as blocks:
+    with finished_blocks(job, out.parent / f".{out.name}.partial", embed_blocks) as blocks:
         parts = blocks, len(tiling.blocks), out, table
         count = finish(options, blocks.folder, _write_blocks, *parts)
     return _require_some(count, table)
 
 
-def embed_block(
-    job: SceneJob, blocks: Blocks, number: int, progress: Callable[[int], None] | None = None
+def embed_blocks(
+    job: SceneJob,
+    blocks: Blocks,
+    numbers: Sequence[int],
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Encode the windows that begin in a block and write their vectors; see ``BlockWork``."""
-    embedder, block = job.model, job.tiling.blocks[number]
+    """Encode the windows that begin in each block and write their vectors; see ``BlockWork``."""
+    embedder = job.model
     assert isinstance(embedder, WindowEmbedder)
+    ranges = [job.tiling.blocks[number] for number in numbers]
+    before = 0
 
-    def vectors() -> Iterator[tuple[object, npt.NDArray[np.float32]]]:
-        batches = predict_windows(embedder, job.scene, job.tiling, block, options=job.options)
-        for batch in batches:
+    def vectors(block: tuple[int, int]) -> Iterator[tuple[object, npt.NDArray[np.float32]]]:
+        for batch in iter(lambda: next(predicted), None):
             for item in batch:
                 if item.window.window.row < block[0]:
                     continue  # it reaches into this block from the one above
@@ -95,10 +100,19 @@ def embed_block(
                     crs = None if e.geometry is None else e.geometry.crs
                     yield (e.key, crs, bounds, e.time), e.vector
             if progress is not None and batch:
-                progress(min(max(batch[-1].window.floor, block[0]), block[1]) - block[0])
+                done = min(max(batch[-1].window.floor, block[0]), block[1]) - block[0]
+                progress(before + done)
 
-    with bounded_cache(), blocks.new(number) as folder:
-        write_vectors(folder, vectors())
+    with (
+        bounded_cache(),
+        closing(
+            predict_windows(embedder, job.scene, job.tiling, ranges, options=job.options)
+        ) as predicted,
+    ):
+        for number, block in zip(numbers, ranges, strict=True):
+            with blocks.new(number) as folder:
+                write_vectors(folder, vectors(block))
+            before += block[1] - block[0]
 
 
 def _write_blocks(blocks: Blocks, count: int, out: Path, table: _EmbeddingTable) -> int:

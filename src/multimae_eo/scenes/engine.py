@@ -8,8 +8,8 @@ do not depend on one another: an interrupted map goes on with the next, and proc
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -79,26 +79,28 @@ def _write_layers(
             return write_raster(path, grid, tagged(layer.profile, tags), rows)
 
     release_free_memory()  # the pixels and predictions of all windows
-    paths = []
     threads = min(_MOST_WRITERS, torch.get_num_threads())
-    results = prefetch(written, layers, layers.index, threads=threads)
-    for layer, path in zip(layers, results, strict=True):
+    # Small rasters first: their quick-looks are drawn while large ones are compressed.
+    ordered = sorted(layers, key=lambda layer: layer.bytes_per_pixel)
+    paths = {}
+    results = prefetch(written, ordered, ordered.index, threads=threads)
+    for layer, path in zip(ordered, results, strict=True):
         quick_look(path, layer)
-        paths.append(path)
-    return paths
+        paths[layer.stem] = path
+    return [paths[layer.stem] for layer in layers]
 
 
 @contextmanager
 def finished_blocks(job: SceneJob, folder: Path, work: BlockWork | None = None) -> Iterator[Blocks]:
     """All blocks of a job, computed where they are not there yet; removed after the context.
 
-    ``folder``: where they are kept. ``work``: computes a block (default: ``run_block``). An error
+    ``folder``: where they are kept. ``work``: computes blocks (default: ``run_blocks``). An error
     in the context leaves them. Raises as ``run``.
     """
     limit_threads()
     blocks = Blocks(folder, _plan(job) if job.options.model_hash else None)
     try:
-        _finish_blocks(job, blocks, work or run_block)
+        _finish_blocks(job, blocks, work or run_blocks)
         with bounded_cache():
             yield blocks
     except BaseException:
@@ -153,43 +155,88 @@ def _finish_blocks(job: SceneJob, blocks: Blocks, work: BlockWork) -> None:
             done += rows_of(number)
             report(done)
         return
-    for number in missing:
-        before = done
-        work(job, blocks, number, lambda rows: report(before + rows))  # noqa: B023
-        done += rows_of(number)
+    if missing:
+        work(job, blocks, missing, lambda rows: report(done + rows))
 
 
-def run_block(
-    job: SceneJob, blocks: Blocks, number: int, progress: Callable[[int], None] | None = None
+def run_blocks(
+    job: SceneJob,
+    blocks: Blocks,
+    numbers: Sequence[int],
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Compute one block of rows and write it; ``progress`` is called with the rows done."""
-    block = job.tiling.blocks[number]
-    writer = blocks.writer(number, job.layers, job.scene)
+    """Compute blocks of rows one after another and write them; see ``BlockWork``.
 
-    def write(rows: BlendedRows) -> None:
-        writer.write(rows)
-        if progress is not None:
-            bottom = min(rows.top + len(rows.observed), job.tiling.grid.height)
-            progress(bottom - block[0])
+    The windows of the next block are read and predicted while the last is finished.
+    """
+    ranges = [job.tiling.blocks[number] for number in numbers]
+    unfinished: list[_BlockRows] = []
+    before = 0
+    try:
+        with (
+            bounded_cache(),
+            closing(
+                predict_windows(job.model, job.scene, job.tiling, ranges, options=job.options)
+            ) as predicted,
+            WriteQueue() as queue,
+        ):
+            for number, block in zip(numbers, ranges, strict=True):
+                report = None if progress is None else partial(_add_rows, progress, before)
+                rows = _BlockRows(job, blocks, number, report)
+                unfinished.append(rows)
+                for batch in iter(lambda: next(predicted), None):
+                    queue.submit(rows.add, batch)
+                queue.submit(rows.finish)
+                queue.submit(unfinished.remove, rows)
+                before += min(block[1], job.tiling.grid.height) - block[0]
+    except BaseException:
+        for rows in unfinished:
+            rows.discard()
+        raise
 
-    blender = WindowBlender(job.tiling, block, {la.field: la.ratio for la in job.layers}, write)
 
-    def add(batch: list[PredictedWindow]) -> None:
+def _add_rows(progress: Callable[[int], None], before: int, rows: int) -> None:
+    progress(before + rows)
+
+
+class _BlockRows:
+    """Blends the predicted windows of one block, and writes its rows as they become final.
+
+    ``progress`` is called with how many there are.
+    """
+
+    def __init__(
+        self,
+        job: SceneJob,
+        blocks: Blocks,
+        number: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._block, self._height = job.tiling.blocks[number], job.tiling.grid.height
+        self._progress = progress
+        self._writer = blocks.writer(number, job.layers, job.scene)
+        ratios = {layer.field: layer.ratio for layer in job.layers}
+        self._blender = WindowBlender(job.tiling, self._block, ratios, self._write)
+
+    def add(self, batch: Sequence[PredictedWindow]) -> None:
+        """Blend windows, in the order of their rows."""
         for item in batch:
             at = item.window
-            blender.add(at.window, item.fields, at.observed, at.floor)
+            self._blender.add(at.window, item.fields, at.observed, at.floor)
 
-    try:
-        with bounded_cache(), WriteQueue() as queue:
-            for batch in predict_windows(
-                job.model, job.scene, job.tiling, block, options=job.options
-            ):
-                queue.submit(add, batch)
-            queue.submit(blender.finish)
-        writer.finish()
-    except BaseException:
-        writer.discard()
-        raise
+    def finish(self) -> None:
+        """Write what is left, and give the block its name."""
+        self._blender.finish()
+        self._writer.finish()
+
+    def discard(self) -> None:
+        """Leave nothing of the block."""
+        self._writer.discard()
+
+    def _write(self, rows: BlendedRows) -> None:
+        self._writer.write(rows)
+        if self._progress is not None:
+            self._progress(min(rows.top + len(rows.observed), self._height) - self._block[0])
 
 
 _operation_threads = OperationThreads()
@@ -206,22 +253,35 @@ class PredictedWindow:
 
 
 def predict_windows(
-    model: WindowModel, area: Area, tiling: Tiling, block: tuple[int, int], *, options: SceneOptions
-) -> Iterator[list[PredictedWindow]]:
-    """Read the windows of a block and apply a model to them, batch by batch, in order.
+    model: WindowModel,
+    area: Area,
+    tiling: Tiling,
+    blocks: Sequence[tuple[int, int]],
+    *,
+    options: SceneOptions,
+) -> Generator[list[PredictedWindow] | None]:
+    """Read the windows of blocks and apply a model to them, batch by batch, in order.
 
+    None ends each block; no batch has windows of two.
     On the CPU, batches are predicted side by side, each by a thread of its own: operations of a
     batch of windows are too small to be shared out. Windows of which the model observes nothing are
     left out. A batch for which the device has no memory is halved.
     """
     import torch
 
-    windows = read_windows(area, model.inputs, tiling, block)
+    windows = read_windows(area, model.inputs, tiling, blocks)
     size = options.windows_per_batch(tiling.chip, tiling.dates)
-    parts = enumerate(iter(lambda: list(islice(windows, size)), []))
     most = _MOST_MODEL_THREADS if options.device == "cpu" else 1
 
-    def predicted(part: tuple[int, list[SceneWindow]]) -> list[PredictedWindow]:
+    def batches() -> Iterator[list[SceneWindow] | None]:
+        for _ in blocks:
+            of_block = iter(lambda: next(windows), None)
+            yield from iter(lambda: list(islice(of_block, size)), [])  # noqa: B023
+            yield None
+
+    def predicted(part: tuple[int, list[SceneWindow] | None]) -> list[PredictedWindow] | None:
+        if part[1] is None:
+            return None
         batch = collate([window.sample for window in part[1]], model.inputs)
         return _predict_batch(model, part[1], batch)
 
@@ -229,7 +289,12 @@ def predict_windows(
     with _operation_threads.divided(most) as threads:
         try:
             yield from prefetch(
-                predicted, parts, itemgetter(0), threads=threads, ahead=threads, start=start
+                predicted,
+                enumerate(batches()),
+                itemgetter(0),
+                threads=threads,
+                ahead=threads,
+                start=start,
             )
         finally:
             torch.clear_autocast_cache()

@@ -50,6 +50,12 @@ class OutputLayer:
         bands = tuple(f"{b} error" for b in modality.band_names)
         return replace(plain, bands=bands, tags={**plain.tags, "unit": unit})
 
+    @property
+    def bytes_per_pixel(self) -> float:
+        """Bytes of the raster for each pixel of the grid."""
+        profile = self.profile
+        return len(profile.bands) * np.dtype(profile.dtype).itemsize / self.ratio**2
+
     def rows(self, rows: BlendedRows, area: Area) -> npt.NDArray[np.generic]:
         """The raster's values of finished rows: (bands, n, W) in the profile's dtype."""
         profile = self.profile

@@ -26,16 +26,16 @@ T = TypeVar("T")
 
 
 class BlockWork(Protocol):
-    """Computes a block of a job and writes it; a function of a module, for it is pickled."""
+    """Computes blocks of a job and writes them; a function of a module, for it is pickled."""
 
     def __call__(
         self,
         job: SceneJob,
         blocks: Blocks,
-        number: int,
+        numbers: Sequence[int],
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """``progress``: called with the rows done."""
+        """``progress``: called with how many of the blocks' rows are done."""
 
 
 # Processes ------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def _begin(
 
 def _one(number: int) -> int:
     work, job, blocks = _WORKER["job"]
-    work(job, blocks, number)
+    work(job, blocks, [number])
     return number
 
 
@@ -123,7 +123,7 @@ def _remote_block(
 ) -> int:
     if not blocks.done(number):
         model = job.model.with_network(network)
-        work(replace(job, model=model).on(job.options.device), blocks, number)
+        work(replace(job, model=model).on(job.options.device), blocks, [number])
     return number
 
 

@@ -87,11 +87,14 @@ class WriteQueue:
     """One thread that does the submitted work in order while the caller goes on.
 
     ``submit`` waits while the queue is full; it and the end of the ``with`` raise what went wrong.
+    What was submitted is done even if the caller fails meanwhile, but nothing after work that
+    failed: what follows would be built on it.
     """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._waiting: deque[Future[None]] = deque()
+        self._failed = False
 
     def __enter__(self) -> WriteQueue:
         return self
@@ -100,9 +103,18 @@ class WriteQueue:
         """Queue ``work(*arguments)``."""
         while len(self._waiting) >= _QUEUED_WRITES:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(work, *arguments))
+        self._waiting.append(self._pool.submit(self._do, work, arguments))
+
+    def _do(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        if self._failed:
+            return
+        try:
+            work(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        self._pool.shutdown(wait=True)
         for future in () if kind is not None else self._waiting:
             future.result()

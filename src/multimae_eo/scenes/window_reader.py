@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,14 +36,19 @@ def read_windows(
     area: Area,
     inputs: ModalitySet,
     tiling: Tiling,
-    block: tuple[int, int],
+    blocks: Sequence[tuple[int, int]],
     *,
     readers: int = READERS,
-) -> Iterator[SceneWindow]:
-    """All windows of a block with a valid pixel in ``inputs``, in the order of their tiles."""
+) -> Iterator[SceneWindow | None]:
+    """All windows of blocks with a valid pixel in ``inputs``, in the order of their tiles.
+
+    None ends each block.
+    """
     names = inputs.names
 
-    def read(tile: Tile) -> list[SceneWindow]:
+    def read(tile: Tile | None) -> Sequence[SceneWindow | None]:
+        if tile is None:
+            return [None]
         sample = area.read(tile.bounds, names)
         if not sample.pixels:
             return []
@@ -51,7 +56,8 @@ def read_windows(
         return [w for w in windows if w is not None]
 
     # A thread has GDAL handles of its own, with blocks in their cache: it reads its own columns.
-    for windows in prefetch(read, tiling.tiles(block), lambda t: t.column, threads=readers):
+    tiles = (tile for block in blocks for tile in (*tiling.tiles(block), None))
+    for windows in prefetch(read, tiles, lambda t: t.column if t else 0, threads=readers):
         yield from windows
 
 
