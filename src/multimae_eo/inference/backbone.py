@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
 from multimae_eo.model_folder.folder import load_either
-from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding
+from multimae_eo.network.embedding import Embedding
 from multimae_eo.network.features import Features
 from multimae_eo.network.heads import four_blocks
 from multimae_eo.network.multimae import MultiMAE
@@ -174,8 +174,8 @@ class TensorEncoder(nn.Module):
         return torch.cat([p.to(torch.float32) for p in planes], dim=1)
 
     def _embedded(self, name: str, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        embed = cast(PatchEmbedding | ClassEmbedding, self.model.embeddings[name])
-        x: Tensor = embed(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        embed = cast(Embedding, self.model.embeddings[name])
+        x: Tensor = self.model.embed(name, patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         x = x + self.model.positions(grid, embed.interpolation)
         return x + self.model.modality[name] if name in self.model.modality else x
 

@@ -1,7 +1,8 @@
 """An encoder for other inputs: fewer, more or other bands, keeping what pre-training learnt.
 
 A band takes its patch-projection weights from the pre-trained band of the same name or the nearest
-wavelength; others get new weights.
+wavelength; others get new weights. Where weights are a function of wavelength, every optical band
+has them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from multimae_eo.errors import ContractError
 from multimae_eo.modality import Band, Modality, ModalitySet
 from multimae_eo.network.config import InputConfig
-from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding
+from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, SpectralEmbedding
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.statistics import Statistics
 
@@ -73,7 +74,7 @@ def adapt(
     state = {
         k: v
         for k, v in model.state_dict().items()
-        if k.startswith(("encoder.", "decoders.")) or k == "global_tokens"
+        if k.startswith(("encoder.", "decoders.", "spectral.")) or k == "global_tokens"
     }
     encoder.load_state_dict(state, strict=False)
     notes = []
@@ -175,10 +176,19 @@ def _copy(
         new.modality[name].copy_(old.modality[most])
     if isinstance(embedding, ClassEmbedding):
         return _copy_classes(old, new, modality, bool(chosen))
+    if isinstance(embedding, SpectralEmbedding):
+        pixels = new.config.inputs[name].patch
+        if str(pixels) in old.spectral:
+            return []
+        return [f"{name}: new weights (patches of {pixels} px)"]
     assert isinstance(embedding, PatchEmbedding)
     origins = sorted({d[0] for d in chosen})
     side = new.config.inputs[name].patch
-    fits = [o for o in origins if old.config.inputs[o].patch == side]
+    fits = [
+        o
+        for o in origins
+        if old.config.inputs[o].patch == side and isinstance(old.embeddings[o], PatchEmbedding)
+    ]
     weight, taken = _by_band(embedding, modality.channels), []
     biases: list[Tensor] = []
     for i, donor in enumerate(donors):

@@ -216,7 +216,8 @@ class ModelConfig:
 
     ``position_grid``: side of the table of positions, interpolated to any grid of tokens.
     ``modality_embeddings``: add a learned vector per modality to the encoder's inputs
-    (the paper's model has none).
+    (the paper's model has none). ``spectral``: the projection of an optical band is a function of
+    its wavelength, shared by all optical modalities (not in the paper).
     """
 
     encoder: EncoderConfig = field(default_factory=lambda: ENCODERS["base"])
@@ -225,6 +226,7 @@ class ModelConfig:
     global_tokens: int = 1
     position_grid: int = 28
     modality_embeddings: bool = False
+    spectral: bool = False
 
     def __post_init__(self) -> None:
         for what, side in (("encoder", self.encoder), ("decoder", self.decoder)):
@@ -265,6 +267,8 @@ class ModelConfig:
         if not self.decoder.interpolate:
             # The record of a model without it is as before series.
             del record["decoder"]["interpolate"]
+        if not self.spectral:
+            del record["spectral"]
         return record
 
     @classmethod

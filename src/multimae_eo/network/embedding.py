@@ -1,4 +1,4 @@
-"""From patches to vectors: one projection per modality, and fixed 2-D sin-cos positions."""
+"""From patches to vectors: projections of each modality, and fixed 2-D sin-cos positions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from multimae_eo.modality import Modality
 from multimae_eo.network.config import InputConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
+
+_WAVELENGTHS_UM = (0.4, 2.5)
+"""The range that the lowest frequency spans with half a period."""
+_WAVELENGTH_FREQUENCIES = 8
 
 
 class PatchEmbedding(nn.Module):
@@ -40,6 +44,69 @@ class PatchEmbedding(nn.Module):
     def no_patches(self) -> Tensor:
         """Patches (0, 0, C·p·p)."""
         return self.projection.weight.new_zeros(0, 0, self.projection.in_features)
+
+
+class SpectralWeights(nn.Module):
+    """Projection weights of a band by its centre wavelength (DOFA, Xiong et al. 2024).
+
+    One function for all optical modalities with patches of the same size: bands that no training
+    sample had get weights, too. An MLP of sines and cosines of the logarithm of the wavelength.
+    """
+
+    mlp_width = 128
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(2 * _WAVELENGTH_FREQUENCIES, self.mlp_width)
+        self.norm = nn.LayerNorm(self.mlp_width)
+        self.second = nn.Linear(self.mlp_width, patch**2 * width)
+        self.bias = nn.Parameter(torch.zeros(width))
+        # Generated weights start with the variance of a projection of one band (Xavier).
+        deviation = math.sqrt(2 / (patch**2 + width) / self.mlp_width)
+        nn.init.normal_(self.second.weight, std=deviation)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Weights (D, C·p·p) of bands with codes (C, F), for the mean over bands."""
+        generated = self.second(self.norm(F.gelu(self.first(codes))))
+        by_band: Tensor = generated.reshape(len(codes), -1, len(self.bias)) / len(codes)
+        return by_band.flatten(0, 1).T
+
+
+class SpectralEmbedding(nn.Module):
+    """A projection of an optical modality's patches by weights that its wavelengths decide."""
+
+    interpolation: Interpolation = "bicubic"
+
+    def __init__(self, modality: Modality, config: InputConfig) -> None:
+        super().__init__()
+        self.values = modality.channels * config.patch**2
+        self.register_buffer("codes", _wavelength_codes(modality), persistent=False)
+
+    def forward(self, patches: Tensor, weights: SpectralWeights) -> Tensor:
+        """Project normalised patches (n, C·p·p) to (n, D)."""
+        return F.linear(patches, weights(self.get_buffer("codes")), weights.bias)
+
+    def no_patches(self) -> Tensor:
+        """Patches (0, 0, C·p·p)."""
+        return self.get_buffer("codes").new_zeros(0, 0, self.values)
+
+
+def has_wavelengths(modality: Modality) -> bool:
+    """Whether a modality's weights can be a function of wavelength: reflectance of known bands."""
+    return modality.unit == "reflectance" and all(
+        band.wavelength_um is not None for band in modality.bands
+    )
+
+
+def _wavelength_codes(modality: Modality) -> Tensor:
+    """Sines and cosines (C, F) of the logarithm of each band's wavelength, 0.4 to 2.5 µm."""
+    wavelengths = torch.tensor([b.wavelength_um or 0.0 for b in modality.bands])
+    relative = torch.log(wavelengths / _WAVELENGTHS_UM[0]) / math.log(
+        _WAVELENGTHS_UM[1] / _WAVELENGTHS_UM[0]
+    )
+    angle = math.pi * relative[:, None] * torch.arange(1, _WAVELENGTH_FREQUENCIES + 1)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class ClassEmbedding(nn.Module):
@@ -78,6 +145,9 @@ class ClassEmbedding(nn.Module):
         """Patches (0, 0, p·p)."""
         device = self.projection.weight.device
         return torch.zeros(0, 0, self.positions, dtype=torch.int64, device=device)
+
+
+Embedding = PatchEmbedding | SpectralEmbedding | ClassEmbedding
 
 
 class PositionTable(nn.Module):

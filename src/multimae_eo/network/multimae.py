@@ -14,12 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from multimae_eo.errors import ConfigError, ContractError, did_you_mean
-from multimae_eo.modality import PROJECTION_WIDTH, ModalitySet, Task, validate_tasks
+from multimae_eo.modality import (
+    PROJECTION_WIDTH,
+    Modality,
+    ModalitySet,
+    Task,
+    validate_tasks,
+)
 from multimae_eo.network.config import ModelConfig, RuntimePolicy
 from multimae_eo.network.date_codes import date_codes
 from multimae_eo.network.decoder import Decoder
 from multimae_eo.network.decoder_group import decode_together, groups
-from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, PositionTable
+from multimae_eo.network.embedding import (
+    ClassEmbedding,
+    Embedding,
+    PatchEmbedding,
+    PositionTable,
+    SpectralEmbedding,
+    SpectralWeights,
+    has_wavelengths,
+)
 from multimae_eo.network.encoder import Encoder, initialise
 from multimae_eo.network.features import Features
 from multimae_eo.network.masking import all_visible
@@ -93,8 +107,18 @@ class MultiMAE(Pretrained):
         width = config.encoder.width
         self.embeddings = nn.ModuleDict()
         for name, modality in modalities.items():
-            kind = ClassEmbedding if modality.categorical else PatchEmbedding
-            self.embeddings[name] = kind(modality, config.inputs[name], width)
+            self.embeddings[name] = self._make_embedding(name, modality)
+        # By the side of a patch: modalities of one size share the function of wavelength.
+        self.spectral = nn.ModuleDict(
+            {
+                str(side): SpectralWeights(side, width)
+                for side in sorted(
+                    config.inputs[name].patch
+                    for name, embedding in self.embeddings.items()
+                    if isinstance(embedding, SpectralEmbedding)
+                )
+            }
+        )
         self.modality = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(width) * 0.02) for name in modalities}
             if config.modality_embeddings
@@ -123,6 +147,23 @@ class MultiMAE(Pretrained):
             if decoder.interpolation is not None:
                 self._start_at_interpolation(name, decoder)
         self.set_runtime(runtime or RuntimePolicy())
+
+    def _make_embedding(self, name: str, modality: Modality) -> nn.Module:
+        config = self.config.inputs[name]
+        if modality.categorical:
+            return ClassEmbedding(modality, config, self.config.encoder.width)
+        if self.config.spectral and has_wavelengths(modality):
+            return SpectralEmbedding(modality, config)
+        return PatchEmbedding(modality, config, self.config.encoder.width)
+
+    def embed(self, name: str, patches: Tensor) -> Tensor:
+        """Embed normalised patches (n, P) of a modality, without position: (n, D)."""
+        embedding = self.embeddings[name]
+        if isinstance(embedding, SpectralEmbedding):
+            vectors = embedding(patches, self.spectral[str(self.config.inputs[name].patch)])
+        else:
+            vectors = embedding(patches)
+        return cast(Tensor, vectors)
 
     def set_runtime(self, policy: RuntimePolicy) -> None:
         """Compute by ``policy`` from now on; weights, their names and outputs stay.
@@ -335,12 +376,12 @@ class MultiMAE(Pretrained):
             row, token = seen[:, part].nonzero(as_tuple=True)
             targets.append(slot[:, part][row, token])
             row, token = (i.to(device, non_blocking=True) for i in (row, token))
-            embed = cast(PatchEmbedding | ClassEmbedding, self.embeddings[name])
+            embed = cast(Embedding, self.embeddings[name])
             # Where the batch lacks a modality its weights get a gradient, too, of zero: processes
             # that sum theirs must all have one.
             values = patches.values[name] if name in patches.values else embed.no_patches()
             position = self.positions(layout.grids[name], embed.interpolation)
-            vector = embed(values[row, token])
+            vector = self.embed(name, values[row, token])
             if name in codes:
                 date = token // len(position)
                 vector = vector + codes[name][row, date]

@@ -78,6 +78,7 @@ def model_config(
         global_tokens=recipe.global_tokens,
         position_grid=recipe.position_grid,
         modality_embeddings=recipe.modality_embeddings,
+        spectral=recipe.spectral,
     )
 
 

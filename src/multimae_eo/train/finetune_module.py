@@ -24,7 +24,7 @@ from multimae_eo.train.supervised import SupervisedLoss, changes, draw_mixing
 from multimae_eo.train.test_time import reconstruction_loss
 from multimae_eo.train.validation_score import ValidationScore
 
-_INPUTS = ("embeddings", "modality", "global_tokens")
+_INPUTS = ("embeddings", "spectral", "modality", "global_tokens")
 _MASKS = 3
 """Separates the random numbers of masks from those of what is dropped."""
 

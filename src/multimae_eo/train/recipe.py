@@ -57,6 +57,7 @@ class EncoderRecipe:
         global_tokens: Learned tokens that see all others.
         position_grid: Side of the table of positions.
         modality_embeddings: Add a learned vector per modality to the encoder's inputs.
+        spectral: Project optical bands by a function of their wavelength, for sensors never seen.
     """
 
     encoder: str | EncoderConfig = "base"
@@ -65,6 +66,7 @@ class EncoderRecipe:
     global_tokens: int = 1
     position_grid: int = 28
     modality_embeddings: bool = False
+    spectral: bool = False
 
 
 @dataclass(kw_only=True)
