@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -33,14 +34,19 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no ch
 
 @pytest.fixture(scope="module")
 def address(made, model, scene) -> Iterator[str]:
-    import uvicorn
-
     from multimae_eo.demo.server import create_app
     from multimae_eo.demo.services import DemoData
 
+    with served(create_app(model, DemoData(scene=scene, runs=made.folder / "run"))) as found:
+        yield found
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    import uvicorn
+
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    app = create_app(model, DemoData(scene=scene, runs=made.folder / "run"))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -63,14 +69,14 @@ def opened(browser, address):
     complaints: list[str] = []
     contexts = []
 
-    def open_page(panel: str = "reconstruct", **options: Any) -> Any:
+    def open_page(panel: str = "reconstruct", *, at: str = address, **options: Any) -> Any:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20000)
         page.on("pageerror", lambda e: complaints.append(str(e)))
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(f"{address}#{panel}")
+        page.goto(f"{at}#{panel}")
         return page
 
     yield open_page
@@ -215,6 +221,25 @@ def test_the_map_swipes_measures_and_gives_its_file(opened, tmp_path):
     assert (tmp_path / "map.tif").read_bytes()[:2] in (b"II", b"MM")
     answered(page, lambda: page.click("#open-location"))
     assert page.locator("#panel-reconstruct").is_visible()
+
+
+@pytest.mark.slow
+def test_a_maps_areas_are_told_with_their_intervals(opened, made, model, scene, tmp_path):
+    from multimae_eo import assess
+    from multimae_eo.demo.server import create_app
+    from multimae_eo.demo.services import DemoData
+
+    path = made.folder / "world/scene/landcover.tif"
+    assess(path, reference=path, out=tmp_path)
+    app = create_app(model, DemoData(scene=scene, map=path, accuracy=tmp_path / "accuracy.json"))
+    with served(app) as address:
+        page = opened("map", at=address)
+        page.wait_for_selector("#overlay-accuracy table")
+        text = page.locator("#overlay-accuracy").inner_text()
+        assert "100 % (100 % – 100 %)" in text
+        assert "producer’s" in text
+        page.select_option("#overlay", index=1)
+        until(lambda: not page.locator("#overlay-accuracy table").count())
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ class Demo:
         data: instead of a scene: SOURCE
         predictor: folder of a fine-tuned model
         map: a raster to show over the scene
+        accuracy: accuracy and areas of --map: accuracy.json of assess, or record.json of map
         runs: a run folder, or a folder of them
         host: address to listen on; 0.0.0.0 are all of this machine's
         allow_host: a name by which browsers reach the page, beside the address; repeatable
@@ -89,6 +90,7 @@ class Demo:
     data: str | None = None
     predictor: str | None = None
     map: str | None = None
+    accuracy: str | None = None
     runs: str | None = None
     host: str = "127.0.0.1"
     allow_host: tuple[str, ...] | None = argument(default=None, aliases=("--allow-host",))
@@ -166,6 +168,7 @@ class Demo:
             runs=None if self.runs is None else Path(self.runs),
             predictor=None if predictor is None else Predictor.from_pretrained(predictor),
             map=None if self.map is None else Path(self.map),
+            accuracy=None if self.accuracy is None else Path(self.accuracy),
             device=resolve_device(self.device),
             precision=self.precision,
         )

@@ -14,6 +14,7 @@ import numpy as np
 
 from multimae_eo.demo.drawing import Palette, class_entries, in_palette, png, ramp_of
 from multimae_eo.demo.jobs import BackgroundJob
+from multimae_eo.demo.map_accuracy import read_accuracy
 from multimae_eo.demo.map_layers import (
     FileLayer,
     Frame,
@@ -41,19 +42,24 @@ _TILES = 1024
 
 @dataclass
 class _Overlay:
-    """A map over the scene, made by ``job`` on the first request; its result is a FileLayer."""
+    """A map over the scene, made by ``job`` on the first request; its result is a FileLayer.
+
+    ``accuracy``: see ``read_accuracy``.
+    """
 
     title: str
     description: str
     job: BackgroundJob
+    accuracy: dict[str, Any] | None = None
 
 
 class MapService:
     """Layers ``s0`` … of the scene, overlays ``o0`` … of the model; tiles are cached.
 
     ``folder``: where maps are written. ``predictor``: a fine-tuned model whose map is an overlay;
-    ``map``: a raster that is one. Without either, and beside them, every modality the model
-    predicts is one, made from the scene's other modalities.
+    ``map``: a raster that is one, and ``accuracy`` its record of ``assess`` or ``map``. Without
+    either, and beside them, every modality the model predicts is one, made from the scene's other
+    modalities.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class MapService:
         *,
         predictor: Predictor | None = None,
         map: Path | None = None,
+        accuracy: Path | None = None,
         options: SceneOptions | None = None,
     ) -> None:
         self._options = options or SceneOptions()
@@ -75,7 +82,8 @@ class MapService:
         if map is not None:
             layer = FileLayer(map)
             ready = BackgroundJob(lambda _: layer)
-            overlays.append(_Overlay(map.stem, "the map given by --map", ready))
+            found = None if accuracy is None else read_accuracy(accuracy)
+            overlays.append(_Overlay(map.stem, "the map given by --map", ready, found))
         if predictor is not None:
             job = BackgroundJob(partial(self._predict, predictor.eval()))
             overlays.append(_Overlay("prediction", "by the fine-tuned model", job))
@@ -93,7 +101,13 @@ class MapService:
             for m in (layer.modality,)
         ]
         overlays = [
-            {"id": k, "title": o.title, "description": o.description, "job": o.job.status()}
+            {
+                "id": k,
+                "title": o.title,
+                "description": o.description,
+                "job": o.job.status(),
+                "accuracy": o.accuracy,
+            }
             for k, o in self.overlays.items()
         ]
         first = next(iter(self.layers.values()))

@@ -29,7 +29,7 @@ class DemoData:
     """The data that the demo shows.
 
     ``scene`` or ``source``; ``runs``: a folder of training runs; ``predictor``: a fine-tuned model;
-    ``map``: an existing raster of the scene.
+    ``map``: an existing raster of the scene, and ``accuracy`` its record of ``assess`` or ``map``.
     """
 
     scene: Scene | None = None
@@ -37,6 +37,7 @@ class DemoData:
     runs: Path | None = None
     predictor: Predictor | None = None
     map: Path | None = None
+    accuracy: Path | None = None
     device: str = "cpu"
     precision: Precision = "auto"
 
@@ -45,6 +46,8 @@ class DemoData:
             raise ConfigError("demo: give either --scene or --data")
         if self.scene is None and (self.predictor is not None or self.map is not None):
             raise ConfigError("demo: a --predictor or --map is shown on a scene; give --scene")
+        if self.accuracy is not None and self.map is None:
+            raise ConfigError("demo: --accuracy is that of a map; give --map")
 
 
 @dataclass
@@ -93,7 +96,13 @@ def make_services(
     if data.scene is not None:
         name, locations = data.scene.name, SceneLocations(data.scene, model)
         maps = MapService(
-            model, data.scene, folder, predictor=data.predictor, map=data.map, options=options
+            model,
+            data.scene,
+            folder,
+            predictor=data.predictor,
+            map=data.map,
+            accuracy=data.accuracy,
+            options=options,
         )
     else:
         assert data.source is not None

@@ -18,6 +18,9 @@ from multimae_eo.scenes.tiling import Tiling
 Array = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
+_ROWS_AT_ONCE = 32
+"""Rows that are passed on together: copies of them are made for each raster."""
+
 
 @dataclass(frozen=True)
 class BlendedRows:
@@ -64,6 +67,7 @@ class WindowBlender:
         self.base = tiles[0].floor
         self.height = max(t.bounds.height for t in tiles)
         self.width = tiling.shape[1]
+        self.step = -(-_ROWS_AT_ONCE // tiling.unit) * tiling.unit
         self.observed = np.zeros((self.height, self.width), dtype=bool)
         self.sums: dict[str, Array] = {}
         self.weights = {r: blend_weights(tiling.chip // r) for r in set(ratios.values())}
@@ -99,18 +103,21 @@ class WindowBlender:
             if self.base < first:  # rows of the block above, which has all of them
                 count = min(count, first - self.base)
             else:
-                self.emit(self._rows(count))
+                for start in range(0, count, self.step):
+                    self.emit(self._rows(start, min(start + self.step, count)))
             for array in (self.observed, *self.totals.values(), *self.sums.values()):
                 _shift(array, count * array.shape[-2] // self.height)
             self.base += count
 
-    def _rows(self, count: int) -> BlendedRows:
+    def _rows(self, start: int, end: int) -> BlendedRows:
+        """Finished rows, counted from ``base``."""
         values = {}
         for name, total in self.sums.items():
-            n = count // self.ratios[name]
-            share = np.maximum(self.totals[self.ratios[name]][:n], np.float32(1e-30))
-            values[name] = np.divide(total[:, :n], share, dtype=np.float32)
-        return BlendedRows(self.base, values, self.observed[:count].copy())
+            ratio = self.ratios[name]
+            rows = slice(start // ratio, end // ratio)
+            share = np.maximum(self.totals[ratio][rows], np.float32(1e-30))
+            values[name] = np.divide(total[:, rows], share, dtype=np.float32)
+        return BlendedRows(self.base + start, values, self.observed[start:end].copy())
 
 
 def _coarser(at: tuple[slice, slice], ratio: int) -> tuple[slice, slice]:

@@ -18,8 +18,8 @@ from multimae_eo.sources.yaml_section import load_yaml
 
 INPUT_OPTIONS = (
     "source", "data", "scene", "model", "init", "recipe", "checkpoint", "statistics", "root",
-    "embeddings", "map", "predictor", "runs", "path", "reference", "other", "labels", "before",
-    "after",
+    "embeddings", "map", "accuracy", "predictor", "runs", "path", "reference", "other", "labels",
+    "before", "after",
 )  # fmt: skip
 """Options of subcommands that name what is read."""
 RUN_RECIPE = "recipe.yaml"

@@ -32,6 +32,7 @@ async function chooseOverlay(id) {
   overlay = null;
   $("overlay-tools").hidden = true;
   $("overlay-state").replaceChildren();
+  $("overlay-accuracy").replaceChildren();
   if (!id) return arrange();
   const chosen = map.overlays.find((o) => o.id === id);
   const bar = el("progress", { max: 1, value: 0 });
@@ -49,8 +50,24 @@ async function chooseOverlay(id) {
   $("overlay-tools").hidden = false;
   $("download").href = `/api/layers/${id}/map.tif`;
   legend(id, $("overlay-legend"));
+  $("overlay-accuracy").replaceChildren(...(chosen.accuracy ? accuracyTable(chosen.accuracy) : []));
   arrange();
   if (rectangle) area(rectangle);
+}
+
+/** The estimated areas and accuracies of a map, each with its 95 % interval. */
+function accuracyTable({ overall, by, classes }) {
+  const between = (e, text) => (e.value === null ? "–" : `${text(e.value)} (${text(e.low)} – ${text(e.high)})`);
+  const facts = (c) => [
+    ["area", between(c.area_ha, hectares)], ["mapped", hectares(c.mapped_ha)],
+    ["user’s", between(c.users, percent)], ["producer’s", between(c.producers, percent)],
+  ];
+  return [
+    el("p", {}, el("b", {}, "Accuracy"), ` ${between(overall, percent)}`),
+    el("p", { className: "dim" }, `${by}; in brackets 95 % intervals`),
+    ...classes.flatMap((c) => [el("p", {}, el("b", {}, c.name)), el("table", {}, el("tbody", {},
+      ...facts(c).map(([name, text]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, text)))))]),
+  ];
 }
 
 async function area(bounds) {
