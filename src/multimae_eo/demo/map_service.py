@@ -82,8 +82,8 @@ class MapService:
         if map is not None:
             layer = FileLayer(map)
             ready = BackgroundJob(lambda _: layer)
-            found = None if accuracy is None else read_accuracy(accuracy)
-            overlays.append(_Overlay(map.stem, "the map given by --map", ready, found))
+            estimates = None if accuracy is None else read_accuracy(accuracy)
+            overlays.append(_Overlay(map.stem, "the map given by --map", ready, estimates))
         if predictor is not None:
             job = BackgroundJob(partial(self._predict, predictor.eval()))
             overlays.append(_Overlay("prediction", "by the fine-tuned model", job))
