@@ -27,6 +27,7 @@ from multimae_eo.scenes.geoparquet import EmbeddingWriter
 from multimae_eo.scenes.job import SceneJob, SceneOptions
 from multimae_eo.scenes.scene_inputs import check_scene, require_inputs, scene_tiling
 from multimae_eo.scenes.sharing import finish
+from multimae_eo.scenes.threads import until_none
 from multimae_eo.scenes.window_model import NetworkWindows, host_array
 from multimae_eo.sources.base import Source
 from multimae_eo.sources.raster.warped import bounded_cache
@@ -91,7 +92,7 @@ def embed_blocks(
     before = 0
 
     def vectors(block: tuple[int, int]) -> Iterator[tuple[object, npt.NDArray[np.float32]]]:
-        for batch in iter(lambda: next(predicted), None):
+        for batch in until_none(predicted):
             for item in batch:
                 if item.window.window.row < block[0]:
                     continue  # it reaches into this block from the one above

@@ -31,7 +31,7 @@ from multimae_eo.scenes.output_layers import OutputLayer
 from multimae_eo.scenes.quick_look import quick_look
 from multimae_eo.scenes.raster_output import tagged, write_raster
 from multimae_eo.scenes.sharing import BlockWork, by_dask, by_processes, finish
-from multimae_eo.scenes.threads import OperationThreads, WriteQueue, prefetch
+from multimae_eo.scenes.threads import OperationThreads, WriteQueue, prefetch, until_none
 from multimae_eo.scenes.tiling import Tiling
 from multimae_eo.scenes.window_model import WindowModel, WindowPredictions
 from multimae_eo.scenes.window_reader import SceneWindow, read_windows
@@ -184,7 +184,7 @@ def run_blocks(
                 report = None if progress is None else partial(_add_rows, progress, before)
                 rows = _BlockRows(job, blocks, number, report)
                 unfinished.append(rows)
-                for batch in iter(lambda: next(predicted), None):
+                for batch in until_none(predicted):
                     queue.submit(rows.add, batch)
                 queue.submit(rows.finish)
                 queue.submit(unfinished.remove, rows)
@@ -275,7 +275,7 @@ def predict_windows(
 
     def batches() -> Iterator[list[SceneWindow] | None]:
         for _ in blocks:
-            of_block = iter(lambda: next(windows), None)
+            of_block = until_none(windows)
             yield from iter(lambda: list(islice(of_block, size)), [])  # noqa: B023
             yield None
 

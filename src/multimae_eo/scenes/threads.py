@@ -52,6 +52,15 @@ def prefetch(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def until_none(items: Iterator[A | None]) -> Iterator[A]:
+    """The items before the next None, which is taken; RuntimeError where none comes."""
+    for item in items:
+        if item is None:
+            return
+        yield item
+    raise RuntimeError("items ended without the None that marks their end")
+
+
 class OperationThreads:
     """How many threads share an operation of torch, which is a setting of the process.
 
