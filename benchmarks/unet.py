@@ -206,17 +206,16 @@ def compare(source: Source, names: list[str], options: Any) -> None:
         if (trial := read_trial(path)).method == FINETUNING and trial.inputs == ",".join(names)
     ]
     kept = TrialFiles(options.study / "unet")
-    labels = [source.read(int(i), names).label for i in source.split("train")]
-    strata = Strata.of([x for x in labels if x is not None], len(source.class_names))
+    labels = {int(i): source.read(int(i), names).label for i in source.split("train")}
+    labelled = np.array([i for i, label in labels.items() if label is not None])
+    strata = Strata.of([x for x in labels.values() if x is not None], len(source.class_names))
     for percent in options.fractions:
         trials: list[Trial] = []
         for seed in range(options.seeds):
             cell = (",".join(names), "U-Net", f"{percent:g}", str(seed))
             known = kept.get(*cell)
             if known is None:
-                chips = source.split("train")[
-                    label_fractions(strata, [percent], seed=seed)[percent]
-                ]
+                chips = labelled[label_fractions(strata, [percent], seed=seed)[percent]]
                 found, cost = train(source, names, options, seed, chips)
                 known = Trial(
                     inputs=",".join(names), features="U-Net", method="U-Net", percent=percent,

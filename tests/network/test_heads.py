@@ -18,7 +18,7 @@ from multimae_eo.network.config import POOLS, EncoderConfig, HeadConfig, InputCo
 from multimae_eo.network.heads import ChipHead, build_head
 from multimae_eo.network.target import Target, TargetScan
 from multimae_eo.sample import collate
-from multimae_eo.statistics import Statistics
+from tests.support.made_statistics import measured
 
 MAP = Target(kind="map", classes=("a", "b", "c"), counts=(1.0, 1.0, 1.0), total=3.0)
 CLASS = Target(kind="class", classes=("a", "b", "c"), counts=(1.0, 1.0, 1.0), total=3.0)
@@ -214,22 +214,6 @@ def test_each_kind_of_folder_says_what_it_is(make_model, tmp_path):
 
 
 # inputs -------------------------------------------------------------------------------------
-
-
-def measured(modalities: ModalitySet) -> Statistics:
-    """Statistics of made-up chips."""
-    from multimae_eo.sample import Calibration, Sample
-
-    found = Statistics(modalities)
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        pixels = {
-            n: rng.integers(1, 4000, (m.channels, 8, 8)).astype(np.uint16)
-            for n, m in modalities.items()
-        }
-        how = {n: Calibration(level=m.levels[0] if m.levels else "") for n, m in modalities.items()}
-        found.update(Sample(key=str(seed), pixels=pixels, calibration=how))
-    return found
 
 
 def by_band(model: MultiMAE, name: str) -> torch.Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,29 +17,16 @@ from multimae_eo.network.adapt import adapt
 from multimae_eo.network.config import InputConfig, ModelConfig
 from multimae_eo.network.embedding import SpectralEmbedding
 from multimae_eo.network.multimae import MultiMAE
-from multimae_eo.sample import Calibration, Sample, collate
-from multimae_eo.statistics import Statistics
+from multimae_eo.sample import collate
 from multimae_eo.train.finetune_module import freeze
 from multimae_eo.train.optim import build_adamw
 from multimae_eo.train.recipe import OptimRecipe
+from tests.support.made_statistics import measured
 
 
 @pytest.fixture
 def model(make_model: Callable[..., MultiMAE]) -> MultiMAE:
     return make_model(spectral=True).eval()
-
-
-def measured(modalities: ModalitySet) -> Statistics:
-    found = Statistics(modalities)
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        pixels = {
-            n: rng.integers(1, 4000, (m.channels, 16, 16)).astype(np.uint16)
-            for n, m in modalities.items()
-        }
-        how = {n: Calibration(level=m.levels[0] if m.levels else "") for n, m in modalities.items()}
-        found.update(Sample(key=str(seed), pixels=pixels, calibration=how))
-    return found
 
 
 def sensor(name: str, *bands: str) -> Modality:
@@ -79,13 +65,10 @@ def test_the_order_of_bands_has_no_effect(model):
 
 
 def test_bands_between_known_ones_have_weights_between_theirs(model):
-    """A smooth function: a band of 0.62 µm is nearer to red (0.665) than to blue (0.49)."""
+    """A smooth function: a band of 0.64 µm is nearer to red (0.665) than to blue (0.49)."""
     red, blue, between = (
-        torch.cat([model.spectral["4"](code[None]).flatten() for code in codes])
-        for codes in (
-            wavelength_codes(0.665), wavelength_codes(0.490), wavelength_codes(0.640),
-        )
-    )  # fmt: skip
+        model.spectral["4"](wavelength_codes(micrometres)) for micrometres in (0.665, 0.490, 0.640)
+    )
     assert (between - red).norm() < (between - blue).norm()
     assert (between - red).norm() > 0
 
@@ -108,9 +91,7 @@ def test_new_bands_beside_known_ones_and_other_patches(model):
             assert torch.equal(state[name], value), name
 
 
-def test_all_of_it_learns_is_decayed_and_frozen_with_the_inputs(
-    model, make_sample, modalities, tmp_path
-):
+def test_all_of_it_learns_is_decayed_and_frozen_with_the_inputs(model, make_sample, modalities):
     batch = collate([make_sample(i) for i in range(3)], modalities)
     model.train().encode(batch).pooled.square().sum().backward()
     parts = dict(model.spectral.named_parameters())

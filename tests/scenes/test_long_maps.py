@@ -29,6 +29,7 @@ from multimae_eo.sources.scene.scene import Scene
 
 rasterio = pytest.importorskip("rasterio")
 
+from tests.support.killed_map import KILLED_AFTER_ONE_BLOCK  # noqa: E402
 from tests.support.scene_files import CRS, Fake, grid, optical_scene  # noqa: E402
 
 
@@ -219,19 +220,6 @@ def arguments(model: Path, scene: Path, out: Path, *more: str) -> list[str]:
 
 def maps(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.is_file()}
-
-
-KILLED_AFTER_ONE_BLOCK = """
-import os, signal, sys
-from multimae_eo.scenes import engine
-finish = engine._BlockRows.finish
-def dying(rows):
-    finish(rows)
-    os.kill(os.getpid(), signal.SIGKILL)
-engine._BlockRows.finish = dying
-from multimae_eo.cli import main
-main(sys.argv[1:])
-"""
 
 
 @pytest.mark.slow

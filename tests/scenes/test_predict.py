@@ -26,6 +26,7 @@ from multimae_eo.sources.scene.scene import Scene
 
 rasterio = pytest.importorskip("rasterio")
 
+from tests.support.killed_map import KILLED_AFTER_ONE_BLOCK  # noqa: E402
 from tests.support.scene_files import Fake, optical_scene  # noqa: E402
 
 MAP = Target(kind="map", classes=("forest", "grass", "water"))
@@ -274,18 +275,6 @@ def test_mistakes_are_told(refused, folder, make_model, tmp_path):
 
 
 # Killed, shared, and shared by machines -------------------------------------------------------
-
-KILLED_AFTER_ONE_BLOCK = """
-import os, signal, sys
-from multimae_eo.scenes import engine
-finish = engine._BlockRows.finish
-def dying(rows):
-    finish(rows)
-    os.kill(os.getpid(), signal.SIGKILL)
-engine._BlockRows.finish = dying
-from multimae_eo.cli import main
-main(sys.argv[1:])
-"""
 
 
 @pytest.fixture

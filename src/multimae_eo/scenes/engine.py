@@ -181,8 +181,7 @@ def run_blocks(
             WriteQueue() as queue,
         ):
             for number, block in zip(numbers, ranges, strict=True):
-                report = None if progress is None else partial(_add_rows, progress, before)
-                rows = _BlockRows(job, blocks, number, report)
+                rows = _BlockRows(job, blocks, number, before, progress)
                 unfinished.append(rows)
                 for batch in until_none(predicted):
                     queue.submit(rows.add, batch)
@@ -195,14 +194,10 @@ def run_blocks(
         raise
 
 
-def _add_rows(progress: Callable[[int], None], before: int, rows: int) -> None:
-    progress(before + rows)
-
-
 class _BlockRows:
     """Blends the predicted windows of one block, and writes its rows as they become final.
 
-    ``progress`` is called with how many there are.
+    ``progress`` is called with how many there are, and ``before`` in the blocks before it.
     """
 
     def __init__(
@@ -210,10 +205,11 @@ class _BlockRows:
         job: SceneJob,
         blocks: Blocks,
         number: int,
+        before: int,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._block, self._height = job.tiling.blocks[number], job.tiling.grid.height
-        self._progress = progress
+        self._before, self._progress = before, progress
         self._writer = blocks.writer(number, job.layers, job.scene)
         ratios = {layer.field: layer.ratio for layer in job.layers}
         self._blender = WindowBlender(job.tiling, self._block, ratios, self._write)
@@ -236,7 +232,8 @@ class _BlockRows:
     def _write(self, rows: BlendedRows) -> None:
         self._writer.write(rows)
         if self._progress is not None:
-            self._progress(min(rows.top + len(rows.observed), self._height) - self._block[0])
+            bottom = min(rows.top + len(rows.observed), self._height)
+            self._progress(self._before + bottom - self._block[0])
 
 
 _operation_threads = OperationThreads()

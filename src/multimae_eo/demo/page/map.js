@@ -65,10 +65,12 @@ function accuracyTable({ overall, by, classes }) {
   return [
     el("p", {}, el("b", {}, "Accuracy"), ` ${between(overall, percent)}`),
     el("p", { className: "dim" }, `${by}; in brackets 95 % intervals`),
-    ...classes.flatMap((c) => [el("p", {}, el("b", {}, c.name)), el("table", {}, el("tbody", {},
-      ...facts(c).map(([name, text]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, text)))))]),
+    ...classes.flatMap((c) => [el("p", {}, el("b", {}, c.name)), tableOf(facts(c))]),
   ];
 }
+
+/** A table of rows, each a name and its values. */
+const tableOf = (rows) => el("table", {}, el("tbody", {}, ...rows.map(([name, ...values]) => el("tr", {}, el("th", { scope: "row" }, name), ...values.map((v) => el("td", {}, v))))));
 
 async function area(bounds) {
   rectangle = bounds;
@@ -94,7 +96,7 @@ function areaTable(title, statistics) {
   const rows = classes.length
     ? classes.map((c) => [c.name, hectares(c.hectares), percent(c.share)])
     : statistics.bands.map((b) => [b.name, `${formatNumber(b.mean)} ± ${formatNumber(b.std)}`, `${formatNumber(b.least)} … ${formatNumber(b.greatest)}`]);
-  return [head, el("table", {}, el("tbody", {}, ...rows.map((r) => el("tr", {}, el("th", { scope: "row" }, r[0]), ...r.slice(1).map((c) => el("td", {}, c))))))];
+  return [head, tableOf(rows)];
 }
 
 let pointing = 0;
