@@ -54,10 +54,17 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "group masking": (ROLES, "--masking.alpha=1.0"),
     "patch-normalised": ("--targets.patch_normalised=0.3",),
     "contrastive": ("--contrastive.weight=0.3",),
+    "strong contrastive": (
+        "--contrastive.weight=1.0",
+        "--contrastive.rot90=true",
+        "--contrastive.brightness_jitter=0.2",
+    ),
     "random projections": ("--targets.random_projection=0.1",),
     "band dropout": ("--masking.band_dropout=0.2",),
 }
-TOGETHER = tuple(option for options in CHANGES.values() for option in options)
+TOGETHER = tuple(
+    option for row, options in CHANGES.items() if row != "contrastive" for option in options
+)
 ROWS = {**CHANGES, "all together": TOGETHER, "half decoded": ("--masking.decoded=0.5",)}
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 INPUT_SETS = {"all": None, "rgb": ["rgb"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ import torch
 
 from multimae_eo.errors import OutputError
 from multimae_eo.files import LOCK
-from multimae_eo.scenes.blend import BlendedRows
+from multimae_eo.scenes.blend import BlendedRows, WindowBlender
 from multimae_eo.scenes.blocks import BlockWriter
 from multimae_eo.scenes.job import SceneOptions
 from multimae_eo.scenes.reconstruct import reconstruct_scene
@@ -193,6 +195,31 @@ def test_memory_does_not_grow_with_the_scenes_height(tmp_path):
     peak(100)  # what is imported and cached
     short = peak(1_000)
     assert peak(16_000) < short + 1_000_000, "float32 of the whole would be 4 MB"
+
+
+def test_the_rows_of_a_finished_block_are_freed_at_once(tall, tmp_path, monkeypatch):
+    """They are the most that a map holds; the collector may not run for many blocks."""
+    blenders: list[weakref.ref[WindowBlender]] = []
+    most, create = 0, WindowBlender.__init__
+
+    def created(self: WindowBlender, *arguments: Any) -> None:
+        nonlocal most
+        create(self, *arguments)
+        blenders.append(weakref.ref(self))
+        most = max(most, sum(ref() is not None for ref in blenders))
+
+    monkeypatch.setattr(WindowBlender, "__init__", created)
+    gc.disable()
+    try:
+        reconstruct_scene(
+            Fake(), Scene(tall), inputs=["rgb"], outputs=["elevation"], out=tmp_path / "out",
+            options=SceneOptions(batch_size=4),
+        )  # fmt: skip
+    finally:
+        gc.enable()
+    assert len(blenders) == 3
+    assert most <= 2, "one that is finished, and the next"
+    assert not [ref for ref in blenders if ref() is not None]
 
 
 # Resuming, processes --------------------------------------------------------------------------

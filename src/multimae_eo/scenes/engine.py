@@ -208,11 +208,18 @@ class _BlockRows:
         before: int,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self._block, self._height = job.tiling.blocks[number], job.tiling.grid.height
-        self._before, self._progress = before, progress
-        self._writer = blocks.writer(number, job.layers, job.scene)
+        block, height = job.tiling.blocks[number], job.tiling.grid.height
+        self._writer = writer = blocks.writer(number, job.layers, job.scene)
+
+        # Does not know this object: a cycle would keep the blender's rows until it is collected.
+        def emit(rows: BlendedRows) -> None:
+            writer.write(rows)
+            if progress is not None:
+                bottom = min(rows.top + len(rows.observed), height)
+                progress(before + bottom - block[0])
+
         ratios = {layer.field: layer.ratio for layer in job.layers}
-        self._blender = WindowBlender(job.tiling, self._block, ratios, self._write)
+        self._blender = WindowBlender(job.tiling, block, ratios, emit)
 
     def add(self, batch: Sequence[PredictedWindow]) -> None:
         """Blend windows, in the order of their rows."""
@@ -224,16 +231,11 @@ class _BlockRows:
         """Write what is left, and give the block its name."""
         self._blender.finish()
         self._writer.finish()
+        release_free_memory()  # it grows with every block otherwise: arenas of threads fragment
 
     def discard(self) -> None:
         """Leave nothing of the block."""
         self._writer.discard()
-
-    def _write(self, rows: BlendedRows) -> None:
-        self._writer.write(rows)
-        if self._progress is not None:
-            bottom = min(rows.top + len(rows.observed), self._height)
-            self._progress(self._before + bottom - self._block[0])
 
 
 _operation_threads = OperationThreads()
