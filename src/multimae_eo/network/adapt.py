@@ -7,17 +7,20 @@ has them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from multimae_eo.errors import ContractError
+from multimae_eo.errors import ConfigError, ContractError
 from multimae_eo.modality import Band, Modality, ModalitySet
 from multimae_eo.network.config import InputConfig
 from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, SpectralEmbedding
 from multimae_eo.network.multimae import MultiMAE
+from multimae_eo.network.patch_resampling import resampled_weight
 from multimae_eo.statistics import Statistics
 
 NEAR = 0.05
@@ -42,16 +45,20 @@ def adapt(
     measured: Callable[[ModalitySet], Statistics],
     *,
     decoders: bool = False,
+    patch: int | None = None,
 ) -> Adapted:
     """The encoder of ``model`` for ``inputs``: weights copied where they fit.
 
     ``decoders``: keep those of the inputs that mean the same in model and data; else none is kept.
+    ``patch``: another side of the patches of the finest input, in its pixels; those of the others
+    change by the same factor, and all projections are resampled.
 
     ``sizes``: side of a chip per input in its own pixels. ``measured``: statistics of the data for
     the inputs that the model does not know, or that mean something else in the data; the others
     keep those of pre-training.
 
-    Raises ContractError where patches do not divide an input's share of a chip.
+    Raises ContractError where patches do not divide an input's share of a chip, ConfigError where
+    ``patch`` is no whole number of pixels of every input, or decoders would have to change with it.
     """
     reused = [n for n in inputs if n in model.modalities and _same(model.modalities[n], inputs[n])]
     if model.statistics is None:
@@ -63,10 +70,12 @@ def adapt(
     }
     modalities = ModalitySet(sets.values())
     donors = {n: _donors(modality, model.modalities) for n, modality in modalities.items()}
-    config = replace(
-        model.config,
-        inputs={n: _input(model, modalities[n], donors[n], sizes) for n in modalities},
-    )
+    configs = {n: _input(model, modalities[n], donors[n], sizes) for n in modalities}
+    factor = Fraction(1) if patch is None else _patch_factor(configs, patch)
+    if factor != 1 and decoders:
+        raise ConfigError("decoders.keep: decoders predict patches of one size; leave patch out")
+    configs = {n: replace(c, patch=int(c.patch * factor)) for n, c in configs.items()}
+    config = replace(model.config, inputs=configs)
     statistics = _joined(modalities, reused, model.statistics, fresh)
     tasks = [t for t in model.tasks if decoders and t.modality in reused]
     encoder = MultiMAE(modalities, tasks, config, statistics)
@@ -77,9 +86,11 @@ def adapt(
         if k.startswith(("encoder.", "decoders.", "spectral.")) or k == "global_tokens"
     }
     encoder.load_state_dict(state, strict=False)
+    if factor != 1:
+        _resample_spectral(model, encoder, factor)
     notes = []
     for name, modality in modalities.items():
-        notes += _copy(model, encoder, modality, donors[name])
+        notes += _copy(model, encoder, modality, donors[name], factor)
     return Adapted(encoder, tuple(notes))
 
 
@@ -149,6 +160,19 @@ def _input(
     return replace(config, size=sizes[name], stride=stride)
 
 
+def _patch_factor(configs: Mapping[str, InputConfig], patch: int) -> Fraction:
+    """By which the patches of all inputs change; ConfigError unless they stay whole pixels."""
+    finest = max(configs, key=lambda name: configs[name].size)
+    side = configs[finest].token_pixels
+    least = math.lcm(*(side // math.gcd(side, c.patch) for c in configs.values()))
+    if patch < 1 or patch % least:
+        raise ConfigError(
+            f"patch: {patch} px of {finest}, which has patches of {side} px in the model, are not "
+            f"whole pixels of all inputs; choose a multiple of {least}"
+        )
+    return Fraction(patch, side)
+
+
 def _joined(
     modalities: ModalitySet,
     reused: list[str],
@@ -166,9 +190,16 @@ def _joined(
 
 @torch.no_grad()
 def _copy(
-    old: MultiMAE, new: MultiMAE, modality: Modality, donors: list[Donor | None]
+    old: MultiMAE,
+    new: MultiMAE,
+    modality: Modality,
+    donors: list[Donor | None],
+    factor: Fraction,
 ) -> list[str]:
-    """Copy a modality's embedding band by band; what was not simply taken over, in words."""
+    """Copy a modality's embedding band by band; what was not simply taken over, in words.
+
+    ``factor``: by which the sides of all patches changed.
+    """
     name, embedding = modality.name, new.embeddings[modality.name]
     chosen = [d for d in donors if d is not None]
     if chosen and name in new.modality:
@@ -178,7 +209,7 @@ def _copy(
         return _copy_classes(old, new, modality, bool(chosen))
     if isinstance(embedding, SpectralEmbedding):
         pixels = new.config.inputs[name].patch
-        if str(pixels) in old.spectral:
+        if str(pixels / factor) in old.spectral:
             return []
         return [f"{name}: new weights (patches of {pixels} px)"]
     assert isinstance(embedding, PatchEmbedding)
@@ -187,7 +218,8 @@ def _copy(
     fits = [
         o
         for o in origins
-        if old.config.inputs[o].patch == side and isinstance(old.embeddings[o], PatchEmbedding)
+        if old.config.inputs[o].patch * factor == side
+        and isinstance(old.embeddings[o], PatchEmbedding)
     ]
     weight, taken = _by_band(embedding, modality.channels), []
     biases: list[Tensor] = []
@@ -198,7 +230,7 @@ def _copy(
         assert isinstance(theirs, PatchEmbedding)
         # A token of several modalities' bands is as large as theirs: the mean of what they gave.
         source = _by_band(theirs, old.modalities[donor[0]].channels)
-        weight[:, i] = source[:, donor[1]] / len(fits)
+        weight[:, i] = resampled_weight(source[:, donor[1]], side) / len(fits)
         taken.append(i)
     for origin in fits:
         theirs = old.embeddings[origin]
@@ -237,5 +269,27 @@ def _copy_classes(old: MultiMAE, new: MultiMAE, modality: Modality, reused: bool
     for i, class_id in enumerate(modality.class_ids):
         if class_id in ids:
             mine.classes[i].copy_(theirs.classes[ids.index(class_id)])
-    mine.projection.load_state_dict(theirs.projection.state_dict())
+    side, shape = (
+        new.config.inputs[name].patch,
+        (len(mine.projection.weight), mine.classes.shape[1]),
+    )
+    weight = resampled_weight(theirs.projection.weight.reshape(*shape, -1), side)
+    mine.projection.weight.copy_(weight.flatten(1))
+    mine.projection.bias.copy_(theirs.projection.bias)
     return [f"{name}: new weights of classes {', '.join(lost)}"] if lost else []
+
+
+@torch.no_grad()
+def _resample_spectral(old: MultiMAE, new: MultiMAE, factor: Fraction) -> None:
+    """The functions of wavelength, for patches whose sides changed by ``factor``."""
+    for side, mine in new.spectral.items():
+        before = str(int(side) / factor)
+        if before not in old.spectral:
+            continue
+        state = old.spectral[before].state_dict()
+        for name in ("second.weight", "second.bias"):
+            # (p² · D, …): a weight for each pixel and each element of the vector.
+            by_pixel = state[name].unflatten(0, (-1, new.config.encoder.width))
+            state[name] = resampled_weight(by_pixel.movedim(0, -1), int(side)).movedim(-1, 0)
+            state[name] = state[name].flatten(0, 1)
+        mine.load_state_dict(state)

@@ -187,11 +187,15 @@ def _encoder(
         )
     if model is None and recipe.decoders.keep:
         raise ConfigError("decoders.keep: a new encoder has no decoders; give a --model")
+    if model is None and recipe.patch is not None:
+        raise ConfigError("patch: nothing is pre-trained; set model.patch, or give a --model")
     if model is None:
         full_chips = replace(recipe.data, chip=None)
         config = model_config(ModelRecipe(**vars(recipe.model)), full_chips, inputs, sizes)
         return MultiMAE(inputs, (), config, measured(inputs))
-    adapted = adapt(model, inputs, sizes, measured, decoders=recipe.decoders.keep)
+    adapted = adapt(
+        model, inputs, sizes, measured, decoders=recipe.decoders.keep, patch=recipe.patch
+    )
     if recipe.decoders.keep and not adapted.encoder.tasks:
         raise ConfigError(
             "decoders.keep: the model has no decoders of these inputs; leave it out, or choose "

@@ -132,6 +132,8 @@ class FinetuneRecipe(Recorded):
     Args:
         task: classification, segmentation or regression.
         inputs: Modalities that are used (default: all that data and model share).
+        patch: Side of a patch in pixels of the finest input, other than in pre-training; the
+            projections are resampled.
         freeze: none, encoder, or a number: the input projections and so many blocks.
         adapt: Small differences that learn in the encoder's stead.
         head_init: Weights of the head at the start: random, or those of a linear probe of the
@@ -148,6 +150,7 @@ class FinetuneRecipe(Recorded):
 
     task: TaskName = "classification"
     inputs: list[str] = field(default_factory=list)
+    patch: int | None = None
     freeze: Literal["none", "encoder"] | int = "none"
     adapt: AdaptRecipe = field(default_factory=AdaptRecipe)
     head_init: Literal["auto", "random", "linear-probe"] = "auto"
@@ -192,6 +195,7 @@ def parse_finetune(
             1 if recipe.augment.num_visible_tokens is None else recipe.augment.num_visible_tokens,
             1,
         ),
+        "patch": (1 if recipe.patch is None else recipe.patch, 1),
         "adapt.lora": (recipe.adapt.lora, 0),
         "decoders.weight": (recipe.decoders.weight, 0),
         "run.patience": (recipe.run.patience, 0),
