@@ -123,6 +123,7 @@ def test_finer_patches_on_the_command_line(
     )  # fmt: skip
     code, _, err = run(*command, "--out", str(out), "--patch", "4")
     assert code == 0, err
+    assert "patches of 4 px: projections of pre-training are resampled" in err
     predictor = Predictor.from_pretrained(out / "model")
     assert {c.patch for c in predictor.encoder.config.inputs.values()} == {4}
     code, text, err = run("evaluate", "--model", str(out / "model"), "--data", store, "--json")

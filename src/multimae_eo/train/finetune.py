@@ -201,6 +201,8 @@ def _encoder(
             "decoders.keep: the model has no decoders of these inputs; leave it out, or choose "
             "others with --inputs"
         )
+    if recipe.patch is not None:
+        _report(f"patches of {recipe.patch} px: projections of pre-training are resampled")
     for note in adapted.notes:
         _report(note)
     if adapted.notes and (recipe.freeze != "none" or recipe.adapt.lora):
