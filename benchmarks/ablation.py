@@ -49,23 +49,30 @@ from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.recipe import Recipe, load_recipe
 
 ROLES = "--masking.roles={unused: 1, encoded: 1, decoded: 1, both: 1}"
+GROUPS = (ROLES, "--masking.alpha=1.0")
+CONTRASTIVE = (
+    "--contrastive.weight=1.0",
+    "--contrastive.rot90=true",
+    "--contrastive.brightness_jitter=0.2",
+)
 CHANGES: Mapping[str, tuple[str, ...]] = {
     "baseline": (),
-    "group masking": (ROLES, "--masking.alpha=1.0"),
+    "group masking": GROUPS,
     "patch-normalised": ("--targets.patch_normalised=0.3",),
     "contrastive": ("--contrastive.weight=0.3",),
-    "strong contrastive": (
-        "--contrastive.weight=1.0",
-        "--contrastive.rot90=true",
-        "--contrastive.brightness_jitter=0.2",
-    ),
+    "strong contrastive": CONTRASTIVE,
     "random projections": ("--targets.random_projection=0.1",),
     "band dropout": ("--masking.band_dropout=0.2",),
 }
 TOGETHER = tuple(
     option for row, options in CHANGES.items() if row != "contrastive" for option in options
 )
-ROWS = {**CHANGES, "all together": TOGETHER, "half decoded": ("--masking.decoded=0.5",)}
+ROWS = {
+    **CHANGES,
+    "group masking and strong contrastive": (*GROUPS, *CONTRASTIVE),
+    "all together": TOGETHER,
+    "half decoded": ("--masking.decoded=0.5",),
+}
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 INPUT_SETS = {"all": None, "rgb": ["rgb"]}
 
