@@ -48,8 +48,10 @@ from multimae_eo.train.modules import _VALIDATION, PretrainModule
 from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.recipe import Recipe, load_recipe
 
-ROLES = "--masking.roles={unused: 1, encoded: 1, decoded: 1, both: 1}"
-GROUPS = (ROLES, "--masking.alpha=1.0")
+GROUPS = (
+    "--masking.roles={unused: 1, encoded: 1, decoded: 1, both: 1}",
+    "--masking.alpha=1.0",
+)
 CONTRASTIVE = (
     "--contrastive.weight=1.0",
     "--contrastive.rot90=true",

@@ -83,11 +83,10 @@ def adapt(
     state = {
         k: v
         for k, v in model.state_dict().items()
-        if k.startswith(("encoder.", "decoders.", "spectral.")) or k == "global_tokens"
+        if k.startswith(("encoder.", "decoders.")) or k == "global_tokens"
     }
     encoder.load_state_dict(state, strict=False)
-    if factor != 1:
-        _resample_spectral(model, encoder, factor)
+    _copy_spectral(model, encoder, factor)
     notes = []
     for name, modality in modalities.items():
         notes += _copy(model, encoder, modality, donors[name], factor)
@@ -269,19 +268,16 @@ def _copy_classes(old: MultiMAE, new: MultiMAE, modality: Modality, reused: bool
     for i, class_id in enumerate(modality.class_ids):
         if class_id in ids:
             mine.classes[i].copy_(theirs.classes[ids.index(class_id)])
-    side, shape = (
-        new.config.inputs[name].patch,
-        (len(mine.projection.weight), mine.classes.shape[1]),
-    )
-    weight = resampled_weight(theirs.projection.weight.reshape(*shape, -1), side)
+    by_element = theirs.projection.weight.unflatten(1, (theirs.classes.shape[1], -1))
+    weight = resampled_weight(by_element, new.config.inputs[name].patch)
     mine.projection.weight.copy_(weight.flatten(1))
     mine.projection.bias.copy_(theirs.projection.bias)
     return [f"{name}: new weights of classes {', '.join(lost)}"] if lost else []
 
 
 @torch.no_grad()
-def _resample_spectral(old: MultiMAE, new: MultiMAE, factor: Fraction) -> None:
-    """The functions of wavelength, for patches whose sides changed by ``factor``."""
+def _copy_spectral(old: MultiMAE, new: MultiMAE, factor: Fraction) -> None:
+    """Copy the functions of wavelength; the sides of all patches changed by ``factor``."""
     for side, mine in new.spectral.items():
         before = str(int(side) / factor)
         if before not in old.spectral:

@@ -12,7 +12,7 @@ def resampled_weight(weight: Tensor, side: int) -> Tensor:
 
     The pseudo-inverse resampling of FlexiViT (Beyer et al. 2023, section 3.4) with averages of
     pixels: of all weights, those whose products with resampled patches are nearest to the products
-    of the given ones with the patches. A multiple of p gives the same products exactly; every side
+    of the given ones with the patches. A multiple of p gives the same products exactly; a divisor
     gives the same product for a patch of one value.
     """
     before = round(weight.shape[-1] ** 0.5)
