@@ -114,6 +114,7 @@ def test_reconstruction_equals_the_model(small, make_sample, modalities, tmp_pat
         pytest.param("onnx", "convnext", True, marks=pytest.mark.release),
         pytest.param("onnx", "upernet", True, marks=pytest.mark.slow),
         pytest.param("onnx", "dpt", True, marks=pytest.mark.release),
+        pytest.param("onnx", "unet", True, marks=pytest.mark.slow),
     ],
 )
 def test_prediction_equals_the_model(
@@ -249,6 +250,7 @@ def test_chips_of_any_size(small, make_sample, modalities, tmp_path, kind):
     [
         ("torch", "reconstruct", "linear"),
         ("torch", "predict", "convnext"),
+        ("onnx", "predict", "unet"),
         pytest.param("onnx", "predict", "linear", marks=pytest.mark.release),
         pytest.param("onnx", "reconstruct", "linear", marks=pytest.mark.release),
         pytest.param("onnx", "predict", "convnext", marks=pytest.mark.release),

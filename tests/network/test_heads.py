@@ -15,14 +15,14 @@ from multimae_eo.errors import CheckpointError, ConfigError, ContractError
 from multimae_eo.modality import ModalitySet, rename
 from multimae_eo.network.adapt import adapt
 from multimae_eo.network.config import POOLS, EncoderConfig, HeadConfig, InputConfig
-from multimae_eo.network.heads import ChipHead, build_head
+from multimae_eo.network.heads import ChipHead
 from multimae_eo.network.target import Target, TargetScan
 from multimae_eo.sample import collate
 from tests.support.made_statistics import measured
 
 MAP = Target(kind="map", classes=("a", "b", "c"), counts=(1.0, 1.0, 1.0), total=3.0)
 CLASS = Target(kind="class", classes=("a", "b", "c"), counts=(1.0, 1.0, 1.0), total=3.0)
-DENSE = ("linear", "convnext", "upernet", "dpt")
+DENSE = ("linear", "convnext", "upernet", "dpt", "unet")
 
 
 @pytest.fixture
@@ -176,11 +176,10 @@ def test_what_does_not_fit_is_refused(make_model):
         HeadConfig(width=0)
 
 
-def test_an_encoder_of_few_blocks_serves_all_levels():
+def test_an_encoder_of_few_blocks_serves_all_levels(make_model):
     for depth, blocks in ((1, (1, 1, 1, 1)), (2, (1, 1, 2, 2)), (12, (3, 6, 9, 12))):
-        config = HeadConfig(name="upernet", width=8)
-        head = build_head(config, width=8, depth=depth, outputs=2, dense=True)
-        assert head.blocks == blocks
+        model = make_model(encoder=EncoderConfig(width=32, depth=depth, heads=2))
+        assert Predictor(model, MAP, HeadConfig(name="upernet", width=8)).head.blocks == blocks
 
 
 # folder -------------------------------------------------------------------------------------

@@ -316,7 +316,7 @@ def test_chips_of_different_dates_are_not_mixed(model):
 
 
 @pytest.mark.parametrize("kind", ["mean", "attention", "change"])
-@pytest.mark.parametrize("name", ["linear", "convnext", "upernet", "dpt"])
+@pytest.mark.parametrize("name", ["linear", "convnext", "upernet", "dpt", "unet"])
 def test_heads_of_maps_read_series(model, name, kind):
     predictor = Predictor(model, MAP, HeadConfig(name=name, width=8, depth=1, dates=kind))
     out = predictor(batch_of(SOURCE.read(0), some_dates(1, 2)))

@@ -70,6 +70,7 @@ OPTIONS = {
         "--optim.learned_task_weights=true",
     ),
     "agreement": ("--agreement.weight=0.5",),
+    "windows": ("--data.windows=[8, 16, 32]", "--run.accumulate=2", "--data.batch_size=4"),
     "masking and targets": (
         "--masking.roles={unused: 1, encoded: 1, decoded: 1, both: 1}",
         "--masking.band_dropout=0.3",

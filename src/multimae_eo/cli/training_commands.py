@@ -68,7 +68,7 @@ class Finetune:
         data: SOURCE
         task: what the labels are
         inputs: modalities, m1,m2 (default: all)
-        head: prediction head: linear; for maps also convnext, upernet or dpt
+        head: prediction head: linear; for maps also convnext, upernet, dpt or unet
         recipe: a YAML file of the options below
         out: run folder
         device: auto, cpu, cuda, cuda:N or mps (default: the recipe's run.accelerator)
@@ -84,7 +84,7 @@ class Finetune:
     data: str
     task: Literal["classification", "segmentation", "regression"]
     inputs: str | None = None
-    head: Literal["linear", "convnext", "upernet", "dpt"] | None = None
+    head: Literal["linear", "convnext", "upernet", "dpt", "unet"] | None = None
     recipe: str | None = None
     out: str
     device: str | None = None

@@ -102,6 +102,7 @@ class TensorEncoder(nn.Module):
         grids = {n: self.model.config.inputs[n].grid(*size) for n, size in sizes.items()}
         layout = TokenLayout(grids)
         vectors, indices, seen = [], [], []
+        cut: dict[str, Tensor] = {}
         for name in self.inputs:
             if name not in images:
                 continue
@@ -109,6 +110,8 @@ class TensorEncoder(nn.Module):
                 name, self._ordered(name, images[name]), self.levels[name]
             )
             vectors.append(self._embedded(name, patches, grids[name]))
+            if not self.model.modalities[name].categorical:
+                cut[name] = patches
             part = layout.slices[name]
             indices.append(torch.arange(part.start, part.stop, device=patches.device))
             seen.append(observed)
@@ -133,6 +136,7 @@ class TensorEncoder(nn.Module):
             VisibleSlots(token, observed),
             layout,
             tuple(kept[n] for n in stages),
+            cut,
         )
 
     def sizes(

@@ -138,7 +138,7 @@ class ModalityRoles:
 SeriesMasking = Literal["random", "dates", "tubes", "mixed"]
 """What of a series is masked together, see ``masking.sample_states``."""
 
-HeadName = Literal["linear", "convnext", "upernet", "dpt"]
+HeadName = Literal["linear", "convnext", "upernet", "dpt", "unet"]
 
 
 PoolKind = Literal["mean", "mean-std", "all-layers-mean", "all-layers-mean-std", "global"]
@@ -176,7 +176,8 @@ class HeadConfig:
     """The head, which maps the encoder's tokens to predictions.
 
     Args:
-        name: linear; for maps also convnext, upernet or dpt.
+        name: linear; for maps also convnext, upernet, dpt, or unet, which reads the inputs' pixels
+            beside the tokens.
         pool: Pooling of the tokens of a chip: mean, mean-std, all-layers-mean,
             all-layers-mean-std or global.
         dates: Of series: mean of the dates, attention (learned weights), or change (first, last).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class Features:
     """The encoder's output for a batch.
 
     ``tokens``: (B, K, D), the visible patch tokens. ``global_tokens``: (B, G, D).
-    ``stages``: patch tokens (B, K, D) after the blocks that were asked for.
+    ``stages``: patch tokens (B, K, D) after the blocks that were asked for. ``patches``: what the
+    tokens were made of, normalised values (B, N, P) by modality, 0 where nothing was observed.
     """
 
     tokens: Tensor
@@ -26,6 +28,12 @@ class Features:
     slots: VisibleSlots
     layout: TokenLayout
     stages: tuple[Tensor, ...] = ()
+    patches: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def visible(self) -> Tensor:
+        """Which of all tokens the encoder saw: bool (B, L)."""
+        return self._shown(self.tokens)[:, :-1] > 0
 
     @property
     def pooled(self) -> Tensor:
@@ -110,9 +118,7 @@ class Features:
         a position is passed over there; tokens of a modality of one date are in both.
         """
         size, device = len(self.tokens), self.tokens.device
-        here = self.tokens.new_zeros(size, self.layout.count + 1)
-        token = self.slots.token
-        here = here.scatter(1, token, self.tokens.new_ones(token.shape))
+        here, token = self._shown(self.tokens), self.slots.token
         firsts, lasts = [], []
         for name, part in self.layout.slices.items():
             shown = here[:, part].reshape(size, self.layout.date_count(name), -1)
@@ -125,6 +131,11 @@ class Features:
             for parts in (firsts, lasts)
         )
         return first, last
+
+    def _shown(self, like: Tensor) -> Tensor:
+        """1 for each token that is visible, in ``like``'s dtype: (B, L + 1), padding last."""
+        here = like.new_zeros(like.shape[0], self.layout.count + 1)
+        return here.scatter(1, self.slots.token, like.new_ones(self.slots.token.shape))
 
     @property
     def seen(self) -> Tensor:

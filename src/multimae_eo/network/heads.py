@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimae_eo.errors import ConfigError
-from multimae_eo.network.config import POOLS_OF_ALL_LAYERS, POOLS_WITH_STD, HeadConfig
+from multimae_eo.modality import ModalitySet
+from multimae_eo.network.config import (
+    POOLS_OF_ALL_LAYERS,
+    POOLS_WITH_STD,
+    HeadConfig,
+    ModelConfig,
+)
 from multimae_eo.network.date_fusion import DateFusion
 from multimae_eo.network.features import Features
+from multimae_eo.network.unet_head import UnetHead
 
 _POOLED = (1, 2, 3, 6)
 _LEVELS = 4
@@ -207,21 +214,33 @@ class _Residual(nn.Module):
         return out
 
 
-Head = ChipHead | LinearHead | ConvNextHead | UperHead | DptHead
+Head = ChipHead | LinearHead | ConvNextHead | UperHead | DptHead | UnetHead
 
 
-def build_head(config: HeadConfig, *, width: int, depth: int, outputs: int, dense: bool) -> Head:
-    """The head of a config, on an encoder ``width`` wide with ``depth`` blocks.
+def build_head(
+    config: HeadConfig, model: ModelConfig, modalities: ModalitySet, *, outputs: int, dense: bool
+) -> Head:
+    """The head of a config, on the encoder of a ``model`` of ``modalities``.
 
     ``dense``: predict maps, not one vector per chip. Raises ConfigError as ``check_head``.
     """
     check_head(config, dense=dense)
+    width, depth = model.encoder.width, model.encoder.depth
     if not dense:
         return ChipHead(width, outputs, config, depth)
     if config.name == "linear":
         return LinearHead(width, outputs, config)
     if config.name == "convnext":
         return ConvNextHead(width, outputs, config)
+    if config.name == "unet":
+        return UnetHead(
+            width,
+            outputs,
+            config,
+            blocks=four_blocks(depth),
+            modalities=modalities,
+            inputs=model.inputs,
+        )
     kind = UperHead if config.name == "upernet" else DptHead
     return kind(width, outputs, config, depth)
 

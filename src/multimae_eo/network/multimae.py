@@ -433,6 +433,7 @@ class MultiMAE(Pretrained):
             slots,
             patches.layout,
             tuple(kept[n] for n in stages),
+            {n: v for n, v in patches.values.items() if not self.modalities[n].categorical},
         )
 
     def observed_rows(self, batch: Batch, inputs: Sequence[str] | None = None) -> Tensor:

@@ -50,7 +50,6 @@ class Predictor(Pretrained):
         runtime: RuntimePolicy | None = None,
     ) -> None:
         super().__init__()
-        shape = encoder.config.encoder
         if config.pool == "global" and not encoder.config.global_tokens and not target.dense:
             raise ConfigError("head.pool: the model has no global tokens; take 'mean'")
         self.encoder = encoder.without_decoders() if encoder.tasks and not decoders else encoder
@@ -58,8 +57,8 @@ class Predictor(Pretrained):
         self.config = config
         self.head = build_head(
             config,
-            width=shape.width,
-            depth=shape.depth,
+            encoder.config,
+            encoder.modalities,
             outputs=target.outputs,
             dense=target.dense,
         )

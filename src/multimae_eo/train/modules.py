@@ -18,6 +18,7 @@ from multimae_eo.network.multimae import MultiMAE, Reconstruction
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches
 from multimae_eo.sample import Batch
+from multimae_eo.train.chip_scale import ChipScale
 from multimae_eo.train.contrastive import ContrastiveLoss, masked_views
 from multimae_eo.train.objective import Losses, Objective
 from multimae_eo.train.optim import build_adamw, may_fuse, warmup_cosine
@@ -50,6 +51,13 @@ class PretrainModule(pl.LightningModule):
             if recipe.contrastive.weight
             else None
         )
+        self.chip_scale = (
+            ChipScale(
+                recipe.data.windows, model.modalities, model.config.inputs, seed=recipe.run.seed
+            )
+            if recipe.data.windows
+            else None
+        )
         self.steps, self.warmup, self.lr = steps, warmup, lr
         model.set_runtime(
             replace(
@@ -61,6 +69,8 @@ class PretrainModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss; TrainingError naming the batch's chips when it is not finite."""
+        if self.chip_scale is not None:
+            batch = self.chip_scale(batch, self.global_step)
         views = batch
         if self.agreement is not None:
             seed = self.recipe.run.seed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -80,6 +81,7 @@ def pretrain(
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
     config.validate(modalities)
+    _check_windows(recipe, sizes)
     record = recipe.to_plain() | ({} if init is None else init.record)
     claim_run(out, record, source, spec, defaults=Recipe().to_plain())
     kept, limit = out / "statistics.json", recipe.data.statistics_chips
@@ -89,9 +91,8 @@ def pretrain(
     if init is not None:
         start_from(model, init)
     run = recipe.run
-    batches = TrainBatches(
-        source, train, modalities, recipe.data, seed=run.seed, accumulate=run.accumulate
-    )
+    cut = replace(recipe.data, chip=max(recipe.data.windows, default=recipe.data.chip))
+    batches = TrainBatches(source, train, modalities, cut, seed=run.seed, accumulate=run.accumulate)
     validation = _validation(source, val, modalities, recipe)
     metrics = MetricsCsv(out / "metrics.csv")
     draw = _picture(source, val, modalities, recipe)
@@ -122,6 +123,12 @@ def pretrain(
         seconds=seconds,
         first_process=trainer.is_global_zero,
     )
+
+
+def _check_windows(recipe: Recipe, sizes: Mapping[str, int]) -> None:
+    largest, finest = max(recipe.data.windows, default=0), max(sizes.values())
+    if largest > finest:
+        raise ConfigError(f"data.windows: {largest} px is larger than the chips ({finest} px)")
 
 
 def _module(

@@ -197,6 +197,18 @@ class DataRecipe:
 
 
 @dataclass(kw_only=True)
+class PretrainData(DataRecipe):
+    """How chips are cut, resampled and batched.
+
+    Args:
+        windows: Sides in pixels of windows that are resampled to `chip`, one drawn per step, for
+            patches of several sizes on the ground (none: windows of `chip`).
+    """
+
+    windows: list[int] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
 class TrainingRecipe:
     """How long, how precisely, and what is recorded.
 
@@ -267,7 +279,7 @@ class Recipe(Recorded):
     targets: TargetsRecipe = field(default_factory=TargetsRecipe)
     contrastive: ContrastiveRecipe = field(default_factory=ContrastiveRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
-    data: DataRecipe = field(default_factory=DataRecipe)
+    data: PretrainData = field(default_factory=PretrainData)
     run: RunRecipe = field(default_factory=RunRecipe)
 
     def resolve(self, available: ModalitySet) -> tuple[ModalitySet, tuple[Task, ...]]:
@@ -410,6 +422,10 @@ def _check_values(recipe: Recipe, where: str) -> None:
         raise ConfigError(
             f"{where}: contrastive.temperature must be > 0, got {recipe.contrastive.temperature}"
         )
+    if recipe.data.windows and recipe.data.chip is None:
+        raise ConfigError(f"{where}: data.windows are resampled to data.chip: give one")
+    for window in recipe.data.windows:
+        check_least(where, {"data.windows": (window, 1)})
     if not 0 <= recipe.data.val_fraction < 1:
         raise ConfigError(
             f"{where}: data.val_fraction must be in [0, 1), got {recipe.data.val_fraction}"
