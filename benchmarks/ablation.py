@@ -38,6 +38,7 @@ from multimae_eo.metrics.intervals import (
     paired_interval,
 )
 from multimae_eo.model_folder.folder import load_model
+from multimae_eo.network.adapt import adapt
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.runtime import resolve_precision
 from multimae_eo.sample import Batch
@@ -74,9 +75,11 @@ ROWS = {
     "group masking and strong contrastive": (*GROUPS, *CONTRASTIVE),
     "all together": TOGETHER,
     "half decoded": ("--masking.decoded=0.5",),
+    "windows of two sizes": ("--data.windows=[56, 28]",),
 }
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
-INPUT_SETS = {"all": None, "rgb": ["rgb"]}
+FINER = "all, patches of half the side"
+INPUT_SETS = {"all": None, "rgb": ["rgb"], FINER: None}
 
 
 def recipe_of(row: str, seed: int, options: argparse.Namespace) -> Recipe:
@@ -174,12 +177,23 @@ def measured(model: MultiMAE, source: Source, options: argparse.Namespace) -> di
     labels = np.concatenate([b.labels.numpy() for b in batches if b.labels is not None])
     record: dict[str, Any] = {}
     for name, inputs in INPUT_SETS.items():
-        compute = encoder_features(model, inputs)
+        compute = encoder_features(finer(model) if name == FINER else model, inputs)
         features = np.concatenate([compute(batch) for batch in batches])
         record[name] = {
             str(n): outcomes(features, labels, splits, n, options.repeats) for n in options.labels
         }
     return record
+
+
+def finer(model: MultiMAE) -> MultiMAE:
+    """The model with patches of half the side, its projections resampled."""
+    side = max(c.token_pixels for c in model.config.inputs.values()) // 2
+    assert model.statistics is not None
+    statistics = model.statistics
+    adapted = adapt(
+        model, model.modalities, model.config.sizes, lambda modalities: statistics, patch=side
+    )
+    return adapted.encoder.eval()
 
 
 def run_one(row: str, seed: int, options: argparse.Namespace) -> Path:
@@ -284,7 +298,9 @@ def table(out: Path, split: str) -> str:
     """Markdown: a row per change, a column per input set and number of labels."""
     records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(out.glob("*.json"))]
     base = {r["seed"]: r for r in records if r["row"] == "baseline"}
-    columns = [(i, n) for i in INPUT_SETS for n in sorted(map(int, records[0]["outcomes"][i]))]
+    columns = [
+        (i, n) for i in records[0]["outcomes"] for n in sorted(map(int, records[0]["outcomes"][i]))
+    ]
     lines = [
         "| change | seeds | " + " | ".join(f"{i}, {n} labels" for i, n in columns) + " | seconds |",
         "|---" * (len(columns) + 3) + "|",

@@ -17,9 +17,11 @@ from multimae_eo.sample import Sample, collate
 
 
 def dropped_bands(patches, changed, name: str, bands: int) -> np.ndarray:
-    """Which bands of a modality are 0 in every patch, and were not before: bool (B, C)."""
-    zero = (changed.values[name] == 0).reshape(len(changed.values[name]), -1, bands, 16)
-    return zero.all(dim=3).all(dim=1).numpy()
+    """Which bands of a modality have other values than before where they are valid: (B, C)."""
+    other = changed.values[name] != patches.values[name]
+    if name in patches.valid:
+        other &= patches.valid[name]
+    return other.reshape(len(other), -1, bands, 16).any(dim=3).any(dim=1).numpy()
 
 
 def without(sample: Sample, bands: np.ndarray) -> Sample:

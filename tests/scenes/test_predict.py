@@ -16,7 +16,7 @@ import torch
 from multimae_eo.errors import ConfigError, OutputError
 from multimae_eo.files import LOCK
 from multimae_eo.geo import Window
-from multimae_eo.network.config import HeadConfig
+from multimae_eo.network.config import HeadConfig, HeadName
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
 from multimae_eo.sample import collate
@@ -35,10 +35,10 @@ VALUE = Target(kind="value", mean=40.0, std=3.0)
 
 
 @pytest.fixture
-def tuned(make_model) -> Callable[[Target], Predictor]:
-    def make(target: Target) -> Predictor:
+def tuned(make_model) -> Callable[..., Predictor]:
+    def make(target: Target, head: HeadName = "linear") -> Predictor:
         torch.manual_seed(1)
-        config = HeadConfig(name="linear", width=16)
+        config = HeadConfig(name=head, width=16)
         predictor = Predictor(make_model(), target, config).eval()
         for parameter in predictor.head.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
@@ -135,8 +135,9 @@ def test_a_large_map_is_a_valid_cog(tmp_path):
         require_cog(path)
 
 
-def test_one_window_is_what_the_model_says_of_the_chip(tuned, tmp_path):
-    scene, model = Scene(optical_scene(tmp_path, 16, 16)), tuned(MAP)
+@pytest.mark.parametrize("head", ["linear", "unet"])
+def test_one_window_is_what_the_model_says_of_the_chip(tuned, tmp_path, head):
+    scene, model = Scene(optical_scene(tmp_path, 16, 16)), tuned(MAP, head)
     predict_scene(model, scene, out=tmp_path / "map.tif", extras=["probabilities"])
     sample = scene.read(Window(row=0, col=0, height=16, width=16))
     expected = model.predictions(model.predict(collate([sample], scene.modalities)))[0]

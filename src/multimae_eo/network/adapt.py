@@ -8,7 +8,7 @@ has them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -19,6 +19,7 @@ from multimae_eo.errors import ConfigError, ContractError
 from multimae_eo.modality import Band, Modality, ModalitySet
 from multimae_eo.network.config import InputConfig
 from multimae_eo.network.embedding import ClassEmbedding, PatchEmbedding, SpectralEmbedding
+from multimae_eo.network.missing_bands import bands_agree
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.network.patch_resampling import resampled_weight
 from multimae_eo.statistics import Statistics
@@ -229,7 +230,10 @@ def _copy(
         assert isinstance(theirs, PatchEmbedding)
         # A token of several modalities' bands is as large as theirs: the mean of what they gave.
         source = _by_band(theirs, old.modalities[donor[0]].channels)
-        weight[:, i] = resampled_weight(source[:, donor[1]], side) / len(fits)
+        missing = _missing(old.modalities[donor[0]], donors)
+        shared = source[:, missing].sum(dim=1) / len(_given(donors, donor[0]))
+        given = source[:, donor[1]] + shared
+        weight[:, i] = resampled_weight(given, side) / len(fits)
         taken.append(i)
     for origin in fits:
         theirs = old.embeddings[origin]
@@ -237,7 +241,8 @@ def _copy(
         biases.append(theirs.projection.bias)
     if biases:
         embedding.projection.bias.copy_(torch.stack(biases).mean(dim=0))
-    if origins == [name] and len(taken) == modality.channels:
+    lost = {o: _missing(old.modalities[o], donors) for o in fits}
+    if origins == [name] and len(taken) == modality.channels and not lost[name]:
         return []
     origin_notes = [
         f"{b.name} from {donors[i][0]}.{old.modalities[donors[i][0]].bands[donors[i][1]].name}"  # type: ignore[index]
@@ -245,7 +250,23 @@ def _copy(
         else f"{b.name} new"
         for i, b in enumerate(modality.bands)
     ]
-    return [f"{name}: weights of bands: {', '.join(origin_notes)}"]
+    absent = [old.modalities[o].bands[i].name for o, missing in lost.items() for i in missing]
+    more = f"; {', '.join(absent)} missing: weights shared by the others" if absent else ""
+    return [f"{name}: weights of bands: {', '.join(origin_notes)}{more}"]
+
+
+def _given(donors: Sequence[Donor | None], origin: str) -> set[int]:
+    """Which bands of a pre-trained modality give weights."""
+    return {d[1] for d in donors if d is not None and d[0] == origin}
+
+
+def _missing(modality: Modality, donors: Sequence[Donor | None]) -> list[int]:
+    """Bands of a pre-trained modality that the inputs lack, and that count as the mean of the
+    others (``missing_bands``): the weights of the others then take on theirs."""
+    if not bands_agree(modality):
+        return []
+    given = _given(donors, modality.name)
+    return [i for i in range(modality.channels) if i not in given]
 
 
 def _by_band(embedding: PatchEmbedding, channels: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multimae_eo.modality import ModalitySet
+from multimae_eo.network.missing_bands import filled
 from multimae_eo.network.sample_rng import PerSample
 from multimae_eo.network.tokens import Patches, any_along
 
@@ -18,7 +19,7 @@ def drop_bands(
 ) -> Patches:
     """Patches in which each band of each sample is missing with a ``probability``.
 
-    A missing band has the value 0, the training mean, as it has where a sample lacks it; tokens
+    A missing band has the value that it has where a sample lacks it, see ``missing_bands``; tokens
     without any valid pixel in the remaining bands are not observed. At least one band remains of
     those that a sample has. Class maps and modalities of one band stay as they are.
 
@@ -34,10 +35,13 @@ def drop_bands(
             continue
         pixels = values[name].shape[2] // bands
         kept = _kept(drawn, probability, patches.valid.get(name), pixels)
-        kept = kept.repeat_interleave(pixels, dim=1)[:, None]
-        values[name] = torch.where(kept, values[name], 0.0)
+        shape = (*values[name].shape[:2], bands, pixels)
+        ok = kept[:, None, :, None].expand(shape)
         if name in patches.valid:
-            observed[name] = any_along(patches.valid[name] & kept, 2)
+            ok = ok & patches.valid[name].reshape(shape)
+            observed[name] = any_along(ok.flatten(2), 2)
+        by_band = values[name].reshape(shape)
+        values[name] = filled(by_band, ok, modalities[name], dim=2).flatten(2)
     return replace(patches, values=values, observed=_observed(patches, observed))
 
 

@@ -2,7 +2,8 @@
 
 ``x = (raw · scale + offset − mean[level]) / std[level]``, with the statistics the model carries
 and the calibration each sample brings. Class ids become indices into the class map. Invalid pixels
-become 0 (the mean), or class -1, and stay out of the loss.
+become 0 (the mean), the mean of the pixel's other bands (``missing_bands``), or class -1, and stay
+out of the loss.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from multimae_eo.errors import ContractError, did_you_mean
 from multimae_eo.modality import Modality, ModalitySet
 from multimae_eo.network.config import InputConfig, ModelConfig
+from multimae_eo.network.missing_bands import filled
 from multimae_eo.network.tokens import Patches, TokenLayout, any_along, patchify
 from multimae_eo.sample import Batch
 from multimae_eo.statistics import Statistics
@@ -166,7 +168,7 @@ class Normalizer(nn.Module):
         x = raw.to(torch.float32, copy=True)
         x.mul_(factor[..., None, None]).add_(shift[..., None, None])
         if ok is not None:
-            x = torch.where(ok, x, 0.0)
+            x = filled(x, ok, modality)
         return _Plane(x, ok)
 
     def _class_index(self, name: str, raw: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ class Normalizer(nn.Module):
                 self.get_buffer(f"std_{name}")[level],
             )
             x = (values.to(torch.float32) - mean[:, None, None]) / std[:, None, None]
-            plane = _Plane(torch.where(ok, x, 0.0), ok)
+            plane = _Plane(filled(x, ok, self.modalities[name]), ok)
         plane = _pad(_thin(plane, config), config, config.grid(*values.shape[-2:]))
         assert plane.valid is not None
         seen = patchify(plane.valid.to(torch.uint8), config.patch).amax(dim=2) > 0

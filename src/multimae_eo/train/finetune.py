@@ -173,6 +173,25 @@ def shown_sizes(sizes: Mapping[str, int], chip: int | None) -> dict[str, int]:
     return {n: int(side) for n, side in shown.items()}
 
 
+def _new_encoder(
+    recipe: FinetuneRecipe,
+    inputs: ModalitySet,
+    sizes: Mapping[str, int],
+    measured: Callable[[ModalitySet], Statistics],
+) -> MultiMAE:
+    """An encoder of random weights; ConfigError for options that need pre-trained ones."""
+    for given, problem in (
+        (recipe.adapt.lora > 0, "adapt.lora: differences from random weights teach little;"),
+        (recipe.decoders.keep, "decoders.keep: a new encoder has no decoders;"),
+        (recipe.patch is not None, "patch: nothing is pre-trained; set model.patch, or"),
+    ):
+        if given:
+            raise ConfigError(f"{problem} give a --model")
+    full_chips = replace(recipe.data, chip=None)
+    config = model_config(ModelRecipe(**vars(recipe.model)), full_chips, inputs, sizes)
+    return MultiMAE(inputs, (), config, measured(inputs))
+
+
 def _encoder(
     recipe: FinetuneRecipe,
     inputs: ModalitySet,
@@ -181,18 +200,8 @@ def _encoder(
     measured: Callable[[ModalitySet], Statistics],
 ) -> MultiMAE:
     """The encoder that is trained: the given model's for these inputs, or a new one."""
-    if model is None and recipe.adapt.lora:
-        raise ConfigError(
-            "adapt.lora: differences from random weights teach little; give a --model"
-        )
-    if model is None and recipe.decoders.keep:
-        raise ConfigError("decoders.keep: a new encoder has no decoders; give a --model")
-    if model is None and recipe.patch is not None:
-        raise ConfigError("patch: nothing is pre-trained; set model.patch, or give a --model")
     if model is None:
-        full_chips = replace(recipe.data, chip=None)
-        config = model_config(ModelRecipe(**vars(recipe.model)), full_chips, inputs, sizes)
-        return MultiMAE(inputs, (), config, measured(inputs))
+        return _new_encoder(recipe, inputs, sizes, measured)
     adapted = adapt(
         model, inputs, sizes, measured, decoders=recipe.decoders.keep, patch=recipe.patch
     )
