@@ -27,6 +27,6 @@ def filled(values: Tensor, valid: Tensor, modality: Modality, *, dim: int = 1) -
     """
     if not bands_agree(modality) or valid.shape[dim] == 1:
         return torch.where(valid, values, 0.0)
-    known = torch.where(valid, values, 0.0)
+    measured = torch.where(valid, values, 0.0)
     count = valid.sum(dim=dim, keepdim=True).clamp_min(1)
-    return torch.where(valid, values, known.sum(dim=dim, keepdim=True) / count)
+    return torch.where(valid, values, measured.sum(dim=dim, keepdim=True) / count)

@@ -1,7 +1,7 @@
 """Boundaries finer than a patch: a U-Net over the inputs' pixels with the tokens at its bottom.
 
-Tokens are one vector per patch, from which a head can only guess where in the patch a boundary
-lies. Convolutions of the pixels know it, and tokens know what is around (TransUNet, Chen et al.
+A token is one vector per patch, so that within a patch other heads can only interpolate. Here
+convolutions of the pixels find boundaries, and tokens add what is around (TransUNet, Chen et al.
 2021, with a pre-trained encoder; Ronneberger et al. 2015).
 """
 
@@ -26,7 +26,7 @@ class UnetHead(nn.Module):
     """Maps of the finest modality's pixels: (B, O, H, W), padded to whole patches.
 
     Batch normalisation: in training its output depends on the batch, unlike that of other heads.
-    It sees only the pixels of tokens that the encoder sees: inputs that are hidden or left out
+    It sees only the pixels of tokens that the encoder sees: inputs that are masked or left out
     count as 0, the mean. Class maps reach it by their tokens only.
 
     Args:

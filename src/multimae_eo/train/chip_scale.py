@@ -35,7 +35,7 @@ class ChipScale:
         windows: sides in pixels of the finest modality.
         modalities: the model's.
         inputs: how each becomes tokens; ``size`` is the side that chips are resampled to.
-        seed: decides sizes and places, with the number of the step: the same in a resumed run, and
+        seed: decides sizes and positions, with the number of the step: the same in a resumed run, and
             in every process.
     """
 
@@ -49,7 +49,7 @@ class ChipScale:
     ) -> None:
         self.windows, self.modalities, self.seed = tuple(windows), modalities, seed
         self.sizes = {name: part.size for name, part in inputs.items()}
-        # Pixels of the finest modality between places that are pixel edges of all.
+        # Pixels of the finest modality between positions that are pixel edges of all.
         common = math.gcd(*self.sizes.values())
         self.step = max(self.sizes.values()) // common
         self.pixels_per_step = {name: size // common for name, size in self.sizes.items()}
