@@ -35,8 +35,8 @@ class ChipScale:
         windows: sides in pixels of the finest modality.
         modalities: the model's.
         inputs: how each becomes tokens; ``size`` is the side that chips are resampled to.
-        seed: decides sizes and positions, with the number of the step: the same in a resumed run, and
-            in every process.
+        seed: decides sizes and positions, with the number of the step: the same in a resumed run
+            and in every process.
     """
 
     def __init__(
