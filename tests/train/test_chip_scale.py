@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,23 @@ def test_a_pixel_is_valid_only_if_all_it_is_made_of_is():
     again = scale(other, 0)
     mask = ok.expand_as(scaled.pixels["rgb"])
     assert torch.equal(scaled.pixels["rgb"][mask], again.pixels["rgb"][mask])
+
+
+def test_nan_below_a_mask_does_not_spread():
+    """Elevation with NaN for nodata, whatever the weight of its pixel in a resampled one."""
+    batch = chips()
+    heights = batch.pixels["elevation"].clone()
+    heights[:, :, 3, 3] = float("nan")
+    ok = heights.isfinite()
+    batch = replace(
+        batch,
+        pixels={**batch.pixels, "elevation": heights},
+        valid={"elevation": ok},
+        complete=False,
+    )
+    for step in range(10):
+        scaled = ChipScale([12, 16, 28, 32], SET, INPUTS, seed=2)(batch, step)
+        assert scaled.pixels["elevation"].isfinite().all()
 
 
 def test_a_step_decides_and_nothing_else():

@@ -81,13 +81,17 @@ class ChipScale:
             }
         )
         pixels, valid = {}, {}
-        for name, values in part.pixels.items():
+        for name, given in part.pixels.items():
             classes, side = self.modalities[name].categorical, self.sizes[name]
-            ok = part.valid.get(name)
-            pixels[name] = _resampled(values, side, nearest=classes)
-            if ok is not None:
+            values = given
+            if name in part.valid:
+                ok = part.valid[name]
                 share = _resampled(ok.to(torch.float32), side, nearest=classes)
                 valid[name] = share >= _CERTAIN
+                if not classes:
+                    # Invalid pixels may hold anything, NaN as well.
+                    values = torch.where(ok, given.to(torch.float32), 0.0)
+            pixels[name] = _resampled(values, side, nearest=classes)
         return replace(part, pixels=pixels, valid=valid)
 
 
