@@ -53,6 +53,13 @@ GROUPS = (
     "--masking.roles={unused: 1, encoded: 1, decoded: 1, both: 1}",
     "--masking.alpha=1.0",
 )
+# What the study took into the recipe is off where it is not the row's own.
+PLAIN = (
+    "--contrastive.weight=0",
+    "--contrastive.rot90=false",
+    "--contrastive.brightness_jitter=0",
+    "--masking.decoded=1.0",
+)
 CONTRASTIVE = (
     "--contrastive.weight=1.0",
     "--contrastive.rot90=true",
@@ -75,6 +82,7 @@ ROWS = {
     "group masking and strong contrastive": (*GROUPS, *CONTRASTIVE),
     "all together": TOGETHER,
     "half decoded": ("--masking.decoded=0.5",),
+    "strong contrastive and half decoded": (*CONTRASTIVE, "--masking.decoded=0.5"),
     "windows of two sizes": ("--data.windows=[56, 28]",),
 }
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -91,6 +99,7 @@ def recipe_of(row: str, seed: int, options: argparse.Namespace) -> Recipe:
     return load_recipe(
         options.recipe,
         [
+            *PLAIN,
             *ROWS[row],
             f"--data.batch_size={options.batch // parts}",
             f"--optim.lr={base.optim.lr * parts}",
@@ -110,7 +119,11 @@ def absolute_losses(
 ) -> dict[str, float]:
     """Losses of the values of each modality on validation chips, under the baseline's masks."""
     module = PretrainModule(
-        model, load_recipe(options.recipe, options.override), steps=1, warmup=0, lr=0.0
+        model,
+        load_recipe(options.recipe, [*PLAIN, *options.override]),
+        steps=1,
+        warmup=0,
+        lr=0.0,
     ).eval()
     sums: dict[str, list[float]] = {}
     loader = make_loader(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import ablation
 import numpy as np
 import pytest
 
 from multimae_eo.sources.synthetic import SyntheticSource
-from multimae_eo.train.recipe import load_recipe
+from multimae_eo.train.recipe import ContrastiveRecipe, load_recipe
 from tests.support.marks import mostly_slow
 
 
@@ -29,10 +30,13 @@ def test_every_row_takes_equal_steps_of_equally_many_encoded_chips(row):
     assert recipe.run.seed == 3
 
 
-def test_the_baseline_is_the_recipe():
+def test_the_baseline_is_the_recipe_without_what_the_study_added():
     recipe, shipped = ablation.recipe_of("baseline", 0, options()), load_recipe(options().recipe)
-    assert (recipe.masking, recipe.targets) == (shipped.masking, shipped.targets)
+    assert recipe.masking == replace(shipped.masking, decoded=1.0)
+    assert (recipe.targets, recipe.contrastive) == (shipped.targets, ContrastiveRecipe())
     assert recipe.optim.lr == shipped.optim.lr
+    row = ablation.recipe_of("strong contrastive and half decoded", 0, options())
+    assert (row.masking, row.contrastive) == (shipped.masking, shipped.contrastive)
 
 
 def splits() -> dict[str, np.ndarray]:
