@@ -1,8 +1,8 @@
 """What stands for a band that was not measured: the mean of the others, in standard deviations.
 
 Bands of reflectance rise and fall together, so that the mean of a pixel's other bands is a better
-estimate than the training mean: of a band that is missing, probes lose nothing, or half as much
-(docs/results.md). Other units keep the training mean: their bands need not agree.
+estimate than the training mean: probes lose less of their accuracy, or none (docs/results.md, "A
+band that is missing"). Other units keep the training mean: their bands need not agree.
 """
 
 from __future__ import annotations
