@@ -140,9 +140,9 @@ def test_the_package_is_a_command():
                 "--task",
                 "regression",
                 "--head",
-                "unet",
+                "fcn",
             ),
-            "invalid choice: 'unet'",
+            "invalid choice: 'fcn'",
         ),
         (
             (

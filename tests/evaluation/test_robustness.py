@@ -90,8 +90,12 @@ def test_bands_are_dropped_by_chip_and_one_of_each_input_remains(patches):
     recipe = AugmentRecipe(drop_bands=0.5)
     dropped = changes(recipe, None, KEYS, 7, 3, modalities=MODALITIES)(patches)
     assert torch.equal(dropped.values["elevation"], patches.values["elevation"]), "has one band"
-    kept = (dropped.values["rgb"].reshape(64, -1, 3, 16) != 0).any(dim=3).any(dim=1)
+    before, after = (p.values["rgb"].reshape(64, -1, 3, 16) for p in (patches, dropped))
+    kept = (before == after).all(dim=3).all(dim=1)
     assert kept.any(dim=1).all()
+    others = (before * kept[:, None, :, None]).sum(dim=2) / kept.sum(dim=1)[:, None, None]
+    estimate = torch.where(kept[:, None, :, None], before, others[:, :, None])
+    assert torch.allclose(after, estimate, atol=1e-6), "a dropped band is the mean of the others"
     assert 0.4 < kept.float().mean() < 0.7
     part = replace(patches, values={n: v[8:] for n, v in patches.values.items()}, batch_size=56)
     alone = changes(recipe, None, KEYS[8:], 7, 3, modalities=MODALITIES)(part)
