@@ -189,7 +189,8 @@ def measured(model: MultiMAE, source: Source, options: argparse.Namespace) -> di
     batches = list(loader)
     labels = np.concatenate([b.labels.numpy() for b in batches if b.labels is not None])
     record: dict[str, Any] = {}
-    for name, inputs in INPUT_SETS.items():
+    for name in options.inputs:
+        inputs = INPUT_SETS[name]
         compute = encoder_features(finer(model) if name == FINER else model, inputs)
         features = np.concatenate([compute(batch) for batch in batches])
         record[name] = {
@@ -354,6 +355,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", default="sentinel2-groups-small")
     parser.add_argument("--override", action="append", default=[])
     parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
+    parser.add_argument(
+        "--inputs",
+        type=lambda text: text.split(";"),
+        default=["all", "rgb"],
+        help=f"of the probes, with ';' between: {'; '.join(INPUT_SETS)}",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--warmup", type=float, default=1.0)

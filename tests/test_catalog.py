@@ -20,11 +20,17 @@ from multimae_eo.catalog import (
 from multimae_eo.errors import BandError, ConfigError
 from multimae_eo.modality import canonical
 
-# Sentinel-2A centre wavelengths in nm and GSD in m: ESA's User Handbook.
+# Sentinel-2's centre wavelengths and bandwidths in nm, and GSD in m: ESA's User Handbook.
 SENTINEL2 = {
-    "B1": (443, 60), "B2": (490, 10), "B3": (560, 10), "B4": (665, 10), "B5": (705, 20),
-    "B6": (740, 20), "B7": (783, 20), "B8": (842, 10), "B8A": (865, 20), "B9": (945, 60),
-    "B10": (1375, 60), "B11": (1610, 20), "B12": (2190, 20),
+    "B1": (443, 20, 60), "B2": (490, 65, 10), "B3": (560, 35, 10), "B4": (665, 30, 10),
+    "B5": (705, 15, 20), "B6": (740, 15, 20), "B7": (783, 20, 20), "B8": (842, 115, 10),
+    "B8A": (865, 20, 20), "B9": (945, 20, 60), "B10": (1375, 30, 60), "B11": (1610, 90, 20),
+    "B12": (2190, 180, 20),
+}  # fmt: skip
+# First and last wavelength of OLI's bands in nm: USGS.
+OLI = {
+    "B1": (430, 450), "B2": (450, 510), "B3": (530, 590), "B4": (640, 670), "B5": (850, 880),
+    "B6": (1570, 1650), "B7": (2110, 2290), "B8": (500, 680), "B9": (1360, 1380),
 }  # fmt: skip
 
 
@@ -32,10 +38,19 @@ def test_sentinel2_has_its_thirteen_bands_in_order():
     bands = SENSORS["sentinel2"].bands
     assert [b.name for b in bands] == list(SENTINEL2)
     for band in bands:
-        nm, gsd = SENTINEL2[band.name]
+        nm, width, gsd = SENTINEL2[band.name]
         assert band.wavelength_um == pytest.approx(nm / 1000)
+        assert band.bandwidth_um == pytest.approx(width / 1000)
         assert band.gsd_m == gsd
     assert SENSORS["sentinel2"].levels == ("l1c", "l2a")
+
+
+def test_landsats_and_hls_bands_have_the_widths_of_oli():
+    widths = {b.name: b.bandwidth_um for b in SENSORS["landsat8"].bands}
+    assert widths == {name: pytest.approx((high - low) / 1000) for name, (low, high) in OLI.items()}
+    for band in SENSORS["hls"].bands:
+        same = [b for b in SENSORS["landsat8"].bands if b.wavelength_um == band.wavelength_um]
+        assert [b.bandwidth_um for b in same] == [band.bandwidth_um]
 
 
 @pytest.mark.parametrize(

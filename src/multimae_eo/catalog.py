@@ -1,7 +1,7 @@
 """The named sensors, modalities and class legends. Adding one is adding one record here.
 
-Wavelengths are centre wavelengths in micrometres: Sentinel-2A (ESA Sentinel-2 User Handbook),
-HLS (Claverie et al. 2018; the OLI band centres), Landsat 8/9 OLI and TIRS (USGS).
+Centre wavelengths and bandwidths are in micrometres: Sentinel-2 (ESA Sentinel-2 User Handbook),
+HLS (Claverie et al. 2018; those of OLI), Landsat 8/9 OLI and TIRS (USGS).
 Legends carry the colours of their producers.
 """
 
@@ -47,10 +47,13 @@ class Sensor:
         raise BandError(f"sensor {self.name!r} has no band {key!r}; it has: {listed}")
 
 
-def _optical(name: str, wavelength_um: float, *aliases: str, gsd_m: float | None = None) -> Band:
+def _optical(
+    name: str, wavelength_um: float, bandwidth_um: float, *aliases: str, gsd_m: float | None = None
+) -> Band:
     return Band(
         name=name,
         wavelength_um=wavelength_um,
+        bandwidth_um=bandwidth_um,
         aliases=aliases,
         gsd_m=gsd_m,
         physical_range=REFLECTANCE,
@@ -68,19 +71,19 @@ _SENSORS = (
         unit="reflectance",
         levels=("l1c", "l2a"),
         bands=(
-            _optical("B1", 0.443, "coastal", "coastal_aerosol", gsd_m=60),
-            _optical("B2", 0.490, "blue", gsd_m=10),
-            _optical("B3", 0.560, "green", gsd_m=10),
-            _optical("B4", 0.665, "red", gsd_m=10),
-            _optical("B5", 0.705, "rededge1", "re1", gsd_m=20),
-            _optical("B6", 0.740, "rededge2", "re2", gsd_m=20),
-            _optical("B7", 0.783, "rededge3", "re3", gsd_m=20),
-            _optical("B8", 0.842, "nir", "nir_broad", gsd_m=10),
-            _optical("B8A", 0.865, "nir_narrow", "rededge4", "re4", gsd_m=20),
-            _optical("B9", 0.945, "water_vapour", "water_vapor", gsd_m=60),
-            _optical("B10", 1.375, "cirrus", gsd_m=60),
-            _optical("B11", 1.610, "swir1", "swir16", gsd_m=20),
-            _optical("B12", 2.190, "swir2", "swir22", gsd_m=20),
+            _optical("B1", 0.443, 0.020, "coastal", "coastal_aerosol", gsd_m=60),
+            _optical("B2", 0.490, 0.065, "blue", gsd_m=10),
+            _optical("B3", 0.560, 0.035, "green", gsd_m=10),
+            _optical("B4", 0.665, 0.030, "red", gsd_m=10),
+            _optical("B5", 0.705, 0.015, "rededge1", "re1", gsd_m=20),
+            _optical("B6", 0.740, 0.015, "rededge2", "re2", gsd_m=20),
+            _optical("B7", 0.783, 0.020, "rededge3", "re3", gsd_m=20),
+            _optical("B8", 0.842, 0.115, "nir", "nir_broad", gsd_m=10),
+            _optical("B8A", 0.865, 0.020, "nir_narrow", "rededge4", "re4", gsd_m=20),
+            _optical("B9", 0.945, 0.020, "water_vapour", "water_vapor", gsd_m=60),
+            _optical("B10", 1.375, 0.030, "cirrus", gsd_m=60),
+            _optical("B11", 1.610, 0.090, "swir1", "swir16", gsd_m=20),
+            _optical("B12", 2.190, 0.180, "swir2", "swir22", gsd_m=20),
         ),
     ),
     Sensor(
@@ -88,13 +91,13 @@ _SENSORS = (
         aliases=("hls_l30", "hls_s30"),
         unit="reflectance",
         bands=(
-            _optical("coastal", 0.443, "coastal_aerosol", gsd_m=30),
-            _optical("blue", 0.482, gsd_m=30),
-            _optical("green", 0.561, gsd_m=30),
-            _optical("red", 0.655, gsd_m=30),
-            _optical("nir", 0.865, "nir_narrow", gsd_m=30),
-            _optical("swir1", 1.609, "swir16", gsd_m=30),
-            _optical("swir2", 2.201, "swir22", gsd_m=30),
+            _optical("coastal", 0.443, 0.020, "coastal_aerosol", gsd_m=30),
+            _optical("blue", 0.482, 0.060, gsd_m=30),
+            _optical("green", 0.561, 0.060, gsd_m=30),
+            _optical("red", 0.655, 0.030, gsd_m=30),
+            _optical("nir", 0.865, 0.030, "nir_narrow", gsd_m=30),
+            _optical("swir1", 1.609, 0.080, "swir16", gsd_m=30),
+            _optical("swir2", 2.201, 0.180, "swir22", gsd_m=30),
         ),
     ),
     Sensor(
@@ -102,15 +105,15 @@ _SENSORS = (
         aliases=("landsat", "landsat9", "oli"),
         unit="reflectance",
         bands=(
-            _optical("B1", 0.443, "coastal", gsd_m=30),
-            _optical("B2", 0.482, "blue", gsd_m=30),
-            _optical("B3", 0.561, "green", gsd_m=30),
-            _optical("B4", 0.655, "red", gsd_m=30),
-            _optical("B5", 0.865, "nir", gsd_m=30),
-            _optical("B6", 1.609, "swir1", gsd_m=30),
-            _optical("B7", 2.201, "swir2", gsd_m=30),
-            _optical("B8", 0.590, "pan", gsd_m=15),
-            _optical("B9", 1.374, "cirrus", gsd_m=30),
+            _optical("B1", 0.443, 0.020, "coastal", gsd_m=30),
+            _optical("B2", 0.482, 0.060, "blue", gsd_m=30),
+            _optical("B3", 0.561, 0.060, "green", gsd_m=30),
+            _optical("B4", 0.655, 0.030, "red", gsd_m=30),
+            _optical("B5", 0.865, 0.030, "nir", gsd_m=30),
+            _optical("B6", 1.609, 0.080, "swir1", gsd_m=30),
+            _optical("B7", 2.201, 0.180, "swir2", gsd_m=30),
+            _optical("B8", 0.590, 0.180, "pan", gsd_m=15),
+            _optical("B9", 1.374, 0.020, "cirrus", gsd_m=30),
         ),
     ),
     Sensor(

@@ -41,12 +41,14 @@ def class_ids(names: Sequence[str], ids: Sequence[int] = ()) -> tuple[int, ...]:
 class Band:
     """One measured channel.
 
-    ``wavelength_um`` is the centre wavelength in micrometres (None where that has no meaning).
+    ``wavelength_um`` is the centre wavelength in micrometres (None where that has no meaning),
+    ``bandwidth_um`` the full width at half maximum (None where it is not known).
     ``physical_range`` bounds plausible values in the modality's unit, for the data doctor.
     """
 
     name: str
     wavelength_um: float | None = None
+    bandwidth_um: float | None = None
     aliases: tuple[str, ...] = ()
     gsd_m: float | None = None
     physical_range: tuple[float, float] | None = None

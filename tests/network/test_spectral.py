@@ -64,6 +64,28 @@ def test_the_order_of_bands_has_no_effect(model):
     assert torch.allclose(ours, model.embed("rgb", patches.flatten(1)), atol=1e-6)
 
 
+def test_bandwidth_and_gsd_are_conditions_and_may_be_unknown(model):
+    drone = sensor("drone", "B4", "B3", "B2")
+    wide = replace(drone, bands=tuple(replace(b, bandwidth_um=0.15) for b in drone.bands))
+    coarse = replace(drone, bands=tuple(replace(b, gsd_m=60.0) for b in drone.bands))
+    unknown = replace(
+        drone, gsd_m=None,
+        bands=tuple(replace(b, gsd_m=None, bandwidth_um=None) for b in drone.bands),
+    )  # fmt: skip
+    patches = torch.randn(7, 3 * 16)
+    vectors = [
+        adapt(model, ModalitySet([m]), {"drone": 16}, measured).encoder.embed("drone", patches)
+        for m in (drone, wide, coarse, unknown)
+    ]
+    for i, one in enumerate(vectors):
+        assert one.isfinite().all()
+        assert all((one - other).abs().max() > 1e-3 for other in vectors[:i])
+    codes: Any = SpectralEmbedding(unknown, InputConfig(size=16, patch=4)).codes
+    known: Any = SpectralEmbedding(drone, InputConfig(size=16, patch=4)).codes
+    assert torch.equal(codes[:, :16], known[:, :16]), "of the wavelengths"
+    assert not codes[:, 16:].any()
+
+
 def test_bands_between_known_ones_have_weights_between_theirs(model):
     """A smooth function: a band of 0.64 µm is nearer to red (0.665) than to blue (0.49)."""
     red, blue, between = (

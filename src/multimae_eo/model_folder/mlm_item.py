@@ -390,6 +390,8 @@ def _band(model: MultiMAE, channel: BandChannel, label: str) -> Record:
         record["unit"] = modality.unit
     if band.wavelength_um is not None:
         record["eo:center_wavelength"] = band.wavelength_um
+        if band.bandwidth_um is not None:
+            record["eo:full_width_half_max"] = band.bandwidth_um
     if model.statistics is not None and not modality.categorical:
         moments = model.statistics.moments[channel.modality][level]
         mean, std = float(moments.mean[channel.band]), float(moments.std[channel.band])

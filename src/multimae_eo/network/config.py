@@ -218,7 +218,7 @@ class ModelConfig:
     ``position_grid``: side of the table of positions, interpolated to any grid of tokens.
     ``modality_embeddings``: add a learned vector per modality to the encoder's inputs
     (the paper's model has none). ``spectral``: the projection of an optical band is a function of
-    its wavelength, shared by all optical modalities (not in the paper).
+    its wavelength, bandwidth and GSD, shared by all optical modalities (not in the paper).
     """
 
     encoder: EncoderConfig = field(default_factory=lambda: ENCODERS["base"])

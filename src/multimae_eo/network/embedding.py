@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,8 +16,11 @@ from multimae_eo.network.config import InputConfig
 Interpolation = Literal["bicubic", "bilinear"]
 
 _WAVELENGTHS_UM = (0.4, 2.5)
-"""The range that the lowest frequency spans with half a period."""
-_WAVELENGTH_FREQUENCIES = 8
+_BANDWIDTHS_UM = (0.01, 0.2)
+_GSDS_M = (0.1, 100.0)
+"""Ranges that the lowest frequency spans with half a period."""
+_FREQUENCIES = {"wavelength": 8, "bandwidth": 4, "gsd": 4}
+"""Sines, and as many cosines, of the logarithm of each."""
 
 
 class PatchEmbedding(nn.Module):
@@ -47,17 +51,18 @@ class PatchEmbedding(nn.Module):
 
 
 class SpectralWeights(nn.Module):
-    """Projection weights of a band by its centre wavelength (DOFA, Xiong et al. 2024).
+    """Projection weights of a band by wavelength, bandwidth and GSD (DOFA, Xiong et al. 2024).
 
     One function for all optical modalities with patches of the same size: bands that no training
-    sample had get weights, too. An MLP of sines and cosines of the logarithm of the wavelength.
+    sample had get weights, too. An MLP of sines and cosines of the logarithms of the three;
+    those of a bandwidth or GSD that is not known are 0.
     """
 
     mlp_width = 128
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
-        self.first = nn.Linear(2 * _WAVELENGTH_FREQUENCIES, self.mlp_width)
+        self.first = nn.Linear(2 * sum(_FREQUENCIES.values()), self.mlp_width)
         self.norm = nn.LayerNorm(self.mlp_width)
         self.second = nn.Linear(self.mlp_width, patch**2 * width)
         self.bias = nn.Parameter(torch.zeros(width))
@@ -74,14 +79,14 @@ class SpectralWeights(nn.Module):
 
 
 class SpectralEmbedding(nn.Module):
-    """A projection of an optical modality's patches by weights that its wavelengths decide."""
+    """A projection of an optical modality's patches by weights that its bands' optics decide."""
 
     interpolation: Interpolation = "bicubic"
 
     def __init__(self, modality: Modality, config: InputConfig) -> None:
         super().__init__()
         self.values = modality.channels * config.patch**2
-        self.register_buffer("codes", _wavelength_codes(modality), persistent=False)
+        self.register_buffer("codes", _band_codes(modality), persistent=False)
 
     def forward(self, patches: Tensor, weights: SpectralWeights) -> Tensor:
         """Project normalised patches (n, C·p·p) to (n, D)."""
@@ -99,14 +104,27 @@ def has_wavelengths(modality: Modality) -> bool:
     )
 
 
-def _wavelength_codes(modality: Modality) -> Tensor:
-    """Sines and cosines (C, F) of the logarithm of each band's wavelength, 0.4 to 2.5 µm."""
-    wavelengths = torch.tensor([b.wavelength_um or 0.0 for b in modality.bands])
-    relative = torch.log(wavelengths / _WAVELENGTHS_UM[0]) / math.log(
-        _WAVELENGTHS_UM[1] / _WAVELENGTHS_UM[0]
+def _band_codes(modality: Modality) -> Tensor:
+    """Codes (C, F) of each band's centre wavelength, bandwidth and GSD."""
+    columns = (
+        ("wavelength", _WAVELENGTHS_UM, [b.wavelength_um for b in modality.bands]),
+        ("bandwidth", _BANDWIDTHS_UM, [b.bandwidth_um for b in modality.bands]),
+        ("gsd", _GSDS_M, [b.gsd_m or modality.gsd_m for b in modality.bands]),
     )
-    angle = math.pi * relative[:, None] * torch.arange(1, _WAVELENGTH_FREQUENCIES + 1)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    return torch.cat(
+        [_log_codes(values, span, _FREQUENCIES[name]) for name, span, values in columns], dim=1
+    )
+
+
+def _log_codes(
+    values: Sequence[float | None], span: tuple[float, float], frequencies: int
+) -> Tensor:
+    """Sines and cosines (n, 2 · frequencies) of logarithms; zeros for None."""
+    low, high = span
+    given = torch.tensor([value is not None for value in values])
+    relative = torch.log(torch.tensor([value or low for value in values]) / low)
+    angle = relative[:, None] * torch.arange(1, frequencies + 1) * math.pi / math.log(high / low)
+    return torch.cat([angle.sin(), angle.cos()], dim=1) * given[:, None]
 
 
 class ClassEmbedding(nn.Module):

@@ -57,7 +57,8 @@ class EncoderRecipe:
         global_tokens: Learned tokens that see all others.
         position_grid: Side of the table of positions.
         modality_embeddings: Add a learned vector per modality to the encoder's inputs.
-        spectral: Project optical bands by a function of their wavelength, for sensors never seen.
+        spectral: Project optical bands by a function of their wavelength, bandwidth and GSD, for
+            sensors never seen.
     """
 
     encoder: str | EncoderConfig = "base"

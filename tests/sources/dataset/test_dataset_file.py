@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 
 import numpy as np
@@ -258,6 +259,34 @@ def test_custom_modalities_take_the_files_own_names(world):
     source = opened(world, record)
     assert source.modalities["mine"].band_names == ("b8", "B2")
     np.testing.assert_array_equal(source.read(0).pixels["mine"], s2_chip(0)[[3, 0]])
+
+
+def test_custom_bands_may_have_wavelengths_and_bandwidths(world):
+    """So that weights are transferred to them by wavelength, and `model.spectral` takes them."""
+    mine = {"custom": True, "bands": ["b8", "B2"], "unit": "reflectance"}
+
+    def bands(**more: object):
+        record = {"chips": "s2/{id}.tif", "modalities": {"mine": {**mine, **more}}}
+        return opened(world, record).modalities["mine"].bands
+
+    read = bands(wavelengths=[0.865, 0.49], bandwidths=[0.04, 0.05])
+    assert [(b.wavelength_um, b.bandwidth_um) for b in read] == [(0.865, 0.04), (0.49, 0.05)]
+    assert [b.bandwidth_um for b in bands(wavelengths=[0.865, 0.49])] == [None, None]
+    with pytest.raises(
+        ConfigError, match=r"modalities\.mine: wavelengths: expected a number in µm"
+    ):
+        bands(wavelengths=[0.865])
+    with pytest.raises(
+        ConfigError, match=r"wavelengths: expected 0\.2 to 20 µm; 665 nm are 0\.665"
+    ):
+        bands(wavelengths=[865, 490])
+    with pytest.raises(ConfigError, match=r"bandwidths: expected 0\.001 to 10 µm"):
+        bands(bandwidths=[math.nan, 0.05])
+    with pytest.raises(ConfigError, match="gsd: expected metres per pixel, above 0"):
+        bands(gsd=-10)
+    for other in (changed("rgb", wavelengths=[0.6, 0.5, 0.4]), changed("landcover", bandwidths=1)):
+        with pytest.raises(ConfigError, match="only bands of `custom: true` need it; leave it out"):
+            opened(world, other)
 
 
 def test_levels_scale_and_offset_may_differ_by_chip(world):

@@ -35,8 +35,8 @@ DATASET_KEYS = (
 )  # fmt: skip
 MODALITY_KEYS = (
     "path", "sensor", "bands", "band", "channels", "file_bands", "scale", "offset", "nodata",
-    "unit", "gsd", "level", "legend", "kind", "custom", "optional", "size", "exclude",
-    "layout",
+    "unit", "gsd", "level", "legend", "kind", "custom", "wavelengths", "bandwidths",
+    "optional", "size", "exclude", "layout",
 )  # fmt: skip
 LABEL_KEYS = (
     "column", "folder", "mask", "classes", "ignore", "ids", "optional", "numeric", "separator",
@@ -44,6 +44,8 @@ LABEL_KEYS = (
 )  # fmt: skip
 
 Size = tuple[int, int]
+_WAVELENGTHS_UM = (0.2, 20.0)
+_BANDWIDTHS_UM = (0.001, 10.0)
 CLASS_MAP_KEY = "legend"
 """The key of a modality's class map."""
 FOLDER_SPLITS = "folder"
@@ -185,6 +187,9 @@ def modality_spec(top: Section, name: object, record: object) -> ModalitySpec:
         raise top.error("modalities", f"{name!r} is no name: use letters, digits, _ and -")
     section = Section.of(f"{top.where}: modalities.{name}", record or {}, MODALITY_KEYS)
     section, band_paths = _band_paths(section)
+    for key in ("wavelengths", "bandwidths"):
+        if key in section and (not section.flag("custom") or CLASS_MAP_KEY in section):
+            raise section.error(key, "only bands of `custom: true` need it; leave it out")
     try:
         modality, band_names = _categorical(section, name) or _continuous(section, name)
     except MultiMAEError as error:
@@ -267,12 +272,8 @@ def _continuous(section: Section, name: str) -> tuple[Modality, tuple[str, ...]]
         raise section.error("kind", "a categorical modality needs `legend:`, others are continuous")
     asked = _bands(section)
     if section.flag("custom"):
-        if not asked or not all(isinstance(b, str) for b in asked):
-            raise section.error("bands", "a custom modality needs the names of its bands")
-        names = tuple(str(b) for b in asked)
-        made = Modality(
-            name=name, bands=tuple(Band(name=b) for b in names), sensor=section.text("sensor")
-        )
+        made = _custom(section, name, asked)
+        names = made.band_names
     elif asked:
         sensor = section.text("sensor") or _sensor_of(section, asked)
         made = catalog.make_modality(name, sensor_name=sensor, bands=asked)
@@ -284,9 +285,47 @@ def _continuous(section: Section, name: str) -> tuple[Modality, tuple[str, ...]]
         names = made.band_names
     else:
         raise section.error("bands", "name the bands, with `sensor:` (or `custom: true`)")
-    gsd = section.number("gsd")
+    gsd = _gsd(section)
     made = replace(made, gsd_m=gsd or made.gsd_m, unit=section.text("unit", made.unit))
     return made, names
+
+
+def _gsd(section: Section) -> float | None:
+    """Metres per pixel, None where the key is missing."""
+    gsd = section.number("gsd")
+    if gsd is not None and gsd <= 0:
+        raise section.error("gsd", "expected metres per pixel, above 0")
+    return gsd
+
+
+def _custom(section: Section, name: str, asked: tuple[str | float, ...]) -> Modality:
+    """A modality of bands that the catalogue lacks."""
+    if not asked or not all(isinstance(b, str) for b in asked):
+        raise section.error("bands", "a custom modality needs the names of its bands")
+    optics = zip(
+        _micrometres(section, "wavelengths", len(asked), _WAVELENGTHS_UM),
+        _micrometres(section, "bandwidths", len(asked), _BANDWIDTHS_UM),
+        strict=True,
+    )
+    bands = tuple(
+        Band(name=str(band), wavelength_um=wavelength, bandwidth_um=bandwidth)
+        for band, (wavelength, bandwidth) in zip(asked, optics, strict=True)
+    )
+    return Modality(name=name, bands=bands, sensor=section.text("sensor"))
+
+
+def _micrometres(
+    section: Section, key: str, bands: int, span: tuple[float, float]
+) -> tuple[float | None, ...]:
+    """A length for each band; None for all where the key is missing."""
+    given = section.numbers(key)
+    if given is None:
+        return (None,) * bands
+    if len(given) != bands:
+        raise section.error(key, f"expected a number in µm for each of {bands} bands")
+    if not all(span[0] <= value <= span[1] for value in given):
+        raise section.error(key, f"expected {span[0]:g} to {span[1]:g} µm; 665 nm are 0.665")
+    return given
 
 
 def _categorical(section: Section, name: str) -> tuple[Modality, tuple[str, ...]] | None:
@@ -302,7 +341,7 @@ def _categorical(section: Section, name: str) -> tuple[Modality, tuple[str, ...]
     if len(asked) > 1:
         raise section.error("bands", "a class map has one band")
     band = str(asked[0]) if asked else ""
-    gsd = section.number("gsd")
+    gsd = _gsd(section)
     if value is None and catalogued is not None:
         made = replace(catalogued, gsd_m=gsd or catalogued.gsd_m)
     elif isinstance(value, str):

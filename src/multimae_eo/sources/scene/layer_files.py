@@ -30,7 +30,7 @@ LAYER_KEYS = (
 )  # fmt: skip
 _FROM_PRODUCT = (
     "path", "sensor", "level", "scale", "offset", "nodata", "file_bands", "channels", "unit",
-    "custom", "kind", "band",
+    "custom", "wavelengths", "bandwidths", "kind", "band",
 )  # fmt: skip
 
 

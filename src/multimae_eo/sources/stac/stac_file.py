@@ -29,7 +29,7 @@ COMPOSITES: tuple[Composite, ...] = ("first", "least_cloudy", "median")
 STAC_KEYS = ("name", "area", "dates", "grid", "api", "catalog", "chips", "modalities")
 PASSED_KEYS = (
     "sensor", "bands", "band", "scale", "offset", "nodata", "unit", "gsd", "level", "legend",
-    "kind", "custom",
+    "kind", "custom", "wavelengths", "bandwidths",
 )  # fmt: skip
 STAC_MODALITY_KEYS = (
     *PASSED_KEYS, "api", "catalog", "collections", "assets", "mask", "max_cloud", "composite",
