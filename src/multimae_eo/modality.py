@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from multimae_eo.errors import ConfigError, did_you_mean
@@ -19,6 +19,8 @@ Kind = Literal["continuous", "categorical"]
 LossName = Literal["mse", "l1", "huber", "cross_entropy", "info_nce"]
 PROJECTION_WIDTH = 64
 """Values per patch of a random projection, the target of the loss ``info_nce``."""
+SAME_WAVELENGTH = 0.02
+"""Centre wavelengths of one band differ by at most this share: Sentinel-2A's and 2B's do."""
 
 
 def class_ids(names: Sequence[str], ids: Sequence[int] = ()) -> tuple[int, ...]:
@@ -42,13 +44,14 @@ class Band:
     """One measured channel.
 
     ``wavelength_um`` is the centre wavelength in micrometres (None where that has no meaning),
-    ``bandwidth_um`` the full width at half maximum (None where it is not known).
+    ``bandwidth_um`` the full width at half maximum (None where it is not known); bands that differ
+    in nothing else are equal, since stores and models of before 0.2 do not have it.
     ``physical_range`` bounds plausible values in the modality's unit, for the data doctor.
     """
 
     name: str
     wavelength_um: float | None = None
-    bandwidth_um: float | None = None
+    bandwidth_um: float | None = field(default=None, compare=False)
     aliases: tuple[str, ...] = ()
     gsd_m: float | None = None
     physical_range: tuple[float, float] | None = None
@@ -166,6 +169,20 @@ class Modality:
             "levels": list(self.levels),
         }
 
+    def differences(self, other: Modality) -> dict[str, tuple[object, object]]:
+        """By what the two mean different things: (this one's, the other's) by name.
+
+        That of ``meaning``, and wavelengths where both have them, more than 2 % apart.
+        """
+        mine, theirs = self.meaning(), other.meaning()
+        differs = {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
+        if "bands" not in differs:
+            ours, waves = ([band.wavelength_um for band in m.bands] for m in (self, other))
+            pairs = zip(ours, waves, strict=True)
+            if any(a and b and abs(a - b) > SAME_WAVELENGTH * a for a, b in pairs):
+                differs["wavelengths"] = (ours, waves)
+        return differs
+
     def to_dict(self) -> dict[str, object]:
         """A JSON-ready dictionary; ``from_dict`` is its inverse."""
         return asdict(self)
@@ -239,9 +256,8 @@ class ModalitySet(Mapping[str, Modality]):
         merged = dict(self._items)
         for name, theirs in other.items():
             ours = merged.setdefault(name, theirs)
-            if ours.meaning() != theirs.meaning():
-                a, b = ours.meaning(), theirs.meaning()
-                differs = ", ".join(f"{k}: {a[k]} and {b[k]}" for k in a if a[k] != b[k])
+            if differences := ours.differences(theirs):
+                differs = ", ".join(f"{k}: {a} and {b}" for k, (a, b) in differences.items())
                 raise ConfigError(
                     f"modality {name!r} means two things ({differs}); "
                     "rename one, or make them agree"

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from multimae_eo import MultiMAE, Predictor
-from multimae_eo.catalog import make_modality
+from multimae_eo.catalog import make_modality, modality
 from multimae_eo.errors import CheckpointError, ConfigError, ContractError
-from multimae_eo.modality import ModalitySet, rename
+from multimae_eo.modality import Band, Modality, ModalitySet, rename
 from multimae_eo.network.adapt import adapt
-from multimae_eo.network.config import POOLS, EncoderConfig, HeadConfig, InputConfig
+from multimae_eo.network.config import POOLS, EncoderConfig, HeadConfig, InputConfig, ModelConfig
 from multimae_eo.network.heads import ChipHead
+from multimae_eo.network.normalize import require_contract
 from multimae_eo.network.target import Target, TargetScan
 from multimae_eo.sample import collate
 from tests.support.made_statistics import measured
@@ -254,6 +255,66 @@ def test_a_new_sensor_takes_the_nearest_wavelengths(make_model):
     assert torch.allclose(ours[:, [0, 2]], theirs[:, [0, 2]] + half_of_green), "red and blue"
     assert "B5 new" in adapted.notes[0]
     assert adapted.encoder.config.inputs["landsat"] == InputConfig(size=32, patch=4)
+
+
+def custom_sensor(*micrometres: float) -> ModalitySet:
+    """Bands with wavelengths and no names in common with any sensor."""
+    bands = tuple(Band(name=f"x{i}", wavelength_um=w) for i, w in enumerate(micrometres))
+    return ModalitySet([Modality(name="new", bands=bands, unit="reflectance", gsd_m=10)])
+
+
+def test_bands_with_the_same_nearest_one_share_its_weights(make_model):
+    """Else tokens of a sensor with narrow bands would be a multiple of the pre-trained ones."""
+    model = make_model()
+    bands = (0.655, 0.665, 0.675, 0.56, 0.49, 0.485)
+    adapted = adapt(model, custom_sensor(*bands), {"new": 16}, measured)
+    ours, theirs = by_band(adapted.encoder, "new"), by_band(model, "rgb")
+    expected = theirs[:, [0, 0, 0, 1, 2, 2]] / torch.tensor([3, 3, 3, 1, 2, 2])[:, None]
+    assert torch.allclose(ours, expected)
+    assert torch.allclose(ours.sum(dim=1), theirs.sum(dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_weights_of_patches_of_another_side_are_resampled_whatever_the_order(order):
+    pair = ModalitySet([modality("rgb"), modality("sired")])
+    config = ModelConfig(
+        encoder=EncoderConfig(width=32, depth=1, heads=2),
+        inputs={"rgb": InputConfig(size=16, patch=4), "sired": InputConfig(size=8, patch=2)},
+    )
+    model = MultiMAE(pair, [], config, measured(pair))
+    names, waves = ("red", "green", "B11", "B12"), (0.665, 0.56, 1.61, 2.19)
+    adapted = adapt(model, custom_sensor(*(waves[i] for i in order)), {"new": 16}, measured)
+    assert adapted.encoder.config.inputs["new"].patch == 4, "the finest donor's"
+    assert "new:" in adapted.notes[0]
+    assert " new" not in adapted.notes[0].replace("new:", "")
+    ours = by_band(adapted.encoder, "new")
+    coarse = torch.randn(2, 2)
+    for place, i in enumerate(order):
+        if names[i].startswith("B"):
+            fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
+            theirs = by_band(model, "sired")[:, i - 2] @ coarse.flatten()
+            assert torch.allclose(ours[:, place] @ fine, theirs / 2, atol=1e-5)
+
+
+def test_bands_of_other_wavelengths_are_not_the_models(make_model, modalities):
+    """A sensor of one's own with other bands under the same names."""
+    model = make_model()
+    moved = replace(
+        model.modalities["rgb"],
+        bands=tuple(
+            replace(b, wavelength_um=w)
+            for b, w in zip(model.modalities["rgb"].bands, (2.2, 0.565, 0.49), strict=True)
+        ),
+    )
+    with pytest.raises(ContractError, match=r"wavelengths: model \[0\.665, .*data \[2\.2, "):
+        require_contract(model.modalities, ModalitySet([moved]))
+    adapted = adapt(model, ModalitySet([moved]), {"rgb": 16}, measured)
+    assert "B4 new, B3 from rgb.B3" in adapted.notes[0]
+    assert adapted.encoder.modalities["rgb"].bands[0].wavelength_um == 2.2
+    slightly = replace(
+        moved, bands=(replace(moved.bands[0], wavelength_um=0.667), *moved.bands[1:])
+    )
+    require_contract(model.modalities, ModalitySet([slightly]))
 
 
 def test_another_unit_or_kind_starts_anew(make_model):

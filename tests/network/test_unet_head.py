@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from multimae_eo.network.config import HeadConfig, InputConfig
 from multimae_eo.network.predictor import Predictor
 from multimae_eo.network.target import Target
-from multimae_eo.network.unet_head import UnetHead
+from multimae_eo.network.unet_head import UnetHead, _BatchNorm
 from multimae_eo.sample import Batch, Calibration, Sample, collate
 
 MAP = Target(kind="map", classes=("a", "b", "c"))
@@ -112,6 +112,21 @@ def test_coarser_inputs_are_interpolated_and_dates_averaged(make_model, modaliti
     assert_close(x[:, :3], (each[0] + each[1]) / 2, atol=1e-4, rtol=0)
     assert x[:, 3:].shape[-2:] == (16, 16)
     assert x[:, 3:].std() > 0
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_batch_of_one_value_per_channel_can_be_trained_on(size):
+    """The last batch of an epoch may have one chip, and a chip of 8 px one value at the bottom."""
+    norm = _BatchNorm(3).train()
+    norm.running_mean = torch.tensor([1.0, 2.0, 3.0])
+    x = torch.randn(size, 3, 1, 1)
+    out = norm(x)
+    plain = torch.nn.BatchNorm2d(3).train()
+    if size > 1:
+        assert torch.equal(out, plain(x))
+    else:
+        assert_close(out, (x - norm.running_mean[:, None, None]) / (1 + norm.eps) ** 0.5)
+        assert torch.equal(norm.running_mean, torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_saved_and_loaded_it_predicts_the_same(predictor, batch, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.loading.loader import make_loader
+from multimae_eo.modality import ModalitySet
 from multimae_eo.store.append import append
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
@@ -114,6 +115,13 @@ def test_what_does_not_belong_is_refused_and_nothing_changes(tmp_path):
     before = files_of(tmp_path / "s")
     with pytest.raises(DataError, match="has a chip 'chip-0' already"):
         append(TinySource(3), tmp_path / "s")
+    coarse = Later(3)
+    rgb = replace(coarse.modalities["rgb"], gsd_m=20.0)
+    coarse.modalities = ModalitySet([rgb, *list(coarse.modalities.values())[1:]])
+    with pytest.raises(
+        ConfigError, match=r"modality 'rgb' is not that of the store \(gsd_m: 20\.0, the store's "
+    ):
+        append(coarse, tmp_path / "s")
     other = Later(3)
     other.class_names = ("a", "b")
     with pytest.raises(ConfigError, match="label classes are a, b; the store's are a, b, c"):

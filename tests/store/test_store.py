@@ -22,6 +22,7 @@ from multimae_eo.modality import ModalitySet, rename
 from multimae_eo.sample import Sample
 from multimae_eo.sources.base import ConcatSource
 from multimae_eo.store import reader
+from multimae_eo.store.append import append
 from multimae_eo.store.reader import ChipStore
 from multimae_eo.store.writer import prepare
 from tests.support.marks import mostly_slow
@@ -207,6 +208,20 @@ def test_a_store_of_something_else_is_refused(store, change: Callable[[TinySourc
     with pytest.raises(ConfigError, match=r"holds a store of other data .* choose another"):
         prepare(source, store.path, shard_chips=5)
     assert files_of(store.path) == before
+
+
+def test_a_store_without_bandwidths_is_the_same_and_can_be_added_to(tmp_path):
+    """Those of before 0.2: their records of bands lack the key."""
+    now, before = TinySource(12), TinySource(12)
+    rgb = now.modalities["rgb"]
+    bare = replace(rgb, bands=tuple(replace(b, bandwidth_um=None) for b in rgb.bands))
+    before.modalities = ModalitySet(bare if m.name == "rgb" else m for m in now.modalities.values())
+    store = prepare(before, tmp_path / "s", shard_chips=5)
+    files = files_of(tmp_path / "s")
+    prepare(now, tmp_path / "s", shard_chips=5)
+    assert files_of(tmp_path / "s") == files
+    now.keys = [f"later-{i}" for i in range(12)]
+    assert len(append(now, store.path)) == 24
 
 
 def test_a_folder_of_other_things_is_refused(source, tmp_path):

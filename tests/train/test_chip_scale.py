@@ -20,6 +20,7 @@ from multimae_eo.sources.synthetic import SyntheticSource
 from multimae_eo.train.chip_scale import ChipScale
 from multimae_eo.train.pretrain import pretrain
 from multimae_eo.train.recipe import parse_recipe
+from tests.support.tiny_source import TinySource
 
 SET = ModalitySet(
     [
@@ -159,3 +160,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
             source,
             tmp_path / "run",
         )
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_window_that_does_not_fit_claims_no_folder(tmp_path):
+    """The corrected command may take the same ``--out``."""
+    options = ["--data.windows=[15]", "--data.chip=8", "--model.patch=4", "--run.epochs=1"]
+    with pytest.raises(ConfigError, match=r"data\.windows: 15 px .* take multiples of 2"):
+        pretrain(parse_recipe({}, options), TinySource(8), tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -61,7 +61,11 @@ def adapt(
     Raises ContractError where patches do not divide an input's share of a chip, ConfigError where
     ``patch`` is no whole number of pixels of every input, or decoders would have to change with it.
     """
-    reused = [n for n in inputs if n in model.modalities and _same(model.modalities[n], inputs[n])]
+    reused = [
+        n
+        for n in inputs
+        if n in model.modalities and not model.modalities[n].differences(inputs[n])
+    ]
     if model.statistics is None:
         reused = []
     unknown = [n for n in inputs if n not in reused]
@@ -94,10 +98,6 @@ def adapt(
     return Adapted(encoder, tuple(notes))
 
 
-def _same(a: Modality, b: Modality) -> bool:
-    return a.meaning() == b.meaning()
-
-
 def _donors(modality: Modality, pretrained: ModalitySet) -> list[Donor | None]:
     """For each band the pre-trained band whose weights it takes."""
     same = next((m for m in pretrained.values() if m.name == modality.name), None)
@@ -108,11 +108,22 @@ def _donors(modality: Modality, pretrained: ModalitySet) -> list[Donor | None]:
     for band in modality.bands:
         named = None
         if same is not None and not same.categorical and same.sensor == modality.sensor:
-            named = next((i for i, b in enumerate(same.bands) if b.name == band.name), None)
+            named = next((i for i, b in enumerate(same.bands) if _same(b, band)), None)
         donors.append(
             _nearest(band, modality, pretrained) if named is None else (modality.name, named)
         )
     return donors
+
+
+def _same(a: Band, b: Band) -> bool:
+    """Whether bands of one sensor are the same: by name, unless wavelengths contradict it."""
+    if (
+        a.wavelength_um
+        and b.wavelength_um
+        and abs(a.wavelength_um - b.wavelength_um) > (NEAR * b.wavelength_um)
+    ):
+        return False
+    return a.name == b.name
 
 
 def _nearest(band: Band, modality: Modality, pretrained: ModalitySet) -> Donor | None:
@@ -137,12 +148,14 @@ def _nearest(band: Band, modality: Modality, pretrained: ModalitySet) -> Donor |
 def _input(
     model: MultiMAE, modality: Modality, donors: list[Donor | None], sizes: Mapping[str, int]
 ) -> InputConfig:
-    """Patch and stride of the same modality, or of the donor; else the same ground as others'."""
+    """Patch and stride of the same modality, or of the finest donor's; else the same ground as
+    others'."""
     name, inputs = modality.name, model.config.inputs
     if name in inputs:
         config: InputConfig | None = inputs[name]
     else:
-        config = next((inputs[d[0]] for d in donors if d is not None), None)
+        origins = [inputs[d[0]] for d in donors if d is not None]
+        config = max(origins, key=lambda c: c.size, default=None)
     if config is None:
         beside = next((n for n in sizes if n in inputs), None)
         if beside is None:
@@ -215,12 +228,7 @@ def _copy(
     assert isinstance(embedding, PatchEmbedding)
     origins = sorted({d[0] for d in chosen})
     side = new.config.inputs[name].patch
-    fits = [
-        o
-        for o in origins
-        if old.config.inputs[o].patch * factor == side
-        and isinstance(old.embeddings[o], PatchEmbedding)
-    ]
+    fits = [o for o in origins if isinstance(old.embeddings[o], PatchEmbedding)]
     weight, taken = _by_band(embedding, modality.channels), []
     biases: list[Tensor] = []
     for i, donor in enumerate(donors):
@@ -229,10 +237,11 @@ def _copy(
         theirs = old.embeddings[donor[0]]
         assert isinstance(theirs, PatchEmbedding)
         # A token of several modalities' bands is as large as theirs: the mean of what they gave.
+        # So is one of several bands with the same donor: each has a share of its weights.
         source = _by_band(theirs, old.modalities[donor[0]].channels)
         missing = _missing(old.modalities[donor[0]], donors)
         shared = source[:, missing].sum(dim=1) / len(_given(donors, donor[0]))
-        given = source[:, donor[1]] + shared
+        given = (source[:, donor[1]] + shared) / donors.count(donor)
         weight[:, i] = resampled_weight(given, side) / len(fits)
         taken.append(i)
     for origin in fits:

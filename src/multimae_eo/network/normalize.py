@@ -224,12 +224,10 @@ class Normalizer(nn.Module):
 
 def require_same(ours: Modality, theirs: Modality) -> None:
     """ContractError, showing the difference, unless both modalities mean the same."""
-    a, b = ours.meaning(), theirs.meaning()
-    differs = [f"{k}: model {a[k]}, data {b[k]}" for k in a if a[k] != b[k]]
+    differs = [f"{k}: model {a}, data {b}" for k, (a, b) in ours.differences(theirs).items()]
     if differs:
-        raise ContractError(
-            f"modality {ours.name!r} is not the model's: {'; '.join(differs)}{_bands(a, b)}"
-        )
+        differences = "; ".join(differs) + _bands(ours.meaning(), theirs.meaning())
+        raise ContractError(f"modality {ours.name!r} is not the model's: {differences}")
 
 
 def require_contract(ours: ModalitySet, theirs: ModalitySet | None) -> None:

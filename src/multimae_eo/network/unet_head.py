@@ -114,6 +114,17 @@ class UnetHead(nn.Module):
         return unpatchify(values, layout.grids[name], self.inputs[name].patch)
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes the running moments where a batch is a single value."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
 def _double(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         *(
@@ -121,7 +132,7 @@ def _double(before: int, after: int) -> nn.Sequential:
             for channels in (before, after)
             for layer in (
                 nn.Conv2d(channels, after, 3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
+                _BatchNorm(after),
                 nn.ReLU(),
             )
         )

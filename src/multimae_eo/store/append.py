@@ -17,6 +17,7 @@ from typing import Any
 from multimae_eo.errors import ConfigError, DataError, FormatError, did_you_mean
 from multimae_eo.files import reading, remove, replacing, require_regular, single_writer
 from multimae_eo.sources.base import Source
+from multimae_eo.sources.yaml_section import one_line
 from multimae_eo.statistics import Statistics
 from multimae_eo.store import layout
 from multimae_eo.store.reader import ChipStore
@@ -71,8 +72,17 @@ def _require_alike(store: ChipStore, source: Source) -> None:
         if name not in ours:
             raise ConfigError(f"{store.path}: has no modality {name!r}; {did_you_mean(name, ours)}")
         if theirs[name] != ours[name]:
-            raise ConfigError(f"{name}: {source.name} has {theirs[name]}, the store {ours[name]}")
-    if theirs.to_list() != ours.to_list():
+            a, b = theirs[name].to_dict(), ours[name].to_dict()
+            differs = "; ".join(
+                f"{key}: {one_line(str(a[key]), 80)}, the store's {one_line(str(b[key]), 80)}"
+                for key in a
+                if a[key] != b[key]
+            )
+            raise ConfigError(
+                f"{source.name}: modality {name!r} is not that of the store ({differs}); declare "
+                "it alike, or prepare another store"
+            )
+    if theirs != ours:
         raise ConfigError(
             f"{source.name}: has the modalities {', '.join(theirs)}, the store {', '.join(ours)}; "
             "they must be the same, in the same order (chips may lack some)"

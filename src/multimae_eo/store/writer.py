@@ -23,7 +23,7 @@ import numpy.typing as npt
 from multimae_eo.dask_cluster import connected
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, OutputError
 from multimae_eo.files import LOCK, is_temporary, output_lock
-from multimae_eo.modality import class_ids
+from multimae_eo.modality import ModalitySet, class_ids
 from multimae_eo.processes import WorkerPool
 from multimae_eo.sample import Pixels, Sample
 from multimae_eo.sources.base import Source
@@ -117,7 +117,7 @@ def _plan(source: Source, shard_chips: int) -> Plan:
             raise DataError(f"{source.name}: two chips are called {key!r}; keys must be unique")
         seen.add(key)
         keys.update(json.dumps([key, split]).encode())
-    meaning = json.dumps([source.modalities.to_list(), source.class_names], sort_keys=True)
+    meaning = json.dumps([_definitions(source.modalities), source.class_names], sort_keys=True)
     return Plan(
         source=source.name,
         modalities=hashlib.sha256(meaning.encode()).hexdigest()[:16],
@@ -125,6 +125,17 @@ def _plan(source: Source, shard_chips: int) -> Plan:
         keys=keys.hexdigest()[:16],
         shard_chips=shard_chips,
     )
+
+
+def _definitions(modalities: ModalitySet) -> list[dict[str, Any]]:
+    """Records of modalities by which plans are the same; bandwidths do not matter (``Band``)."""
+    records: list[dict[str, Any]] = modalities.to_list()
+    for record in records:
+        record["bands"] = [
+            {key: value for key, value in band.items() if key != "bandwidth_um"}
+            for band in record["bands"]
+        ]
+    return records
 
 
 def _claim(out: Path, plan: Plan) -> None:

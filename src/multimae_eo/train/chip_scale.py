@@ -49,16 +49,9 @@ class ChipScale:
     ) -> None:
         self.windows, self.modalities, self.seed = tuple(windows), modalities, seed
         self.sizes = {name: part.size for name, part in inputs.items()}
-        # Pixels of the finest modality between positions that are pixel edges of all.
+        self.step = check_windows(self.windows, self.sizes)
         common = math.gcd(*self.sizes.values())
-        self.step = max(self.sizes.values()) // common
         self.pixels_per_step = {name: size // common for name, size in self.sizes.items()}
-        for window in self.windows:
-            if window % self.step:
-                raise ConfigError(
-                    f"data.windows: {window} px is no whole number of pixels of every modality; "
-                    f"take multiples of {self.step}"
-                )
 
     def __call__(self, batch: Batch, step: int) -> Batch:
         """Chips (B, …) of ``max(windows)`` px as chips of the model's size, without labels.
@@ -93,6 +86,22 @@ class ChipScale:
                     values = torch.where(ok, given.to(torch.float32), 0.0)
             pixels[name] = _resampled(values, side, nearest=classes)
         return replace(part, pixels=pixels, valid=valid)
+
+
+def check_windows(windows: Sequence[int], sizes: Mapping[str, int]) -> int:
+    """Pixels of the finest modality between positions that are pixel edges of all modalities.
+
+    ``sizes``: sides of a chip of each modality in its pixels. Raises ConfigError for a window that
+    is no multiple of it.
+    """
+    step = max(sizes.values()) // math.gcd(*sizes.values())
+    for window in windows:
+        if window % step:
+            raise ConfigError(
+                f"data.windows: {window} px is no whole number of pixels of every modality; "
+                f"take multiples of {step}"
+            )
+    return step
 
 
 def _resampled(planes: Tensor, side: int, *, nearest: bool) -> Tensor:

@@ -19,6 +19,7 @@ from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.modality import ModalitySet
+from multimae_eo.network.config import ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.reconstruction_figures import reconstruction_figure, save_figure
 from multimae_eo.reports.run_page import run_report
@@ -26,6 +27,7 @@ from multimae_eo.reports.views import chip_views
 from multimae_eo.sources.base import Indices, Source
 from multimae_eo.train.callbacks import DrawChips, MetricsCsv, Pictures
 from multimae_eo.train.checkpoints import Checkpoints
+from multimae_eo.train.chip_scale import check_windows
 from multimae_eo.train.data import TrainBatches, chip_sizes, model_config, train_statistics
 from multimae_eo.train.fit import fit
 from multimae_eo.train.modules import PretrainModule, ShardedModule
@@ -81,7 +83,7 @@ def pretrain(
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
     config.validate(modalities)
-    _check_windows(recipe, sizes)
+    _check_windows(recipe, sizes, config)
     record = recipe.to_plain() | ({} if init is None else init.record)
     claim_run(out, record, source, spec, defaults=Recipe().to_plain())
     kept, limit = out / "statistics.json", recipe.data.statistics_chips
@@ -125,10 +127,11 @@ def pretrain(
     )
 
 
-def _check_windows(recipe: Recipe, sizes: Mapping[str, int]) -> None:
+def _check_windows(recipe: Recipe, sizes: Mapping[str, int], config: ModelConfig) -> None:
     largest, finest = max(recipe.data.windows, default=0), max(sizes.values())
     if largest > finest:
         raise ConfigError(f"data.windows: {largest} px is larger than the chips ({finest} px)")
+    check_windows(recipe.data.windows, {name: part.size for name, part in config.inputs.items()})
 
 
 def _module(
@@ -161,7 +164,9 @@ def start_from(model: MultiMAE, init: InitialModel) -> None:
             f"{model.config.encoder}; give the recipe the same model.encoder"
         )
     shared = {
-        n for n, m in model.modalities.items() if n in given.modalities and given.modalities[n] == m
+        n
+        for n, m in model.modalities.items()
+        if n in given.modalities and not given.modalities[n].differences(m)
     }
     other = set(model.modalities) - shared
     tasks = {t.name for t in model.tasks if t.modality in other}

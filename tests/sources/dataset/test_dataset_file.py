@@ -276,10 +276,12 @@ def test_custom_bands_may_have_wavelengths_and_bandwidths(world):
         ConfigError, match=r"modalities\.mine: wavelengths: expected a number in µm"
     ):
         bands(wavelengths=[0.865])
-    with pytest.raises(
-        ConfigError, match=r"wavelengths: expected 0\.2 to 20 µm; 665 nm are 0\.665"
-    ):
+    with pytest.raises(ConfigError, match=r"wavelengths: expected 0\.2 to 20 µm; 30 nm are 0\.03"):
         bands(wavelengths=[865, 490])
+    with pytest.raises(ConfigError, match=r"bandwidths: give `wavelengths` as well"):
+        bands(bandwidths=[0.04, 0.05])
+    with pytest.raises(ConfigError, match=r"bandwidths: that of B2 exceeds its wavelength"):
+        bands(wavelengths=[0.865, 0.49], bandwidths=[0.04, 5])
     with pytest.raises(ConfigError, match=r"bandwidths: expected 0\.001 to 10 µm"):
         bands(bandwidths=[math.nan, 0.05])
     with pytest.raises(ConfigError, match="gsd: expected metres per pixel, above 0"):
@@ -287,6 +289,15 @@ def test_custom_bands_may_have_wavelengths_and_bandwidths(world):
     for other in (changed("rgb", wavelengths=[0.6, 0.5, 0.4]), changed("landcover", bandwidths=1)):
         with pytest.raises(ConfigError, match="only bands of `custom: true` need it; leave it out"):
             opened(world, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "unit"), [("Reflectance", "reflectance"), ("db", "dB"), ("K", "K"), ("mm", "mm")]
+)
+def test_units_of_the_catalogue_are_recognised_in_any_case(world, given, unit):
+    mine = {"custom": True, "bands": ["b8", "B2"], "unit": given}
+    record = {"chips": "s2/{id}.tif", "modalities": {"mine": mine}}
+    assert opened(world, record).modalities["mine"].unit == unit
 
 
 def test_levels_scale_and_offset_may_differ_by_chip(world):

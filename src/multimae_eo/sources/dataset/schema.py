@@ -286,7 +286,7 @@ def _continuous(section: Section, name: str) -> tuple[Modality, tuple[str, ...]]
     else:
         raise section.error("bands", "name the bands, with `sensor:` (or `custom: true`)")
     gsd = _gsd(section)
-    made = replace(made, gsd_m=gsd or made.gsd_m, unit=section.text("unit", made.unit))
+    made = replace(made, gsd_m=gsd or made.gsd_m, unit=_unit(section, made.unit))
     return made, names
 
 
@@ -298,6 +298,13 @@ def _gsd(section: Section) -> float | None:
     return gsd
 
 
+def _unit(section: Section, default: str) -> str:
+    """The unit; one of the catalogue as it is written there, whatever the case."""
+    unit = section.text("unit", default)
+    catalogued = {sensor.unit.lower(): sensor.unit for sensor in catalog.SENSORS.values()}
+    return catalogued.get(unit.lower(), unit)
+
+
 def _custom(section: Section, name: str, asked: tuple[str | float, ...]) -> Modality:
     """A modality of bands that the catalogue lacks."""
     if not asked or not all(isinstance(b, str) for b in asked):
@@ -307,10 +314,15 @@ def _custom(section: Section, name: str, asked: tuple[str | float, ...]) -> Moda
         _micrometres(section, "bandwidths", len(asked), _BANDWIDTHS_UM),
         strict=True,
     )
+    if "bandwidths" in section and "wavelengths" not in section:
+        raise section.error("bandwidths", "give `wavelengths` as well")
     bands = tuple(
         Band(name=str(band), wavelength_um=wavelength, bandwidth_um=bandwidth)
         for band, (wavelength, bandwidth) in zip(asked, optics, strict=True)
     )
+    for band in bands:
+        if (band.bandwidth_um or 0.0) > (band.wavelength_um or 0.0):
+            raise section.error("bandwidths", f"that of {band.name} exceeds its wavelength")
     return Modality(name=name, bands=bands, sensor=section.text("sensor"))
 
 
@@ -324,7 +336,7 @@ def _micrometres(
     if len(given) != bands:
         raise section.error(key, f"expected a number in µm for each of {bands} bands")
     if not all(span[0] <= value <= span[1] for value in given):
-        raise section.error(key, f"expected {span[0]:g} to {span[1]:g} µm; 665 nm are 0.665")
+        raise section.error(key, f"expected {span[0]:g} to {span[1]:g} µm; 30 nm are 0.03")
     return given
 
 
