@@ -75,6 +75,7 @@ def test_a_folder_holds_the_facts_of_its_model(make_model, statistics, tmp_path)
     assert bands["B3"]["statistics"]["mean"] == pytest.approx(float(moments.mean[1]))
     assert bands["B3"]["statistics"]["stddev"] == pytest.approx(float(moments.std[1]))
     assert bands["B3"]["eo:center_wavelength"] == pytest.approx(0.56)
+    assert bands["B3"]["eo:full_width_half_max"] == pytest.approx(0.035)
     assert (bands["B3"]["gsd"], bands["B3"]["unit"]) == (10.0, "reflectance")
 
     outputs = {o["name"]: o for o in fields["mlm:output"]}
