@@ -60,6 +60,12 @@ class Band:
         """Whether ``name`` is this band's name or alias, ignoring case, ``_-`` and zero padding."""
         return canonical(name) in {canonical(n) for n in (self.name, *self.aliases)}
 
+    def wavelength_offset(self, other: Band) -> float | None:
+        """Distance to the other's centre wavelength, a share of this one's; None without both."""
+        if self.wavelength_um is None or other.wavelength_um is None:
+            return None
+        return abs(other.wavelength_um - self.wavelength_um) / self.wavelength_um
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMapEntry:
@@ -177,9 +183,9 @@ class Modality:
         mine, theirs = self.meaning(), other.meaning()
         differs = {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
         if "bands" not in differs:
-            ours, waves = ([band.wavelength_um for band in m.bands] for m in (self, other))
-            pairs = zip(ours, waves, strict=True)
-            if any(a and b and abs(a - b) > SAME_WAVELENGTH * a for a, b in pairs):
+            pairs = zip(self.bands, other.bands, strict=True)
+            if any((a.wavelength_offset(b) or 0.0) > SAME_WAVELENGTH for a, b in pairs):
+                ours, waves = ([b.wavelength_um for b in m.bands] for m in (self, other))
                 differs["wavelengths"] = (ours, waves)
         return differs
 
@@ -236,6 +242,10 @@ class ModalitySet(Mapping[str, Modality]):
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def has(self, modality: Modality) -> bool:
+        """Whether there is one of the same name that means the same."""
+        return modality.name in self and not self[modality.name].differences(modality)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -296,7 +296,7 @@ def test_weights_of_patches_of_another_side_are_resampled_whatever_the_order(ord
             assert torch.allclose(ours[:, place] @ fine, theirs / 2, atol=1e-5)
 
 
-def test_bands_of_other_wavelengths_are_not_the_models(make_model, modalities):
+def test_bands_of_other_wavelengths_are_not_the_models(make_model):
     """A sensor of one's own with other bands under the same names."""
     model = make_model()
     moved = replace(

@@ -61,11 +61,7 @@ def adapt(
     Raises ContractError where patches do not divide an input's share of a chip, ConfigError where
     ``patch`` is no whole number of pixels of every input, or decoders would have to change with it.
     """
-    reused = [
-        n
-        for n in inputs
-        if n in model.modalities and not model.modalities[n].differences(inputs[n])
-    ]
+    reused = [n for n, modality in inputs.items() if model.modalities.has(modality)]
     if model.statistics is None:
         reused = []
     unknown = [n for n in inputs if n not in reused]
@@ -117,29 +113,17 @@ def _donors(modality: Modality, pretrained: ModalitySet) -> list[Donor | None]:
 
 def _same(a: Band, b: Band) -> bool:
     """Whether bands of one sensor are the same: by name, unless wavelengths contradict it."""
-    if (
-        a.wavelength_um
-        and b.wavelength_um
-        and abs(a.wavelength_um - b.wavelength_um) > (NEAR * b.wavelength_um)
-    ):
-        return False
-    return a.name == b.name
+    return a.name == b.name and (b.wavelength_offset(a) or 0.0) <= NEAR
 
 
 def _nearest(band: Band, modality: Modality, pretrained: ModalitySet) -> Donor | None:
     """The pre-trained band of the same unit and nearest wavelength; its own modality's first."""
-    if band.wavelength_um is None:
-        return None
     ranked = [
-        (
-            abs(other.wavelength_um - band.wavelength_um) / band.wavelength_um,
-            theirs.name != modality.name,
-            (theirs.name, i),
-        )
+        (offset, theirs.name != modality.name, (theirs.name, i))
         for theirs in pretrained.values()
         if not theirs.categorical and theirs.unit == modality.unit
         for i, other in enumerate(theirs.bands)
-        if other.wavelength_um is not None
+        if (offset := band.wavelength_offset(other)) is not None
     ]
     best = min(ranked, default=None)
     return best[2] if best is not None and best[0] < NEAR else None

@@ -19,7 +19,6 @@ from multimae_eo.files import single_writer
 from multimae_eo.loading.loader import make_loader
 from multimae_eo.loading.workers import ChipLoader
 from multimae_eo.modality import ModalitySet
-from multimae_eo.network.config import ModelConfig
 from multimae_eo.network.multimae import MultiMAE
 from multimae_eo.reports.reconstruction_figures import reconstruction_figure, save_figure
 from multimae_eo.reports.run_page import run_report
@@ -83,7 +82,7 @@ def pretrain(
     sizes = chip_sizes(source, modalities, train)
     config = model_config(recipe.model, recipe.data, modalities, sizes)
     config.validate(modalities)
-    _check_windows(recipe, sizes, config)
+    _check_windows(recipe, sizes)
     record = recipe.to_plain() | ({} if init is None else init.record)
     claim_run(out, record, source, spec, defaults=Recipe().to_plain())
     kept, limit = out / "statistics.json", recipe.data.statistics_chips
@@ -127,11 +126,11 @@ def pretrain(
     )
 
 
-def _check_windows(recipe: Recipe, sizes: Mapping[str, int], config: ModelConfig) -> None:
+def _check_windows(recipe: Recipe, sizes: Mapping[str, int]) -> None:
     largest, finest = max(recipe.data.windows, default=0), max(sizes.values())
     if largest > finest:
         raise ConfigError(f"data.windows: {largest} px is larger than the chips ({finest} px)")
-    check_windows(recipe.data.windows, {name: part.size for name, part in config.inputs.items()})
+    check_windows(recipe.data.windows, sizes)
 
 
 def _module(
@@ -163,11 +162,7 @@ def start_from(model: MultiMAE, init: InitialModel) -> None:
             f"--init {init.name}: its encoder is {given.config.encoder}, the recipe's is "
             f"{model.config.encoder}; give the recipe the same model.encoder"
         )
-    shared = {
-        n
-        for n, m in model.modalities.items()
-        if n in given.modalities and not given.modalities[n].differences(m)
-    }
+    shared = {n for n, m in model.modalities.items() if given.modalities.has(m)}
     other = set(model.modalities) - shared
     tasks = {t.name for t in model.tasks if t.modality in other}
     weights = given.state_dict()

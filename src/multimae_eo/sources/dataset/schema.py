@@ -309,16 +309,13 @@ def _custom(section: Section, name: str, asked: tuple[str | float, ...]) -> Moda
     """A modality of bands that the catalogue lacks."""
     if not asked or not all(isinstance(b, str) for b in asked):
         raise section.error("bands", "a custom modality needs the names of its bands")
-    optics = zip(
-        _micrometres(section, "wavelengths", len(asked), _WAVELENGTHS_UM),
-        _micrometres(section, "bandwidths", len(asked), _BANDWIDTHS_UM),
-        strict=True,
-    )
+    wavelengths = _micrometres(section, "wavelengths", len(asked), _WAVELENGTHS_UM)
+    bandwidths = _micrometres(section, "bandwidths", len(asked), _BANDWIDTHS_UM)
     if "bandwidths" in section and "wavelengths" not in section:
         raise section.error("bandwidths", "give `wavelengths` as well")
     bands = tuple(
         Band(name=str(band), wavelength_um=wavelength, bandwidth_um=bandwidth)
-        for band, (wavelength, bandwidth) in zip(asked, optics, strict=True)
+        for band, wavelength, bandwidth in zip(asked, wavelengths, bandwidths, strict=True)
     )
     for band in bands:
         if (band.bandwidth_um or 0.0) > (band.wavelength_um or 0.0):
